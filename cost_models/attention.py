@@ -1,0 +1,149 @@
+"""Decode attention: absorbed MLA over the latent cache, and GQA over paged keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cost_models.arrays import Floats, as_floats
+
+ROOF_SHARPNESS = 4.0
+HEAD_PADDING = 16
+"""Kernels pad the query heads of one KV group to a tensor-core tile."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeAttentionCoefficients:
+    """Fitted per GPU architecture, engine kernel and KV dtype."""
+
+    start_s: float
+    compute_efficiency: float
+    memory_efficiency: float
+    query_passes: float = 0.0
+    """Query and output traffic in multiples of one read plus one write [-]."""
+    single_sequence_loss: float = 0.0
+    """A lone sequence streams at 1 / (1 + loss) of the bandwidth [-]."""
+    split_s: float = 0.0
+    """Split-KV and reduction time that a long context adds [s]."""
+    split_half_tokens: float = 1.0
+    """Context at which half of split_s is reached [token]."""
+    wave_s: float = 0.0
+    """Time per extra wave of sequences over the processors [s]."""
+    heads_32_factor: float = 1.0
+    """Measured slow-down of the 32-head kernel relative to streaming [-]."""
+    heads_64_factor: float = 1.0
+
+
+def mla_decode_time_s(
+    sequences: ArrayLike,
+    context_tokens: ArrayLike,
+    heads: ArrayLike,
+    query_tokens: ArrayLike,
+    *,
+    latent_dim: int,
+    rope_dim: int,
+    kv_bytes: float,
+    peak_flops_per_s: float,
+    hbm_bytes_per_s: float,
+    processors: float,
+    coefficients: DecodeAttentionCoefficients,
+) -> Floats:
+    r"""Absorbed multi-head latent attention of one layer.
+
+    .. math::
+        v = (F^4 / e_c + (B / e_m (1 + \beta/b))^4)^{1/4}, \quad
+        t = t_0 + t_s s/(s+s_1) + \sqrt{w^2 + v^2} + c_q B_q
+
+    sequences, context_tokens, heads (local), query_tokens (per sequence) : broadcastable.
+    F = 2 b q s h (2 latent + rope) FLOP; B = b s (latent + rope) kv_bytes: the latent is read once for
+    all heads and query tokens and stored once, not twice (DeepSeek-V2, arXiv 2405.04434, 2.1.2).
+    Returns seconds. Heads are nearly free up to 16 (padding).
+    """
+    b, s, h, q = (as_floats(x) for x in np.broadcast_arrays(sequences, context_tokens, heads, query_tokens))
+    c = coefficients
+    padded_heads = np.maximum(h, HEAD_PADDING)
+    flops_s = 2 * b * q * s * padded_heads * (2 * latent_dim + rope_dim) / peak_flops_per_s
+    read_s = b * s * (latent_dim + rope_dim) * kv_bytes / hbm_bytes_per_s
+    query_s = b * q * h * ((latent_dim + rope_dim) * kv_bytes + 2 * latent_dim) / hbm_bytes_per_s
+    lone = 1 + c.single_sequence_loss / np.maximum(b, 1)
+    core = _roof(flops_s / c.compute_efficiency, read_s / c.memory_efficiency * lone)
+    core = core * np.where(h == 32, c.heads_32_factor, np.where(h == 64, c.heads_64_factor, 1.0))
+    return _with_starts(core, b, s, processors, c) + np.where(b > 0, c.query_passes * query_s, 0.0)
+
+
+def mla_decode_bound_s(
+    sequences: ArrayLike,
+    context_tokens: ArrayLike,
+    heads: ArrayLike,
+    query_tokens: ArrayLike,
+    *,
+    latent_dim: int,
+    rope_dim: int,
+    kv_bytes: float,
+    peak_flops_per_s: float,
+    hbm_bytes_per_s: float,
+) -> Floats:
+    """Roofline of absorbed MLA: FLOPs at peak or the latent cache read once [s]."""
+    b, s, h, q = (as_floats(x) for x in np.broadcast_arrays(sequences, context_tokens, heads, query_tokens))
+    flops_s = 2 * b * q * s * h * (2 * latent_dim + rope_dim) / peak_flops_per_s
+    return np.maximum(flops_s, b * s * (latent_dim + rope_dim) * kv_bytes / hbm_bytes_per_s)
+
+
+def gqa_decode_time_s(
+    sequences: ArrayLike,
+    context_tokens: ArrayLike,
+    heads: ArrayLike,
+    kv_heads: ArrayLike,
+    query_tokens: ArrayLike,
+    *,
+    head_dim: int,
+    kv_bytes: float,
+    peak_flops_per_s: float,
+    hbm_bytes_per_s: float,
+    processors: float,
+    coefficients: DecodeAttentionCoefficients,
+) -> Floats:
+    """Grouped-query decode attention of one layer [s].
+
+    heads, kv_heads : local to the rank. Keys and values are each read once per KV head; the query
+    heads of a group are padded to a tensor-core tile.
+    """
+    b, s, h, g, q = (as_floats(x) for x in np.broadcast_arrays(sequences, context_tokens, heads, kv_heads, query_tokens))
+    c = coefficients
+    rows = np.maximum(h / g * q, HEAD_PADDING)
+    flops_s = 4 * b * s * g * rows * head_dim / peak_flops_per_s
+    read_s = b * s * 2 * g * head_dim * kv_bytes / hbm_bytes_per_s
+    lone = 1 + c.single_sequence_loss / np.maximum(b * g, 1)
+    core = _roof(flops_s / c.compute_efficiency, read_s / c.memory_efficiency * lone)
+    return _with_starts(core, b * g, s, processors, c)
+
+
+def gqa_decode_bound_s(
+    sequences: ArrayLike,
+    context_tokens: ArrayLike,
+    heads: ArrayLike,
+    kv_heads: ArrayLike,
+    query_tokens: ArrayLike,
+    *,
+    head_dim: int,
+    kv_bytes: float,
+    peak_flops_per_s: float,
+    hbm_bytes_per_s: float,
+) -> Floats:
+    """Roofline of GQA decode: FLOPs at peak or the cache read once [s]."""
+    b, s, h, g, q = (as_floats(x) for x in np.broadcast_arrays(sequences, context_tokens, heads, kv_heads, query_tokens))
+    flops_s = 4 * b * s * h * q * head_dim / peak_flops_per_s
+    return np.maximum(flops_s, b * s * 2 * g * head_dim * kv_bytes / hbm_bytes_per_s)
+
+
+def _roof(compute_s: Floats, memory_s: Floats) -> Floats:
+    return as_floats((compute_s**ROOF_SHARPNESS + memory_s**ROOF_SHARPNESS) ** (1 / ROOF_SHARPNESS))
+
+
+def _with_starts(core_s: Floats, blocks: Floats, context: Floats, processors: float, c: DecodeAttentionCoefficients) -> Floats:
+    """Add the launch, the split-KV ramp and the waves of blocks over the processors."""
+    waves_s = c.wave_s * np.maximum(0.0, blocks / processors - 1)
+    total = c.start_s + c.split_s * context / (context + c.split_half_tokens) + np.hypot(waves_s, core_s)
+    return np.where((blocks > 0) & (context > 0), total, 0.0)

@@ -1,0 +1,105 @@
+"""The calibration document: fitted coefficients with their provenance.
+
+One document per hardware x engine. Coefficients belong to a family (dense_gemm, mla_decode, ...)
+and a variant (dtype, backend, ...); each entry says where it comes from and inside which box of
+inputs it was measured. Datasheet facts are not in here, nor are safety margins.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field
+
+from cost_models.errors import MissingFactError
+from cost_models.specs.base import Spec
+
+CALIBRATION_FORMAT = "autotune-calibration/1"
+
+Status = Literal["measured", "transferred", "assumed", "datasheet"]
+"""measured: fitted to timings of this GPU and kernel. transferred: fitted on a sibling GPU or
+kernel and scaled by datasheet. assumed: from a published statement or a hand count.
+datasheet: no measurement behind it."""
+
+STATUS_ORDER: tuple[Status, ...] = ("measured", "transferred", "assumed", "datasheet")
+
+C = TypeVar("C")
+
+
+class FitReport(Spec):
+    """How well the form fitted."""
+
+    method: str
+    points: int
+    held_out: int
+    median_error: float
+    """Median absolute relative error of held-out points."""
+    p90_error: float
+
+
+class Entry(Spec):
+    """Coefficients of one family and variant."""
+
+    coefficients: dict[str, float]
+    status: Status
+    source: str
+    box: dict[str, tuple[float, float]] = {}
+    """Range of each input covered by the measurements; empty where there were none."""
+    fit: FitReport | None = None
+
+
+class AppliesTo(Spec):
+    """Which GPUs and engine the coefficients are for."""
+
+    gpus: tuple[str, ...]
+    engine: str
+
+
+class Calibration(Spec):
+    """A calibration document; `autotune schema calibration` publishes its JSON schema."""
+
+    format: Literal["autotune-calibration/1"] = "autotune-calibration/1"
+    id: str
+    title: str
+    applies_to: AppliesTo
+    references: tuple[str, ...] = ()
+    licence: str = "Apache-2.0"
+    date: str
+    families: dict[str, dict[str, Entry]] = Field(default_factory=dict)
+
+    def entry(self, family: str, variant: str) -> Entry:
+        """The entry of a family and variant; raises MissingFactError naming what is there."""
+        variants = self.families.get(family, {})
+        if variant not in variants:
+            known = ", ".join(sorted(variants)) or "none"
+            raise MissingFactError(
+                f"calibration {self.id} has no {family} coefficients for {variant} (it has: {known}). "
+                "Choose another precision or backend, or calibrate on your hardware"
+            )
+        return variants[variant]
+
+    def has(self, family: str, variant: str) -> bool:
+        return variant in self.families.get(family, {})
+
+    def get(self, family: str, variant: str, kind: type[C]) -> C:
+        """Coefficients as the dataclass of their cost model."""
+        entry = self.entry(family, variant)
+        try:
+            return kind(**entry.coefficients)
+        except TypeError as error:
+            raise MissingFactError(f"calibration {self.id}, {family}.{variant}: {error}") from error
+
+
+def worst_status(statuses: list[Status]) -> Status:
+    """A sum is as good as its worst part."""
+    return max(statuses, key=STATUS_ORDER.index, default="measured")
+
+
+def merged(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """Raw document `override` on top of `base`, family by family and variant by variant."""
+    families = {family: dict(variants) for family, variants in base.get("families", {}).items()}
+    for family, variants in override.get("families", {}).items():
+        families.setdefault(family, {}).update(variants)
+    result = {**base, **override, "families": families}
+    result.pop("inherits", None)
+    return result

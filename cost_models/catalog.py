@@ -1,0 +1,195 @@
+"""Packaged documents (hardware, models, precision recipes, calibrations) and users' own files."""
+
+from __future__ import annotations
+
+import functools
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cost_models.calibration import Calibration, merged
+from cost_models.errors import CatalogError, unknown_name
+from cost_models.huggingface import model_from_config, native_precision
+from cost_models.specs.hardware import HardwareSpec
+from cost_models.specs.model import ModelSpec
+from cost_models.specs.precision import PrecisionRecipe
+
+M = TypeVar("M", bound=BaseModel)
+
+try:
+    _Loader: type[Any] = yaml.CSafeLoader
+except AttributeError:  # PyYAML built without libyaml
+    _Loader = yaml.SafeLoader
+
+ENGINE_ALIASES = {"deepseek-inhouse": "deepseek"}
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """YAML text to plain data; raises CatalogError with the position of a syntax error."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a safe loader)
+    except yaml.YAMLError as error:
+        raise CatalogError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a user's YAML or JSON file; raises CatalogError when it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise CatalogError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CatalogError(f"{path}: cannot be read: {error}") from error
+    return parse_yaml(text, str(path))
+
+
+def validated(kind: type[M], data: Any, origin: str) -> M:
+    """A document checked against its schema; every field error on a line of its own."""
+    if not isinstance(data, dict):
+        raise CatalogError(f"{origin}: expected a mapping of keys, found {type(data).__name__}")
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise CatalogError(f"{origin}: {describe(error)}") from error
+
+
+def describe(error: ValidationError) -> str:
+    """A pydantic error in one readable line per field."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "document"
+        message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}: {message}")
+    return "; ".join(lines)
+
+
+def _names(folder: str) -> list[str]:
+    files = resources.files("cost_models").joinpath("data", folder).iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in files if entry.name.endswith(".yaml"))
+
+
+@functools.cache
+def _packaged(folder: str, name: str) -> Any:
+    entry = resources.files("cost_models").joinpath("data", folder, f"{name}.yaml")
+    return parse_yaml(entry.read_text(encoding="utf-8"), f"{folder}/{name}.yaml")
+
+
+def looks_like_path(name: str) -> bool:
+    return name.endswith((".yaml", ".yml", ".json")) or "/" in name
+
+
+def hardware_names() -> list[str]:
+    return _names("hardware")
+
+
+def load_hardware(name: str) -> HardwareSpec:
+    """Catalogue hardware by name, or a user's own YAML file by path."""
+    if looks_like_path(name):
+        return validated(HardwareSpec, read_yaml(Path(name)), name)
+    if name not in hardware_names():
+        raise CatalogError(unknown_name("hardware", name, hardware_names()) + ", or a path to a YAML file")
+    return validated(HardwareSpec, _packaged("hardware", name), name)
+
+
+def model_names() -> list[str]:
+    return _names("models")
+
+
+def load_model(name: str) -> ModelSpec:
+    """Preset by name, or a Hugging Face config.json by path; raises UnsupportedModelError or CatalogError."""
+    if looks_like_path(name):
+        return _model_from_file(Path(name))
+    if name not in model_names():
+        raise CatalogError(unknown_name("model", name, model_names()) + ", or a path to a config.json")
+    document = _packaged("models", name)
+    model = model_from_config(document["config"], name=name, source=document["source"])
+    extra = {key: document[key] for key in ("title", "checkpoints", "published") if key in document}
+    return ModelSpec.model_validate({**model.model_dump(), **extra})
+
+
+def _model_from_file(path: Path) -> ModelSpec:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise CatalogError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CatalogError(f"{path}: cannot be read: {error}") from error
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CatalogError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CatalogError(f"{path}: expected a Hugging Face config object, found {type(config).__name__}")
+    name = path.resolve().parent.name if path.name == "config.json" else path.stem
+    model = model_from_config(config, name=name or "model", source=str(path))
+    return model.model_copy(update={"checkpoints": {native_precision(config): str(path.resolve().parent)}})
+
+
+@functools.cache
+def recipes() -> dict[str, PrecisionRecipe]:
+    """Precision recipes by name."""
+    loaded = [validated(PrecisionRecipe, item, "recipes.yaml") for item in _packaged("precisions", "recipes")]
+    return {recipe.name: recipe for recipe in loaded}
+
+
+def load_recipe(name: str) -> PrecisionRecipe:
+    if name not in recipes():
+        raise CatalogError(unknown_name("precision", name, recipes()))
+    return recipes()[name]
+
+
+def calibration_names() -> list[str]:
+    return _names("calibrations")
+
+
+@functools.cache
+def load_calibration(name: str) -> Calibration:
+    """A calibration document by id or path, with what it inherits merged in."""
+    if looks_like_path(name):
+        return validated(Calibration, _resolved(read_yaml(Path(name)), name), name)
+    if name not in calibration_names():
+        raise CatalogError(unknown_name("calibration", name, calibration_names()) + ", or a path to a YAML file")
+    return validated(Calibration, _resolved(_packaged("calibrations", name), name), name)
+
+
+def _resolved(document: Any, origin: str) -> Any:
+    """Apply `inherits`; `inherited_status` downgrades what the parent measured."""
+    if not isinstance(document, dict) or "inherits" not in document:
+        return document
+    parent_name = str(document["inherits"])
+    if parent_name not in calibration_names():
+        raise CatalogError(f"{origin}: inherits: {unknown_name('calibration', parent_name, calibration_names())}")
+    parent = _resolved(_packaged("calibrations", parent_name), parent_name)
+    status = document.get("inherited_status")
+    if status:
+        parent = {**parent, "families": {f: _downgraded(v, status) for f, v in parent["families"].items()}}
+    return merged(parent, {key: value for key, value in document.items() if key != "inherited_status"})
+
+
+def _downgraded(variants: dict[str, Any], status: str) -> dict[str, Any]:
+    return {name: {**entry, "status": status} if entry["status"] == "measured" else entry for name, entry in variants.items()}
+
+
+@functools.cache
+def _calibration_index() -> dict[tuple[str, str], str]:
+    index = {}
+    for name in calibration_names():
+        applies = _packaged("calibrations", name)["applies_to"]
+        for gpu in applies["gpus"]:
+            index[gpu, applies["engine"]] = name
+    return index
+
+
+def calibration_for(gpu: str, engine: str) -> Calibration:
+    """The shipped calibration of a GPU and engine; raises CatalogError saying which engines the GPU has."""
+    index = _calibration_index()
+    if (gpu, engine) not in index:
+        engines = sorted(e for g, e in index if g == gpu)
+        gpus = sorted({g for g, _ in index})
+        hint = f"engines calibrated for it: {', '.join(engines)}" if engines else f"GPUs calibrated: {', '.join(gpus)}"
+        raise CatalogError(f"no calibration for {gpu} with {engine}; {hint}. Pass --calibration FILE to use your own")
+    return load_calibration(index[gpu, engine])

@@ -1,0 +1,167 @@
+"""Dispatch and combine of expert parallelism, per backend: their physics differ.
+
+- all-gather / reduce-scatter moves every token to every rank, whoever needs it;
+- DeepEP low-latency sends one copy per (token, expert);
+- DeepEP normal and one-sided NVLink send one copy per (token, destination rank), DeepEP normal
+  crossing to each destination node once over RDMA.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cost_models.arrays import Floats, as_floats, smoothmax
+from cost_models.links import Links
+
+BACKENDS = (
+    "none",
+    "allgather_reducescatter",
+    "deepep_low_latency",
+    "deepep_normal",
+    "nvlink_one_sided",
+)
+"""Order gives the integer code used in candidate rows. `none`: no expert parallelism across DP ranks."""
+
+BackendName = Literal["none", "allgather_reducescatter", "deepep_low_latency", "deepep_normal", "nvlink_one_sided"]
+
+ROUTING_BYTES_PER_CHOICE = 8
+"""Expert id and weight, four bytes each, sent with every dispatched token."""
+
+POWER_LAW_UNIT_S = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchCoefficients:
+    """One direction (dispatch or combine) of one backend."""
+
+    start_s: float
+    scale_up_efficiency: float
+    scale_out_efficiency: float = 0.8
+    start_per_log2_ranks_s: float = 0.0
+    start_per_log2_domains_s: float = 0.0
+    start_per_expert_s: float = 0.0
+    sharpness: float = 1.0
+    """Exponent joining start and transfer; 1 adds them."""
+    copy_bytes_per_s: float = 0.0
+    """Bandwidth of the local copy of the gathered buffer; 0 means none [B/s]."""
+    mid_factor: float = 0.0
+    mid_exponent: float = 1.0
+    """Medium messages: + factor V^q (10 us)^(1-q), V in seconds at line rate (fits NCCL tables)."""
+
+
+def payload_bytes(hidden: int, element_bytes: float, top_k: int) -> float:
+    """One token on the wire: hidden states in the payload dtype and its routing metadata [B]."""
+    return hidden * element_bytes + top_k * ROUTING_BYTES_PER_CHOICE
+
+
+def expected_destinations(choices: int, destinations: ArrayLike, reachable: ArrayLike = 1.0) -> Floats:
+    """Distinct destinations of `choices` uniform picks: r (1 - (1 - 1/r)^choices), r the reachable ones.
+
+    reachable : share of the destinations that group-limited routing leaves (topk_group / n_group).
+    """
+    r = np.maximum(as_floats(destinations) * as_floats(reachable), 1.0)
+    missed = np.log1p(-1 / np.maximum(r, 1 + 1e-9))
+    return np.where(r <= 1, 1.0, r * -np.expm1(choices * missed))
+
+
+def reachable_share(ranks: ArrayLike, groups: int, top_k_groups: int, contiguous: bool) -> Floats:
+    """Share of ranks one token can reach under group-limited routing; 1 once experts are shuffled."""
+    ranks = as_floats(ranks)
+    limited = contiguous & (ranks >= groups) if groups > 1 else np.zeros(ranks.shape, dtype=bool)
+    return np.where(limited, top_k_groups / groups, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Volumes:
+    """Bytes that one rank moves over each link in one direction, and its gathered buffer."""
+
+    scale_up_bytes: Floats
+    scale_out_bytes: Floats
+    buffer_bytes: Floats
+
+
+def volumes(
+    backend: str,
+    tokens: ArrayLike,
+    ranks: ArrayLike,
+    *,
+    token_bytes: float,
+    top_k: int,
+    groups: int,
+    top_k_groups: int,
+    contiguous: bool,
+    links: Links,
+) -> Volumes:
+    """Bytes on the busiest direction of one rank for one dispatch (or combine).
+
+    tokens : per rank; ranks : of the expert-parallel group. Balanced load: imbalance is applied by
+    the caller, because it acts on point-to-point backends and not on all-gather volume.
+    """
+    tokens, ranks = (as_floats(x) for x in np.broadcast_arrays(tokens, ranks))
+    domains = links.domains(ranks)
+    local = ranks / domains
+    remote_share = 1 - 1 / domains
+    own = tokens * token_bytes
+    if backend == "none":
+        zero = np.zeros(tokens.shape)
+        return Volumes(zero, zero, zero)
+    if backend == "allgather_reducescatter":
+        # Ring across domains, all-gather inside: the NIC carries what other domains hold of this rank's share.
+        return Volumes((ranks - 1) * own, (domains - 1) * own, ranks * own)
+    if backend == "deepep_low_latency":
+        copies = top_k * own
+        return Volumes(copies * (local - 1) / ranks, copies * remote_share, np.zeros(tokens.shape))
+    share = reachable_share(ranks, groups, top_k_groups, contiguous)
+    per_rank = expected_destinations(top_k, ranks, share) * own * (ranks - 1) / ranks
+    if backend == "nvlink_one_sided":
+        return Volumes(per_rank * (local - 1) / np.maximum(ranks - 1, 1), per_rank * remote_share, np.zeros(tokens.shape))
+    if backend == "deepep_normal":
+        per_domain = expected_destinations(top_k, domains, np.where(domains >= 2, share, 1.0)) * own * remote_share
+        return Volumes(per_rank, np.where(domains > 1, per_domain, 0.0), np.zeros(tokens.shape))
+    raise ValueError(f"no volume model for backend {backend}")
+
+
+def transfer_time_s(
+    moved: Volumes,
+    ranks: ArrayLike,
+    experts: int,
+    imbalance: ArrayLike,
+    *,
+    links: Links,
+    coefficients: DispatchCoefficients,
+) -> Floats:
+    r"""Time of one dispatch or combine.
+
+    .. math::
+        t = (t_0^p + (V_{up}/(e_u W_u) + V_{out}/(e_o W_o))^p)^{1/p} + V_{buf}/W_{copy} + a V^q
+
+    The RDMA and NVLink parts are additive (public multi-node DeepEP tables, docs/models/dispatch.md).
+    imbalance : busiest rank / mean, multiplies the bytes. Returns seconds; zero when nothing moves.
+    """
+    ranks = as_floats(ranks)
+    c = coefficients
+    domains = links.domains(ranks)
+    wire_s = moved.scale_up_bytes / links.scale_up_bytes_per_s
+    up_s = wire_s / c.scale_up_efficiency
+    out_s = moved.scale_out_bytes / links.scale_out_bytes_per_s / c.scale_out_efficiency
+    start = (
+        c.start_s
+        + c.start_per_log2_ranks_s * np.log2(np.maximum(ranks, 1))
+        + c.start_per_log2_domains_s * np.log2(domains)
+        + c.start_per_expert_s * experts
+    )
+    transfer = (up_s + out_s) * as_floats(imbalance)
+    copy_s = moved.buffer_bytes / c.copy_bytes_per_s if c.copy_bytes_per_s else 0.0
+    mid_s = c.mid_factor * wire_s**c.mid_exponent * POWER_LAW_UNIT_S ** (1 - c.mid_exponent) if c.mid_factor else 0.0
+    moving = (moved.scale_up_bytes + moved.scale_out_bytes) > 0
+    return np.where(moving, smoothmax(start, transfer, c.sharpness) + copy_s + mid_s, 0.0)
+
+
+def transfer_bound_s(moved: Volumes, links: Links) -> Floats:
+    """Lower bound: the slower link at line rate, both at once [s]."""
+    up_s = moved.scale_up_bytes / links.scale_up_bytes_per_s
+    return np.maximum(up_s, moved.scale_out_bytes / links.scale_out_bytes_per_s)

@@ -1,0 +1,32 @@
+"""Which links a group of ranks talks over: the scale-up domain, the NICs, or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cost_models.arrays import Floats, as_floats
+from cost_models.specs.hardware import HardwareSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Line rates per GPU, one direction, and the size of the scale-up domain."""
+
+    domain_gpus: int
+    scale_up_bytes_per_s: float
+    scale_out_bytes_per_s: float
+
+    @classmethod
+    def of(cls, hardware: HardwareSpec) -> Links:
+        return cls(hardware.scale_up.domain_gpus, hardware.scale_up.bytes_per_s.value, hardware.scale_out_bytes_per_s)
+
+    def domains(self, ranks: ArrayLike) -> Floats:
+        """Scale-up domains that a group of consecutive ranks spans."""
+        return as_floats(np.ceil(as_floats(ranks) / self.domain_gpus))
+
+    def ranks_per_domain(self, ranks: ArrayLike) -> Floats:
+        ranks = as_floats(ranks)
+        return ranks / self.domains(ranks)

@@ -1,0 +1,50 @@
+"""What a row is priced on: model, hardware, precision recipe and calibration, with derived shorthands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cost_models.calibration import Calibration
+from cost_models.links import Links
+from cost_models.specs.hardware import HardwareSpec
+from cost_models.specs.model import ModelSpec
+from cost_models.specs.precision import DTYPES, DtypeInfo, PrecisionRecipe
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A model in a precision on hardware, with the coefficients of an engine."""
+
+    model: ModelSpec
+    hardware: HardwareSpec
+    recipe: PrecisionRecipe
+    calibration: Calibration
+
+    @property
+    def links(self) -> Links:
+        return Links.of(self.hardware)
+
+    @property
+    def hbm_bytes_per_s(self) -> float:
+        return self.hardware.gpu.hbm_bytes_per_s.value
+
+    @property
+    def processors(self) -> float:
+        return self.hardware.gpu.processors.value
+
+    def dtype(self, family: str) -> str:
+        """Storage dtype of a matrix family."""
+        return str(getattr(self.recipe, family))
+
+    def dtype_info(self, family: str) -> DtypeInfo:
+        return DTYPES[self.dtype(family)]
+
+    def peak_flops_per_s(self, family: str) -> float:
+        """Tensor peak of the dtype that a matrix family computes in; raises MissingFactError if absent."""
+        return self.hardware.gpu.peak_flops_per_s(self.dtype_info(family).compute)
+
+    def coefficients(self, family: str, variant: str, kind: type[C]) -> C:
+        return self.calibration.get(family, variant, kind)

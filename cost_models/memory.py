@@ -1,0 +1,176 @@
+"""Memory of one GPU, as named lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cost_models.arrays import Floats, as_floats, ceil_div
+from cost_models.dispatch import BACKENDS, payload_bytes
+from cost_models.machine import Machine
+from cost_models.rows import UNLIMITED, Rows
+from cost_models.specs.model import Matrix
+from cost_models.specs.precision import DTYPES
+from cost_models.specs.workload import Workload
+
+KV_CONFIDENCE_SIGMAS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCoefficients:
+    """Per engine."""
+
+    runtime_bytes: float
+    """Driver context, libraries, communicators and allocator slack [B]."""
+    graph_bytes_per_size: float
+    """One captured CUDA graph [B]."""
+    graph_sizes: float
+    """Captured sizes by default [-]."""
+    deepep_normal_buffer_bytes: float = 2.0 * 2**30
+    activation_passes: float = 4.0
+    """Live copies of the widest per-token tensors [-]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Named lines of one GPU, (rows,) each [B]."""
+
+    lines: dict[str, Floats]
+    kv_bytes_per_token: Floats
+    """KV cache of one token on one GPU, after sharding."""
+
+    @property
+    def total_bytes(self) -> Floats:
+        return as_floats(sum(self.lines.values()))
+
+    @property
+    def without_kv_bytes(self) -> Floats:
+        return self.total_bytes - self.lines["kv_cache"]
+
+
+def decode_memory(machine: Machine, rows: Rows, workload: Workload) -> Memory:
+    """Memory that a decode pool needs on each GPU.
+
+    The KV line holds the batch at its mean context plus two standard deviations of the batch's sum,
+    at most the finished length: requests are at independent points of their output.
+    DeepEP low-latency buffer: 4 E T (2H + H/32) bytes (DeepEP csrc/legacy/config.hpp).
+    """
+    c = machine.coefficients("memory", "default", MemoryCoefficients)
+    model = machine.model
+    stages = ceil_div(model.layers, rows.pp) / model.layers
+    kv_token = kv_bytes_per_token(machine, rows)
+    tokens = _buffer_tokens(rows)
+    lines = {
+        "expert weights": _expert_bytes(machine, rows) * stages,
+        "other weights": _replicated_bytes(machine, rows) * stages + _head_bytes(machine, rows),
+        "mtp weights": np.where(rows.drafts > 0, _mtp_bytes(machine, rows), 0.0),
+        "kv_cache": kv_token * kv_tokens_needed(rows.batch, workload),
+        "activations": _activation_bytes(machine, rows, tokens, c),
+        "dispatch buffers": _dispatch_buffer_bytes(machine, rows, tokens, c),
+        "eplb buffers": np.where(rows.eplb_interval_steps > 0, _expert_bytes(machine, rows) / max(model.moe_layers, 1), 0.0),
+        "cuda graphs": np.where(rows.graph_tokens > 0, c.graph_sizes * c.graph_bytes_per_size, 0.0),
+        "runtime": np.full(len(rows), c.runtime_bytes),
+    }
+    return Memory({name: as_floats(line) for name, line in lines.items()}, kv_token)
+
+
+def kv_tokens_needed(batch: Floats | np.ndarray, workload: Workload) -> Floats:
+    """Tokens resident for `batch` sequences at independent points of their output [token]."""
+    batch = as_floats(batch)
+    mean = workload.context_tokens
+    spread = workload.osl_tokens / np.sqrt(12.0)
+    with_margin = batch * mean + KV_CONFIDENCE_SIGMAS * spread * np.sqrt(batch)
+    return np.minimum(with_margin, batch * max(workload.peak_context_tokens, mean))
+
+
+def kv_bytes_per_token(machine: Machine, rows: Rows) -> Floats:
+    """KV cache of one token on one GPU: sharded over TP up to the KV heads, over the pipeline's layers [B]."""
+    shards = np.minimum(rows.tp, machine.model.attention.max_kv_shards) * rows.pp
+    return as_floats(machine.model.kv_bytes_per_token(machine.recipe) / shards)
+
+
+def _stored_bytes(machine: Machine, matrix: Matrix) -> float:
+    return matrix.parameters * DTYPES[machine.dtype(matrix.family)].weight_bytes
+
+
+def _expert_bytes(machine: Machine, rows: Rows) -> Floats:
+    """Routed experts on one GPU in all layers; redundant copies included."""
+    moe = machine.model.moe
+    if moe is None:
+        return np.zeros(len(rows))
+    one_copy = sum(_stored_bytes(machine, m) for m in machine.model.layer_matrices() if m.family == "experts") / moe.experts
+    slots = (moe.experts + rows.redundant_experts) / rows.ep
+    return as_floats(one_copy * slots / rows.moe_tp)
+
+
+def _replicated_bytes(machine: Machine, rows: Rows) -> Floats:
+    """Attention, dense FFN, shared expert and router: sharded by TP, replicated over DP.
+
+    Under DP attention the shared expert runs on each rank's own tokens and is not sharded.
+    """
+    total = np.zeros(len(rows))
+    for matrix in machine.model.layer_matrices():
+        if matrix.family == "experts":
+            continue
+        whole = (matrix.sharding == "replicated") | ((matrix.family == "shared_expert") & (rows.dp > 1))
+        total = total + _stored_bytes(machine, matrix) / np.where(whole, 1, rows.tp)
+    return total
+
+
+def _head_bytes(machine: Machine, rows: Rows) -> Floats:
+    return as_floats(sum(_stored_bytes(machine, m) for m in machine.model.head_matrices()) / rows.tp)
+
+
+def _mtp_bytes(machine: Machine, rows: Rows) -> Floats:
+    experts = machine.model.moe.experts if machine.model.moe else 1
+    total = np.zeros(len(rows))
+    for matrix in machine.model.mtp_matrices():
+        slots = (experts + rows.redundant_experts) / experts / rows.ep / rows.moe_tp if matrix.family == "experts" else 1.0
+        total = total + _stored_bytes(machine, matrix) * slots
+    return total
+
+
+def _buffer_tokens(rows: Rows) -> Floats:
+    """Tokens per rank that buffers are sized for."""
+    return as_floats(np.maximum(rows.batched_tokens, np.ceil(rows.batch / rows.pp) * (1 + rows.drafts)))
+
+
+def _activation_bytes(machine: Machine, rows: Rows, tokens: Floats, c: MemoryCoefficients) -> Floats:
+    """Widest live tensors of a layer, gathered tokens where the backend gathers them, and the logits."""
+    model = machine.model
+    own = tokens * model.hidden * 2 * c.activation_passes
+    query = tokens * (2 * model.attention.heads / rows.tp) * _query_width(machine) * 2
+    gathered = np.where(rows.backend == BACKENDS.index("allgather_reducescatter"), tokens * rows.dp, tokens)
+    experts = 0.0
+    if model.moe:
+        pairs = gathered * model.moe.top_k / rows.ep
+        experts = pairs * (2 * model.moe.intermediate / rows.moe_tp + model.hidden) * 2 + gathered * model.hidden * 2
+    logits = tokens * model.vocab / rows.tp * 6
+    return as_floats(own + query + experts + logits)
+
+
+def _query_width(machine: Machine) -> int:
+    attention = machine.model.attention
+    return attention.kv_lora_rank + attention.qk_rope_dim if attention.kind == "mla" else attention.head_dim
+
+
+def _dispatch_buffer_bytes(machine: Machine, rows: Rows, tokens: Floats, c: MemoryCoefficients) -> Floats:
+    model = machine.model
+    if model.moe is None:
+        return np.zeros(len(rows))
+    chunk = np.where(rows.moe_chunk_tokens > 0, np.minimum(rows.moe_chunk_tokens, UNLIMITED), tokens)
+    buffered = np.minimum(tokens, chunk)
+    slots = model.moe.experts + rows.redundant_experts
+    low_latency = 4 * slots * buffered * (2 * model.hidden + model.hidden / 32)
+    element = DTYPES[machine.recipe.dispatch].activation_bytes
+    one_sided = rows.dp * buffered * (payload_bytes(model.hidden, element, model.moe.top_k) + 2 * model.hidden)
+    gathered = rows.dp * buffered * 4 * model.hidden
+    by_backend = {
+        "none": np.zeros(len(rows)),
+        "allgather_reducescatter": gathered,
+        "deepep_low_latency": low_latency,
+        "deepep_normal": np.full(len(rows), c.deepep_normal_buffer_bytes),
+        "nvlink_one_sided": one_sided,
+    }
+    return as_floats(np.select([rows.backend == BACKENDS.index(b) for b in by_backend], list(by_backend.values())))

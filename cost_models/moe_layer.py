@@ -1,0 +1,194 @@
+"""Operators of one MoE layer: router, shared expert, dispatch, routed experts, combine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cost_models.arrays import Floats, as_floats, evaluate_distinct
+from cost_models.balance import combined_max_over_mean, skew_prior, uniform_max_over_mean
+from cost_models.chunking import activation_chunks, moe_chunks
+from cost_models.dispatch import (
+    BACKENDS,
+    DispatchCoefficients,
+    expected_destinations,
+    payload_bytes,
+    reachable_share,
+    transfer_bound_s,
+    transfer_time_s,
+    volumes,
+)
+from cost_models.grouped_gemm import GroupedGemmCoefficients, grouped_gemm_bound_s, grouped_gemm_time_s
+from cost_models.machine import Machine
+from cost_models.operators import Timing, tp_all_reduce, matrix_gemm, moe_traffic
+from cost_models.rows import Rows
+from cost_models.specs.model import MoeSpec
+
+POINT_TO_POINT = ("deepep_low_latency", "deepep_normal", "nvlink_one_sided")
+
+
+@dataclass(frozen=True, slots=True)
+class EplbDynamics:
+    """How rebalancing degrades between moves; see docs/models/balance.md."""
+
+    drift_excess_per_step: float
+    """Growth of max/mean per step since the last move, at 8 ranks [-]."""
+    window_noise: float
+    """Relative excess from estimating loads over one step's window [-]."""
+    moved_share: float
+    """Share of local experts that a rebalance moves [-]."""
+    no_redundancy_factor: float
+    """Excess without redundant experts over excess with one in eight [-]."""
+
+
+def imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
+    """Busiest rank / mean of each row: the given value, or the calibration's skew prior with sampling noise."""
+    moe = machine.model.moe
+    if moe is None:
+        return np.ones(len(rows))
+    families = machine.calibration
+    with_eplb = families.entry("balance", "eplb").coefficients
+    without = families.entry("balance", "none").coefficients
+    dynamics = families.get("balance", "dynamics", EplbDynamics)
+
+    def distinct(ep: Floats, t: Floats, eplb: Floats, spare: Floats, window: Floats, interval: Floats) -> Floats:
+        unbalanced = skew_prior(ep, without)
+        spare_share = np.minimum(8 * spare / moe.experts, 1.0)
+        factor = 1 + (dynamics.no_redundancy_factor - 1) * (1 - spare_share)
+        noise = 1 + dynamics.window_noise / np.sqrt(np.maximum(window, 1))
+        drift = dynamics.drift_excess_per_step * interval / 2 * np.log2(np.maximum(ep, 1)) / 3
+        balanced = 1 + (skew_prior(ep, with_eplb) - 1) * factor * noise + drift
+        skew = np.where(eplb > 0, np.minimum(balanced, unbalanced), unbalanced)
+        return combined_max_over_mean(skew, uniform_max_over_mean(t, ep, moe.experts, moe.top_k))
+
+    prior = evaluate_distinct(
+        distinct, rows.ep, tokens, rows.eplb, rows.redundant_experts, rows.eplb_window_steps, rows.eplb_interval_steps
+    )
+    return np.where(np.isnan(rows.imbalance), prior, rows.imbalance)
+
+
+def moe_operators(machine: Machine, rows: Rows, tokens: Floats) -> dict[str, Timing]:
+    """Operators of one MoE layer; dispatch, experts and combine repeat once per MoE DP chunk.
+
+    tokens : per attention-DP rank in this microbatch. With DP attention each TP rank feeds its share
+    of the tokens into the experts (sequence-parallel MoE); with TP alone every rank holds all tokens
+    and an all-reduce joins the results.
+    """
+    moe = machine.model.moe
+    assert moe is not None
+    spread = rows.dp > 1
+    fed = np.where(spread, tokens / rows.tp, tokens)
+    iterations, chunk = moe_chunks(fed, rows.moe_chunk_tokens)
+    ratio = imbalance(machine, rows, tokens)
+    shared_shards = np.where(spread, 1, rows.tp)
+    operators = _router_and_shared(machine, fed, as_floats(shared_shards))
+    operators["experts"] = _experts(machine, moe, rows, chunk, ratio).scaled(iterations)
+    for direction in ("dispatch", "combine"):
+        operators[direction] = _transfer(machine, moe, rows, chunk, ratio, direction).scaled(iterations)
+    joined = evaluate_distinct(lambda m, t: tp_all_reduce(machine, m, t), tokens, np.where(spread, 1, rows.tp))
+    operators["moe_all_reduce"] = Timing(*joined)
+    operators["moe_elementwise"] = moe_traffic(machine, fed)
+    operators["eplb_moves"] = _rebalance(machine, rows)
+    return operators
+
+
+def _router_and_shared(machine: Machine, tokens: Floats, shards: Floats) -> dict[str, Timing]:
+    matrices = [m for m in machine.model.layer_matrices() if m.family in ("router", "shared_expert")]
+
+    def distinct(m: Floats, t: Floats) -> dict[str, tuple[Floats, Floats]]:
+        return {matrix.name: matrix_gemm(machine, matrix, m, t) for matrix in matrices}
+
+    return {name: Timing(*pair) for name, pair in evaluate_distinct(distinct, tokens, shards).items()}
+
+
+def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: Floats) -> Timing:
+    """Routed experts of the busiest rank for `tokens` fed by each rank."""
+    feeding = np.where(rows.dp > 1, rows.group, 1)
+    total = tokens * feeding
+    pairs = total * moe.top_k / rows.ep * ratio
+    entering = _entering_tokens(moe, rows, tokens, total, pairs)
+    info = machine.dtype_info("experts")
+    shape = {
+        "hidden": machine.model.hidden,
+        "intermediate": moe.intermediate,
+        "weight_bytes": info.weight_bytes,
+        "peak_flops_per_s": machine.peak_flops_per_s("experts"),
+        "hbm_bytes_per_s": machine.hbm_bytes_per_s,
+    }
+    loops = activation_chunks(entering, np.where(rows.backend == BACKENDS.index("deepep_low_latency"), 0, rows.activation_chunk_rows))
+    parts = [np.zeros(len(rows)), np.zeros(len(rows))]
+    for kind in np.unique(rows.backend):
+        mask = rows.backend == kind
+        variant = _kernel_variant(machine, BACKENDS[kind])
+        coefficients = machine.coefficients("grouped_gemm", variant, GroupedGemmCoefficients)
+
+        def distinct(p: Floats, e: Floats, t: Floats, s: Floats, c: GroupedGemmCoefficients = coefficients) -> tuple[Floats, Floats]:
+            time_s = grouped_gemm_time_s(p, e, t, s, activation_bytes=info.activation_bytes, coefficients=c, **shape)
+            return time_s, grouped_gemm_bound_s(p, e, s, **shape)
+
+        slots = (moe.experts + rows.redundant_experts) / rows.ep
+        inputs = [(pairs / loops)[mask], slots[mask], (entering / loops)[mask], rows.moe_tp[mask]]
+        for part, value in zip(parts, evaluate_distinct(distinct, *inputs), strict=True):
+            part[mask] = value
+    return Timing(parts[0] * loops, parts[1] * np.where(loops > 1, 1, loops))
+
+
+def _kernel_variant(machine: Machine, backend: str) -> str:
+    """Low-latency dispatch feeds a masked kernel; every other path a contiguous one."""
+    dtype = machine.dtype("experts")
+    masked = f"{dtype}.masked"
+    return masked if backend == "deepep_low_latency" and machine.calibration.has("grouped_gemm", masked) else dtype
+
+
+def _entering_tokens(moe: MoeSpec, rows: Rows, tokens: Floats, total: Floats, pairs: Floats) -> Floats:
+    """Rows that the expert kernel's permute and finalise touch."""
+    share = reachable_share(rows.ep, moe.groups, moe.top_k_groups, contiguous=True)
+    hit = expected_destinations(moe.top_k, rows.ep, share) / rows.ep
+    gathered = (rows.backend == BACKENDS.index("allgather_reducescatter")) | (rows.backend == BACKENDS.index("none"))
+    copied = rows.backend == BACKENDS.index("deepep_low_latency")
+    return as_floats(np.where(gathered, total, np.where(copied, pairs, total * hit)))
+
+
+def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: Floats, direction: str) -> Timing:
+    links = machine.links
+    info = machine.dtype_info(direction)
+    element = info.activation_bytes
+    hidden = machine.model.hidden
+    token_bytes = payload_bytes(hidden, element, moe.top_k) if direction == "dispatch" else hidden * element
+    parts = [np.zeros(len(rows)), np.zeros(len(rows))]
+    for kind in np.unique(rows.backend):
+        backend = BACKENDS[kind]
+        if backend == "none":
+            continue
+        mask = rows.backend == kind
+        coefficients = machine.coefficients("dispatch", f"{backend}.{direction}", DispatchCoefficients)
+
+        def distinct(t: Floats, n: Floats, r: Floats, e: Floats, shuffled: Floats, b: str = backend, c: DispatchCoefficients = coefficients) -> tuple[Floats, Floats]:
+            moved = volumes(
+                b, t, n, token_bytes=token_bytes, top_k=moe.top_k, groups=moe.groups,
+                top_k_groups=moe.top_k_groups, contiguous=shuffled == 0, links=links,
+            )  # fmt: skip
+            return transfer_time_s(moved, n, e, r, links=links, coefficients=c), transfer_bound_s(moved, links)
+
+        skew = ratio if backend in POINT_TO_POINT else np.ones(len(rows))
+        slots = moe.experts + rows.redundant_experts
+        inputs = [tokens[mask], rows.group[mask], skew[mask], slots[mask], rows.eplb[mask]]
+        for part, value in zip(parts, evaluate_distinct(distinct, *inputs), strict=True):
+            part[mask] = value
+    return Timing(parts[0], parts[1])
+
+
+def _rebalance(machine: Machine, rows: Rows) -> Timing:
+    """Moving experts, spread over the steps between two rebalances, per layer."""
+    moe = machine.model.moe
+    assert moe is not None
+    dynamics = machine.calibration.get("balance", "dynamics", EplbDynamics)
+    expert_bytes = 3 * machine.model.hidden * moe.intermediate * machine.dtype_info("experts").weight_bytes
+    slots = (moe.experts + rows.redundant_experts) / rows.ep
+    links = machine.links
+    bandwidth = np.where(rows.ep <= links.domain_gpus, links.scale_up_bytes_per_s, links.scale_out_bytes_per_s)
+    moved_s = dynamics.moved_share * slots * expert_bytes / bandwidth
+    dynamic = (rows.eplb > 0) & (rows.eplb_interval_steps > 0)
+    per_step = np.where(dynamic, moved_s / np.maximum(rows.eplb_interval_steps, 1), 0.0)
+    return Timing(as_floats(per_step), np.zeros(len(rows)))

@@ -1,0 +1,49 @@
+"""Overlap of communication with compute: none, two microbatches (DBO/TBO), or inside one batch (SBO)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cost_models.arrays import Floats, as_floats, smoothmax
+
+OVERLAPS = ("none", "two_batch", "single_batch")
+"""Order gives the integer code used in candidate rows."""
+
+OverlapName = Literal["none", "two_batch", "single_batch"]
+
+DOWN_GEMM_SHARE = 1 / 3
+"""Down-projection's share of the expert FLOPs: H I of 3 H I."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapCoefficients:
+    """Fitted per engine and backend."""
+
+    two_batch_sharpness: float
+    """q in (C^q + M^q)^(1/q): overlap is softer than max() [-]."""
+    single_batch_hidden: float
+    """Share of the hideable communication that single-batch overlap really hides [-]."""
+    communication_processors: float = 0.0
+    """Processors that communication kernels take from overlapped compute [-]."""
+
+
+def two_batch_time_s(compute_s: ArrayLike, communication_s: ArrayLike, sharpness: float) -> Floats:
+    """Both microbatches' compute and both microbatches' communication, overlapped [s].
+
+    The arguments are sums over the two half batches: weights are read twice, so compute_s is more
+    than a whole batch's and two-batch overlap pays only if it hides more than that.
+    """
+    return smoothmax(compute_s, communication_s, sharpness)
+
+
+def single_batch_hidden_s(
+    dispatch_s: ArrayLike, combine_s: ArrayLike, experts_s: ArrayLike, shared_expert_s: ArrayLike, hidden_share: float
+) -> Floats:
+    """Time that single-batch overlap takes off a layer: combine under the down GEMM, dispatch under the shared expert [s]."""
+    under_down = np.minimum(as_floats(combine_s), DOWN_GEMM_SHARE * as_floats(experts_s))
+    under_shared = np.minimum(as_floats(dispatch_s), as_floats(shared_expert_s))
+    return as_floats(hidden_share * (under_down + under_shared))

@@ -1,0 +1,119 @@
+"""Candidate rows: every decision that a step's cost depends on, as columns."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cost_models.arrays import Floats, Ints
+from cost_models.dispatch import BACKENDS
+from cost_models.overlap import OVERLAPS
+
+NO_GRAPH = 0
+UNLIMITED = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Columns of equal length; integers unless said otherwise. `Rows.of` broadcasts and fills defaults."""
+
+    tp: Ints
+    dp: Ints
+    ep: Ints
+    pp: Ints
+    batch: Ints
+    """Sequences per attention-DP rank."""
+    drafts: Ints
+    """Draft tokens per sequence and step (MTP)."""
+    redundant_experts: Ints
+    backend: Ints
+    """Code into dispatch.BACKENDS."""
+    overlap: Ints
+    """Code into overlap.OVERLAPS."""
+    eplb: Ints
+    """1 when expert load is rebalanced."""
+    eplb_window_steps: Ints
+    eplb_interval_steps: Ints
+    """0: a static placement, never moved."""
+    moe_chunk_tokens: Ints
+    """MoE DP chunk; 0 off."""
+    activation_chunk_rows: Ints
+    """Expert-GEMM chunk; 0 off."""
+    graph_tokens: Ints
+    """Largest batch captured in a CUDA graph; 0 runs eagerly."""
+    output_chunk: Ints
+    api_outputs: Ints
+    """Outputs per API process and step; 0 leaves the API process out."""
+    batched_tokens: Ints
+    """Token budget per step that buffers are sized for; 0 sizes them for the batch."""
+    imbalance: Floats
+    """Busiest rank / mean where it is known; NaN uses the calibration's prior."""
+
+    @classmethod
+    def of(cls, **columns: ArrayLike) -> Rows:
+        """Rows from columns or scalars; unknown names raise TypeError."""
+        values: dict[str, Any] = {**DEFAULTS, **columns}
+        names = [f.name for f in dataclasses.fields(cls)]
+        if unknown := set(values) - set(names):
+            raise TypeError(f"unknown columns {sorted(unknown)}")
+        arrays = np.broadcast_arrays(*[np.atleast_1d(np.asarray(values[name])) for name in names])
+        typed = {n: a.astype(np.float64 if n == "imbalance" else np.int64) for n, a in zip(names, arrays, strict=True)}
+        return cls(**typed)
+
+    def __len__(self) -> int:
+        return len(self.tp)
+
+    def take(self, index: NDArray[Any] | slice) -> Rows:
+        """Rows at the given positions (or mask)."""
+        return Rows(**{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)})
+
+    def replace(self, **columns: ArrayLike) -> Rows:
+        """The same rows with some columns changed (broadcast)."""
+        current = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Rows.of(**{**current, **columns})
+
+    @staticmethod
+    def concatenate(parts: list[Rows]) -> Rows:
+        names = [f.name for f in dataclasses.fields(Rows)]
+        return Rows(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in names})
+
+    @property
+    def group(self) -> Ints:
+        """Ranks that share the experts."""
+        return self.tp * self.dp
+
+    @property
+    def gpus(self) -> Ints:
+        """GPUs of one instance."""
+        return self.tp * self.dp * self.pp
+
+    @property
+    def moe_tp(self) -> Ints:
+        return self.group // self.ep
+
+
+DEFAULTS: dict[str, ArrayLike] = {
+    "tp": 1,
+    "dp": 1,
+    "ep": 1,
+    "pp": 1,
+    "batch": 1,
+    "drafts": 0,
+    "redundant_experts": 0,
+    "backend": BACKENDS.index("none"),
+    "overlap": OVERLAPS.index("none"),
+    "eplb": 0,
+    "eplb_window_steps": 1000,
+    "eplb_interval_steps": 0,
+    "moe_chunk_tokens": 0,
+    "activation_chunk_rows": 0,
+    "graph_tokens": UNLIMITED,
+    "output_chunk": UNLIMITED,
+    "api_outputs": 0,
+    "batched_tokens": 0,
+    "imbalance": np.nan,
+}

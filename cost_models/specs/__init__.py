@@ -1,0 +1,1 @@
+"""What is priced: hardware, model, precision, workload and layout, as frozen documents."""

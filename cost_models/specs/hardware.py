@@ -1,0 +1,109 @@
+"""Hardware specification: datasheet facts of one cluster type, un-derated."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cost_models.errors import MissingFactError
+from cost_models.specs.base import Fact, Spec
+
+HARDWARE_FORMAT = "autotune-hardware/1"
+
+
+class GpuSpec(Spec):
+    """One schedulable accelerator (a GPU, or one NPU)."""
+
+    name: str
+    """Marketing name, e.g. GB200; calibrations are keyed on it."""
+    vendor: Literal["nvidia", "huawei"]
+    architecture: str
+    """Kernel family the GPU runs: hopper, blackwell, ascend."""
+    processors: Fact
+    """Streaming multiprocessors (or AI cores)."""
+    hbm_nominal_bytes: Fact
+    """Capacity as sold."""
+    hbm_visible_bytes: Fact
+    """Capacity as the driver reports it; memory plans use this one."""
+    hbm_bytes_per_s: Fact
+    flops_per_s: dict[str, Fact]
+    """Dense tensor throughput by compute dtype (bf16, fp8, int8, nvfp4)."""
+
+    def peak_flops_per_s(self, dtype: str) -> float:
+        """Dense peak of a compute dtype [FLOP/s]; raises MissingFactError when there is none."""
+        if dtype not in self.flops_per_s:
+            known = ", ".join(sorted(self.flops_per_s))
+            raise MissingFactError(f"{self.name} has no {dtype} tensor throughput; its dtypes are {known}")
+        return self.flops_per_s[dtype].value
+
+
+class ScaleUpSpec(Spec):
+    """The fast domain: NVLink, HCCS or UB."""
+
+    technology: str
+    domain_gpus: int = Field(gt=0)
+    bytes_per_s: Fact
+    """Per GPU, one direction."""
+
+
+class ScaleOutSpec(Spec):
+    """The network between domains."""
+
+    technology: str
+    nic_bits_per_s: Fact
+    """Line rate of one NIC, one direction."""
+    nics_per_node: int = Field(gt=0)
+
+
+class HostLinkSpec(Spec):
+    """The link a GPU loads offloaded weights over."""
+
+    technology: str
+    bytes_per_s: Fact
+    """Per link, one direction."""
+    shared_by_gpus: int = Field(gt=0, default=1)
+
+
+class HardwareSpec(Spec):
+    """A cluster type. `autotune hw show NAME` prints one; a user's own file has the same schema."""
+
+    format: Literal["autotune-hardware/1"] = "autotune-hardware/1"
+    name: str
+    title: str
+    gpu: GpuSpec
+    gpus_per_node: int = Field(gt=0)
+    nodes: int | None = Field(default=None, gt=0)
+    """Size of the cluster where it is fixed; none for a catalogue machine."""
+    scale_up: ScaleUpSpec
+    scale_out: ScaleOutSpec
+    host_link: HostLinkSpec
+
+    @model_validator(mode="after")
+    def _domain_holds_whole_nodes(self) -> HardwareSpec:
+        if self.scale_up.domain_gpus % self.gpus_per_node:
+            raise ValueError(
+                f"scale_up.domain_gpus {self.scale_up.domain_gpus} is not a multiple of "
+                f"gpus_per_node {self.gpus_per_node}"
+            )
+        return self
+
+    @property
+    def max_gpus(self) -> int | None:
+        """GPUs in the cluster, where its size is fixed."""
+        return None if self.nodes is None else self.nodes * self.gpus_per_node
+
+    @property
+    def default_gpus(self) -> int:
+        """The fixed cluster, otherwise one scale-up domain."""
+        return self.max_gpus or self.scale_up.domain_gpus
+
+    @property
+    def scale_out_bytes_per_s(self) -> float:
+        """NIC bandwidth per GPU, one direction: the node's NICs shared by its GPUs [B/s]."""
+        return self.scale_out.nic_bits_per_s.value / 8 * self.scale_out.nics_per_node / self.gpus_per_node
+
+    @property
+    def host_link_bytes_per_s(self) -> float:
+        """Host-to-device bandwidth per GPU when all GPUs of a link copy at once [B/s]."""
+        return self.host_link.bytes_per_s.value / self.host_link.shared_by_gpus

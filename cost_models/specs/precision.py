@@ -1,0 +1,70 @@
+"""Precision recipes: which dtype each matrix family is stored and computed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cost_models.specs.base import Spec
+
+Dtype = Literal["bf16", "fp8", "fp8_block", "int8", "mxfp4", "nvfp4"]
+KvDtype = Literal["bf16", "fp8"]
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeInfo:
+    """Storage and compute of a dtype.
+
+    weight_bytes and activation_bytes include scales: fp8_block keeps one fp32 scale per
+    128x128 weights and per 128 activations; nvfp4 one fp8 scale per 16; mxfp4 one byte per 32.
+    """
+
+    weight_bytes: float
+    activation_bytes: float
+    compute: str
+    """Key into GpuSpec.flops_per_s."""
+
+
+DTYPES: dict[str, DtypeInfo] = {
+    "bf16": DtypeInfo(2.0, 2.0, "bf16"),
+    "fp8": DtypeInfo(1.0, 1.0, "fp8"),
+    "fp8_block": DtypeInfo(1.0 + 4 / 128**2, 1.0 + 4 / 128, "fp8"),
+    "int8": DtypeInfo(1.0, 1.0, "int8"),
+    "mxfp4": DtypeInfo(0.5 + 1 / 32, 2.0, "bf16"),
+    "nvfp4": DtypeInfo(0.5 + 1 / 16, 0.5 + 1 / 16, "nvfp4"),
+}
+
+
+class PrecisionRecipe(Spec):
+    """The dtype of each matrix family. Norms and softmax stay in higher precision and are not listed."""
+
+    name: str
+    title: str
+    attention_in: Dtype
+    """q_a, kv_a (MLA) or the fused qkv projection (GQA)."""
+    q_b: Dtype
+    """MLA query up-projection."""
+    kv_b: Dtype
+    """MLA key/value up-projection, absorbed in decode."""
+    o_proj: Dtype
+    dense_ffn: Dtype
+    shared_expert: Dtype
+    experts: Dtype
+    router: Dtype = "bf16"
+    lm_head: Dtype = "bf16"
+    embedding: Dtype = "bf16"
+    attention_compute: Literal["bf16", "fp8"] = "bf16"
+    kv_cache: KvDtype = "bf16"
+    dispatch: Dtype = "bf16"
+    combine: Dtype = "bf16"
+    source: str
+
+    def compute_dtypes(self) -> set[str]:
+        """Tensor-core dtypes that the hardware must have for this recipe."""
+        families = (self.attention_in, self.q_b, self.o_proj, self.dense_ffn, self.shared_expert, self.experts)
+        return {DTYPES[d].compute for d in families} | {self.attention_compute}
+
+    def with_kv_cache(self, kv_cache: KvDtype) -> PrecisionRecipe:
+        """The same recipe with another KV-cache dtype; FP8 attention compute needs an FP8 cache."""
+        compute = "bf16" if kv_cache == "bf16" else self.attention_compute
+        return self.model_copy(update={"kv_cache": kv_cache, "attention_compute": compute})

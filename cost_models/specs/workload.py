@@ -1,0 +1,39 @@
+"""The workload a decode pool sees: lengths, cache hits and draft acceptance."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from cost_models.specs.base import Spec
+
+MAX_LENGTH_TOKENS = 10_000_000
+
+
+class Workload(Spec):
+    """Request lengths. Means of the traffic, not maxima."""
+
+    isl_tokens: int = Field(gt=0, le=MAX_LENGTH_TOKENS)
+    """Mean input length."""
+    osl_tokens: int = Field(gt=0, le=MAX_LENGTH_TOKENS)
+    """Mean output length."""
+    mean_context_tokens: float | None = Field(default=None, gt=0, le=2 * MAX_LENGTH_TOKENS)
+    """Mean context of a sequence while it decodes, where it was measured."""
+    prefix_cache_hit_rate: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of input tokens found in the prefix cache (matters for prefill, not for decode)."""
+    mtp_acceptance: tuple[float, ...] = ()
+    """Probability that draft token i is accepted given that all before it were."""
+
+    @property
+    def context_tokens(self) -> float:
+        """Mean context during decode: ISL + E[O^2] / (2 E[O]); with a fixed output length, ISL + OSL/2.
+
+        A token of a long answer is more likely to be the one being decoded, hence the length bias.
+        """
+        if self.mean_context_tokens is not None:
+            return self.mean_context_tokens
+        return self.isl_tokens + self.osl_tokens / 2
+
+    @property
+    def peak_context_tokens(self) -> float:
+        """Context of a finished request; what the KV cache must be able to hold [token]."""
+        return float(self.isl_tokens + self.osl_tokens)

@@ -120,7 +120,7 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     parts = [np.zeros(len(rows)), np.zeros(len(rows))]
     for kind in np.unique(rows.backend):
         mask = rows.backend == kind
-        variant = _kernel_variant(machine, BACKENDS[kind])
+        variant = kernel_variant(machine, BACKENDS[kind])
         coefficients = machine.coefficients("grouped_gemm", variant, GroupedGemmCoefficients)
 
         def distinct(p: Floats, e: Floats, t: Floats, s: Floats, c: GroupedGemmCoefficients = coefficients) -> tuple[Floats, Floats]:
@@ -134,7 +134,7 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     return Timing(parts[0] * loops, parts[1] * np.where(loops > 1, 1, loops))
 
 
-def _kernel_variant(machine: Machine, backend: str) -> str:
+def kernel_variant(machine: Machine, backend: str) -> str:
     """Low-latency dispatch feeds a masked kernel; every other path a contiguous one."""
     dtype = machine.dtype("experts")
     masked = f"{dtype}.masked"

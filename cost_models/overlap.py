@@ -28,7 +28,8 @@ class OverlapCoefficients:
     single_batch_hidden: float
     """Share of the hideable communication that single-batch overlap really hides [-]."""
     communication_processors: float = 0.0
-    """Processors that communication kernels take from overlapped compute [-]."""
+    """Processors that communication kernels occupy while they run beside compute [-]. RDMA low-latency
+    transfers take none; transfers over NVLink are stores issued by the processors themselves."""
 
 
 def two_batch_time_s(compute_s: ArrayLike, communication_s: ArrayLike, sharpness: float) -> Floats:

@@ -130,7 +130,7 @@ def _overlapped(machine: Machine, layer: _Layer, rows: Rows, split: Floats) -> _
         if not mask.any() or BACKENDS[kind] == "none":
             continue
         c = machine.coefficients("overlap", BACKENDS[kind], OverlapCoefficients)
-        slowed = compute * machine.processors / (machine.processors - c.communication_processors)
+        slowed = compute + communication * c.communication_processors / machine.processors
         together = two_batch_time_s(slowed, communication, c.two_batch_sharpness)
         shared = sum((t.time_s for n, t in layer.operators.items() if n.startswith("shared_")), np.zeros(len(rows)))
         inside = single_batch_hidden_s(

@@ -1,0 +1,153 @@
+"""A deployment: one fully specified configuration, as `autotune predict` reads it and plans carry it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cost_models.dispatch import BackendName
+from cost_models.overlap import OverlapName
+from cost_models.specs.base import Spec
+from cost_models.specs.layout import Layout
+from cost_models.specs.precision import Dtype, KvDtype
+from cost_models.specs.workload import Workload
+
+MAX_BATCH = 1_000_000
+
+
+class EngineChoice(Spec):
+    """Engine whose flags apply."""
+
+    name: str
+    version: str | None = None
+    """Newest supported when absent."""
+
+
+class CalibrationChoice(Spec):
+    """Coefficients to price with, where they differ from the engine's own."""
+
+    engine: str | None = None
+    """Shipped calibration of another engine (published runs used forks and custom builds)."""
+    file: str | None = None
+    """A calibration document of your own."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> CalibrationChoice:
+        if self.engine and self.file:
+            raise ValueError("give either an engine or a file, not both")
+        return self
+
+
+class PrecisionChoice(Spec):
+    """A named recipe with single dtypes changed."""
+
+    recipe: str
+    experts: Dtype | None = None
+    shared_expert: Dtype | None = None
+    dense_ffn: Dtype | None = None
+    attention_in: Dtype | None = None
+    q_b: Dtype | None = None
+    o_proj: Dtype | None = None
+    attention_compute: Literal["bf16", "fp8"] | None = None
+    kv_cache: KvDtype | None = None
+    dispatch: Dtype | None = None
+    combine: Dtype | None = None
+
+
+class ExpertBalance(Spec):
+    """How evenly tokens reach the ranks."""
+
+    kind: Literal["none", "eplb", "static", "perfect"] = "none"
+    """none: experts where they are; eplb: rebalanced while serving; static: placed once from recorded
+    load; perfect: synthetic routing."""
+    max_over_mean: float | None = Field(default=None, ge=1.0)
+    """Measured busiest rank / mean, instead of the calibration's prior."""
+    window_steps: int = Field(default=1000, gt=0)
+    interval_steps: int = Field(default=3000, gt=0)
+
+
+class Offload(Spec):
+    """Prefetching weight offload: layer i is offloaded iff i % group_size >= group_size - num_in_group."""
+
+    group_size: int = Field(gt=0)
+    num_in_group: int = Field(default=1, gt=0)
+    prefetch_step: int = Field(default=1, gt=0)
+
+    @model_validator(mode="after")
+    def _within_group(self) -> Offload:
+        if self.num_in_group > self.group_size:
+            raise ValueError(f"num_in_group {self.num_in_group} exceeds group_size {self.group_size}")
+        return self
+
+
+class Chunks(Spec):
+    """Chunk settings; 0 switches a chunk off."""
+
+    moe_dp_tokens: int = Field(default=0, ge=0)
+    activation_rows: int = Field(default=0, ge=0)
+    output: int | None = Field(default=None, gt=0)
+    """Outputs between two yields of the API process; none leaves the API process out."""
+
+
+class Pool(Spec):
+    """One pool of identical engine instances."""
+
+    tp: int = Field(default=1, gt=0)
+    dp: int = Field(default=1, gt=0)
+    ep: int = Field(default=1, gt=0)
+    pp: int = Field(default=1, gt=0)
+    moe_tp: int | None = Field(default=None, gt=0)
+    instances: int = Field(default=1, gt=0)
+    batch_per_dp_rank: int = Field(gt=0, le=MAX_BATCH)
+    """Sequences decoding at once on each attention-DP rank."""
+    redundant_experts: int = Field(default=0, ge=0)
+    all2all_backend: BackendName = "none"
+    overlap: OverlapName = "none"
+    expert_balance: ExpertBalance = ExpertBalance()
+    draft_tokens: int = Field(default=0, ge=0, le=16)
+    cuda_graph: bool = True
+    max_batched_tokens: int = Field(default=0, ge=0)
+    """Token budget that buffers are sized for; 0 sizes them for the batch."""
+    memory_fraction: float | None = Field(default=None, gt=0, le=1)
+    """Share of device memory the engine may use; none uses what is needed."""
+    offload: Offload | None = None
+    chunks: Chunks = Chunks()
+    flags: dict[str, bool | int | float | str] = {}
+    """Engine knobs by name (see `autotune engine show`), carried to export."""
+
+    @model_validator(mode="after")
+    def _layout_is_valid(self) -> Pool:
+        _ = self.layout
+        if self.ep > 1 and self.dp > 1 and self.all2all_backend == "none":
+            raise ValueError("expert parallelism across DP ranks (dp > 1, ep > 1) needs an all2all_backend")
+        if self.dp == 1 and self.all2all_backend != "none":
+            raise ValueError("all2all_backend needs dp > 1; with dp 1 the experts' results join in the all-reduce")
+        return self
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(tp=self.tp, dp=self.dp, ep=self.ep, pp=self.pp, moe_tp=self.moe_tp)
+
+
+class Deployment(Spec):
+    """One configuration to predict; `autotune schema deployment` publishes the JSON schema."""
+
+    format: Literal["autotune-deployment/1"] = "autotune-deployment/1"
+    hardware: str
+    """Catalogue name, or path to a hardware file."""
+    model: str
+    """Preset name, or path to a Hugging Face config.json."""
+    layers: int | None = Field(default=None, gt=0)
+    """Another depth of the same model."""
+    precision: str | PrecisionChoice
+    engine: EngineChoice
+    calibration: CalibrationChoice = CalibrationChoice()
+    phase: Literal["decode"] = "decode"
+    workload: Workload
+    pools: dict[Literal["decode"], Pool] = Field(min_length=1)
+
+    @property
+    def pool(self) -> Pool:
+        """The pool that the phase names."""
+        return self.pools[self.phase]

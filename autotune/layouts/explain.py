@@ -1,0 +1,250 @@
+"""Why there is no plan, how much is missing and what would fit; and why other layouts lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from autotune.layouts.families import FAMILIES, Family, Limits, excess, feasible
+from autotune.layouts.table import LayoutTable, build_table
+from autotune.problem import Problem, ResolvedProblem, resolve_problem, usable_recipes
+from cost_models.memory import decode_memory
+from cost_models.specs.layout import Layout
+
+GB = 1e9
+GPU_MULTIPLES = (2, 3, 4, 6, 8, 12, 16, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Infeasibility:
+    """Which constraint families clash, by how much, and the smallest changes that fit."""
+
+    clash: tuple[str, ...]
+    missing: tuple[str, ...]
+    changes: tuple[str, ...]
+
+    def message(self) -> str:
+        clash = " and ".join(self.clash) + (" cannot all hold" if len(self.clash) > 1 else " cannot hold")
+        options = "; or ".join(self.changes) if self.changes else "none found among more GPUs, other precisions and looser limits"
+        return f"no feasible plan: {clash}. {' '.join(self.missing)} Smallest changes that fit: {options}."
+
+
+def clashing_families(table: LayoutTable, limits: Limits) -> tuple[Family, ...]:
+    """A minimal set of families that no row satisfies together (deletion filter)."""
+    kept = FAMILIES
+    for family in FAMILIES:
+        rest = tuple(f for f in kept if f is not family)
+        if not feasible(table, limits, rest).any():
+            kept = rest
+    return kept
+
+
+def explain_infeasible(resolved: ResolvedProblem, table: LayoutTable) -> Infeasibility:
+    """Explain a problem for which no row is feasible; table may be empty."""
+    limits = Limits.of(resolved)
+    if not len(table):
+        return Infeasibility(("layout",), (_no_layout(resolved),), tuple(_changes(resolved)))
+    clash = clashing_families(table, limits)
+    missing = tuple(text for family in clash if (text := _missing(resolved, table, limits, family, clash)))
+    return Infeasibility(tuple(f.__name__ for f in clash), missing, tuple(_changes(resolved)))
+
+
+def _no_layout(resolved: ResolvedProblem) -> str:
+    model, hardware = resolved.model, resolved.hardware
+    experts = f", {model.moe.experts} experts" if model.moe else ""
+    return (
+        f"No layout of {model.name} ({model.attention.heads} heads{experts}) divides over up to "
+        f"{resolved.gpus} GPUs in nodes of {hardware.gpus_per_node}."
+    )
+
+
+def _missing(resolved: ResolvedProblem, table: LayoutTable, limits: Limits, family: Family, clash: tuple[Family, ...]) -> str:
+    """How much the row that comes closest to one family lacks, the rest of the clash satisfied."""
+    others = tuple(f for f in clash if f is not family)
+    candidates = np.flatnonzero(feasible(table, limits, others))
+    if not len(candidates):
+        return ""
+    over = excess(table.take(candidates), limits, (family,))[:, 0]
+    row = int(candidates[int(np.argmin(over))])
+    return DESCRIBE[family.__name__](resolved, table, row, limits)
+
+
+def _describe_memory(resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
+    one = table.rows.take(np.array([row]))
+    memory = decode_memory(resolved.machine, one, resolved.problem.workload)
+    lines = sorted(((float(v[0]), name) for name, v in memory.lines.items()), reverse=True)
+    parts = " + ".join(f"{name} {value / GB:.1f} GB" for value, name in lines[:5] if value > 0)
+    total = float(memory.total_bytes[0])
+    return (
+        f"Closest is {row_label(table, row)} with {int(one.batch[0])} sequences per DP rank: {parts} + rest = "
+        f"{total / GB:.1f} GB per GPU exceeds {limits.memory_bytes / GB:.1f} GB by {(total - limits.memory_bytes) / GB:.1f} GB."
+    )
+
+
+def _describe_tpot(resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
+    tpot = table.tpot_s[row]
+    return (
+        f"Closest is {row_label(table, row)} with {int(table.rows.batch[row])} sequences per DP rank at TPOT "
+        f"{tpot * 1e3:.1f} ms, {(tpot - limits.tpot_s) * 1e3:.1f} ms over the {limits.tpot_s * 1e3:.1f} ms limit."
+    )
+
+
+def _describe_concurrency(resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
+    n = int(max(table.max_instances[row], 1))
+    have = int(table.instance_sequences[row]) * n
+    return f"At most {have:,} sequences at once ({n} x {row_label(table, row)}), {limits.sequences - have:,} short of {limits.sequences:,}."
+
+
+def _describe_throughput(resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
+    n = int(max(table.max_instances[row], 1))
+    have = table.instance_tokens_per_s[row] * n
+    return (
+        f"At most {have:,.0f} tokens/s ({n} x {row_label(table, row)}), "
+        f"{limits.tokens_per_s - have:,.0f} short of {limits.tokens_per_s:,.0f}."
+    )
+
+
+def _describe_budget(resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
+    return f"The smallest instance, {row_label(table, row)}, needs {int(table.rows.gpus[row])} GPUs; the budget is {limits.gpus}."
+
+
+DESCRIBE: dict[str, Callable[[ResolvedProblem, LayoutTable, int, Limits], str]] = {
+    "gpu_budget": _describe_budget,
+    "gpu_memory": _describe_memory,
+    "tpot_limit": _describe_tpot,
+    "concurrency": _describe_concurrency,
+    "throughput": _describe_throughput,
+}
+
+
+def row_label(table: LayoutTable, row: int) -> str:
+    """Layout of a row, e.g. DP48 EP48."""
+    rows = table.rows
+    return Layout(tp=int(rows.tp[row]), dp=int(rows.dp[row]), ep=int(rows.ep[row]), pp=int(rows.pp[row])).label()
+
+
+def _changes(resolved: ResolvedProblem) -> list[str]:
+    """Single changes of the problem that make it feasible, each searched."""
+    problem = resolved.problem
+    found = [_with_more_gpus(resolved), *_with_other_precision(resolved)]
+    loosened = _loosest(resolved)
+    if loosened is not None:
+        found += _with_looser_limits(problem, *loosened)
+    return [text for text in found if text]
+
+
+def _with_more_gpus(resolved: ResolvedProblem) -> str | None:
+    for multiple in GPU_MULTIPLES:
+        gpus = resolved.gpus * multiple
+        if resolved.hardware.max_gpus and gpus > resolved.hardware.max_gpus:
+            return None
+        table = build_table(resolved, gpus)
+        if len(table) and feasible(table, Limits.of(resolved, gpus)).any():
+            return f"{gpus} GPUs"
+    return None
+
+
+def _with_other_precision(resolved: ResolvedProblem) -> list[str]:
+    machine = resolved.machine
+    texts = []
+    for name in usable_recipes(machine.model, machine.hardware, machine.calibration):
+        if name == machine.recipe.name:
+            continue
+        changed = resolve_problem(resolved.problem.model_copy(update={"precision": name}))
+        table = build_table(changed)
+        if len(table) and feasible(table, Limits.of(changed)).any():
+            texts.append(f"precision {name}")
+    return texts
+
+
+def _loosest(resolved: ResolvedProblem) -> tuple[LayoutTable, Limits] | None:
+    """Rows that fit memory and budget when every SLO is dropped."""
+    limits = Limits.of(resolved)
+    open_problem = resolved.problem.model_copy(update={"tpot_limit_s": 60.0})
+    table = build_table(replace(resolved, problem=open_problem))
+    return (table, limits) if len(table) else None
+
+
+def _with_looser_limits(problem: Problem, table: LayoutTable, limits: Limits) -> list[str]:
+    """The tightest value of one SLO at which the others can hold."""
+    texts = []
+    kept = {f.__name__: f for f in FAMILIES}
+
+    def best(dropped: str) -> LayoutTable:
+        return table.take(feasible(table, limits, tuple(f for name, f in kept.items() if name != dropped)))
+
+    if len(rows := best("tpot_limit")) and rows.tpot_s.min() > limits.tpot_s:
+        texts.append(f"TPOT limit {np.ceil(rows.tpot_s.min() * 1e4) / 10:.1f} ms")
+    if problem.min_concurrency and len(rows := best("concurrency")):
+        most = int((rows.instance_sequences * np.maximum(rows.max_instances, 1)).max())
+        if most < problem.min_concurrency:
+            texts.append(f"concurrency {most:,}")
+    if problem.min_tokens_per_s and len(rows := best("throughput")):
+        most_rate = float((rows.instance_tokens_per_s * np.maximum(rows.max_instances, 1)).max())
+        if most_rate < problem.min_tokens_per_s:
+            texts.append(f"{np.floor(most_rate):,.0f} tokens/s")
+    return texts
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """The best feasible plan of another kind of layout, and why it is not the chosen one."""
+
+    kind: str
+    label: str
+    tokens_per_s_per_gpu: float
+    tpot_s: float
+    batch: int
+    reason: str
+
+
+KINDS: tuple[tuple[str, Callable[[LayoutTable], np.ndarray]], ...] = (
+    ("DP attention, EP experts", lambda t: (t.rows.dp > 1) & (t.rows.tp == 1) & (t.rows.ep > 1)),
+    ("TP attention, EP experts", lambda t: (t.rows.tp > 1) & (t.rows.ep > 1) & (t.rows.pp == 1)),
+    ("TP attention, TP experts", lambda t: (t.rows.dp == 1) & (t.rows.ep == 1) & (t.rows.pp == 1)),
+    ("DP attention, TP experts", lambda t: (t.rows.dp > 1) & (t.rows.ep == 1)),
+    ("pipeline stages", lambda t: t.rows.pp > 1),
+)
+
+
+def alternatives(resolved: ResolvedProblem, table: LayoutTable, chosen: int) -> tuple[Alternative, ...]:
+    """Best feasible row of each other kind of layout, with the reason it lost.
+
+    chosen : row of `table` that was selected.
+    """
+    ok = feasible(table, Limits.of(resolved))
+    result = []
+    for kind, members in KINDS:
+        mask = members(table)
+        if mask[chosen] or not mask.any():
+            continue
+        if not (mask & ok).any():
+            closest = _why_none(resolved, table.take(mask))
+            result.append(Alternative(kind, "-", 0.0, 0.0, 0, f"no feasible row: {closest}"))
+            continue
+        rows = np.flatnonzero(mask & ok)
+        best = int(rows[int(np.argmax(table.tokens_per_s_per_gpu[rows]))])
+        result.append(_alternative(resolved, table, chosen, best, kind))
+    return tuple(result)
+
+
+def _why_none(resolved: ResolvedProblem, table: LayoutTable) -> str:
+    limits = Limits.of(resolved)
+    clash = clashing_families(table, limits)
+    texts = [_missing(resolved, table, limits, family, clash) for family in clash]
+    return " ".join(text for text in texts if text) or "unknown"
+
+
+def _alternative(resolved: ResolvedProblem, table: LayoutTable, chosen: int, row: int, kind: str) -> Alternative:
+    rows = table.rows
+    rate = float(table.tokens_per_s_per_gpu[row])
+    loss = 1 - rate / float(table.tokens_per_s_per_gpu[chosen])
+    sequences = {r: rows.batch[r] * rows.dp[r] / rows.gpus[r] for r in (chosen, row)}
+    copies = rows.tp[row] / min(int(rows.tp[row]), resolved.model.attention.max_kv_shards)
+    reason = f"{loss:.0%} slower per GPU: {sequences[row]:,.0f} sequences per GPU against {sequences[chosen]:,.0f}"
+    if copies > 1:
+        reason += f", because TP{int(rows.tp[row])} keeps {copies:.0f} copies of each KV cache"
+    reason += f"; TPOT {table.tpot_s[row] * 1e3:.0f} against {table.tpot_s[chosen] * 1e3:.0f} ms"
+    return Alternative(kind, row_label(table, row), rate, float(table.tpot_s[row]), int(rows.batch[row]), reason)

@@ -1,0 +1,61 @@
+"""Drop rows that another row dominates, without losing any of the k best distinct layouts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autotune.layouts.table import LayoutTable
+from cost_models.arrays import Floats, Ints
+
+
+def criteria(table: LayoutTable, *, sequences_matter: bool, tpot_matters: bool) -> Floats:
+    """(rows, criteria), larger is better: what the objective and the remaining constraints see."""
+    columns = [table.instance_tokens_per_s]
+    if sequences_matter:
+        columns.append(table.instance_sequences.astype(float))
+    if tpot_matters:
+        columns.append(-table.tpot_s)
+    return np.stack(columns, axis=1)
+
+
+def prune(table: LayoutTable, *, keep_layouts: int, sequences_matter: bool, tpot_matters: bool) -> Ints:
+    """Indices of the rows worth giving to the solver.
+
+    Rows must already satisfy the per-row limits (memory, TPOT). Among rows of one instance size the
+    instance counts are interchangeable, so a row is useless for the k best distinct layouts once k
+    other layouts of that size hold a row at least as good in every criterion, or its own layout does.
+    """
+    values = criteria(table, sequences_matter=sequences_matter, tpot_matters=tpot_matters)
+    kept: list[int] = []
+    for size in np.unique(table.rows.gpus):
+        members = np.flatnonzero(table.rows.gpus == size)
+        layouts = table.layout[members]
+        fronts = [members[layouts == layout] for layout in np.unique(layouts)]
+        fronts = [front[_pareto(values[front])] for front in fronts]
+        for own, front in enumerate(fronts):
+            beaten = np.zeros(len(front), dtype=np.int64)
+            for other, rival in enumerate(fronts):
+                if other != own:
+                    beaten += _dominated(values[front], values[rival], strict=other > own)
+            kept.extend(front[beaten < keep_layouts].tolist())
+    return np.array(sorted(kept), dtype=np.int64)
+
+
+def _pareto(values: Floats) -> Ints:
+    """Positions of non-dominated rows; of equal rows the first stays."""
+    if values.shape[1] == 1:
+        return np.array([int(np.argmax(values[:, 0]))], dtype=np.int64)
+    order = np.lexsort(tuple(-values[:, column] for column in reversed(range(values.shape[1]))))
+    front: list[int] = []
+    for position in order:
+        if not front or not np.any(np.all(values[front] >= values[position], axis=1)):
+            front.append(int(position))
+    return np.array(front, dtype=np.int64)
+
+
+def _dominated(values: Floats, rivals: Floats, *, strict: bool) -> Ints:
+    """1 where some rival is at least as good in everything (and better in something, if strict)."""
+    better = np.all(rivals[None, :, :] >= values[:, None, :], axis=2)
+    if strict:
+        better &= np.any(rivals[None, :, :] > values[:, None, :], axis=2)
+    return better.any(axis=1).astype(np.int64)

@@ -1,0 +1,211 @@
+"""Deployment -> prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.deployment import CalibrationChoice, Deployment, Pool, PrecisionChoice
+from autotune.errors import ProblemError
+from autotune.prediction import MemoryLine, OperatorLine, Prediction
+from cost_models import catalog
+from cost_models.calibration import Calibration
+from cost_models.dispatch import BACKENDS
+from cost_models.machine import Machine
+from cost_models.memory import Memory, decode_memory
+from cost_models.offload import freed_bytes, offloaded_layers, stall_s
+from cost_models.operators import Timing
+from cost_models.overlap import OVERLAPS
+from cost_models.provenance import operator_provenance
+from cost_models.rows import UNLIMITED, Rows
+from cost_models.specs.hardware import HardwareSpec
+from cost_models.specs.model import ModelSpec
+from cost_models.specs.precision import PrecisionRecipe
+from cost_models.specs.workload import Workload
+from cost_models.step import StepCost, decode_step
+from search_spaces.loader import load_engine, resolve_version
+
+DEFAULT_MEMORY_FRACTION = 0.97
+"""Safety margin: share of driver-reported memory a plan may fill."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A deployment with its documents loaded."""
+
+    machine: Machine
+    rows: Rows
+    workload: Workload
+    pool: Pool
+
+
+def resolve_recipe(choice: str | PrecisionChoice) -> PrecisionRecipe:
+    """A named recipe, with overrides where the deployment gives them."""
+    if isinstance(choice, str):
+        return catalog.load_recipe(choice)
+    recipe = catalog.load_recipe(choice.recipe)
+    changed = {k: v for k, v in choice.model_dump(exclude={"recipe"}).items() if v is not None}
+    return recipe.model_copy(update={**changed, "name": f"{recipe.name}*"} if changed else {})
+
+
+def resolve_calibration(choice: CalibrationChoice, gpu: str, engine: str) -> Calibration:
+    """The user's file, another engine's calibration, or the engine's own."""
+    if choice.file:
+        return catalog.load_calibration(choice.file)
+    return catalog.calibration_for(gpu, choice.engine or engine)
+
+
+def check_model_on_engine(model: ModelSpec, layout_tp: int) -> None:
+    """Raises ProblemError when the heads do not divide."""
+    heads = model.attention.heads
+    if heads % layout_tp:
+        raise ProblemError(f"tp {layout_tp} does not divide the {heads} attention heads of {model.name}")
+
+
+def resolve(deployment: Deployment) -> Resolved:
+    """Load what a deployment names; raises AutotuneError with one clear message."""
+    hardware = catalog.load_hardware(deployment.hardware)
+    model = catalog.load_model(deployment.model)
+    if deployment.layers:
+        model = model.scaled_to_layers(deployment.layers)
+    engine = load_engine(deployment.engine.name) if deployment.engine.name != "deepseek" else None
+    if engine:
+        resolve_version(engine, deployment.engine.version)
+    pool = deployment.pool
+    _check_pool(model, hardware, pool)
+    recipe = resolve_recipe(deployment.precision)
+    engine_name = engine.calibration_engine if engine else deployment.engine.name
+    calibration = resolve_calibration(deployment.calibration, hardware.gpu.name, engine_name)
+    machine = Machine(model, hardware, recipe, calibration)
+    if pool.draft_tokens and not deployment.workload.mtp_acceptance:
+        raise ProblemError(f"draft_tokens {pool.draft_tokens} need workload.mtp_acceptance (one rate per draft)")
+    return Resolved(machine, pool_rows(pool), deployment.workload, pool)
+
+
+def _check_pool(model: ModelSpec, hardware: HardwareSpec, pool: Pool) -> None:
+    check_model_on_engine(model, pool.tp)
+    if model.moe is None and (pool.ep > 1 or pool.redundant_experts or pool.dp > 1):
+        raise ProblemError(f"{model.name} is dense: ep, redundant_experts and dp must be 1, 0, 1 (use instances)")
+    if model.moe and (model.moe.experts + pool.redundant_experts) % pool.ep:
+        total = f"{model.moe.experts} + {pool.redundant_experts}"
+        raise ProblemError(f"ep {pool.ep} does not divide the {total} physical experts; add redundant_experts")
+    if pool.draft_tokens and not model.mtp_layers:
+        raise ProblemError(f"{model.name} has no MTP module, so draft_tokens must be 0")
+    wanted = pool.layout.gpus * pool.instances
+    if hardware.max_gpus and wanted > hardware.max_gpus:
+        raise ProblemError(f"{wanted} GPUs wanted, {hardware.name} has {hardware.max_gpus}")
+    if pool.pp > model.layers:
+        raise ProblemError(f"pp {pool.pp} exceeds the {model.layers} layers of {model.name}")
+
+
+def pool_rows(pool: Pool) -> Rows:
+    """A pool as one candidate row."""
+    balance = pool.expert_balance
+    ratio = 1.0 if balance.kind == "perfect" else balance.max_over_mean
+    return Rows.of(
+        tp=pool.tp,
+        dp=pool.dp,
+        ep=pool.ep,
+        pp=pool.pp,
+        batch=pool.batch_per_dp_rank,
+        drafts=pool.draft_tokens,
+        redundant_experts=pool.redundant_experts,
+        backend=BACKENDS.index(pool.all2all_backend),
+        overlap=OVERLAPS.index(pool.overlap),
+        eplb=int(balance.kind in ("eplb", "static")),
+        eplb_window_steps=balance.window_steps,
+        eplb_interval_steps=balance.interval_steps if balance.kind == "eplb" else 0,
+        moe_chunk_tokens=pool.chunks.moe_dp_tokens,
+        activation_chunk_rows=pool.chunks.activation_rows,
+        graph_tokens=UNLIMITED if pool.cuda_graph else 0,
+        batched_tokens=pool.max_batched_tokens,
+        output_chunk=pool.chunks.output or UNLIMITED,
+        api_outputs=pool.batch_per_dp_rank * pool.dp if pool.chunks.output else 0,
+        imbalance=np.nan if ratio is None else ratio,
+    )
+
+
+def predict(deployment: Deployment) -> Prediction:
+    """Predict a decode deployment; it need not fit in memory, the prediction says so.
+
+    Raises AutotuneError for unknown names, missing coefficients and contradictions.
+    """
+    resolved = resolve(deployment)
+    step = decode_step(resolved.machine, resolved.rows, resolved.workload.context_tokens, resolved.workload.mtp_acceptance)
+    memory = decode_memory(resolved.machine, resolved.rows, resolved.workload)
+    return prediction_of(resolved, step, memory)
+
+
+def prediction_of(resolved: Resolved, step: StepCost, memory: Memory) -> Prediction:
+    """The first row of a costed step as a prediction document."""
+    pool, machine = resolved.pool, resolved.machine
+    lines = {name: float(line[0]) for name, line in memory.lines.items()}
+    stall = 0.0
+    if pool.offload:
+        stall = _apply_offload(resolved, float(step.step_s[0]), lines)
+    step_s = float(step.step_s[0]) + stall
+    tpot_s = step_s / float(step.accepted_tokens[0])
+    operators = _operator_lines(resolved, step.operators, stall, step_s)
+    total = sum(lines.values())
+    fraction = pool.memory_fraction or DEFAULT_MEMORY_FRACTION
+    limit = machine.hardware.gpu.hbm_visible_bytes.value * fraction
+    room = max(limit - (total - lines["kv_cache"]), 0.0)
+    rate = pool.batch_per_dp_rank * pool.dp / tpot_s
+    busy = max((line for line in operators if line.name != "overlap"), key=lambda line: line.time_s)
+    return Prediction(
+        tokens_per_s_per_gpu=rate / pool.layout.gpus,
+        tokens_per_s=rate * pool.instances,
+        tpot_s=tpot_s,
+        step_s=step_s,
+        accepted_tokens_per_step=float(step.accepted_tokens[0]),
+        gpus=pool.layout.gpus * pool.instances,
+        concurrency=pool.batch_per_dp_rank * pool.dp * pool.instances,
+        context_tokens=resolved.workload.context_tokens,
+        operators=operators,
+        layer_kinds={name: float(value[0]) for name, value in step.layer_kinds.items()},
+        memory=tuple(MemoryLine(name=name, bytes=value) for name, value in lines.items()),
+        memory_total_bytes=total,
+        memory_limit_bytes=limit,
+        kv_capacity_tokens=room / float(memory.kv_bytes_per_token[0]),
+        fits=total <= limit,
+        bottleneck=f"{busy.name} ({busy.share:.0%} of the step)",
+        calibration=machine.calibration.id,
+        notes=machine.model.flags,
+    )
+
+
+def _apply_offload(resolved: Resolved, step_s: float, lines: dict[str, float]) -> float:
+    offload = resolved.pool.offload
+    assert offload is not None
+    layers = resolved.machine.model.layers
+    layer_bytes = (lines["expert weights"] + lines["other weights"]) / layers
+    freed = freed_bytes(layer_bytes, layers, offload.group_size, offload.num_in_group, offload.prefetch_step)
+    lines["offloaded weights"] = -float(freed)
+    copied = offloaded_layers(layers, offload.group_size, offload.num_in_group) * layer_bytes
+    return float(stall_s(copied, resolved.machine.hardware.host_link_bytes_per_s, step_s))
+
+
+def _operator_lines(
+    resolved: Resolved, operators: dict[str, Timing], stall: float, step_s: float
+) -> tuple[OperatorLine, ...]:
+    provenance = operator_provenance(resolved.machine, resolved.rows, resolved.workload.context_tokens)
+    lines = []
+    for name, timing in operators.items():
+        time_s = float(timing.time_s[0])
+        if time_s == 0:
+            continue
+        known = provenance.get(name)
+        lines.append(
+            OperatorLine(
+                name=name,
+                time_s=time_s,
+                share=time_s / step_s,
+                bound_s=float(timing.bound_s[0]),
+                status=known.status if known else "assumed",
+                outside_box=known.outside if known else (),
+            )
+        )
+    if stall:
+        lines.append(OperatorLine(name="offload_stall", time_s=stall, share=stall / step_s, bound_s=0, status="datasheet"))
+    return tuple(sorted(lines, key=lambda line: -line.time_s))

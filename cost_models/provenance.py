@@ -1,0 +1,69 @@
+"""Which calibration entry priced an operator, and whether its inputs were inside the measured box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cost_models.calibration import Entry
+from cost_models.dispatch import BACKENDS
+from cost_models.machine import Machine
+from cost_models.moe_layer import kernel_variant
+from cost_models.rows import Rows
+
+HOST_OPERATORS = ("host", "launch_gaps", "output_processing_wait", "pipeline_hops")
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where an operator's coefficients come from."""
+
+    family: str
+    variant: str
+    status: str
+    outside: tuple[str, ...]
+    """Inputs outside the measured box, each as text."""
+
+
+def operator_provenance(machine: Machine, rows: Rows, context_tokens: float) -> dict[str, Provenance]:
+    """Provenance of every operator of the first row."""
+    matrices = {m.name: m for m in machine.model.matrices()}
+    sources: dict[str, tuple[str, str, dict[str, float]]] = {}
+    tokens = float(rows.batch[0] * (1 + rows.drafts[0]))
+    tp = float(rows.tp[0])
+    for name, matrix in matrices.items():
+        if matrix.family not in ("experts", "embedding"):
+            inputs = {"m": tokens, "n": matrix.n / tp, "k": float(matrix.k)}
+            sources[name] = ("dense_gemm", machine.dtype(matrix.family), inputs)
+    attention = machine.model.attention
+    core = {"sequences": float(rows.batch[0]), "context_tokens": context_tokens, "heads": attention.heads / tp}
+    sources["attention"] = (f"{attention.kind}_decode", machine.recipe.kv_cache, core)
+    sources["absorb"] = ("elementwise", "default", {})
+    for name in ("elementwise", "moe_elementwise"):
+        sources[name] = ("elementwise", "default", {})
+    for name in ("tp_all_reduce", "ffn_all_reduce", "moe_all_reduce"):
+        sources[name] = ("all_reduce", "default", {"ranks": tp})
+    backend = BACKENDS[int(rows.backend[0])]
+    ranks = float(rows.group[0])
+    if machine.model.moe:
+        slots = machine.model.moe.experts + float(rows.redundant_experts[0])
+        experts = {"input_tokens": tokens, "local_experts": slots / float(rows.ep[0])}
+        sources["experts"] = ("grouped_gemm", kernel_variant(machine, backend), experts)
+        sources["eplb_moves"] = ("balance", "dynamics", {})
+    if backend != "none":
+        for direction in ("dispatch", "combine"):
+            sources[direction] = ("dispatch", f"{backend}.{direction}", {"ranks": ranks, "tokens": tokens})
+        sources["overlap"] = ("overlap", backend, {})
+    for name in HOST_OPERATORS:
+        sources[name] = ("host", "default", {})
+    sources["sampling"] = ("host", "default", {})
+    return {name: _checked(machine, *source) for name, source in sources.items()}
+
+
+def _checked(machine: Machine, family: str, variant: str, inputs: dict[str, float]) -> Provenance:
+    entry: Entry = machine.calibration.entry(family, variant)
+    outside = []
+    for name, (low, high) in entry.box.items():
+        value = inputs.get(name)
+        if value is not None and not low <= value <= high:
+            outside.append(f"{name} {value:,.0f} outside {low:,.0f}-{high:,.0f}")
+    return Provenance(family, variant, entry.status, tuple(outside))

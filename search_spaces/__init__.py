@@ -1,0 +1,1 @@
+"""Engine knobs as data, per engine and version."""

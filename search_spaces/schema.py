@@ -1,0 +1,127 @@
+"""Schema of an engine document: versions, knobs and what each knob is called when."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cost_models.specs.base import Spec
+
+Value = bool | int | float | str
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """'0.33' -> (0, 33); post-releases compare by their numbers."""
+    return tuple(int(part) for part in version.replace("post", "").split(".") if part.isdigit())
+
+
+class Ranged(Spec):
+    """Something that exists in a range of engine versions."""
+
+    since: str | None = None
+    """First supported version that has it."""
+    until: str | None = None
+    """Last supported version that has it."""
+
+    def exists_in(self, version: str) -> bool:
+        key = version_key(version)
+        after = self.since is None or key >= version_key(self.since)
+        return after and (self.until is None or key <= version_key(self.until))
+
+
+class Choice(Ranged):
+    """One value of a categorical knob."""
+
+    value: str
+    model: str
+    """Name in the cost models."""
+    max_tokens: int | None = None
+    """Tokens per rank and step that the engine's kernel accepts."""
+    within_domain: bool = False
+    """Works inside one scale-up domain only."""
+    needs_graph_off: bool = False
+    """The engine runs it without CUDA graphs."""
+    hidden_sizes: tuple[int, ...] = ()
+    """Hidden sizes its kernels are built for; empty means any."""
+
+
+class Default(Ranged):
+    """The engine's own default in a range of versions."""
+
+    value: Value | None
+
+
+class Spelling(Ranged):
+    """How a knob is written: a command-line flag or an environment variable."""
+
+    kind: Literal["flag", "env"]
+    name: str
+
+
+class Knob(Spec):
+    """One setting of an engine."""
+
+    name: str
+    doc: str
+    kind: Literal["categorical", "integer", "float", "bool"]
+    spellings: tuple[Spelling, ...]
+    """Empty in a version where the knob does not exist: it is then neither searched nor emitted."""
+    defaults: tuple[Default, ...]
+    choices: tuple[Choice, ...] = ()
+    candidates: tuple[int | float, ...] = ()
+    """Values worth trying beside the default and the analytic best."""
+    minimum: float | None = None
+    maximum: float | None = None
+    source: str
+
+    def spelling(self, version: str) -> Spelling | None:
+        """How the version spells the knob; None where it lacks it."""
+        return next((s for s in self.spellings if s.exists_in(version)), None)
+
+    def default(self, version: str) -> Value | None:
+        """The version's own default; None where the engine decides at run time."""
+        return next((d.value for d in self.defaults if d.exists_in(version)), None)
+
+    def choices_in(self, version: str) -> tuple[Choice, ...]:
+        return tuple(c for c in self.choices if c.exists_in(version))
+
+
+class EngineVersion(Spec):
+    """A supported version and the release its option list was read from."""
+
+    version: str
+    release: str
+
+
+class EngineSpec(Spec):
+    """An engine: which versions, which knobs, which calibration and exporter."""
+
+    format: Literal["autotune-engine/1"] = "autotune-engine/1"
+    name: str
+    title: str
+    vendors: tuple[str, ...]
+    calibration_engine: str
+    exporter: str | None = None
+    """None: plans are made without launch scripts."""
+    versions: tuple[EngineVersion, ...] = Field(min_length=1)
+    """Oldest first."""
+    knobs: tuple[Knob, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def newest(self) -> str:
+        return self.versions[-1].version
+
+    def knob(self, name: str) -> Knob | None:
+        return next((k for k in self.knobs if k.name == name), None)
+
+    def has(self, name: str, version: str) -> bool:
+        """Whether a version has a knob."""
+        knob = self.knob(name)
+        return knob is not None and knob.spelling(version) is not None
+
+    def backend_choices(self, version: str) -> tuple[Choice, ...]:
+        """All-to-all backends of a version that the cost models describe."""
+        knob = self.knob("all2all_backend")
+        return knob.choices_in(version) if knob else ()

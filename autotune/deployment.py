@@ -87,7 +87,7 @@ class Chunks(Spec):
     moe_dp_tokens: int = Field(default=0, ge=0)
     activation_rows: int = Field(default=0, ge=0)
     output: int | None = Field(default=None, gt=0)
-    """Outputs between two yields of the API process; none leaves the API process out."""
+    """Outputs between two yields of an API process; none leaves the API processes out."""
 
 
 class Pool(Spec):
@@ -109,6 +109,8 @@ class Pool(Spec):
     cuda_graph: bool = True
     max_batched_tokens: int = Field(default=0, ge=0)
     """Token budget that buffers are sized for; 0 sizes them for the batch."""
+    api_servers: int = Field(default=1, gt=0)
+    """API processes that share an instance's outputs (matters with chunks.output)."""
     memory_fraction: float | None = Field(default=None, gt=0, le=1)
     """Share of device memory the engine may use; none uses what is needed."""
     offload: Offload | None = None

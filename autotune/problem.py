@@ -9,7 +9,7 @@ from pydantic import Field
 
 from autotune.deployment import CalibrationChoice
 from autotune.errors import ProblemError
-from autotune.predict import DEFAULT_MEMORY_FRACTION, resolve_calibration
+from autotune.predicting import DEFAULT_MEMORY_FRACTION, resolve_calibration
 from cost_models import catalog
 from cost_models.calibration import Calibration
 from cost_models.errors import MissingFactError

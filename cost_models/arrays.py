@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+MAX_CODE = 2**62
+
 
 def as_floats(values: ArrayLike) -> Floats:
     return np.asarray(values, dtype=np.float64)
@@ -28,6 +30,26 @@ def ceil_div(a: ArrayLike, b: ArrayLike) -> Floats:
     return as_floats(np.ceil(as_floats(a) / as_floats(b)))
 
 
+def distinct_rows(*columns: ArrayLike) -> tuple[Ints, Ints]:
+    """(first, inverse) of the distinct combinations of equally long columns.
+
+    first : positions of one row of each combination; inverse : (rows,) which combination a row has.
+    """
+    code = np.zeros(len(np.atleast_1d(columns[0])), dtype=np.int64)
+    size = 1
+    for column in columns:
+        values, index = np.unique(np.asarray(column), return_inverse=True)
+        if len(values) == 1:
+            continue
+        if size * len(values) >= MAX_CODE:
+            kept, code = np.unique(code, return_inverse=True)
+            size = len(kept)
+        code = code * len(values) + index
+        size *= len(values)
+    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
+    return first, inverse
+
+
 def evaluate_distinct(function: Callable[..., Any], *keys: ArrayLike) -> Any:
     """Evaluate `function` once per distinct combination of its keys, then gather.
 
@@ -36,11 +58,9 @@ def evaluate_distinct(function: Callable[..., Any], *keys: ArrayLike) -> Any:
     (rows,) arrays. Candidate grids repeat the same few shapes, so this is most of the speed.
     """
     columns = [as_floats(column) for column in np.broadcast_arrays(*[np.atleast_1d(key) for key in keys])]
-    code = np.zeros(columns[0].shape, dtype=np.int64)
-    for column in columns:
-        values, index = np.unique(column, return_inverse=True)
-        code = code * len(values) + index
-    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
+    if len(columns[0]) == 1:
+        return _gather(function(*columns), np.zeros(1, dtype=np.int64), 1)
+    first, inverse = distinct_rows(*columns)
     result = function(*[column[first] for column in columns])
     return _gather(result, inverse, len(first))
 

@@ -84,6 +84,15 @@ def kv_tokens_needed(batch: Floats | np.ndarray, workload: Workload) -> Floats:
     return np.minimum(with_margin, batch * max(workload.peak_context_tokens, mean))
 
 
+def sequences_that_fit(kv_tokens: Floats | np.ndarray, workload: Workload) -> Floats:
+    """Largest whole batch whose resident tokens fit in `kv_tokens`: the inverse of kv_tokens_needed."""
+    tokens = np.maximum(as_floats(kv_tokens), 0.0)
+    mean = workload.context_tokens
+    half = KV_CONFIDENCE_SIGMAS * workload.osl_tokens / np.sqrt(12.0) / 2
+    root = (np.sqrt(half**2 + mean * tokens) - half) / mean
+    return np.floor(np.maximum(root**2, tokens / max(workload.peak_context_tokens, mean)) + 1e-9)
+
+
 def kv_bytes_per_token(machine: Machine, rows: Rows) -> Floats:
     """KV cache of one token on one GPU: sharded over TP up to the KV heads, over the pipeline's layers [B]."""
     shards = np.minimum(rows.tp, machine.model.attention.max_kv_shards) * rows.pp

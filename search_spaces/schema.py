@@ -104,6 +104,8 @@ class EngineSpec(Spec):
     calibration_engine: str
     exporter: str | None = None
     """None: plans are made without launch scripts."""
+    memory_fraction_covers: Literal["everything", "weights_and_kv"] = "everything"
+    """What the engine's memory-fraction flag bounds."""
     versions: tuple[EngineVersion, ...] = Field(min_length=1)
     """Oldest first."""
     knobs: tuple[Knob, ...] = ()

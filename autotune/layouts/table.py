@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 
 from autotune.layouts.enumerate import batch_grid, layout_rows, token_limits
 from autotune.problem import ResolvedProblem
-from cost_models.arrays import Floats, Ints
+from cost_models.arrays import Floats, Ints, distinct_rows
 from cost_models.memory import decode_memory
 from cost_models.rows import Rows
 from cost_models.step import decode_step
 
 LARGEST_BATCH = 2**14
+
+VARIANT_COLUMNS = ("tp", "dp", "ep", "pp", "drafts", "redundant_experts", "backend", "overlap", "eplb")
+"""Columns in which rows of an enumeration differ, besides the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ def build_table(resolved: ResolvedProblem, gpus: int | None = None) -> LayoutTab
     """Enumerate and cost: a batch grid, then for every layout the largest batch each limit allows.
 
     The second pass adds, per layout, the batch that just fits the memory and the one that just
-    meets the TPOT limit, so the answer does not depend on the grid.
+    meets the TPOT limit, so the answer does not hang on the grid.
     """
     layouts = layout_rows(resolved, gpus)
     if not len(layouts):
@@ -70,10 +73,9 @@ def build_table(resolved: ResolvedProblem, gpus: int | None = None) -> LayoutTab
     repeated = layouts.take(np.repeat(np.arange(len(layouts)), len(grid)))
     gridded = _within_kernel_limits(resolved, repeated.replace(batch=np.tile(grid, len(layouts))))
     coarse = cost_rows(resolved, gridded, gpus)
-    fitting = largest_fitting_batch(resolved, layouts)
-    meeting = _largest_batch_at_tpot(resolved, layouts, fitting)
-    edges = [cost_rows(resolved, layouts.replace(batch=batch), gpus) for batch in (fitting, meeting)]
-    return LayoutTable.concatenate([coarse, *edges])
+    fitting = cost_rows(resolved, layouts.replace(batch=largest_fitting_batch(resolved, layouts)), gpus)
+    meeting = cost_rows(resolved, _rows_at_tpot_limit(resolved, LayoutTable.concatenate([coarse, fitting])), gpus)
+    return LayoutTable.concatenate([coarse, fitting, meeting])
 
 
 def cost_rows(resolved: ResolvedProblem, rows: Rows, gpus: int | None = None) -> LayoutTable:
@@ -127,15 +129,23 @@ def largest_fitting_batch(resolved: ResolvedProblem, layouts: Rows) -> Ints:
     return _bisect(fits, high)
 
 
-def _largest_batch_at_tpot(resolved: ResolvedProblem, layouts: Rows, fitting: Ints) -> Ints:
-    """Largest batch of each layout, up to the fitting one, that meets the TPOT limit; at least 1."""
-    workload = resolved.problem.workload
+def _rows_at_tpot_limit(resolved: ResolvedProblem, table: LayoutTable) -> Rows:
+    """Rows between a grid batch that meets the TPOT limit and the next, which does not.
 
-    def meets(batch: Ints) -> NDArray[np.bool_]:
-        step = decode_step(resolved.machine, layouts.replace(batch=batch), workload.context_tokens, workload.mtp_acceptance)
-        return step.tpot_s <= resolved.problem.tpot_limit_s
-
-    return _bisect(meets, fitting)
+    Linear interpolation of TPOT in the batch, and one per cent below it in case the curve bends.
+    """
+    keys = [getattr(table.rows, name) for name in VARIANT_COLUMNS]
+    _, variant = distinct_rows(*keys)
+    order = np.lexsort((table.rows.batch, variant))
+    low, high = order[:-1], order[1:]
+    limit = resolved.problem.tpot_limit_s
+    crossing = (variant[low] == variant[high]) & (table.tpot_s[low] <= limit) & (table.tpot_s[high] > limit)
+    low, high = low[crossing], high[crossing]
+    step = (limit - table.tpot_s[low]) / (table.tpot_s[high] - table.tpot_s[low])
+    batch = table.rows.batch[low] + step * (table.rows.batch[high] - table.rows.batch[low])
+    edges = [np.maximum(np.floor(batch * share), 1).astype(np.int64) for share in (1.0, 0.99)]
+    base = table.rows.take(low)
+    return Rows.concatenate([base.replace(batch=edge) for edge in edges])
 
 
 def _bisect(holds: Callable[[Ints], NDArray[np.bool_]], high: Ints) -> Ints:

@@ -38,4 +38,6 @@ class Layout(Spec):
     def label(self) -> str:
         """Short name, e.g. DP48 EP48, TP8, TP2 DP4 EP8."""
         parts = [("TP", self.tp), ("DP", self.dp), ("EP", self.ep), ("PP", self.pp)]
-        return " ".join(f"{name}{size}" for name, size in parts if size > 1) or "1 GPU"
+        text = " ".join(f"{name}{size}" for name, size in parts if size > 1) or "1 GPU"
+        sharded = self.dp > 1 and self.moe_tp_ranks > 1
+        return f"{text} (experts TP{self.moe_tp_ranks})" if sharded else text

@@ -121,7 +121,7 @@ def pool_rows(pool: Pool) -> Rows:
         graph_tokens=UNLIMITED if pool.cuda_graph else 0,
         batched_tokens=pool.max_batched_tokens,
         output_chunk=pool.chunks.output or UNLIMITED,
-        api_outputs=pool.batch_per_dp_rank * pool.dp if pool.chunks.output else 0,
+        api_outputs=-(-pool.batch_per_dp_rank * pool.dp // pool.api_servers) if pool.chunks.output else 0,
         imbalance=np.nan if ratio is None else ratio,
     )
 

@@ -1,0 +1,1 @@
+"""Which engine flags: a version-specific space, a cost-model evaluator and an Optuna study."""

@@ -1,0 +1,165 @@
+"""The flag space of one layout on one engine version: which knobs, which values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.layouts.enumerate import Shape, backend_admissible
+from autotune.problem import ResolvedProblem
+from cost_models.arrays import Ints
+from cost_models.dispatch import BACKENDS
+from cost_models.overlap import OVERLAPS
+from cost_models.rows import Rows
+from search_spaces.schema import Knob, Value
+
+BATCH_FACTORS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.125)
+GRAPH_STEP = 16
+BLACKWELL_GRAPH_DEFAULT = 1024
+Params = dict[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class FlagSpace:
+    """Knob name -> values to try; a knob that the version lacks is absent."""
+
+    values: dict[str, tuple[Value, ...]]
+    defaults: Params
+    """The engine's own defaults."""
+    analytic: Params
+    """What the chosen layout row implies."""
+
+    @property
+    def size(self) -> int:
+        """Number of combinations."""
+        return int(np.prod([len(v) for v in self.values.values()], dtype=object))
+
+    def grid(self) -> dict[str, Ints]:
+        """Every combination as index columns, (size,) each."""
+        digits = np.unravel_index(np.arange(self.size), [len(v) for v in self.values.values()])
+        return dict(zip(self.values, digits, strict=True))
+
+    def index(self, params: Params) -> int:
+        """Position of a combination in the grid."""
+        position = 0
+        for name, values in self.values.items():
+            position = position * len(values) + values.index(params[name])
+        return position
+
+    def params_at(self, position: int) -> Params:
+        """The combination at a grid position."""
+        chosen: Params = {}
+        for name, values in reversed(self.values.items()):
+            position, digit = divmod(position, len(values))
+            chosen[name] = values[digit]
+        return {name: chosen[name] for name in self.values}
+
+
+def flag_space(resolved: ResolvedProblem, row: Rows, fitting_batch: int) -> FlagSpace:
+    """Space of one layout row.
+
+    row : the chosen layout with its batch; fitting_batch : largest batch that fits memory.
+    """
+    version = resolved.version
+    analytic = _analytic(resolved, row)
+    values: dict[str, tuple[Value, ...]] = {}
+    defaults: Params = {}
+    for knob in resolved.engine.knobs:
+        if knob.spelling(version) is None or knob.name not in analytic:
+            continue
+        default = _default(resolved, knob, row)
+        options = _options(resolved, knob, row, analytic[knob.name], fitting_batch)
+        values[knob.name] = tuple(dict.fromkeys([default, analytic[knob.name], *options]))
+        defaults[knob.name] = default
+    return FlagSpace(values, defaults, {name: analytic[name] for name in values})
+
+
+def _analytic(resolved: ResolvedProblem, row: Rows) -> Params:
+    """Knob values that realise the layout row; knobs without effect here are left out."""
+    batch, tokens = int(row.batch[0]), step_tokens(row)
+    params: Params = {"max_num_seqs": batch, "cudagraph_max_tokens": -(-tokens // GRAPH_STEP) * GRAPH_STEP}
+    params["max_num_batched_tokens"] = max(tokens, batch)
+    params["gpu_memory_fraction"] = _largest_fraction(resolved)
+    params["kv_cache_dtype"] = kv_value(resolved, resolved.machine.recipe.kv_cache)
+    params["output_proc_chunk"] = 2048
+    if resolved.problem.workload.mtp_acceptance:
+        params["draft_tokens"] = int(row.drafts[0])
+    if row.dp[0] > 1:
+        overlap = OVERLAPS[int(row.overlap[0])]
+        params["all2all_backend"] = backend_value(resolved, BACKENDS[int(row.backend[0])])
+        params["enable_dbo"] = overlap == "two_batch"
+        params["enable_sbo"] = overlap == "single_batch"
+        params["dbo_decode_token_threshold"] = 32
+        params["moe_dp_chunk_tokens"] = tokens
+        params["enable_moe_dp_chunk"] = False
+        params["enable_activation_chunk"] = False
+        params["activation_chunk_rows"] = 32768
+    if row.ep[0] > 1 and row.dp[0] > 1:
+        params["enable_eplb"] = bool(row.eplb[0])
+        params["eplb_window_steps"] = 1000
+        params["eplb_interval_steps"] = int(row.eplb_interval_steps[0]) or 3000
+        params["redundant_experts"] = int(row.redundant_experts[0])
+    return params
+
+
+def step_tokens(row: Rows) -> int:
+    """Tokens per DP rank and step."""
+    return int(-(-row.batch[0] // row.pp[0]) * (1 + row.drafts[0]))
+
+
+def backend_value(resolved: ResolvedProblem, model_name: str) -> str:
+    """The engine's name of a cost-model backend."""
+    choices = resolved.engine.backend_choices(resolved.version)
+    return next(choice.value for choice in choices if choice.model == model_name)
+
+
+def kv_value(resolved: ResolvedProblem, dtype: str) -> str:
+    """The engine's name of a KV-cache dtype."""
+    knob = resolved.engine.knob("kv_cache_dtype")
+    if knob is None or dtype != "fp8":
+        return "auto"
+    return next(choice.value for choice in knob.choices_in(resolved.version) if choice.model == "fp8")
+
+
+def _largest_fraction(resolved: ResolvedProblem) -> float:
+    """Safety margin as an engine flag; engines that bound only weights and KV need room beside them."""
+    if resolved.engine.memory_fraction_covers == "everything":
+        return round(resolved.problem.memory_fraction, 3)
+    return 0.88
+
+
+def _default(resolved: ResolvedProblem, knob: Knob, row: Rows) -> Value:
+    """The version's default, with what the engine derives at run time filled in."""
+    default = knob.default(resolved.version)
+    tokens = step_tokens(row)
+    if knob.name == "cudagraph_max_tokens" and resolved.hardware.gpu.architecture == "blackwell":
+        default = BLACKWELL_GRAPH_DEFAULT
+    if knob.name == "max_num_batched_tokens":
+        default = max(int(default or 0), tokens)
+    if knob.name in ("redundant_experts", "enable_eplb") and resolved.model.moe:
+        fewest = -resolved.model.moe.experts % int(row.ep[0])  # without them the layout does not start
+        default = fewest if knob.name == "redundant_experts" else bool(default) or fewest > 0
+    if default is None:
+        raise ValueError(f"{knob.name} has no default in {resolved.engine.name} {resolved.version}")
+    return default
+
+
+def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, analytic: Value, fitting_batch: int) -> list[Value]:
+    if knob.name == "max_num_seqs":
+        batches = [int(round(int(row.batch[0]) * factor / 8) * 8) or 1 for factor in BATCH_FACTORS]
+        return [batch for batch in [*batches, fitting_batch] if 1 <= batch <= fitting_batch]
+    if knob.name == "max_num_batched_tokens":
+        return []
+    if knob.name == "redundant_experts" and resolved.model.moe:
+        experts, ep = resolved.model.moe.experts, int(row.ep[0])
+        return [int(c) + (-(experts + int(c))) % ep for c in knob.candidates]
+    if knob.name == "all2all_backend":
+        shape = Shape(int(row.tp[0]), int(row.dp[0]), int(row.ep[0]), int(row.pp[0]))
+        return [c.value for c in resolved.engine.backend_choices(resolved.version) if backend_admissible(c, shape, resolved)]
+    if knob.name == "kv_cache_dtype":
+        known = resolved.machine.calibration.has(f"{resolved.model.attention.kind}_decode", "fp8")
+        return [kv_value(resolved, "fp8")] if known else []
+    if knob.kind == "bool":
+        return [False, True]
+    return list(knob.candidates)

@@ -1,0 +1,219 @@
+"""An Optuna study over a flag space, with the references that say how good its answer is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autotune.errors import OutputError
+from autotune.flags.evaluate import Evaluation, FlagEvaluator
+from autotune.flags.space import FlagSpace, Params
+
+if TYPE_CHECKING:
+    import optuna
+
+ENUMERABLE = 400_000
+"""Spaces up to this size are also solved exactly."""
+IN_MEMORY = "memory"
+TIE = 1e-4
+"""Relative difference in score below which two settings count as equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRow:
+    """One trial, for trials.csv."""
+
+    number: int
+    origin: str
+    params: Params
+    score: float
+    tokens_per_s_per_gpu: float
+    tpot_s: float
+    batch: int
+    violated: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FlagResult:
+    """Best flags found, and what they are compared with; scores are tokens/s/GPU."""
+
+    params: Params
+    origin: str
+    """study, exact, analytic or defaults."""
+    tokens_per_s_per_gpu: float
+    defaults: float
+    """With the engine's defaults, which may violate constraints."""
+    defaults_tpot_s: float
+    defaults_violate: tuple[str, ...]
+    study: float | None
+    random: float | None
+    exact: float | None
+    """None: the space is too large to enumerate."""
+    space_size: int
+    trials: tuple[TrialRow, ...]
+    feasible_trials: int
+
+
+class Scores:
+    """Looks combinations up in the enumerated grid, or prices them one by one where it is too large."""
+
+    def __init__(self, evaluator: FlagEvaluator) -> None:
+        self.evaluator = evaluator
+        self.space = evaluator.space
+        self.grid = evaluator.evaluate(self.space.grid()) if self.space.size <= ENUMERABLE else None
+
+    def of(self, params: Params) -> tuple[Evaluation, int]:
+        """An evaluation and the position of the combination in it."""
+        if self.grid is not None:
+            return self.grid, self.space.index(params)
+        return self.evaluator.one(params), 0
+
+
+def tune_flags(
+    evaluator: FlagEvaluator,
+    *,
+    trials: int,
+    seed: int,
+    storage: str | None = None,
+    study_name: str = "autotune",
+    on_trial: Callable[[], None] | None = None,
+) -> FlagResult:
+    """Search the space with Optuna; the engine's defaults and the analytic best are its first trials.
+
+    The result is the best feasible of the study, the exact optimum (where enumerable), the analytic
+    point and the defaults. Raises OutputError for a storage that cannot be used.
+    """
+    scores = Scores(evaluator)
+    space = evaluator.space
+    rows = run_study(scores, trials=trials, seed=seed, storage=storage, study_name=study_name, on_trial=on_trial)
+    study_best = _best(rows)
+    exact = scores.grid.best() if scores.grid is not None else None
+    candidates: list[tuple[str, Params]] = [("analytic", space.analytic), ("defaults", space.defaults)]
+    if study_best is not None:
+        candidates.insert(0, ("study", study_best.params))
+    if exact is not None:
+        candidates.insert(0, ("exact", space.params_at(exact)))
+    origin, params = _winner(scores, candidates)
+    evaluation, at = scores.of(params)
+    defaults, defaults_at = scores.of(space.defaults)
+    return FlagResult(
+        params=params,
+        origin=origin,
+        tokens_per_s_per_gpu=float(evaluation.tokens_per_s_per_gpu[at]),
+        defaults=float(defaults.tokens_per_s_per_gpu[defaults_at]),
+        defaults_tpot_s=float(defaults.tpot_s[defaults_at]),
+        defaults_violate=violations(defaults, defaults_at),
+        study=study_best.tokens_per_s_per_gpu if study_best else None,
+        random=random_search(scores, trials, seed),
+        exact=float(scores.grid.tokens_per_s_per_gpu[exact]) if scores.grid is not None and exact is not None else None,
+        space_size=space.size,
+        trials=tuple(rows),
+        feasible_trials=sum(not row.violated for row in rows),
+    )
+
+
+def violations(evaluation: Evaluation, at: int) -> tuple[str, ...]:
+    """Names of the constraints that a combination violates."""
+    return tuple(name for name, values in evaluation.constraints.items() if values[at] > 1e-9)
+
+
+def _winner(scores: Scores, candidates: list[tuple[str, Params]]) -> tuple[str, Params]:
+    """Best feasible candidate; among those within TIE of each other the plainest wins: analytic, then the study."""
+    top = max((float(e.score[at]) for e, at in (scores.of(p) for _, p in candidates) if e.feasible[at]), default=0.0)
+
+    def key(candidate: tuple[str, Params]) -> tuple[bool, float, int]:
+        evaluation, at = scores.of(candidate[1])
+        plain = {"analytic": 2, "study": 1}.get(candidate[0], 0)
+        score = float(evaluation.score[at])
+        return bool(evaluation.feasible[at]), top if abs(score - top) <= TIE * abs(top) else score, plain
+
+    return max(candidates, key=key)
+
+
+def _best(rows: list[TrialRow]) -> TrialRow | None:
+    allowed = [row for row in rows if not row.violated]
+    return max(allowed, key=lambda row: row.score, default=None)
+
+
+def random_search(scores: Scores, trials: int, seed: int) -> float | None:
+    """Best of as many uniformly random combinations; None when none is feasible."""
+    if not trials:
+        return None
+    rng = np.random.default_rng(seed)
+    columns = {name: rng.integers(len(values), size=trials) for name, values in scores.space.values.items()}
+    evaluation = scores.evaluator.evaluate(columns)
+    best = evaluation.best()
+    return None if best is None else float(evaluation.tokens_per_s_per_gpu[best])
+
+
+def run_study(
+    scores: Scores, *, trials: int, seed: int, storage: str | None, study_name: str, on_trial: Callable[[], None] | None
+) -> list[TrialRow]:
+    """Ask, evaluate, tell; a study found in the storage is continued up to `trials`."""
+    if not trials:
+        return []
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space = scores.space
+    study = _open_study(storage, study_name, seed, space)
+    distributions: dict[str, Any] = {n: optuna.distributions.CategoricalDistribution(v) for n, v in space.values.items()}
+    rows = [_row_of(trial, scores) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    if not rows:
+        study.enqueue_trial(dict(space.analytic), user_attrs={"origin": "analytic"})
+        study.enqueue_trial(dict(space.defaults), user_attrs={"origin": "defaults"}, skip_if_exists=True)
+    while len(rows) < trials:
+        trial = study.ask(distributions)
+        evaluation, at = scores.of(dict(trial.params))
+        for name, values in evaluation.constraints.items():
+            trial.set_constraint(name, float(values[at]))
+        study.tell(trial, float(evaluation.score[at]))
+        rows.append(_trial_row(trial.number, trial.user_attrs.get("origin", "tpe"), dict(trial.params), evaluation, at))
+        if on_trial:
+            on_trial()
+    return rows
+
+
+def _open_study(storage: str | None, name: str, seed: int, space: FlagSpace) -> optuna.Study:
+    """A new or resumed study; anything wrong with the storage becomes one message."""
+    import optuna
+
+    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=20)
+    if storage in (None, IN_MEMORY):
+        return optuna.create_study(direction="maximize", sampler=sampler)
+    try:
+        study = optuna.create_study(
+            storage=storage, study_name=name, load_if_exists=True, direction="maximize", sampler=sampler
+        )
+        finished = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
+    except Exception as error:  # any driver may sit behind the URL: sqlalchemy, redis, grpc, journal files
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise OutputError(f"storage {storage} cannot be used: {reason}. Check the URL, its driver and its locks") from error
+    if any(set(trial.params) != set(space.values) or not _known(trial.params, space) for trial in finished):
+        raise OutputError(f"study '{name}' in {storage} was made for another flag space; choose another storage or remove it")
+    return study
+
+
+def _known(params: Params, space: FlagSpace) -> bool:
+    return all(value in space.values[name] for name, value in params.items())
+
+
+def _row_of(trial: optuna.trial.FrozenTrial, scores: Scores) -> TrialRow:
+    evaluation, at = scores.of(dict(trial.params))
+    return _trial_row(trial.number, trial.user_attrs.get("origin", "tpe"), dict(trial.params), evaluation, at)
+
+
+def _trial_row(number: int, origin: str, params: Params, evaluation: Evaluation, at: int) -> TrialRow:
+    return TrialRow(
+        number=number,
+        origin=origin,
+        params=params,
+        score=float(evaluation.score[at]),
+        tokens_per_s_per_gpu=float(evaluation.tokens_per_s_per_gpu[at]),
+        tpot_s=float(evaluation.tpot_s[at]),
+        batch=int(evaluation.batch[at]),
+        violated=violations(evaluation, at),
+    )

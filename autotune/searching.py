@@ -1,0 +1,239 @@
+"""Problem -> ranked plans: enumerate, cost, prune, select, tune flags."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autotune.deployment import Chunks, Deployment, EngineChoice, ExpertBalance, Pool, PrecisionChoice
+from autotune.errors import NoFeasiblePlan
+from autotune.flags.evaluate import FlagEvaluator, api_servers
+from autotune.flags.space import Params, flag_space
+from autotune.flags.study import FlagResult, TrialRow, tune_flags
+from autotune.layouts.explain import alternatives, explain_infeasible
+from autotune.layouts.families import Limits, feasible
+from autotune.layouts.prune import prune
+from autotune.layouts.select import Selection, instance_of, select_top
+from autotune.layouts.table import LayoutTable, build_table, largest_fitting_batch
+from autotune.plan import AlternativeSummary, FlagSummary, Plan, SearchResult, SearchStatistics, SolverSummary
+from autotune.predicting import predict
+from autotune.problem import Problem, ResolvedProblem, resolve_problem
+from cost_models.dispatch import BACKENDS
+from cost_models.overlap import OVERLAPS
+from cost_models.rows import Rows
+
+RUNNER_UP_TRIALS = 0
+"""Runners-up take the exact or analytic flags; the study is spent on the winner."""
+
+
+@dataclass
+class Progress:
+    """Callbacks and timings of a run."""
+
+    on_trial: Callable[[], None] | None = None
+    on_stage: Callable[[str], None] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        if self.on_stage:
+            self.on_stage(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRun:
+    """A search result with the trials behind it (for trials.csv)."""
+
+    result: SearchResult
+    trials: dict[int, tuple[TrialRow, ...]]
+    """By plan rank."""
+
+
+def search(problem: Problem, progress: Progress | None = None) -> SearchResult:
+    """Best plans for a problem.
+
+    Raises NoFeasiblePlan (exit 2) with the clash and the smallest changes that fit, and
+    AutotuneError (exit 1) for input that makes no sense.
+    """
+    return run_search(problem, progress).result
+
+
+def run_search(problem: Problem, progress: Progress | None = None) -> SearchRun:
+    """`search` with the flag trials kept."""
+    progress = progress or Progress()
+    with progress.stage("load"):
+        resolved = resolve_problem(problem)
+    with progress.stage("cost layouts"):
+        table = build_table(resolved)
+        ok = feasible(table, Limits.of(resolved)) if len(table) else np.zeros(0, dtype=bool)
+    if not ok.any():
+        raise NoFeasiblePlan(explain_infeasible(resolved, table).message())
+    with progress.stage("select layouts"):
+        candidates, selections = _select(resolved, table.take(ok))
+    with progress.stage("tune flags"):
+        plans, trials = _plans(resolved, candidates, selections, progress.on_trial)
+    chosen = int(np.flatnonzero(_same_row(table, candidates, selections[0].row))[0])
+    others = alternatives(resolved, table, chosen)
+    statistics = SearchStatistics(
+        layouts=len(np.unique(table.layout)),
+        rows=len(table),
+        feasible_rows=int(ok.sum()),
+        rows_after_pruning=len(candidates),
+        seconds=dict(progress.seconds),
+    )
+    result = SearchResult(
+        plans=tuple(plans),
+        alternatives=tuple(
+            AlternativeSummary(
+                kind=a.kind,
+                label=a.label,
+                tokens_per_s_per_gpu=a.tokens_per_s_per_gpu,
+                tpot_s=a.tpot_s,
+                reason=a.reason,
+            )
+            for a in others
+        ),
+        statistics=statistics,
+        assumed=resolved.assumed,
+        notes=(*resolved.model.flags, *resolved.engine.notes),
+    )
+    return SearchRun(result, trials)
+
+
+def _same_row(table: LayoutTable, candidates: LayoutTable, row: int) -> np.ndarray:
+    same = table.layout == candidates.layout[row]
+    same &= table.rows.batch == candidates.rows.batch[row]
+    return same & np.isclose(table.tpot_s, candidates.tpot_s[row], rtol=1e-12)
+
+
+def _select(resolved: ResolvedProblem, table: LayoutTable) -> tuple[LayoutTable, list[Selection]]:
+    """Prune exactly, then let CP-SAT choose the k best distinct layouts."""
+    problem = resolved.problem
+    kept = prune(
+        table,
+        keep_layouts=problem.top_k,
+        sequences_matter=problem.min_concurrency > 0,
+        tpot_matters=problem.objective == "tpot",
+    )
+    candidates = table.take(kept)
+    instance = instance_of(candidates, Limits.of(resolved), problem.objective)
+    selections = select_top(instance, candidates.layout, problem.top_k, seed=problem.seed)
+    if not selections:
+        raise NoFeasiblePlan(
+            "no feasible plan: every row that satisfies the limits fails once rates are rounded down; loosen one limit slightly"
+        )
+    return candidates, selections
+
+
+def _plans(
+    resolved: ResolvedProblem, table: LayoutTable, selections: list[Selection], on_trial: Callable[[], None] | None
+) -> tuple[list[Plan], dict[int, tuple[TrialRow, ...]]]:
+    plans, trials = [], {}
+    for rank, selection in enumerate(selections, start=1):
+        row = table.rows.take(np.array([selection.row]))
+        budget = resolved.problem.trials if rank == 1 else RUNNER_UP_TRIALS
+        evaluator, found = _tuned(resolved, row, selection.instances, budget, rank, on_trial)
+        effective = evaluator.effective_row(found.params)
+        deployment = deployment_of(resolved, effective, selection.instances, found.params)
+        plans.append(_plan(rank, deployment, found, selection))
+        trials[rank] = found.trials
+    return plans, trials
+
+
+def _tuned(
+    resolved: ResolvedProblem, row: Rows, instances: int, trials: int, rank: int, on_trial: Callable[[], None] | None
+) -> tuple[FlagEvaluator, FlagResult]:
+    space = flag_space(resolved, row, int(largest_fitting_batch(resolved, row)[0]))
+    evaluator = FlagEvaluator(resolved, row, space, instances)
+    name = f"{resolved.hardware.name}/{resolved.model.name}/{resolved.engine.name}-{resolved.version}/plan-{rank}"
+    problem = resolved.problem
+    storage = problem.storage if trials else None
+    found = tune_flags(evaluator, trials=trials, seed=problem.seed, storage=storage, study_name=name, on_trial=on_trial)
+    return evaluator, found
+
+
+def _plan(rank: int, deployment: Deployment, found: FlagResult, selection: Selection) -> Plan:
+    pool = deployment.pool
+    backend = "" if pool.all2all_backend == "none" else f", {pool.all2all_backend.replace('_', ' ')}"
+    return Plan(
+        rank=rank,
+        label=f"{pool.instances} x {pool.layout.label()}{backend}",
+        deployment=deployment,
+        prediction=predict(deployment),
+        flags=FlagSummary(
+            origin=found.origin,
+            tuned=found.tokens_per_s_per_gpu,
+            defaults=found.defaults,
+            defaults_tpot_s=found.defaults_tpot_s,
+            defaults_violate=found.defaults_violate,
+            random=found.random,
+            study=found.study,
+            exact=found.exact,
+            space_size=found.space_size,
+            trials=len(found.trials),
+            feasible_trials=found.feasible_trials,
+        ),
+        solver=SolverSummary(
+            status=selection.status, objective=selection.objective, bound=selection.bound, gap=selection.gap
+        ),
+    )
+
+
+def deployment_of(resolved: ResolvedProblem, row: Rows, instances: int, params: Params) -> Deployment:
+    """A candidate row and its flags as a deployment that `predict` prices the same."""
+    problem, engine = resolved.problem, resolved.engine
+    balance = ExpertBalance(kind="none")
+    if row.eplb[0]:
+        balance = ExpertBalance(
+            kind="eplb", window_steps=int(row.eplb_window_steps[0]), interval_steps=int(row.eplb_interval_steps[0])
+        )
+    covers_all = engine.memory_fraction_covers == "everything" and "gpu_memory_fraction" in params
+    output = int(params["output_proc_chunk"]) if "output_proc_chunk" in params else None
+    pool = Pool(
+        tp=int(row.tp[0]),
+        dp=int(row.dp[0]),
+        ep=int(row.ep[0]),
+        pp=int(row.pp[0]),
+        instances=instances,
+        batch_per_dp_rank=int(row.batch[0]),
+        redundant_experts=int(row.redundant_experts[0]),
+        all2all_backend=BACKENDS[int(row.backend[0])],  # type: ignore[arg-type]  # names come from the same tuple
+        overlap=OVERLAPS[int(row.overlap[0])],  # type: ignore[arg-type]  # likewise
+        expert_balance=balance,
+        draft_tokens=int(row.drafts[0]),
+        cuda_graph=bool(row.graph_tokens[0] >= row.batch[0] * (1 + row.drafts[0]) // row.pp[0]),
+        max_batched_tokens=int(row.batched_tokens[0]),
+        api_servers=api_servers(resolved, row),
+        memory_fraction=float(params["gpu_memory_fraction"]) if covers_all else problem.memory_fraction,
+        chunks=Chunks(
+            moe_dp_tokens=int(row.moe_chunk_tokens[0]), activation_rows=int(row.activation_chunk_rows[0]), output=output
+        ),
+        flags=dict(params),
+    )
+    return Deployment(
+        hardware=problem.hardware,
+        model=problem.model,
+        precision=_precision(resolved, params),
+        engine=EngineChoice(name=engine.name, version=resolved.version),
+        calibration=problem.calibration,
+        workload=problem.workload,
+        pools={"decode": pool},
+    )
+
+
+def _precision(resolved: ResolvedProblem, params: Params) -> str | PrecisionChoice:
+    """The recipe, with the KV dtype that the flags chose."""
+    recipe = resolved.machine.recipe
+    if "kv_cache_dtype" not in params:
+        return recipe.name
+    changed = recipe.with_kv_cache("fp8" if str(params["kv_cache_dtype"]).startswith("fp8") else "bf16")
+    if changed == recipe:
+        return recipe.name
+    return PrecisionChoice(recipe=recipe.name, kv_cache=changed.kv_cache, attention_compute=changed.attention_compute)

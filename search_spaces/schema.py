@@ -40,6 +40,8 @@ class Choice(Ranged):
     """Tokens per rank and step that the engine's kernel accepts."""
     within_domain: bool = False
     """Works inside one scale-up domain only."""
+    needs_full_dp: bool = False
+    """Works only when every rank is an attention-DP rank (tp 1)."""
     needs_graph_off: bool = False
     """The engine runs it without CUDA graphs."""
     hidden_sizes: tuple[int, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from autotune.layouts.enumerate import Shape, backend_admissible
 from autotune.problem import ResolvedProblem
 from cost_models.arrays import Ints
 from cost_models.dispatch import BACKENDS
+from cost_models.memory import decode_memory
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
 from search_spaces.schema import Knob, Value
@@ -80,7 +82,7 @@ def _analytic(resolved: ResolvedProblem, row: Rows) -> Params:
     batch, tokens = int(row.batch[0]), step_tokens(row)
     params: Params = {"max_num_seqs": batch, "cudagraph_max_tokens": -(-tokens // GRAPH_STEP) * GRAPH_STEP}
     params["max_num_batched_tokens"] = max(tokens, batch)
-    params["gpu_memory_fraction"] = _largest_fraction(resolved)
+    params["gpu_memory_fraction"] = _needed_fraction(resolved, row)
     params["kv_cache_dtype"] = kv_value(resolved, resolved.machine.recipe.kv_cache)
     params["output_proc_chunk"] = 2048
     if resolved.problem.workload.mtp_acceptance:
@@ -122,11 +124,14 @@ def kv_value(resolved: ResolvedProblem, dtype: str) -> str:
     return next(choice.value for choice in knob.choices_in(resolved.version) if choice.model == "fp8")
 
 
-def _largest_fraction(resolved: ResolvedProblem) -> float:
-    """Safety margin as an engine flag; engines that bound only weights and KV need room beside them."""
-    if resolved.engine.memory_fraction_covers == "everything":
-        return round(resolved.problem.memory_fraction, 3)
-    return 0.88
+def _needed_fraction(resolved: ResolvedProblem, row: Rows) -> float:
+    """Smallest memory fraction, in whole per cent and with one to spare, that holds the row's batch."""
+    memory = decode_memory(resolved.machine, row, resolved.problem.workload)
+    covered = float(memory.total_bytes[0])
+    if resolved.engine.memory_fraction_covers == "weights_and_kv":
+        covered = sum(float(line[0]) for name, line in memory.lines.items() if name.endswith(("weights", "kv_cache")))
+    needed = math.ceil(covered / resolved.hardware.gpu.hbm_visible_bytes.value * 100 + 1) / 100
+    return round(min(needed, resolved.problem.memory_fraction), 3)
 
 
 def _default(resolved: ResolvedProblem, knob: Knob, row: Rows) -> Value:

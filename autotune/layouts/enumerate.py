@@ -149,7 +149,8 @@ def backend_admissible(choice: Choice, shape: Shape, resolved: ResolvedProblem) 
     inside = shape.tp * shape.dp <= resolved.hardware.scale_up.domain_gpus
     built = not choice.hidden_sizes or resolved.model.hidden in choice.hidden_sizes
     known = resolved.machine.calibration.has("dispatch", f"{choice.model}.dispatch")
-    return built and known and (inside or not choice.within_domain)
+    spread = shape.tp == 1 or not choice.needs_full_dp
+    return built and known and spread and (inside or not choice.within_domain)
 
 
 def overlaps_for(backend: str, resolved: ResolvedProblem) -> list[str]:

@@ -1,0 +1,50 @@
+"""The `autotune` command."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from autotune.cli import catalog, export, predict, schema, search, validate
+from cost_models.errors import AutotuneError
+
+app = typer.Typer(
+    name="autotune",
+    help="Find the parallel layout and engine flags for LLM inference: predicted, explained, launchable.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+search.register(app)
+predict.register(app)
+export.register(app)
+validate.register(app)
+schema.register(app)
+app.add_typer(catalog.group("hw", "Hardware catalogue."), name="hw")
+app.add_typer(catalog.group("model", "Model presets."), name="model")
+app.add_typer(catalog.group("engine", "Engines and their knobs."), name="engine")
+
+
+def main() -> None:
+    """Run a command; every foreseeable failure is one message and a non-zero exit."""
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message(), 1)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except AutotuneError as error:
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

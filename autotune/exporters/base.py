@@ -1,0 +1,169 @@
+"""What launch scripts have in common: arguments, environment, required variables and the template."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from autotune.deployment import Deployment, Pool
+from autotune.errors import ExportError
+from cost_models.specs.hardware import HardwareSpec
+from cost_models.specs.model import ModelSpec
+from search_spaces.schema import EngineSpec, Value
+
+CONTEXT_ROUNDING_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """A shell expression that expands when the script runs; must quote itself."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One option and its value; None for a switch."""
+
+    flag: str
+    value: str | int | float | Shell | None = None
+
+    def rendered(self) -> str:
+        if self.value is None:
+            return self.flag
+        text = self.value.text if isinstance(self.value, Shell) else shlex.quote(str(self.value))
+        return f"{self.flag} {text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Required:
+    """A variable the operator must set, and what for."""
+
+    name: str
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A file of a launch folder."""
+
+    name: str
+    text: str
+    executable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How an instance lies on nodes."""
+
+    nodes: int
+    gpus_per_node: int
+    """GPUs of one instance on each node."""
+    per_node: int
+    """Instances that share one node (1 when an instance fills it)."""
+
+
+def placement(pool: Pool, hardware: HardwareSpec) -> Placement:
+    """Whole nodes, or a share of one; raises ExportError when the instance does not divide."""
+    gpus, node = pool.layout.gpus, hardware.gpus_per_node
+    if gpus <= node:
+        if node % gpus:
+            raise ExportError(f"{gpus} GPUs per instance do not divide a node of {node} GPUs")
+        return Placement(1, gpus, node // gpus)
+    if gpus % node:
+        raise ExportError(f"{gpus} GPUs per instance are not whole nodes of {node} GPUs")
+    return Placement(gpus // node, node, 1)
+
+
+def json_value(value: Any) -> str:
+    """Compact JSON for an option that takes a document."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def knob_environment(engine: EngineSpec, version: str, flags: dict[str, Value]) -> dict[str, str]:
+    """Environment variables of the knobs that the version spells so."""
+    environment = {}
+    for name, value in flags.items():
+        knob = engine.knob(name)
+        spelling = knob.spelling(version) if knob else None
+        if spelling and spelling.kind == "env":
+            environment[spelling.name] = str(int(value)) if isinstance(value, bool) else str(value)
+    return environment
+
+
+def knob_argument(engine: EngineSpec, version: str, flags: dict[str, Value], name: str) -> list[Argument]:
+    """The option of one knob, empty when the version lacks it, it is not set, or a switch is off."""
+    knob = engine.knob(name)
+    spelling = knob.spelling(version) if knob else None
+    if name not in flags or spelling is None or spelling.kind != "flag":
+        return []
+    value = flags[name]
+    if isinstance(value, bool):
+        return [Argument(spelling.name)] if value else []
+    return [Argument(spelling.name, value)]
+
+
+def max_model_len(deployment: Deployment, model: ModelSpec) -> int:
+    """Longest request, rounded up, within the model's context."""
+    longest = deployment.workload.isl_tokens + deployment.workload.osl_tokens
+    rounded = -(-longest // CONTEXT_ROUNDING_TOKENS) * CONTEXT_ROUNDING_TOKENS
+    return min(rounded, model.max_context_tokens)
+
+
+def checkpoint(deployment: Deployment, model: ModelSpec) -> str:
+    """Published checkpoint of the plan's precision, or the model's name for MODEL to override."""
+    recipe = deployment.precision if isinstance(deployment.precision, str) else deployment.precision.recipe
+    return model.checkpoints.get(recipe, model.name)
+
+
+def feed_requirement(deployment: Deployment, tokens_per_s: float) -> str:
+    """What must feed a decode-only plan at its predicted rate."""
+    requests = tokens_per_s / deployment.workload.osl_tokens
+    prompt = requests * deployment.workload.isl_tokens
+    return (
+        f"Decode side of a disaggregated pair: it computes no prompts. At the predicted {tokens_per_s:,.0f} tokens/s it "
+        f"needs prefill instances that deliver the KV cache of {requests:,.1f} requests/s ({prompt:,.0f} prompt tokens/s), "
+        "and a router that sends each request to one prefill and one decode instance."
+    )
+
+
+def render(
+    *,
+    title: str,
+    comments: list[str],
+    required: list[Required],
+    optional: dict[str, str],
+    place: Placement,
+    environment: dict[str, str | Shell],
+    command: str,
+    arguments: list[Argument],
+) -> str:
+    """A bash script from the shared template."""
+    from jinja2 import Environment, StrictUndefined
+
+    template = resources.files("autotune").joinpath("exporters", "templates", "node.sh.j2").read_text(encoding="utf-8")
+    jinja = Environment(
+        variable_start_string="<<",
+        variable_end_string=">>",
+        block_start_string="<%",
+        block_end_string="%>",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        autoescape=False,  # noqa: S701  (bash, not HTML; values are shell-quoted)
+    )
+    quoted = {k: v.text if isinstance(v, Shell) else shlex.quote(v) for k, v in environment.items()}
+    return jinja.from_string(template).render(
+        title=title,
+        comments=comments,
+        required=required,
+        optional={name: shlex.quote(value) for name, value in optional.items()},
+        place=place,
+        environment=quoted,
+        command=command,
+        arguments=[argument.rendered() for argument in arguments],
+    )

@@ -1,0 +1,131 @@
+"""SGLang launch scripts: `sglang.launch_server` as the decode side of a disaggregated pair."""
+
+from __future__ import annotations
+
+from autotune.deployment import Deployment
+from autotune.exporters.base import (
+    Argument,
+    Placement,
+    Required,
+    Script,
+    Shell,
+    checkpoint,
+    knob_argument,
+    max_model_len,
+    placement,
+    render,
+)
+from cost_models.specs.hardware import HardwareSpec
+from cost_models.specs.model import ModelSpec
+from search_spaces.schema import EngineSpec
+
+DIST_INIT_PORT = 5757
+PLAIN_KNOBS = ("enable_dbo", "enable_sbo", "cudagraph_max_tokens", "gpu_memory_fraction")
+EPLB_KNOBS = ("enable_eplb", "eplb_interval_steps", "eplb_window_steps", "redundant_experts")
+
+
+def sglang_scripts(
+    deployment: Deployment, engine: EngineSpec, version: str, hardware: HardwareSpec, model: ModelSpec
+) -> list[Script]:
+    """One script for every node of an instance."""
+    pool = deployment.pool
+    place = placement(pool, hardware)
+    required = []
+    layout = _layout_arguments(deployment)
+    if place.nodes > 1:
+        required = [
+            Required("HEAD_ADDRESS", "address of the node with NODE_RANK 0"),
+            Required("NODE_RANK", f"rank of this node in the instance, 0..{place.nodes - 1}"),
+        ]
+        layout += [
+            Argument("--nnodes", place.nodes),
+            Argument("--node-rank", Shell('"$NODE_RANK"')),
+            Argument("--dist-init-addr", Shell(f'"$HEAD_ADDRESS:{DIST_INIT_PORT}"')),
+        ]
+    text = render(
+        title=f"decode_node.sh: SGLang decode instance, {pool.layout.label()} on {deployment.hardware}",
+        comments=_comments(deployment, version, place),
+        required=required,
+        optional={"MODEL": checkpoint(deployment, model), "PORT": "30000"},
+        place=place,
+        environment=_environment(deployment),
+        command="python3 -m sglang.launch_server",
+        arguments=[
+            Argument("--model-path", Shell('"$MODEL"')),
+            Argument("--host", "0.0.0.0"),  # noqa: S104  (a server meant to be reached by its router)
+            Argument("--port", Shell('"$PORT"')),
+            *layout,
+            *_serving_arguments(deployment, engine, version, model),
+        ],
+    )
+    return [Script("decode_node.sh", text)]
+
+
+def _layout_arguments(deployment: Deployment) -> list[Argument]:
+    """--tp-size counts all ranks of a stage; attention is split among them by --attn-dp-size."""
+    pool = deployment.pool
+    arguments = [Argument("--tp-size", pool.tp * pool.dp)]
+    if pool.pp > 1:
+        arguments.append(Argument("--pp-size", pool.pp))
+    if pool.dp > 1:
+        arguments += [
+            Argument("--attn-dp-size", pool.dp),
+            Argument("--moe-dense-tp-size", 1),
+            Argument("--enable-dp-lm-head"),
+        ]
+    if pool.ep > 1:
+        arguments.append(Argument("--ep-size", pool.ep))
+    return arguments
+
+
+def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str, model: ModelSpec) -> list[Argument]:
+    pool = deployment.pool
+    flags = pool.flags
+    arguments = [
+        Argument("--context-length", max_model_len(deployment, model)),
+        Argument("--max-running-requests", pool.batch_per_dp_rank * pool.dp),
+    ]
+    if flags.get("all2all_backend", "none") != "none":
+        arguments += knob_argument(engine, version, flags, "all2all_backend")
+    if flags.get("all2all_backend") == "deepep":
+        arguments.append(Argument("--deepep-mode", "low_latency"))
+    for name in PLAIN_KNOBS:
+        arguments += knob_argument(engine, version, flags, name)
+    if flags.get("enable_eplb"):
+        for name in EPLB_KNOBS:
+            arguments += knob_argument(engine, version, flags, name)
+    if flags.get("kv_cache_dtype", "auto") != "auto":
+        arguments += knob_argument(engine, version, flags, "kv_cache_dtype")
+    if pool.draft_tokens:
+        arguments += [
+            Argument("--speculative-algorithm", "NEXTN"),
+            Argument("--speculative-num-steps", pool.draft_tokens),
+            Argument("--speculative-eagle-topk", 1),
+            Argument("--speculative-num-draft-tokens", pool.draft_tokens + 1),
+        ]
+    recipe = deployment.precision if isinstance(deployment.precision, str) else deployment.precision.recipe
+    if recipe == "nvfp4":
+        arguments.append(Argument("--quantization", "modelopt_fp4"))
+    arguments += [
+        Argument("--disaggregation-mode", "decode"),
+        Argument("--disaggregation-transfer-backend", "nixl"),
+    ]
+    return arguments
+
+
+def _environment(deployment: Deployment) -> dict[str, str | Shell]:
+    pool = deployment.pool
+    if pool.flags.get("all2all_backend") != "deepep":
+        return {}
+    tokens = pool.batch_per_dp_rank * (1 + pool.draft_tokens)
+    return {"SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK": str(tokens)}
+
+
+def _comments(deployment: Deployment, version: str, place: Placement) -> list[str]:
+    pool = deployment.pool
+    where = f"{place.nodes} node(s) x {place.gpus_per_node} GPUs per instance"
+    return [
+        f"SGLang {version}; {where}, {pool.instances} instance(s); written by autotune.",
+        "Decode side of a prefill/decode pair: prefill servers must run with --disaggregation-mode prefill and the same",
+        "transfer backend; sglang_router pairs them (--pd-disaggregation).",
+    ]

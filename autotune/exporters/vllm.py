@@ -1,0 +1,205 @@
+"""vLLM launch scripts: `vllm serve`, hybrid load balancing over nodes, NIXL as KV consumer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autotune.deployment import Deployment, Pool
+from autotune.errors import ExportError
+from autotune.exporters.base import (
+    Argument,
+    Placement,
+    Required,
+    Script,
+    Shell,
+    checkpoint,
+    json_value,
+    knob_argument,
+    knob_environment,
+    max_model_len,
+    placement,
+    render,
+)
+from cost_models.specs.hardware import HardwareSpec
+from cost_models.specs.model import ModelSpec
+from search_spaces.schema import EngineSpec, version_key
+
+DATA_PARALLEL_RPC_PORT = 13345
+MASTER_PORT = 29501
+PLAIN_KNOBS = (
+    "all2all_backend",
+    "enable_dbo",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "cudagraph_max_tokens",
+    "gpu_memory_fraction",
+)
+EPLB_FIELDS = {
+    "eplb_window_steps": "window_size",
+    "eplb_interval_steps": "step_interval",
+    "redundant_experts": "num_redundant_experts",
+}
+
+
+def vllm_scripts(
+    deployment: Deployment, engine: EngineSpec, version: str, hardware: HardwareSpec, model: ModelSpec
+) -> list[Script]:
+    """One script per node role of an instance; raises ExportError for what vLLM cannot launch."""
+    pool = deployment.pool
+    place = placement(pool, hardware)
+    if pool.dp > 1 and pool.tp > place.gpus_per_node:
+        raise ExportError(f"vLLM places each DP rank on one node: tp {pool.tp} exceeds its {place.gpus_per_node} GPUs")
+    if pool.dp > 1 and pool.ep not in (1, pool.tp * pool.dp):
+        raise ExportError(f"vLLM's EP size is tp x dp = {pool.tp * pool.dp}, not {pool.ep}")
+    arguments = _serving_arguments(deployment, engine, version, model)
+    environment = _environment(deployment, engine, version, hardware, place)
+    comments = _comments(deployment, version, place)
+    if pool.dp > 1:
+        return [_data_parallel_script(deployment, model, place, arguments, environment, comments)]
+    return _tensor_parallel_scripts(deployment, model, place, arguments, environment, comments)
+
+
+def _data_parallel_script(
+    deployment: Deployment,
+    model: ModelSpec,
+    place: Placement,
+    arguments: list[Argument],
+    environment: dict[str, str | Shell],
+    comments: list[str],
+) -> Script:
+    """Every node runs the same script: its own API server and its share of the DP ranks."""
+    pool = deployment.pool
+    local = pool.dp // place.nodes
+    layout = [Argument("--tensor-parallel-size", pool.tp), Argument("--data-parallel-size", pool.dp)]
+    required = [Required("NODE_ADDRESS", "address of this node, reachable from the prefill nodes")]
+    if place.nodes > 1:
+        layout += [
+            Argument("--data-parallel-size-local", local),
+            Argument("--data-parallel-start-rank", Shell(f'"$((NODE_RANK * {local}))"')),
+            Argument("--data-parallel-address", Shell('"$HEAD_ADDRESS"')),
+            Argument("--data-parallel-rpc-port", DATA_PARALLEL_RPC_PORT),
+            Argument("--data-parallel-hybrid-lb"),
+        ]
+        required += [
+            Required("HEAD_ADDRESS", "address of the node with NODE_RANK 0"),
+            Required("NODE_RANK", f"rank of this node in the instance, 0..{place.nodes - 1}"),
+        ]
+    if pool.ep > 1:
+        layout.append(Argument("--enable-expert-parallel"))
+    return _script("decode_node.sh", deployment, model, place, required, environment, [*layout, *arguments], comments)
+
+
+def _tensor_parallel_scripts(
+    deployment: Deployment,
+    model: ModelSpec,
+    place: Placement,
+    arguments: list[Argument],
+    environment: dict[str, str | Shell],
+    comments: list[str],
+) -> list[Script]:
+    """One node, or a head and headless workers."""
+    pool = deployment.pool
+    layout = [Argument("--tensor-parallel-size", pool.tp)]
+    if pool.pp > 1:
+        layout.append(Argument("--pipeline-parallel-size", pool.pp))
+    if pool.ep > 1:
+        layout.append(Argument("--enable-expert-parallel"))
+    required = [Required("NODE_ADDRESS", "address of this node, reachable from the prefill nodes")]
+    if place.nodes == 1:
+        return [_script("decode_node.sh", deployment, model, place, required, environment, [*layout, *arguments], comments)]
+    required += [
+        Required("HEAD_ADDRESS", "address of the head node"),
+        Required("NODE_RANK", f"rank of this node: 0 on the head, 1..{place.nodes - 1} on workers"),
+    ]
+    layout += [
+        Argument("--nnodes", place.nodes),
+        Argument("--node-rank", Shell('"$NODE_RANK"')),
+        Argument("--master-addr", Shell('"$HEAD_ADDRESS"')),
+        Argument("--master-port", MASTER_PORT),
+    ]
+    head = _script("decode_head.sh", deployment, model, place, required, environment, [*layout, *arguments], comments)
+    headless = [*layout, Argument("--headless"), *arguments]
+    worker = _script("decode_worker.sh", deployment, model, place, required, environment, headless, comments)
+    return [head, worker]
+
+
+def _script(
+    name: str,
+    deployment: Deployment,
+    model: ModelSpec,
+    place: Placement,
+    required: list[Required],
+    environment: dict[str, str | Shell],
+    arguments: list[Argument],
+    comments: list[str],
+) -> Script:
+    text = render(
+        title=f"{name}: vLLM decode instance, {deployment.pool.layout.label()} on {deployment.hardware}",
+        comments=comments,
+        required=required,
+        optional={"MODEL": checkpoint(deployment, model), "PORT": "8000", "NIXL_PORT": "5600"},
+        place=place,
+        environment=environment,
+        command='vllm serve "$MODEL"',
+        arguments=[Argument("--port", Shell('"$PORT"')), *arguments],
+    )
+    return Script(name, text)
+
+
+def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str, model: ModelSpec) -> list[Argument]:
+    pool = deployment.pool
+    flags = pool.flags
+    arguments = [Argument("--max-model-len", max_model_len(deployment, model))]
+    for name in PLAIN_KNOBS:
+        arguments += knob_argument(engine, version, flags, name)
+    if flags.get("enable_dbo"):
+        arguments += knob_argument(engine, version, flags, "dbo_decode_token_threshold")
+    if flags.get("kv_cache_dtype", "auto") != "auto":
+        arguments += knob_argument(engine, version, flags, "kv_cache_dtype")
+    if flags.get("enable_eplb"):
+        config = {field: flags[name] for name, field in EPLB_FIELDS.items() if name in flags}
+        arguments += [Argument("--enable-eplb"), Argument("--eplb-config", json_value(config))]
+    if pool.draft_tokens:
+        speculative = {"method": "mtp", "num_speculative_tokens": pool.draft_tokens}
+        arguments.append(Argument("--speculative-config", json_value(speculative)))
+    if pool.cuda_graph:
+        arguments.append(Argument("--compilation-config", json_value({"cudagraph_mode": "FULL_DECODE_ONLY"})))
+    else:
+        arguments.append(Argument("--enforce-eager"))
+    transfer: dict[str, Any] = {"kv_connector": "NixlConnector", "kv_role": "kv_consumer"}
+    arguments.append(Argument("--kv-transfer-config", json_value(transfer)))
+    return arguments
+
+
+def _environment(
+    deployment: Deployment, engine: EngineSpec, version: str, hardware: HardwareSpec, place: Placement
+) -> dict[str, str | Shell]:
+    pool = deployment.pool
+    environment: dict[str, str | Shell] = dict(knob_environment(engine, version, pool.flags))
+    backend = pool.flags.get("all2all_backend")
+    inside = pool.layout.gpus <= hardware.scale_up.domain_gpus
+    if backend == "deepep_low_latency" and place.nodes > 1 and inside:
+        environment["VLLM_DEEPEP_LOW_LATENCY_USE_MNNVL"] = "1"
+    if backend == "deepep_low_latency" and _dispatches_nvfp4(pool, deployment) and version_key(version) >= (0, 13):
+        environment["VLLM_DEEPEPLL_NVFP4_DISPATCH"] = "1"
+    environment["VLLM_NIXL_SIDE_CHANNEL_HOST"] = Shell('"$NODE_ADDRESS"')
+    environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] = Shell('"$NIXL_PORT"')
+    return environment
+
+
+def _dispatches_nvfp4(pool: Pool, deployment: Deployment) -> bool:
+    from autotune.predicting import resolve_recipe
+
+    return resolve_recipe(deployment.precision).dispatch == "nvfp4"
+
+
+def _comments(deployment: Deployment, version: str, place: Placement) -> list[str]:
+    pool = deployment.pool
+    where = f"{place.nodes} node(s) x {place.gpus_per_node} GPUs per instance"
+    lines = [
+        f"vLLM {version}; {where}, {pool.instances} instance(s); written by autotune.",
+        "KV consumer of a prefill/decode pair: prefill instances must run with the same NixlConnector as kv_producer.",
+    ]
+    if place.nodes > 1 and pool.dp > 1:
+        lines.append("Run it on every node of an instance; each node serves its own DP ranks, put a load balancer in front.")
+    return lines

@@ -1,0 +1,194 @@
+"""Terminal tables of a search result and of a prediction."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from autotune.deployment import Deployment
+from autotune.exporters import feed_requirement
+from autotune.plan import Plan, SearchResult
+from autotune.prediction import Prediction
+
+GB = 1e9
+SMALL_SHARE = 0.01
+PLAIN_STATUS = {"measured": "measured", "transferred": "sibling GPU", "assumed": "assumed", "datasheet": "datasheet"}
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"
+
+
+def headline(prediction: Prediction) -> Text:
+    """The numbers people came for."""
+    text = Text()
+    text.append(f"{prediction.tokens_per_s_per_gpu:,.0f} tokens/s/GPU", style="bold green")
+    text.append(f"   TPOT {ms(prediction.tpot_s)}   {prediction.tokens_per_s:,.0f} tokens/s on {prediction.gpus} GPUs")
+    text.append(f"   {prediction.concurrency:,} sequences")
+    return text
+
+
+def operator_table(prediction: Prediction) -> Table:
+    """Operators by time; the small ones in one line."""
+    table = _table("Step time by operator")
+    for name, justify in (("operator", "left"), ("time", "right"), ("share", "right"), ("x roofline", "right"), ("coefficients", "left")):
+        table.add_column(name, justify=justify, style="cyan" if name == "operator" else None)  # type: ignore[arg-type]
+    small = [line for line in prediction.operators if abs(line.share) < SMALL_SHARE]
+    for line in prediction.operators:
+        if abs(line.share) < SMALL_SHARE:
+            continue
+        ratio = f"{line.over_bound:.2f}" if line.over_bound else "-"
+        note = "; ".join(line.outside_box)
+        source = PLAIN_STATUS.get(line.status, line.status) + (f" (outside box: {note})" if note else "")
+        table.add_row(line.name, ms(line.time_s), f"{line.share:.1%}", ratio, source)
+    if small:
+        total = sum(line.time_s for line in small)
+        table.add_row(f"{len(small)} smaller", ms(total), f"{total / prediction.step_s:.1%}", "-", "")
+    table.add_row("step", ms(prediction.step_s), "100.0%", "", f"calibration {prediction.calibration}", style="bold")
+    return table
+
+
+def layer_table(prediction: Prediction) -> Table:
+    """Step time by kind of layer."""
+    table = _table("Step time by layer kind")
+    table.add_column("part", style="cyan")
+    table.add_column("time", justify="right")
+    table.add_column("share", justify="right")
+    for name, seconds in prediction.layer_kinds.items():
+        table.add_row(name.replace("_", " "), ms(seconds), f"{seconds / prediction.step_s:.1%}")
+    return table
+
+
+def memory_table(prediction: Prediction) -> Table:
+    """Memory of one GPU by line."""
+    table = _table("Memory per GPU")
+    table.add_column("line", style="cyan")
+    table.add_column("GB", justify="right")
+    for line in prediction.memory:
+        if line.bytes:
+            table.add_row(line.name.replace("_", " "), f"{line.bytes / GB:,.1f}")
+    over = prediction.memory_total_bytes - prediction.memory_limit_bytes
+    verdict = f"exceeds by {over / GB:.1f}" if over > 0 else f"of {prediction.memory_limit_bytes / GB:,.1f}"
+    table.add_row("total", f"{prediction.memory_total_bytes / GB:,.1f} {verdict}", style="bold red" if over > 0 else "bold")
+    table.add_row("room for KV", f"{prediction.kv_capacity_tokens / 1e6:,.2f} M tokens per DP rank")
+    return table
+
+
+def flags_text(plan: Plan) -> str:
+    """What the flag search found, in sentences."""
+    flags = plan.flags
+    parts = [f"{flags.tuned:,.0f} tokens/s/GPU ({flags.origin})"]
+    if flags.defaults:
+        violated = f", violating {', '.join(flags.defaults_violate)}" if flags.defaults_violate else ""
+        parts.append(f"engine defaults {flags.defaults:,.0f} at {ms(flags.defaults_tpot_s)}{violated} (gain {flags.tuned / flags.defaults - 1:+.1%})")
+    if flags.trials:
+        study = f"{flags.study:,.0f}" if flags.study else "none feasible"
+        parts.append(f"Optuna {study} in {flags.trials} trials, {flags.feasible_trials} feasible")
+    if flags.random:
+        parts.append(f"random search, same budget, {flags.random:,.0f}")
+    exact = f"exact optimum {flags.exact:,.0f} of {flags.space_size:,} combinations" if flags.exact else None
+    parts.append(exact or f"{flags.space_size:,} combinations: too many to enumerate")
+    return "; ".join(parts)
+
+
+def runners_up_table(result: SearchResult) -> Table:
+    """Ranked plans."""
+    table = _table("Plans")
+    columns = ("#", "layout", "seq/rank", "tokens/s/GPU", "TPOT", "GPUs", "solver")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("layout", "solver") else "right")
+    for plan in result.plans:
+        p = plan.prediction
+        proof = f"{plan.solver.status.lower()}, gap {plan.solver.gap:.1%}"
+        batch = plan.deployment.pool.batch_per_dp_rank
+        row = (str(plan.rank), plan.label, f"{batch:,}", f"{p.tokens_per_s_per_gpu:,.0f}", ms(p.tpot_s), str(p.gpus), proof)
+        table.add_row(*row, style="bold" if plan.rank == 1 else None)
+    return table
+
+
+def alternatives_table(result: SearchResult) -> Table:
+    """Why the other kinds of layout lost."""
+    table = _table("Why not")
+    table.add_column("kind of layout", style="cyan")
+    table.add_column("best of it")
+    table.add_column("reason", overflow="fold")
+    for other in result.alternatives:
+        table.add_row(other.kind, other.label, other.reason)
+    return table
+
+
+def _paragraph(title: str, text: str) -> RenderableType:
+    return Group(Text(title, style="bold"), Padding(Text(text), (0, 0, 0, 2)))
+
+
+def search_report(result: SearchResult) -> RenderableType:
+    """The whole report of a search."""
+    best = result.best
+    chosen = {name: value for name, value in best.deployment.pool.flags.items()}
+    flags = "  ".join(f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in chosen.items())
+    statistics = result.statistics
+    searched = (
+        f"{statistics.layouts} layouts, {statistics.rows:,} rows costed, {statistics.feasible_rows:,} feasible, "
+        f"{statistics.rows_after_pruning} left after exact pruning; "
+        + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in statistics.seconds.items())
+    )
+    parts: list[RenderableType] = [
+        Text(best.label, style="bold"),
+        headline(best.prediction),
+        Text(f"bottleneck: {best.prediction.bottleneck}"),
+        "",
+        runners_up_table(result),
+        "",
+        alternatives_table(result),
+        "",
+        operator_table(best.prediction),
+        "",
+        layer_table(best.prediction),
+        "",
+        memory_table(best.prediction),
+        "",
+        _paragraph("Flags", flags),
+        Padding(Text(flags_text(best)), (0, 0, 0, 2)),
+        "",
+        _paragraph("Searched", searched),
+        _paragraph("Assumed", "; ".join(result.assumed) or "nothing"),
+        _paragraph("Feeding it", feed_requirement(best.deployment, best.prediction.tokens_per_s)),
+    ]
+    if result.notes:
+        parts.append(_paragraph("Notes", " ".join(result.notes)))
+    return Group(*parts)
+
+
+def prediction_report(deployment: Deployment, prediction: Prediction) -> RenderableType:
+    """The report of one prediction."""
+    pool = deployment.pool
+    title = f"{deployment.model} on {pool.instances} x {pool.layout.label()}, {deployment.hardware}"
+    fits = "fits" if prediction.fits else "DOES NOT FIT"
+    parts: list[RenderableType] = [
+        Text(title, style="bold"),
+        headline(prediction),
+        Text(f"bottleneck: {prediction.bottleneck}; memory {fits}; mean context {prediction.context_tokens:,.0f} tokens"),
+        "",
+        operator_table(prediction),
+        "",
+        layer_table(prediction),
+        "",
+        memory_table(prediction),
+    ]
+    if prediction.notes:
+        parts += ["", _paragraph("Notes", "; ".join(prediction.notes))]
+    return Group(*parts)
+
+
+def show(renderable: RenderableType) -> None:
+    """Print to standard output, wide enough for tables when it is not a terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(renderable)

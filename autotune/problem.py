@@ -120,7 +120,7 @@ def choose_recipe(name: str | None, model: ModelSpec, hardware: HardwareSpec, ca
     if name is not None:
         recipe = catalog.load_recipe(name)
         if reason := why_not(recipe, model, hardware, calibration):
-            usable = [r for r in usable_recipes(model, hardware, calibration)]
+            usable = usable_recipes(model, hardware, calibration)
             raise ProblemError(f"precision {name} cannot run on {hardware.name}: {reason}. Usable: {', '.join(usable) or 'none'}")
         return recipe
     usable = usable_recipes(model, hardware, calibration)
@@ -170,16 +170,6 @@ def _check_sizes(problem: Problem, hardware: HardwareSpec, model: ModelSpec, gpu
         raise ProblemError(f"{model.name} has no MTP module, so an MTP acceptance makes no sense")
     if any(not 0 < rate <= 1 for rate in problem.workload.mtp_acceptance):
         raise ProblemError(f"MTP acceptance rates must lie in (0, 1], got {list(problem.workload.mtp_acceptance)}")
-    _check_contradiction(problem)
-
-
-def _check_contradiction(problem: Problem) -> None:
-    """Little's law: the SLOs must be able to hold together at all."""
-    if not problem.min_concurrency or not problem.min_tokens_per_s:
-        return
-    slowest = problem.min_concurrency / problem.tpot_limit_s
-    if problem.min_tokens_per_s < slowest * 1e-6:
-        raise ProblemError("min_tokens_per_s is absurdly small for the concurrency")
 
 
 def _assumed(problem: Problem, engine: EngineSpec, version: str, recipe: PrecisionRecipe, gpus: int) -> tuple[str, ...]:
@@ -188,7 +178,7 @@ def _assumed(problem: Problem, engine: EngineSpec, version: str, recipe: Precisi
     lines = {
         "model": f"model {problem.model}",
         "engine": f"engine {engine.title}",
-        "engine_version": f"version {version} (newest supported)",
+        "engine_version": f"{engine.title} {version} (newest supported)",
         "precision": f"precision {recipe.name} (best the hardware has kernels for)",
         "workload": f"workload {problem.workload.isl_tokens:,} in / {problem.workload.osl_tokens:,} out",
         "gpus": f"{gpus} GPUs (one scale-up domain or the whole cluster)",

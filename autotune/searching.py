@@ -27,7 +27,7 @@ from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
 
 RUNNER_UP_TRIALS = 0
-"""Runners-up take the exact or analytic flags; the study is spent on the winner."""
+"""Runners-up take their analytic flags; the study is spent on the winner."""
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,15 @@ class FlagSpace:
     def size(self) -> int:
         """Number of combinations."""
         return int(np.prod([len(v) for v in self.values.values()], dtype=object))
+
+    @property
+    def searched(self) -> dict[str, tuple[Value, ...]]:
+        """Knobs with more than one value."""
+        return {name: values for name, values in self.values.items() if len(values) > 1}
+
+    def complete(self, params: Mapping[str, Value]) -> Params:
+        """Add the knobs that have a single value."""
+        return {name: params.get(name, values[0]) for name, values in self.values.items()}
 
     def grid(self) -> dict[str, Ints]:
         """Every combination as index columns, (size,) each."""
@@ -125,13 +135,20 @@ def kv_value(resolved: ResolvedProblem, dtype: str) -> str:
 
 
 def _needed_fraction(resolved: ResolvedProblem, row: Rows) -> float:
-    """Smallest memory fraction, in whole per cent and with one to spare, that holds the row's batch."""
+    """Smallest memory fraction in whole per cent, with one to spare, that holds the row's batch.
+
+    Never more than the safety margin leaves: an engine that bounds weights and KV alone also needs
+    room for everything else beside them.
+    """
     memory = decode_memory(resolved.machine, row, resolved.problem.workload)
-    covered = float(memory.total_bytes[0])
+    total = float(memory.total_bytes[0])
+    covered = total
     if resolved.engine.memory_fraction_covers == "weights_and_kv":
         covered = sum(float(line[0]) for name, line in memory.lines.items() if name.endswith(("weights", "kv_cache")))
-    needed = math.ceil(covered / resolved.hardware.gpu.hbm_visible_bytes.value * 100 + 1) / 100
-    return round(min(needed, resolved.problem.memory_fraction), 3)
+    visible = resolved.hardware.gpu.hbm_visible_bytes.value
+    needed = math.ceil(covered / visible * 100 + 1) / 100
+    most = math.floor((resolved.memory_limit_bytes - (total - covered)) / visible * 1000) / 1000
+    return round(min(needed, most), 3)
 
 
 def _default(resolved: ResolvedProblem, knob: Knob, row: Rows) -> Value:
@@ -142,6 +159,8 @@ def _default(resolved: ResolvedProblem, knob: Knob, row: Rows) -> Value:
         default = BLACKWELL_GRAPH_DEFAULT
     if knob.name == "max_num_batched_tokens":
         default = max(int(default or 0), tokens)
+    if knob.name == "all2all_backend" and default not in _admissible_backends(resolved, row):
+        default = backend_value(resolved, BACKENDS[int(row.backend[0])])
     if knob.name in ("redundant_experts", "enable_eplb") and resolved.model.moe:
         fewest = -resolved.model.moe.experts % int(row.ep[0])  # without them the layout does not start
         default = fewest if knob.name == "redundant_experts" else bool(default) or fewest > 0
@@ -160,11 +179,16 @@ def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, analytic: Value, 
         experts, ep = resolved.model.moe.experts, int(row.ep[0])
         return [int(c) + (-(experts + int(c))) % ep for c in knob.candidates]
     if knob.name == "all2all_backend":
-        shape = Shape(int(row.tp[0]), int(row.dp[0]), int(row.ep[0]), int(row.pp[0]))
-        return [c.value for c in resolved.engine.backend_choices(resolved.version) if backend_admissible(c, shape, resolved)]
+        return list(_admissible_backends(resolved, row))
     if knob.name == "kv_cache_dtype":
         known = resolved.machine.calibration.has(f"{resolved.model.attention.kind}_decode", "fp8")
         return [kv_value(resolved, "fp8")] if known else []
     if knob.kind == "bool":
         return [False, True]
     return list(knob.candidates)
+
+
+def _admissible_backends(resolved: ResolvedProblem, row: Rows) -> list[str]:
+    """Backends of the version that run on the row's layout and that the calibration knows."""
+    shape = Shape(int(row.tp[0]), int(row.dp[0]), int(row.ep[0]), int(row.pp[0]))
+    return [c.value for c in resolved.engine.backend_choices(resolved.version) if backend_admissible(c, shape, resolved)]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 ENUMERABLE = 400_000
 """Spaces up to this size are also solved exactly."""
 IN_MEMORY = "memory"
+STARTUP_TRIALS = 40
+"""Random trials before TPE models the space; with fewer it settles on a local best more often."""
 TIE = 1e-4
 """Relative difference in score below which two settings count as equal."""
 
@@ -60,10 +62,11 @@ class FlagResult:
 class Scores:
     """Looks combinations up in the enumerated grid, or prices them one by one where it is too large."""
 
-    def __init__(self, evaluator: FlagEvaluator) -> None:
+    def __init__(self, evaluator: FlagEvaluator, *, enumerate_all: bool) -> None:
         self.evaluator = evaluator
         self.space = evaluator.space
-        self.grid = evaluator.evaluate(self.space.grid()) if self.space.size <= ENUMERABLE else None
+        enumerable = enumerate_all and self.space.size <= ENUMERABLE
+        self.grid = evaluator.evaluate(self.space.grid()) if enumerable else None
 
     def of(self, params: Params) -> tuple[Evaluation, int]:
         """An evaluation and the position of the combination in it."""
@@ -83,11 +86,14 @@ def tune_flags(
 ) -> FlagResult:
     """Search the space with Optuna; the engine's defaults and the analytic best are its first trials.
 
+    Without trials the analytic point and the defaults are compared; the space is then enumerated only
+    when neither is feasible.
     The result is the best feasible of the study, the exact optimum (where enumerable), the analytic
     point and the defaults. Raises OutputError for a storage that cannot be used.
     """
-    scores = Scores(evaluator)
     space = evaluator.space
+    simple = [evaluator.one(params).feasible[0] for params in (space.analytic, space.defaults)]
+    scores = Scores(evaluator, enumerate_all=trials > 0 or not any(simple))
     rows = run_study(scores, trials=trials, seed=seed, storage=storage, study_name=study_name, on_trial=on_trial)
     study_best = _best(rows)
     exact = scores.grid.best() if scores.grid is not None else None
@@ -159,29 +165,31 @@ def run_study(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = scores.space
-    study = _open_study(storage, study_name, seed, space)
-    distributions: dict[str, Any] = {n: optuna.distributions.CategoricalDistribution(v) for n, v in space.values.items()}
+    study = _open_study(storage, study_name, seed, space, trials)
+    distributions: dict[str, Any] = {n: optuna.distributions.CategoricalDistribution(v) for n, v in space.searched.items()}
     rows = [_row_of(trial, scores) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     if not rows:
-        study.enqueue_trial(dict(space.analytic), user_attrs={"origin": "analytic"})
-        study.enqueue_trial(dict(space.defaults), user_attrs={"origin": "defaults"}, skip_if_exists=True)
+        for origin, params in (("analytic", space.analytic), ("defaults", space.defaults)):
+            study.enqueue_trial({name: params[name] for name in space.searched}, user_attrs={"origin": origin}, skip_if_exists=True)
     while len(rows) < trials:
         trial = study.ask(distributions)
-        evaluation, at = scores.of(dict(trial.params))
+        params = space.complete(trial.params)
+        evaluation, at = scores.of(params)
         for name, values in evaluation.constraints.items():
             trial.set_constraint(name, float(values[at]))
         study.tell(trial, float(evaluation.score[at]))
-        rows.append(_trial_row(trial.number, trial.user_attrs.get("origin", "tpe"), dict(trial.params), evaluation, at))
+        rows.append(_trial_row(trial.number, trial.user_attrs.get("origin", "tpe"), params, evaluation, at))
         if on_trial:
             on_trial()
     return rows
 
 
-def _open_study(storage: str | None, name: str, seed: int, space: FlagSpace) -> optuna.Study:
+def _open_study(storage: str | None, name: str, seed: int, space: FlagSpace, trials: int) -> optuna.Study:
     """A new or resumed study; anything wrong with the storage becomes one message."""
     import optuna
 
-    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=20)
+    startup = min(STARTUP_TRIALS, max(trials // 3, 1))
+    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=startup)
     if storage in (None, IN_MEMORY):
         return optuna.create_study(direction="maximize", sampler=sampler)
     try:
@@ -192,7 +200,7 @@ def _open_study(storage: str | None, name: str, seed: int, space: FlagSpace) -> 
     except Exception as error:  # any driver may sit behind the URL: sqlalchemy, redis, grpc, journal files
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise OutputError(f"storage {storage} cannot be used: {reason}. Check the URL, its driver and its locks") from error
-    if any(set(trial.params) != set(space.values) or not _known(trial.params, space) for trial in finished):
+    if any(set(trial.params) != set(space.searched) or not _known(trial.params, space) for trial in finished):
         raise OutputError(f"study '{name}' in {storage} was made for another flag space; choose another storage or remove it")
     return study
 
@@ -202,8 +210,9 @@ def _known(params: Params, space: FlagSpace) -> bool:
 
 
 def _row_of(trial: optuna.trial.FrozenTrial, scores: Scores) -> TrialRow:
-    evaluation, at = scores.of(dict(trial.params))
-    return _trial_row(trial.number, trial.user_attrs.get("origin", "tpe"), dict(trial.params), evaluation, at)
+    params = scores.space.complete(trial.params)
+    evaluation, at = scores.of(params)
+    return _trial_row(trial.number, trial.user_attrs.get("origin", "tpe"), params, evaluation, at)
 
 
 def _trial_row(number: int, origin: str, params: Params, evaluation: Evaluation, at: int) -> TrialRow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -45,10 +45,10 @@ def explain_infeasible(resolved: ResolvedProblem, table: LayoutTable) -> Infeasi
     """Explain a problem for which no row is feasible; table may be empty."""
     limits = Limits.of(resolved)
     if not len(table):
-        return Infeasibility(("layout",), (_no_layout(resolved),), tuple(_changes(resolved)))
+        return Infeasibility(("layout",), (_no_layout(resolved),), tuple(_changes(resolved, table)))
     clash = clashing_families(table, limits)
     missing = tuple(text for family in clash if (text := _missing(resolved, table, limits, family, clash)))
-    return Infeasibility(tuple(f.__name__ for f in clash), missing, tuple(_changes(resolved)))
+    return Infeasibility(tuple(f.__name__ for f in clash), missing, tuple(_changes(resolved, table)))
 
 
 def _no_layout(resolved: ResolvedProblem) -> str:
@@ -125,13 +125,11 @@ def row_label(table: LayoutTable, row: int) -> str:
     return Layout(tp=int(rows.tp[row]), dp=int(rows.dp[row]), ep=int(rows.ep[row]), pp=int(rows.pp[row])).label()
 
 
-def _changes(resolved: ResolvedProblem) -> list[str]:
+def _changes(resolved: ResolvedProblem, table: LayoutTable) -> list[str]:
     """Single changes of the problem that make it feasible, each searched."""
-    problem = resolved.problem
     found = [_with_more_gpus(resolved), *_with_other_precision(resolved)]
-    loosened = _loosest(resolved)
-    if loosened is not None:
-        found += _with_looser_limits(problem, *loosened)
+    if len(table):
+        found += _with_looser_limits(resolved.problem, table, Limits.of(resolved))
     return [text for text in found if text]
 
 
@@ -157,14 +155,6 @@ def _with_other_precision(resolved: ResolvedProblem) -> list[str]:
         if len(table) and feasible(table, Limits.of(changed)).any():
             texts.append(f"precision {name}")
     return texts
-
-
-def _loosest(resolved: ResolvedProblem) -> tuple[LayoutTable, Limits] | None:
-    """Rows that fit memory and budget when every SLO is dropped."""
-    limits = Limits.of(resolved)
-    open_problem = resolved.problem.model_copy(update={"tpot_limit_s": 60.0})
-    table = build_table(replace(resolved, problem=open_problem))
-    return (table, limits) if len(table) else None
 
 
 def _with_looser_limits(problem: Problem, table: LayoutTable, limits: Limits) -> list[str]:

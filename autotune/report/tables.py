@@ -93,7 +93,8 @@ def flags_text(plan: Plan) -> str:
     if flags.random:
         parts.append(f"random search, same budget, {flags.random:,.0f}")
     exact = f"exact optimum {flags.exact:,.0f} of {flags.space_size:,} combinations" if flags.exact else None
-    parts.append(exact or f"{flags.space_size:,} combinations: too many to enumerate")
+    if flags.trials:
+        parts.append(exact or f"{flags.space_size:,} combinations: too many to enumerate")
     return "; ".join(parts)
 
 

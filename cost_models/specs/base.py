@@ -8,7 +8,13 @@ from pydantic import BaseModel, ConfigDict
 class Spec(BaseModel):
     """A frozen document: unknown keys are errors, changes make a new object."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=False,
+        allow_inf_nan=False,
+        defer_build=True,  # schemas build on first use: --help and short commands stay quick
+    )
 
 
 class Fact(Spec):

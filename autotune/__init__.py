@@ -1,8 +1,8 @@
 """Optimization-based parallelism autotuner for LLM inference.
 
-    import autotune
-    result = autotune.search(autotune.Problem(hardware="gb200-nvl72"))
-    print(result.best.label, result.best.prediction.tokens_per_s_per_gpu)
+import autotune
+result = autotune.search(autotune.Problem(hardware="gb200-nvl72"))
+print(result.best.label, result.best.prediction.tokens_per_s_per_gpu)
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autotune.deployment import Deployment
-    from autotune.errors import AutotuneError, NoFeasiblePlan
+    from autotune.errors import NoFeasiblePlan
     from autotune.exporters import export
     from autotune.plan import Plan, SearchResult
     from autotune.predicting import predict
     from autotune.prediction import Prediction
     from autotune.problem import Problem
     from autotune.searching import search
+    from cost_models.errors import AutotuneError
 
 _PUBLIC = {
     "AutotuneError": "cost_models.errors",

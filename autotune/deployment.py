@@ -115,7 +115,7 @@ class Pool(Spec):
     """Share of device memory the engine may use; none uses what is needed."""
     offload: Offload | None = None
     chunks: Chunks = Chunks()
-    flags: dict[str, bool | int | float | str] = {}
+    flags: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Engine knobs by name (see `autotune engine show`), carried to export."""
 
     @model_validator(mode="after")

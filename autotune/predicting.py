@@ -186,9 +186,7 @@ def _apply_offload(resolved: Resolved, step_s: float, lines: dict[str, float]) -
     return float(stall_s(copied, resolved.machine.hardware.host_link_bytes_per_s, step_s))
 
 
-def _operator_lines(
-    resolved: Resolved, operators: dict[str, Timing], stall: float, step_s: float
-) -> tuple[OperatorLine, ...]:
+def _operator_lines(resolved: Resolved, operators: dict[str, Timing], stall: float, step_s: float) -> tuple[OperatorLine, ...]:
     provenance = operator_provenance(resolved.machine, resolved.rows, resolved.workload.context_tokens)
     lines = []
     for name, timing in operators.items():

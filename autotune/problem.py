@@ -19,7 +19,7 @@ from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from cost_models.specs.precision import PrecisionRecipe
 from cost_models.specs.workload import Workload
-from search_spaces.loader import engine_names, load_engine, resolve_version
+from search_spaces.loader import load_engine, resolve_version
 from search_spaces.schema import EngineSpec
 
 Objective = Literal["tokens_per_s_per_gpu", "tokens_per_s", "tpot"]
@@ -92,7 +92,9 @@ def resolve_problem(problem: Problem) -> ResolvedProblem:
     model = catalog.load_model(problem.model)
     engine = load_engine(problem.engine or default_engine(hardware))
     if hardware.gpu.vendor not in engine.vendors:
-        raise ProblemError(f"{engine.name} does not run on {hardware.gpu.vendor} {hardware.gpu.name}; use {default_engine(hardware)}")
+        raise ProblemError(
+            f"{engine.name} does not run on {hardware.gpu.vendor} {hardware.gpu.name}; use {default_engine(hardware)}"
+        )
     version = resolve_version(engine, problem.engine_version)
     calibration = resolve_calibration(problem.calibration, hardware.gpu.name, engine.calibration_engine)
     recipe = choose_recipe(problem.precision, model, hardware, calibration)
@@ -109,6 +111,7 @@ def resolve_problem(problem: Problem) -> ResolvedProblem:
 
 
 def default_engine(hardware: HardwareSpec) -> str:
+    """The engine taken when none is named."""
     return "vllm" if hardware.gpu.vendor == "nvidia" else "vllm-ascend"
 
 

@@ -58,7 +58,9 @@ def check_writable(out: Path) -> None:
         raise OutputError(f"no permission to write under {existing}; choose another folder with --out")
 
 
-def write_run(out: Path, problem: Problem, result: SearchResult, trials: dict[int, tuple[TrialRow, ...]], command: list[str]) -> RunRecord:
+def write_run(
+    out: Path, problem: Problem, result: SearchResult, trials: dict[int, tuple[TrialRow, ...]], command: list[str]
+) -> RunRecord:
     """Write the folder under a temporary name, then rename it: nothing is ever half-written."""
     stamp = datetime.datetime.now(datetime.UTC)
     try:
@@ -92,13 +94,17 @@ def _fill(
     stamp: datetime.datetime,
 ) -> str | None:
     (folder / "plan.yaml").write_text(dump_yaml(result.model_dump(mode="json")), encoding="utf-8")
-    (folder / "run.json").write_text(json.dumps(_run_document(problem, result, command, stamp), indent=2) + "\n", encoding="utf-8")
+    (folder / "run.json").write_text(
+        json.dumps(_run_document(problem, result, command, stamp), indent=2) + "\n", encoding="utf-8"
+    )
     (folder / "trials.csv").write_text(trials_csv(trials), encoding="utf-8")
     return write_launch(folder / "launch", result.plans)
 
 
 def dump_yaml(data: Any) -> str:
-    return yaml.dump(data, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False, width=120)
+    """Plain data as block YAML, keys in order."""
+    text: str = yaml.dump(data, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False, width=120)
+    return text
 
 
 def _run_document(problem: Problem, result: SearchResult, command: list[str], stamp: datetime.datetime) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autotune.deployment import Chunks, Deployment, EngineChoice, ExpertBalance, Pool, PrecisionChoice
 from autotune.errors import NoFeasiblePlan
@@ -107,10 +108,10 @@ def run_search(problem: Problem, progress: Progress | None = None) -> SearchRun:
     return SearchRun(result, trials)
 
 
-def _same_row(table: LayoutTable, candidates: LayoutTable, row: int) -> np.ndarray:
+def _same_row(table: LayoutTable, candidates: LayoutTable, row: int) -> NDArray[np.bool_]:
     same = table.layout == candidates.layout[row]
     same &= table.rows.batch == candidates.rows.batch[row]
-    return same & np.isclose(table.tpot_s, candidates.tpot_s[row], rtol=1e-12)
+    return np.asarray(same & np.isclose(table.tpot_s, candidates.tpot_s[row], rtol=1e-12))
 
 
 def _select(resolved: ResolvedProblem, table: LayoutTable) -> tuple[LayoutTable, list[Selection]]:
@@ -180,9 +181,7 @@ def _plan(rank: int, deployment: Deployment, found: FlagResult, selection: Selec
             trials=len(found.trials),
             feasible_trials=found.feasible_trials,
         ),
-        solver=SolverSummary(
-            status=selection.status, objective=selection.objective, bound=selection.bound, gap=selection.gap
-        ),
+        solver=SolverSummary(status=selection.status, objective=selection.objective, bound=selection.bound, gap=selection.gap),
     )
 
 
@@ -204,8 +203,8 @@ def deployment_of(resolved: ResolvedProblem, row: Rows, instances: int, params: 
         instances=instances,
         batch_per_dp_rank=int(row.batch[0]),
         redundant_experts=int(row.redundant_experts[0]),
-        all2all_backend=BACKENDS[int(row.backend[0])],  # type: ignore[arg-type]  # names come from the same tuple
-        overlap=OVERLAPS[int(row.overlap[0])],  # type: ignore[arg-type]  # likewise
+        all2all_backend=BACKENDS[int(row.backend[0])],
+        overlap=OVERLAPS[int(row.overlap[0])],
         expert_balance=balance,
         draft_tokens=int(row.drafts[0]),
         cuda_graph=bool(row.graph_tokens[0] >= row.batch[0] * (1 + row.drafts[0]) // row.pp[0]),

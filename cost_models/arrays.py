@@ -15,6 +15,7 @@ MAX_CODE = 2**62
 
 
 def as_floats(values: ArrayLike) -> Floats:
+    """As a float array."""
     return np.asarray(values, dtype=np.float64)
 
 
@@ -27,6 +28,7 @@ def smoothmax(a: ArrayLike, b: ArrayLike, sharpness: float) -> Floats:
 
 
 def ceil_div(a: ArrayLike, b: ArrayLike) -> Floats:
+    """Element-wise ceil(a / b)."""
     return as_floats(np.ceil(as_floats(a) / as_floats(b)))
 
 

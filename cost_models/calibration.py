@@ -43,7 +43,7 @@ class Entry(Spec):
     coefficients: dict[str, float]
     status: Status
     source: str
-    box: dict[str, tuple[float, float]] = {}
+    box: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Range of each input covered by the measurements; empty where there were none."""
     fit: FitReport | None = None
 

@@ -79,10 +79,12 @@ def _packaged(folder: str, name: str) -> Any:
 
 
 def looks_like_path(name: str) -> bool:
+    """Whether a name means a file of the user's."""
     return name.endswith((".yaml", ".yml", ".json")) or "/" in name
 
 
 def hardware_names() -> list[str]:
+    """Hardware in the catalogue."""
     return _names("hardware")
 
 
@@ -96,6 +98,7 @@ def load_hardware(name: str) -> HardwareSpec:
 
 
 def model_names() -> list[str]:
+    """Model presets."""
     return _names("models")
 
 
@@ -137,12 +140,14 @@ def recipes() -> dict[str, PrecisionRecipe]:
 
 
 def load_recipe(name: str) -> PrecisionRecipe:
+    """A precision recipe by name; raises CatalogError with near matches."""
     if name not in recipes():
         raise CatalogError(unknown_name("precision", name, recipes()))
     return recipes()[name]
 
 
 def calibration_names() -> list[str]:
+    """Shipped calibrations."""
     return _names("calibrations")
 
 

@@ -24,9 +24,7 @@ class AllReduceCoefficients:
     scale_out_efficiency: float = 0.8
 
 
-def all_reduce_time_s(
-    message_bytes: ArrayLike, ranks: ArrayLike, *, links: Links, coefficients: AllReduceCoefficients
-) -> Floats:
+def all_reduce_time_s(message_bytes: ArrayLike, ranks: ArrayLike, *, links: Links, coefficients: AllReduceCoefficients) -> Floats:
     """All-reduce of a message over a tensor-parallel group [s].
 
     One-shot: every rank reads (n-1) messages; two-shot: reduce-scatter and all-gather move
@@ -56,7 +54,9 @@ def all_reduce_bound_s(message_bytes: ArrayLike, ranks: ArrayLike, links: Links)
     return np.where(n > 1, inside + outside, 0.0)
 
 
-def pipeline_hop_time_s(message_bytes: ArrayLike, instance_ranks: ArrayLike, stages: ArrayLike, *, links: Links, start_s: float) -> Floats:
+def pipeline_hop_time_s(
+    message_bytes: ArrayLike, instance_ranks: ArrayLike, stages: ArrayLike, *, links: Links, start_s: float
+) -> Floats:
     """Sending the hidden states to the next pipeline stage, pp-1 hops plus the return of the sampled token [s]."""
     size, ranks, pp = (as_floats(x) for x in np.broadcast_arrays(message_bytes, instance_ranks, stages))
     bandwidth = np.where(ranks <= links.domain_gpus, links.scale_up_bytes_per_s, links.scale_out_bytes_per_s)

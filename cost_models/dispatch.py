@@ -128,7 +128,7 @@ def volumes(
 def transfer_time_s(
     moved: Volumes,
     ranks: ArrayLike,
-    experts: int,
+    experts: ArrayLike,
     imbalance: ArrayLike,
     *,
     links: Links,
@@ -152,7 +152,7 @@ def transfer_time_s(
         c.start_s
         + c.start_per_log2_ranks_s * np.log2(np.maximum(ranks, 1))
         + c.start_per_log2_domains_s * np.log2(domains)
-        + c.start_per_expert_s * experts
+        + c.start_per_expert_s * as_floats(experts)
     )
     transfer = (up_s + out_s) * as_floats(imbalance)
     copy_s = moved.buffer_bytes / c.copy_bytes_per_s if c.copy_bytes_per_s else 0.0

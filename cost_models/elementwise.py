@@ -29,8 +29,14 @@ class ElementwiseCoefficients:
 
 
 def elementwise_time_s(
-    tokens: ArrayLike, query_elements: ArrayLike, *, hidden: int, hidden_passes: float, query_passes: float,
-    memory_efficiency: float, hbm_bytes_per_s: float,
+    tokens: ArrayLike,
+    query_elements: ArrayLike,
+    *,
+    hidden: int,
+    hidden_passes: float,
+    query_passes: float,
+    memory_efficiency: float,
+    hbm_bytes_per_s: float,
 ) -> Floats:
     """Traffic time of one layer's element-wise kernels [s].
 

@@ -55,9 +55,7 @@ def grouped_gemm_time_s(
 
     Evidence for the form (median held-out error 2.7-4.8 %): docs/models/grouped_gemm.md.
     """
-    pairs, experts, tokens, shards = (
-        as_floats(x) for x in np.broadcast_arrays(pairs, local_experts, input_tokens, moe_tp)
-    )
+    pairs, experts, tokens, shards = (as_floats(x) for x in np.broadcast_arrays(pairs, local_experts, input_tokens, moe_tp))
     c = coefficients
     width = intermediate / shards
     per_expert = pairs / np.maximum(experts, 1)

@@ -104,9 +104,7 @@ def _qwen3_moe(config: Config, name: str, source: str) -> ModelSpec:
     moe = MoeSpec(
         experts=config["num_experts"], top_k=config["num_experts_per_tok"], intermediate=config["moe_intermediate_size"]
     )
-    return ModelSpec(
-        **_common(config, name, source), dense_layers=0, dense_intermediate=0, attention=attention, moe=moe
-    )
+    return ModelSpec(**_common(config, name, source), dense_layers=0, dense_intermediate=0, attention=attention, moe=moe)
 
 
 def _gpt_oss(config: Config, name: str, source: str) -> ModelSpec:

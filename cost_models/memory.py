@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats, ceil_div
 from cost_models.dispatch import BACKENDS, payload_bytes
@@ -75,22 +76,22 @@ def decode_memory(machine: Machine, rows: Rows, workload: Workload) -> Memory:
     return Memory({name: as_floats(line) for name, line in lines.items()}, kv_token)
 
 
-def kv_tokens_needed(batch: Floats | np.ndarray, workload: Workload) -> Floats:
+def kv_tokens_needed(batch: ArrayLike, workload: Workload) -> Floats:
     """Tokens resident for `batch` sequences at independent points of their output [token]."""
     batch = as_floats(batch)
     mean = workload.context_tokens
     spread = workload.osl_tokens / np.sqrt(12.0)
     with_margin = batch * mean + KV_CONFIDENCE_SIGMAS * spread * np.sqrt(batch)
-    return np.minimum(with_margin, batch * max(workload.peak_context_tokens, mean))
+    return as_floats(np.minimum(with_margin, batch * max(workload.peak_context_tokens, mean)))
 
 
-def sequences_that_fit(kv_tokens: Floats | np.ndarray, workload: Workload) -> Floats:
+def sequences_that_fit(kv_tokens: ArrayLike, workload: Workload) -> Floats:
     """Largest whole batch whose resident tokens fit in `kv_tokens`: the inverse of kv_tokens_needed."""
     tokens = np.maximum(as_floats(kv_tokens), 0.0)
     mean = workload.context_tokens
     half = KV_CONFIDENCE_SIGMAS * workload.osl_tokens / np.sqrt(12.0) / 2
     root = (np.sqrt(half**2 + mean * tokens) - half) / mean
-    return np.floor(np.maximum(root**2, tokens / max(workload.peak_context_tokens, mean)) + 1e-9)
+    return as_floats(np.floor(np.maximum(root**2, tokens / max(workload.peak_context_tokens, mean)) + 1e-9))
 
 
 def kv_bytes_per_token(machine: Machine, rows: Rows) -> Floats:

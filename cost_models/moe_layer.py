@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from cost_models.dispatch import (
 )
 from cost_models.grouped_gemm import GroupedGemmCoefficients, grouped_gemm_bound_s, grouped_gemm_time_s
 from cost_models.machine import Machine
-from cost_models.operators import Timing, tp_all_reduce, matrix_gemm, moe_traffic
+from cost_models.operators import Timing, matrix_gemm, moe_traffic, tp_all_reduce
 from cost_models.rows import Rows
 from cost_models.specs.model import MoeSpec
 
@@ -107,23 +108,27 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     feeding = np.where(rows.dp > 1, rows.group, 1)
     total = tokens * feeding
     pairs = total * moe.top_k / rows.ep * ratio
-    entering = _entering_tokens(moe, rows, tokens, total, pairs)
+    entering = _entering_tokens(moe, rows, total, pairs)
     info = machine.dtype_info("experts")
-    shape = {
+    shape: dict[str, Any] = {
         "hidden": machine.model.hidden,
         "intermediate": moe.intermediate,
         "weight_bytes": info.weight_bytes,
         "peak_flops_per_s": machine.peak_flops_per_s("experts"),
         "hbm_bytes_per_s": machine.hbm_bytes_per_s,
     }
-    loops = activation_chunks(entering, np.where(rows.backend == BACKENDS.index("deepep_low_latency"), 0, rows.activation_chunk_rows))
+    loops = activation_chunks(
+        entering, np.where(rows.backend == BACKENDS.index("deepep_low_latency"), 0, rows.activation_chunk_rows)
+    )
     parts = [np.zeros(len(rows)), np.zeros(len(rows))]
     for kind in np.unique(rows.backend):
         mask = rows.backend == kind
         variant = kernel_variant(machine, BACKENDS[kind])
         coefficients = machine.coefficients("grouped_gemm", variant, GroupedGemmCoefficients)
 
-        def distinct(p: Floats, e: Floats, t: Floats, s: Floats, c: GroupedGemmCoefficients = coefficients) -> tuple[Floats, Floats]:
+        def distinct(
+            p: Floats, e: Floats, t: Floats, s: Floats, c: GroupedGemmCoefficients = coefficients
+        ) -> tuple[Floats, Floats]:
             time_s = grouped_gemm_time_s(p, e, t, s, activation_bytes=info.activation_bytes, coefficients=c, **shape)
             return time_s, grouped_gemm_bound_s(p, e, s, **shape)
 
@@ -141,7 +146,7 @@ def kernel_variant(machine: Machine, backend: str) -> str:
     return masked if backend == "deepep_low_latency" and machine.calibration.has("grouped_gemm", masked) else dtype
 
 
-def _entering_tokens(moe: MoeSpec, rows: Rows, tokens: Floats, total: Floats, pairs: Floats) -> Floats:
+def _entering_tokens(moe: MoeSpec, rows: Rows, total: Floats, pairs: Floats) -> Floats:
     """Rows that the expert kernel's permute and finalise touch."""
     share = reachable_share(rows.ep, moe.groups, moe.top_k_groups, contiguous=True)
     hit = expected_destinations(moe.top_k, rows.ep, share) / rows.ep
@@ -164,7 +169,9 @@ def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio:
         mask = rows.backend == kind
         coefficients = machine.coefficients("dispatch", f"{backend}.{direction}", DispatchCoefficients)
 
-        def distinct(t: Floats, n: Floats, r: Floats, e: Floats, shuffled: Floats, b: str = backend, c: DispatchCoefficients = coefficients) -> tuple[Floats, Floats]:
+        def distinct(
+            t: Floats, n: Floats, r: Floats, e: Floats, shuffled: Floats, b: str = backend, c: DispatchCoefficients = coefficients
+        ) -> tuple[Floats, Floats]:
             moved = volumes(
                 b, t, n, token_bytes=token_bytes, top_k=moe.top_k, groups=moe.groups,
                 top_k_groups=moe.top_k_groups, contiguous=shuffled == 0, links=links,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def _mla(machine: Machine, b: Floats, q: Floats, tp: Floats, context: float) -> 
     attention = machine.model.attention
     assert isinstance(attention, MlaSpec)
     heads = attention.heads / tp
-    shape = {
+    shape: dict[str, Any] = {
         "latent_dim": attention.kv_lora_rank,
         "rope_dim": attention.qk_rope_dim,
         "kv_bytes": machine.dtype_info("kv_cache").weight_bytes,
@@ -118,7 +119,7 @@ def _gqa(machine: Machine, b: Floats, q: Floats, tp: Floats, context: float) -> 
     attention = machine.model.attention
     assert isinstance(attention, GqaSpec)
     heads, kv_heads = attention.heads / tp, np.maximum(attention.kv_heads / tp, 1)
-    shape = {
+    shape: dict[str, Any] = {
         "head_dim": attention.head_dim,
         "kv_bytes": machine.dtype_info("kv_cache").weight_bytes,
         "peak_flops_per_s": machine.peak_flops_per_s("attention_compute"),
@@ -141,6 +142,7 @@ def _gqa(machine: Machine, b: Floats, q: Floats, tp: Floats, context: float) -> 
 
 
 def tp_all_reduce(machine: Machine, tokens: Floats, tp: Floats) -> tuple[Floats, Floats]:
+    """All-reduce of BF16 hidden states over the TP group: (time, bound)."""
     message = tokens * machine.model.hidden * 2
     coefficients = machine.coefficients("all_reduce", "default", AllReduceCoefficients)
     time_s = all_reduce_time_s(message, tp, links=machine.links, coefficients=coefficients)

@@ -61,7 +61,9 @@ class Rows:
         if unknown := set(values) - set(names):
             raise TypeError(f"unknown columns {sorted(unknown)}")
         arrays = np.broadcast_arrays(*[np.atleast_1d(np.asarray(values[name])) for name in names])
-        typed = {n: a.astype(np.float64 if n == "imbalance" else np.int64) for n, a in zip(names, arrays, strict=True)}
+        typed: dict[str, Any] = {
+            n: a.astype(np.float64 if n == "imbalance" else np.int64) for n, a in zip(names, arrays, strict=True)
+        }
         return cls(**typed)
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ from search_spaces.schema import EngineSpec
 
 
 def engine_names() -> list[str]:
+    """Engines that have a document."""
     files = resources.files("search_spaces").joinpath("data").iterdir()
     return sorted(entry.name.removesuffix(".yaml") for entry in files if entry.name.endswith(".yaml"))
 

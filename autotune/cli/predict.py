@@ -9,6 +9,7 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
     app.command("predict")(predict)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
     app.command("search")(search)
 
 
@@ -120,7 +121,5 @@ def _run(problem: Problem, *, quiet: bool) -> SearchRun:
 
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading", total=problem.trials)
-        progress = Progress(
-            on_trial=lambda: bar.advance(task), on_stage=lambda name: bar.update(task, description=name)
-        )
+        progress = Progress(on_trial=lambda: bar.advance(task), on_stage=lambda name: bar.update(task, description=name))
         return run_search(problem, progress)

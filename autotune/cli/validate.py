@@ -9,6 +9,7 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
     app.command("validate")(validate)
 
 
@@ -28,7 +29,10 @@ def validate(
     if json:
         import json as json_module
 
-        rows = [{"id": r.case.id, "named": r.case.named, "throughput_error": r.throughput_error, "tpot_error": r.tpot_error} for r in results]
+        rows = [
+            {"id": r.case.id, "named": r.case.named, "throughput_error": r.throughput_error, "tpot_error": r.tpot_error}
+            for r in results
+        ]
         named = [r for r in results if r.case.named] or results
         typer.echo(json_module.dumps({"cases": rows, "named": summarise(named).model_dump()}, indent=2))
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autotune.deployment import Deployment, Pool
+from autotune.deployment import Deployment
 from autotune.errors import ExportError
 from autotune.exporters.base import (
     Argument,
@@ -20,6 +20,7 @@ from autotune.exporters.base import (
     placement,
     render,
 )
+from autotune.predicting import resolve_recipe
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import EngineSpec, version_key
@@ -180,16 +181,14 @@ def _environment(
     inside = pool.layout.gpus <= hardware.scale_up.domain_gpus
     if backend == "deepep_low_latency" and place.nodes > 1 and inside:
         environment["VLLM_DEEPEP_LOW_LATENCY_USE_MNNVL"] = "1"
-    if backend == "deepep_low_latency" and _dispatches_nvfp4(pool, deployment) and version_key(version) >= (0, 13):
+    if backend == "deepep_low_latency" and _dispatches_nvfp4(deployment) and version_key(version) >= (0, 13):
         environment["VLLM_DEEPEPLL_NVFP4_DISPATCH"] = "1"
     environment["VLLM_NIXL_SIDE_CHANNEL_HOST"] = Shell('"$NODE_ADDRESS"')
     environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] = Shell('"$NIXL_PORT"')
     return environment
 
 
-def _dispatches_nvfp4(pool: Pool, deployment: Deployment) -> bool:
-    from autotune.predicting import resolve_recipe
-
+def _dispatches_nvfp4(deployment: Deployment) -> bool:
     return resolve_recipe(deployment.precision).dispatch == "nvfp4"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autotune.flags.space import FlagSpace, Params
 from autotune.layouts.enumerate import token_limits
@@ -47,8 +48,9 @@ class Evaluation:
     constraints: dict[str, Floats]
 
     @property
-    def feasible(self) -> np.ndarray:
-        return np.all([values <= 1e-9 for values in self.constraints.values()], axis=0)
+    def feasible(self) -> NDArray[np.bool_]:
+        """Combinations that violate nothing."""
+        return np.asarray(np.all([values <= 1e-9 for values in self.constraints.values()], axis=0), dtype=np.bool_)
 
     def best(self) -> int | None:
         """Position of the best feasible combination."""
@@ -73,7 +75,7 @@ class FlagEvaluator:
         first, inverse = distinct_rows(*(getattr(rows, name) for name in ROW_KEYS), fp8_kv, fraction)
         cost = self._cost(rows.take(first), fp8_kv[first], fraction[first])
         gathered = {name: values[inverse] for name, values in cost.items()}
-        return self._evaluation(rows, columns, fraction, gathered)
+        return self._evaluation(rows, columns, gathered)
 
     def one(self, params: Params) -> Evaluation:
         """A single combination."""
@@ -92,7 +94,7 @@ class FlagEvaluator:
             return np.full(size, float(fallback))
         return as_floats([float(v) for v in self.space.values[name]])[columns[name]]
 
-    def _rows(self, columns: dict[str, Ints]) -> tuple[Rows, np.ndarray]:
+    def _rows(self, columns: dict[str, Ints]) -> tuple[Rows, NDArray[np.bool_]]:
         """Combinations as candidate rows (batch as asked for), and whether the KV cache is FP8."""
         row, size = self.row, len(next(iter(columns.values())))
         drafts = self._column(columns, "draft_tokens", int(row.drafts[0]))
@@ -127,7 +129,9 @@ class FlagEvaluator:
             eplb_interval_steps=interval,
             moe_chunk_tokens=np.where(chunked, self._column(columns, "moe_dp_chunk_tokens", 0), 0),
             activation_chunk_rows=np.where(looped, self._column(columns, "activation_chunk_rows", 0), 0),
-            graph_tokens=np.where(backend == BACKENDS.index("deepep_normal"), 0, self._column(columns, "cudagraph_max_tokens", UNLIMITED)),
+            graph_tokens=np.where(
+                backend == BACKENDS.index("deepep_normal"), 0, self._column(columns, "cudagraph_max_tokens", UNLIMITED)
+            ),
             batched_tokens=self._column(columns, "max_num_batched_tokens", 0),
             output_chunk=self._column(columns, "output_proc_chunk", UNLIMITED),
             api_outputs=np.ceil(batch * row.dp[0] / servers) if has_api else np.zeros(size),
@@ -141,7 +145,7 @@ class FlagEvaluator:
         codes = np.array([model[str(v)] for v in self.space.values["all2all_backend"]], dtype=np.int64)
         return codes[columns["all2all_backend"]]
 
-    def _kv_is_fp8(self, columns: dict[str, Ints], size: int) -> np.ndarray:
+    def _kv_is_fp8(self, columns: dict[str, Ints], size: int) -> NDArray[np.bool_]:
         """`auto` keeps the model's dtype (BF16), whatever the recipe would like."""
         if "kv_cache_dtype" not in self.space.values:
             return np.full(size, self.resolved.machine.recipe.kv_cache == "fp8")
@@ -152,7 +156,7 @@ class FlagEvaluator:
         base = self.resolved.machine
         return Machine(base.model, base.hardware, base.recipe.with_kv_cache("fp8" if fp8_kv else "bf16"), base.calibration)
 
-    def _cost(self, rows: Rows, fp8_kv: np.ndarray, fraction: Floats) -> dict[str, Floats]:
+    def _cost(self, rows: Rows, fp8_kv: NDArray[np.bool_], fraction: Floats) -> dict[str, Floats]:
         """Effective batch, step and memory of distinct rows, per KV dtype."""
         names = ("rate", "tpot", "batch", "short_bytes", "margin_bytes")
         result = {name: np.zeros(len(rows)) for name in names}
@@ -179,7 +183,7 @@ class FlagEvaluator:
             return fraction * visible - memory.without_kv_bytes, fraction * visible - self.resolved.memory_limit_bytes
         return fraction * visible - weights, fraction * visible + rest - self.resolved.memory_limit_bytes
 
-    def _evaluation(self, rows: Rows, columns: dict[str, Ints], fraction: Floats, cost: dict[str, Floats]) -> Evaluation:
+    def _evaluation(self, rows: Rows, columns: dict[str, Ints], cost: dict[str, Floats]) -> Evaluation:
         problem = self.resolved.problem
         batch = cost["batch"].astype(np.int64)
         tokens = np.ceil(rows.batch / rows.pp) * (1 + rows.drafts)

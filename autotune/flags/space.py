@@ -81,7 +81,7 @@ def flag_space(resolved: ResolvedProblem, row: Rows, fitting_batch: int) -> Flag
         if knob.spelling(version) is None or knob.name not in analytic:
             continue
         default = _default(resolved, knob, row)
-        options = _options(resolved, knob, row, analytic[knob.name], fitting_batch)
+        options = _options(resolved, knob, row, fitting_batch)
         values[knob.name] = tuple(dict.fromkeys([default, analytic[knob.name], *options]))
         defaults[knob.name] = default
     return FlagSpace(values, defaults, {name: analytic[name] for name in values})
@@ -169,12 +169,12 @@ def _default(resolved: ResolvedProblem, knob: Knob, row: Rows) -> Value:
     return default
 
 
-def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, analytic: Value, fitting_batch: int) -> list[Value]:
+def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, fitting_batch: int) -> list[Value]:
     if knob.name == "max_num_seqs":
         batches = [int(round(int(row.batch[0]) * factor / 8) * 8) or 1 for factor in BATCH_FACTORS]
         return [batch for batch in [*batches, fitting_batch] if 1 <= batch <= fitting_batch]
     if knob.name == "max_num_batched_tokens":
-        return []
+        return []  # the default and the batch itself are already in
     if knob.name == "redundant_experts" and resolved.model.moe:
         experts, ep = resolved.model.moe.experts, int(row.ep[0])
         return [int(c) + (-(experts + int(c))) % ep for c in knob.candidates]

@@ -170,7 +170,9 @@ def run_study(
     rows = [_row_of(trial, scores) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     if not rows:
         for origin, params in (("analytic", space.analytic), ("defaults", space.defaults)):
-            study.enqueue_trial({name: params[name] for name in space.searched}, user_attrs={"origin": origin}, skip_if_exists=True)
+            study.enqueue_trial(
+                {name: params[name] for name in space.searched}, user_attrs={"origin": origin}, skip_if_exists=True
+            )
     while len(rows) < trials:
         trial = study.ask(distributions)
         params = space.complete(trial.params)
@@ -193,9 +195,7 @@ def _open_study(storage: str | None, name: str, seed: int, space: FlagSpace, tri
     if storage in (None, IN_MEMORY):
         return optuna.create_study(direction="maximize", sampler=sampler)
     try:
-        study = optuna.create_study(
-            storage=storage, study_name=name, load_if_exists=True, direction="maximize", sampler=sampler
-        )
+        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="maximize", sampler=sampler)
         finished = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
     except Exception as error:  # any driver may sit behind the URL: sqlalchemy, redis, grpc, journal files
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__

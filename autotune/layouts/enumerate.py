@@ -36,6 +36,7 @@ class Shape:
 
 
 def divisors(n: int) -> list[int]:
+    """Divisors of n, ascending."""
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
@@ -103,7 +104,9 @@ def layout_rows(resolved: ResolvedProblem, gpus: int | None = None) -> Rows:
     gpus : budget, the problem's own when absent.
     """
     model, hardware = resolved.model, resolved.hardware
-    columns: dict[str, list[int]] = {name: [] for name in ("tp", "dp", "ep", "pp", "redundant_experts", "backend", "overlap", "eplb", "drafts", "graph_tokens")}
+    columns: dict[str, list[int]] = {
+        name: [] for name in ("tp", "dp", "ep", "pp", "redundant_experts", "backend", "overlap", "eplb", "drafts", "graph_tokens")
+    }
     drafts = (0, 1, 2, 3) if resolved.problem.workload.mtp_acceptance else (0,)
     for shape in shapes(model, hardware, gpus or resolved.gpus):
         for spare, eplb in _expert_options(resolved, shape):
@@ -137,8 +140,8 @@ def _backend_options(resolved: ResolvedProblem, shape: Shape) -> list[tuple[int,
         if not backend_admissible(choice, shape, resolved):
             continue
         graph = 0 if choice.needs_graph_off else UNLIMITED
-        for overlap in overlaps_for(choice.model, resolved):
-            options.append((BACKENDS.index(choice.model), OVERLAPS.index(overlap), graph))
+        code = BACKENDS.index(choice.model)
+        options += [(code, OVERLAPS.index(overlap), graph) for overlap in overlaps_for(choice.model, resolved)]
     return options
 
 

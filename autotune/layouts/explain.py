@@ -83,7 +83,7 @@ def _describe_memory(resolved: ResolvedProblem, table: LayoutTable, row: int, li
     )
 
 
-def _describe_tpot(resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
+def _describe_tpot(_resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
     tpot = table.tpot_s[row]
     return (
         f"Closest is {row_label(table, row)} with {int(table.rows.batch[row])} sequences per DP rank at TPOT "
@@ -91,13 +91,14 @@ def _describe_tpot(resolved: ResolvedProblem, table: LayoutTable, row: int, limi
     )
 
 
-def _describe_concurrency(resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
+def _describe_concurrency(_resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
     n = int(max(table.max_instances[row], 1))
     have = int(table.instance_sequences[row]) * n
-    return f"At most {have:,} sequences at once ({n} x {row_label(table, row)}), {limits.sequences - have:,} short of {limits.sequences:,}."
+    short = limits.sequences - have
+    return f"At most {have:,} sequences at once ({n} x {row_label(table, row)}), {short:,} short of {limits.sequences:,}."
 
 
-def _describe_throughput(resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
+def _describe_throughput(_resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
     n = int(max(table.max_instances[row], 1))
     have = table.instance_tokens_per_s[row] * n
     return (
@@ -106,7 +107,7 @@ def _describe_throughput(resolved: ResolvedProblem, table: LayoutTable, row: int
     )
 
 
-def _describe_budget(resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
+def _describe_budget(_resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
     return f"The smallest instance, {row_label(table, row)}, needs {int(table.rows.gpus[row])} GPUs; the budget is {limits.gpus}."
 
 

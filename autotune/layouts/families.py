@@ -45,12 +45,12 @@ def gpu_budget(table: LayoutTable, n: Ints, limits: Limits) -> Floats:
     return np.maximum(table.rows.gpus * np.maximum(n, 1) / limits.gpus, np.where(table.max_instances < 1, 2.0, 0.0)) - 1
 
 
-def gpu_memory(table: LayoutTable, n: Ints, limits: Limits) -> Floats:
+def gpu_memory(table: LayoutTable, _n: Ints, limits: Limits) -> Floats:
     """Weights, KV cache, buffers and runtime fit each GPU's memory."""
     return table.memory_bytes / limits.memory_bytes - 1
 
 
-def tpot_limit(table: LayoutTable, n: Ints, limits: Limits) -> Floats:
+def tpot_limit(table: LayoutTable, _n: Ints, limits: Limits) -> Floats:
     """The time per output token stays under its limit."""
     return table.tpot_s / limits.tpot_s - 1
 

@@ -58,4 +58,4 @@ def _dominated(values: Floats, rivals: Floats, *, strict: bool) -> Ints:
     better = np.all(rivals[None, :, :] >= values[:, None, :], axis=2)
     if strict:
         better &= np.any(rivals[None, :, :] > values[:, None, :], axis=2)
-    return better.any(axis=1).astype(np.int64)
+    return np.asarray(better.any(axis=1), dtype=np.int64)

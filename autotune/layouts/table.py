@@ -101,7 +101,7 @@ def cost_rows(resolved: ResolvedProblem, rows: Rows, gpus: int | None = None) ->
 
 def layout_id(rows: Rows) -> Ints:
     """One integer per (tp, dp, ep, pp)."""
-    return ((rows.tp * 100_003 + rows.dp) * 100_003 + rows.ep) * 97 + rows.pp
+    return np.asarray(((rows.tp * 100_003 + rows.dp) * 100_003 + rows.ep) * 97 + rows.pp, dtype=np.int64)
 
 
 def max_instances(resolved: ResolvedProblem, gpus_per_instance: Ints, budget: int) -> Ints:
@@ -109,13 +109,13 @@ def max_instances(resolved: ResolvedProblem, gpus_per_instance: Ints, budget: in
     domain = resolved.hardware.scale_up.domain_gpus
     full, rest = divmod(budget, domain)
     inside = full * (domain // gpus_per_instance) + rest // gpus_per_instance
-    return np.where(gpus_per_instance <= domain, inside, budget // gpus_per_instance)
+    return np.asarray(np.where(gpus_per_instance <= domain, inside, budget // gpus_per_instance), dtype=np.int64)
 
 
 def kernel_batch_limit(resolved: ResolvedProblem, rows: Rows) -> Ints:
     """Largest batch per DP rank that the all-to-all kernels accept, at least 1."""
     limit = token_limits(resolved)[rows.backend] // (1 + rows.drafts) * rows.pp
-    return np.maximum(limit, 1)
+    return np.asarray(np.maximum(limit, 1), dtype=np.int64)
 
 
 def largest_fitting_batch(resolved: ResolvedProblem, layouts: Rows) -> Ints:

@@ -22,6 +22,7 @@ def _table(title: str) -> Table:
 
 
 def ms(seconds: float) -> str:
+    """Milliseconds below a second, seconds above."""
     return f"{seconds * 1e3:,.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"
 
 
@@ -37,7 +38,13 @@ def headline(prediction: Prediction) -> Text:
 def operator_table(prediction: Prediction) -> Table:
     """Operators by time; the small ones in one line."""
     table = _table("Step time by operator")
-    for name, justify in (("operator", "left"), ("time", "right"), ("share", "right"), ("x roofline", "right"), ("coefficients", "left")):
+    for name, justify in (
+        ("operator", "left"),
+        ("time", "right"),
+        ("share", "right"),
+        ("x roofline", "right"),
+        ("coefficients", "left"),
+    ):
         table.add_column(name, justify=justify, style="cyan" if name == "operator" else None)  # type: ignore[arg-type]
     small = [line for line in prediction.operators if abs(line.share) < SMALL_SHARE]
     for line in prediction.operators:
@@ -86,7 +93,8 @@ def flags_text(plan: Plan) -> str:
     parts = [f"{flags.tuned:,.0f} tokens/s/GPU ({flags.origin})"]
     if flags.defaults:
         violated = f", violating {', '.join(flags.defaults_violate)}" if flags.defaults_violate else ""
-        parts.append(f"engine defaults {flags.defaults:,.0f} at {ms(flags.defaults_tpot_s)}{violated} (gain {flags.tuned / flags.defaults - 1:+.1%})")
+        gain = f"gain {flags.tuned / flags.defaults - 1:+.1%}"
+        parts.append(f"engine defaults {flags.defaults:,.0f} at {ms(flags.defaults_tpot_s)}{violated} ({gain})")
     if flags.trials:
         study = f"{flags.study:,.0f}" if flags.study else "none feasible"
         parts.append(f"Optuna {study} in {flags.trials} trials, {flags.feasible_trials} feasible")
@@ -131,7 +139,7 @@ def _paragraph(title: str, text: str) -> RenderableType:
 def search_report(result: SearchResult) -> RenderableType:
     """The whole report of a search."""
     best = result.best
-    chosen = {name: value for name, value in best.deployment.pool.flags.items()}
+    chosen = best.deployment.pool.flags
     flags = "  ".join(f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in chosen.items())
     statistics = result.statistics
     searched = (

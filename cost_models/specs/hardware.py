@@ -83,8 +83,7 @@ class HardwareSpec(Spec):
     def _domain_holds_whole_nodes(self) -> HardwareSpec:
         if self.scale_up.domain_gpus % self.gpus_per_node:
             raise ValueError(
-                f"scale_up.domain_gpus {self.scale_up.domain_gpus} is not a multiple of "
-                f"gpus_per_node {self.gpus_per_node}"
+                f"scale_up.domain_gpus {self.scale_up.domain_gpus} is not a multiple of gpus_per_node {self.gpus_per_node}"
             )
         return self
 

@@ -168,7 +168,7 @@ class ModelSpec(Spec):
     """Multi-token-prediction modules in the checkpoint (not part of the main model)."""
     max_context_tokens: int = Field(gt=0)
     attention_output_bias: bool = False
-    checkpoints: dict[str, str] = {}
+    checkpoints: dict[str, str] = Field(default_factory=dict)
     """Precision recipe -> published checkpoint."""
     published: PublishedCount | None = None
     flags: tuple[str, ...] = ()
@@ -239,6 +239,4 @@ class ModelSpec(Spec):
         if isinstance(attention, GqaSpec) and attention.windowed_layers:
             windowed = attention.windowed_layers * layers // self.layers
             attention = attention.model_copy(update={"windowed_layers": windowed})
-        return self.model_copy(
-            update={"layers": layers, "dense_layers": dense, "published": None, "attention": attention}
-        )
+        return self.model_copy(update={"layers": layers, "dense_layers": dense, "published": None, "attention": attention})

@@ -1,0 +1,41 @@
+"""Markers by path, and the few objects most tests start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autotune.problem import Problem, ResolvedProblem, resolve_problem
+from cost_models.catalog import calibration_for, load_hardware, load_model, load_recipe
+from cost_models.machine import Machine
+
+MARKERS = {"unit": pytest.mark.unit, "contracts": pytest.mark.contract, "integration": pytest.mark.integration}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for part in Path(item.path).parts:
+            if part in MARKERS:
+                item.add_marker(MARKERS[part])
+
+
+def machine_of(hw: str = "gb200-nvl72", model: str = "deepseek-v3", recipe: str = "nvfp4", engine: str = "vllm") -> Machine:
+    hardware = load_hardware(hw)
+    return Machine(load_model(model), hardware, load_recipe(recipe), calibration_for(hardware.gpu.name, engine))
+
+
+@pytest.fixture(scope="session")
+def gb200() -> Machine:
+    return machine_of()
+
+
+@pytest.fixture(scope="session")
+def h200() -> Machine:
+    return machine_of("hgx-h200", recipe="fp8-block")
+
+
+@pytest.fixture(scope="session")
+def small_problem() -> ResolvedProblem:
+    """Eight GPUs: a table of a few thousand rows."""
+    return resolve_problem(Problem(hardware="hgx-b200", trials=0))

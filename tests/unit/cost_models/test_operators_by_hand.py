@@ -1,0 +1,196 @@
+"""Cost functions against numbers worked out by hand, limits, and scaling laws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cost_models.arrays import evaluate_distinct, smoothmax
+from cost_models.attention import (
+    DecodeAttentionCoefficients,
+    gqa_decode_bound_s,
+    gqa_decode_time_s,
+    mla_decode_bound_s,
+    mla_decode_time_s,
+)
+from cost_models.chunking import activation_chunks, moe_chunks
+from cost_models.collectives import AllReduceCoefficients, all_reduce_bound_s, all_reduce_time_s
+from cost_models.dense_gemm import DenseGemmCoefficients, dense_gemm_bound_s, dense_gemm_time_s
+from cost_models.elementwise import elementwise_time_s
+from cost_models.grouped_gemm import GroupedGemmCoefficients, grouped_gemm_bound_s, grouped_gemm_time_s
+from cost_models.host import HostCoefficients, host_step_s, output_processing_s
+from cost_models.links import Links
+from cost_models.offload import freed_bytes, offloaded_layers, stall_s
+from cost_models.overlap import single_batch_hidden_s, two_batch_time_s
+from cost_models.speculative import accepted_tokens_per_step
+
+H200 = {"peak_flops_per_s": 989e12, "hbm_bytes_per_s": 4.8e12}
+IDEAL_GEMM = DenseGemmCoefficients(start_s=0, compute_efficiency=1, memory_efficiency=1, sharpness=50, cta_bandwidth_share=1e9)
+IDEAL_ATTENTION = DecodeAttentionCoefficients(start_s=0, compute_efficiency=1, memory_efficiency=1)
+IDEAL_EXPERTS = GroupedGemmCoefficients(start_s=0, compute_efficiency=1, memory_efficiency=1, sharpness=50)
+
+
+def test_a_skinny_gemm_streams_its_weights():
+    # 7168 x 16384 BF16 = 234.9 MB; + input 16 x 16384 x 2 B and output 16 x 7168 x 2 B = 0.75 MB; / 4.8 TB/s = 49.1 us
+    time = dense_gemm_time_s(16, 7168, 16384, weight_bytes=2, activation_bytes=2, processors=132, coefficients=IDEAL_GEMM, **H200)
+    assert time == pytest.approx(49.1e-6, rel=2e-3)
+
+
+def test_a_square_gemm_runs_at_peak_flops():
+    # 2 * 8448 * 8192 * 8192 / 989e12 = 1.1465 ms; 8448 x 8192 is 33 x 64 = 2112 tiles of 256 x 128: 16 full waves of 132
+    time = dense_gemm_time_s(8448, 8192, 8192, weight_bytes=2, activation_bytes=2, processors=132, coefficients=IDEAL_GEMM, **H200)
+    assert time == pytest.approx(1.1465e-3, rel=1e-3)
+
+
+def test_a_gemm_of_no_rows_costs_nothing():
+    c = DenseGemmCoefficients(start_s=5e-6, compute_efficiency=0.7, memory_efficiency=0.8, sharpness=2)
+    assert dense_gemm_time_s(0, 7168, 7168, weight_bytes=1, activation_bytes=1, processors=132, coefficients=c, **H200) == 0
+
+
+def test_split_k_helps_a_single_column_of_tiles():
+    plain = DenseGemmCoefficients(start_s=0, compute_efficiency=1, memory_efficiency=1, sharpness=8, cta_bandwidth_share=1)
+    split = DenseGemmCoefficients(
+        start_s=0, compute_efficiency=1, memory_efficiency=1, sharpness=8, cta_bandwidth_share=1, split_start_s=1e-6
+    )
+    shape = {"weight_bytes": 2, "activation_bytes": 2, "processors": 132, **H200}
+    one = dense_gemm_time_s(16, 256, 16384, coefficients=plain, **shape)
+    assert dense_gemm_time_s(16, 256, 16384, coefficients=split, **shape) < one
+
+
+@given(m=st.integers(1, 8192), n=st.integers(64, 16384), k=st.integers(64, 16384))
+def test_no_gemm_beats_its_roofline(m, n, k):
+    shape = {"weight_bytes": 1.0, "activation_bytes": 1.0, **H200}
+    time = dense_gemm_time_s(m, n, k, processors=132, coefficients=IDEAL_GEMM, **shape)
+    assert time >= dense_gemm_bound_s(m, n, k, **shape) * (1 - 1e-9)
+
+
+def test_mla_reads_the_latent_once_for_all_heads():
+    # 64 sequences x 4096 tokens x 576 elements x 2 B = 302 MB / 4.8 TB/s = 62.9 us, whatever the heads;
+    # 16 heads: 2*64*4096*16*1088 = 9.13 GFLOP / 989 TFLOP/s = 9.2 us, hidden
+    shape = {"latent_dim": 512, "rope_dim": 64, "kv_bytes": 2.0, **H200}
+    assert mla_decode_bound_s(64, 4096, 16, 1, **shape) == pytest.approx(62.9e-6, rel=1e-3)
+    time = mla_decode_time_s(64, 4096, 16, 1, processors=132, coefficients=IDEAL_ATTENTION, **shape)
+    assert time == pytest.approx(62.9e-6, rel=1e-3)
+
+
+def test_mla_with_128_heads_is_compute_bound_on_hopper():
+    # 2 * 64 * 4096 * 128 * 1088 = 73.0 GFLOP / 989e12 = 73.8 us > 62.9 us of reading
+    assert mla_decode_bound_s(64, 4096, 128, 1, latent_dim=512, rope_dim=64, kv_bytes=2.0, **H200) == pytest.approx(73.8e-6, rel=1e-3)
+
+
+def test_two_query_tokens_double_mla_flops_but_not_bytes():
+    shape = {"latent_dim": 512, "rope_dim": 64, "kv_bytes": 2.0, **H200}
+    assert mla_decode_bound_s(64, 4096, 128, 2, **shape) == pytest.approx(2 * mla_decode_bound_s(64, 4096, 128, 1, **shape))
+    assert mla_decode_bound_s(64, 4096, 8, 2, **shape) == pytest.approx(mla_decode_bound_s(64, 4096, 8, 1, **shape))
+
+
+def test_gqa_reads_keys_and_values_of_each_kv_head():
+    # 32 x 8192 x 2 x 8 x 128 x 2 B = 1.074 GB / 4.8 TB/s = 223.7 us
+    shape = {"head_dim": 128, "kv_bytes": 2.0, **H200}
+    assert gqa_decode_bound_s(32, 8192, 64, 8, 1, **shape) == pytest.approx(223.7e-6, rel=1e-3)
+    time = gqa_decode_time_s(32, 8192, 64, 8, 1, processors=132, coefficients=IDEAL_ATTENTION, **shape)
+    assert time == pytest.approx(223.7e-6, rel=1e-2)
+
+
+def test_memory_bound_decode_reads_each_active_expert_once():
+    # 1000 pairs over 4 experts: all four active; 4 * 3*7168*2048 B (FP8) / 4.8e12 B/s = 36.70 us; FLOPs 1000*6*7168*2048/1979e12 = 44.5 us
+    bound = grouped_gemm_bound_s(
+        10, 4, 1, hidden=7168, intermediate=2048, weight_bytes=1, peak_flops_per_s=1979e12, hbm_bytes_per_s=4.8e12
+    )
+    # ten pairs leave 4 (3/4)^10 = 0.225 experts idle: 3.775 of 4 are read
+    assert bound == pytest.approx(36.70e-6 * 3.775 / 4, rel=1e-3)
+
+
+def test_expert_flops_pad_each_expert_to_128_tokens():
+    # 2 experts x 1024 tokens, no partial tile on average but half a tile: (1024 + 64)/1024 of the FLOPs
+    shape = {"hidden": 7168, "intermediate": 2048, "weight_bytes": 1, "peak_flops_per_s": 1979e12, "hbm_bytes_per_s": 4.8e12}
+    time = grouped_gemm_time_s(2048, 2, 2048, 1, activation_bytes=1, coefficients=IDEAL_EXPERTS, **shape)
+    assert time == pytest.approx(2048 * 1.0625 * 6 * 7168 * 2048 / 1979e12, rel=5e-3)
+
+
+def test_sharding_experts_by_tp_divides_both_terms():
+    shape = {"hidden": 7168, "intermediate": 2048, "weight_bytes": 1, "peak_flops_per_s": 1979e12, "hbm_bytes_per_s": 4.8e12}
+    whole = grouped_gemm_time_s(512, 32, 64, 1, activation_bytes=1, coefficients=IDEAL_EXPERTS, **shape)
+    half = grouped_gemm_time_s(512, 32, 64, 2, activation_bytes=1, coefficients=IDEAL_EXPERTS, **shape)
+    assert half == pytest.approx(whole / 2)
+
+
+def test_all_reduce_takes_the_better_of_one_and_two_shots():
+    links = Links(8, 450e9, 50e9)
+    c = AllReduceCoefficients(0, 0, 1, 1, two_shot_start_s=10e-6)
+    # 64 KiB over 8: one-shot reads 7 x 64 KiB = 1.02 us; two-shot 10 us + 0.25 us
+    assert all_reduce_time_s(2**16, 8, links=links, coefficients=c) == pytest.approx(7 * 2**16 / 450e9)
+    # 64 MiB: two-shot 10 us + 2 * 7/8 * 64 MiB / 450 GB/s = 271 us against 1.04 ms
+    assert all_reduce_time_s(2**26, 8, links=links, coefficients=c) == pytest.approx(10e-6 + 1.75 * 2**26 / 450e9)
+    assert all_reduce_time_s(2**26, 1, links=links, coefficients=c) == 0
+    assert all_reduce_bound_s(2**26, 8, links) == pytest.approx(1.75 * 2**26 / 450e9)
+
+
+def test_elementwise_counts_passes():
+    # 1000 tokens x 2 B x 8 passes x 7168 = 114.7 MB / (0.77 x 8 TB/s) = 18.6 us
+    time = elementwise_time_s(1000, 0, hidden=7168, hidden_passes=8, query_passes=0, memory_efficiency=0.77, hbm_bytes_per_s=8e12)
+    assert time == pytest.approx(18.6e-6, rel=2e-3)
+
+
+def test_moe_chunks_round_up_and_off_means_one():
+    iterations, tokens = moe_chunks([1000, 1000, 0], [256, 0, 256])
+    assert iterations.tolist() == [4, 1, 0]
+    assert tokens.tolist() == [250, 1000, 0]
+    assert activation_chunks([40000, 40000], [16384, 0]).tolist() == [3, 1]
+
+
+def test_overlap_lies_between_the_maximum_and_the_sum():
+    assert two_batch_time_s(3.0, 4.0, 2.0) == pytest.approx(5.0)
+    assert two_batch_time_s(3.0, 4.0, 1.0) == pytest.approx(7.0)
+    assert two_batch_time_s(3.0, 4.0, 200.0) == pytest.approx(4.0)
+    # combine 9 hides under a third of 12, dispatch 2 under the shared expert's 5; all of it: 4 + 2
+    assert single_batch_hidden_s(2.0, 9.0, 12.0, 5.0, 1.0) == pytest.approx(6.0)
+
+
+def test_accepted_tokens_multiply_conditional_rates():
+    # 1 + 0.8 + 0.8 * 0.5 + 0.8 * 0.5 * 0.5 (the last rate repeats)
+    assert accepted_tokens_per_step([0, 1, 2, 3], (0.8, 0.5)).tolist() == pytest.approx([1, 1.8, 2.2, 2.4])
+    with pytest.raises(ValueError, match="acceptance"):
+        accepted_tokens_per_step([1], ())
+
+
+def test_output_processing_yields_between_chunks_only():
+    c = HostCoefficients(step_s=1e-3, data_parallel_sync_s=5e-4, per_sequence_s=1e-6, output_s=1e-5, output_yield_s=1e-4)
+    # 1000 outputs: 10 ms, and 7 yields between 8 chunks of 128
+    assert output_processing_s(1000, 128, c) == pytest.approx(10e-3 + 7e-4)
+    assert output_processing_s(1000, 2048, c) == pytest.approx(10e-3)
+    assert host_step_s(100, 1, c) == pytest.approx(1.1e-3)
+    assert host_step_s(100, 8, c) == pytest.approx(1.6e-3)
+
+
+def test_offload_moves_the_last_layers_of_each_group():
+    assert offloaded_layers(61, 2, 1) == 30
+    assert offloaded_layers(6, 3, 2) == 4
+    assert freed_bytes(2.0, 6, 3, 2, 1) == 6.0
+    assert stall_s(10.0, 5.0, 1.5) == pytest.approx(0.5)
+    assert stall_s(10.0, 5.0, 3.0) == 0
+
+
+@given(st.lists(st.floats(0, 1e3), min_size=1, max_size=5), st.floats(1, 30))
+def test_smoothmax_is_bounded(values, sharpness):
+    a, b = np.array(values), np.array(values[::-1])
+    result = smoothmax(a, b, sharpness)
+    assert np.all(result >= np.maximum(a, b) * (1 - 1e-12))
+    assert np.all(result <= (a + b) * (1 + 1e-9))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=60))
+def test_evaluating_distinct_rows_equals_evaluating_all(rows):
+    x, y = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    seen = []
+
+    def function(a, b):
+        seen.append(len(a))
+        return {"sum": a + 10 * b, "pair": (a, b)}
+
+    result = evaluate_distinct(function, x, y)
+    assert np.array_equal(result["sum"], x + 10 * y)
+    assert np.array_equal(result["pair"][1], y)
+    assert seen == [len(set(rows))] if len(rows) > 1 else [1]

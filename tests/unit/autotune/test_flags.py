@@ -1,0 +1,169 @@
+"""Flag spaces by version, the evaluator against predict, and the study."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autotune.errors import OutputError
+from autotune.flags.evaluate import CONSTRAINTS, FlagEvaluator
+from autotune.flags.space import FlagSpace, flag_space
+from autotune.flags.study import tune_flags
+from autotune.layouts.table import largest_fitting_batch
+from autotune.predicting import predict
+from autotune.problem import Problem, resolve_problem
+from autotune.searching import deployment_of
+from cost_models.dispatch import BACKENDS
+from cost_models.rows import Rows
+
+AGRS, LL, ONE_SIDED = (BACKENDS.index(b) for b in ("allgather_reducescatter", "deepep_low_latency", "nvlink_one_sided"))
+
+
+def evaluator_of(version: str | None = None, engine: str = "vllm", backend: int = LL, batch: int = 256, **problem) -> FlagEvaluator:
+    resolved = resolve_problem(Problem(hardware="gb200-nvl72", gpus=8, engine=engine, engine_version=version, **problem))
+    row = Rows.of(dp=8, ep=8, batch=batch, backend=backend, eplb=1, eplb_interval_steps=3000)
+    space = flag_space(resolved, row, int(largest_fitting_batch(resolved, row)[0]))
+    return FlagEvaluator(resolved, row, space, 1)
+
+
+@pytest.mark.parametrize(
+    ("version", "has", "lacks"),
+    [
+        ("0.11", {"moe_dp_chunk_tokens", "output_proc_chunk"}, {"enable_moe_dp_chunk", "enable_activation_chunk"}),
+        ("0.13", {"moe_dp_chunk_tokens", "enable_moe_dp_chunk", "enable_activation_chunk"}, set()),
+        ("0.17", {"moe_dp_chunk_tokens", "enable_moe_dp_chunk", "enable_activation_chunk"}, set()),
+        ("0.18", {"moe_dp_chunk_tokens", "enable_moe_dp_chunk"}, {"enable_activation_chunk", "activation_chunk_rows"}),
+        ("0.24", {"output_proc_chunk"}, {"moe_dp_chunk_tokens", "enable_moe_dp_chunk"}),
+        ("0.33", {"output_proc_chunk"}, {"moe_dp_chunk_tokens", "enable_moe_dp_chunk"}),
+    ],
+)
+def test_a_knob_the_version_lacks_is_not_searched(version, has, lacks):
+    names = set(evaluator_of(version).space.values)
+    assert has <= names
+    assert not lacks & names
+
+
+def test_one_sided_backend_appears_with_its_version():
+    assert "flashinfer_nvlink_one_sided" not in evaluator_of("0.17").space.values["all2all_backend"]
+    assert "flashinfer_nvlink_one_sided" in evaluator_of("0.18").space.values["all2all_backend"]
+
+
+def test_engine_default_of_the_memory_fraction_follows_the_version():
+    assert evaluator_of("0.19").space.defaults["gpu_memory_fraction"] == 0.9
+    assert evaluator_of("0.24").space.defaults["gpu_memory_fraction"] == 0.92
+
+
+def test_index_and_params_are_inverse():
+    space = FlagSpace({"a": (1, 2, 3), "b": (True, False)}, {}, {})
+    assert space.size == 6
+    grid = space.grid()
+    for position in range(space.size):
+        params = space.params_at(position)
+        assert space.index(params) == position
+        assert space.values["a"][grid["a"][position]] == params["a"]
+
+
+@pytest.mark.parametrize(("engine", "version"), [("vllm", "0.33"), ("vllm", "0.17"), ("sglang", None)])
+def test_the_evaluator_and_predict_price_the_same_deployment(engine, version):
+    evaluator = evaluator_of(version, engine)
+    rng = np.random.default_rng(0)
+    checked = 0
+    for _ in range(60):
+        params = {name: values[rng.integers(len(values))] for name, values in evaluator.space.values.items()}
+        evaluation = evaluator.one(params)
+        if not evaluation.feasible[0]:
+            continue
+        deployment = deployment_of(evaluator.resolved, evaluator.effective_row(params), 1, params)
+        prediction = predict(deployment)
+        assert prediction.tokens_per_s_per_gpu == pytest.approx(evaluation.tokens_per_s_per_gpu[0], rel=1e-6)
+        assert prediction.tpot_s == pytest.approx(evaluation.tpot_s[0], rel=1e-6)
+        checked += 1
+    assert checked >= 3
+
+
+def test_grid_evaluation_equals_one_by_one():
+    evaluator = evaluator_of()
+    grid = evaluator.space.grid()
+    whole = evaluator.evaluate(grid)
+    for position in np.random.default_rng(1).integers(evaluator.space.size, size=25):
+        alone = evaluator.one(evaluator.space.params_at(int(position)))
+        assert alone.score[0] == pytest.approx(whole.score[position], rel=1e-9)
+        for name in CONSTRAINTS:
+            assert alone.constraints[name][0] == pytest.approx(whole.constraints[name][position], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "violated"),
+    [
+        ({"enable_dbo": True, "all2all_backend": "allgather_reducescatter"}, "dbo_needs_deepep"),
+        ({"redundant_experts": 32, "enable_eplb": False}, "redundant_experts_need_eplb"),
+        ({"gpu_memory_fraction": 0.99}, "memory_fraction_leaves_margin"),
+        ({"gpu_memory_fraction": 0.3}, "memory_fits"),
+    ],
+)
+def test_constraints_name_what_is_wrong(change, violated):
+    evaluator = evaluator_of()
+    values = {**evaluator.space.values}
+    for name, value in change.items():
+        values[name] = tuple(dict.fromkeys([*values[name], value]))
+    space = FlagSpace(values, evaluator.space.defaults, evaluator.space.analytic)
+    evaluator = FlagEvaluator(evaluator.resolved, evaluator.row, space, 1)
+    params = {**space.analytic, **change}
+    assert evaluator.one(params).constraints[violated][0] > 0
+    assert evaluator.one(space.analytic).constraints[violated][0] <= 1e-9
+
+
+def test_the_batch_is_what_the_cache_holds():
+    evaluator = evaluator_of()
+    small = {**evaluator.space.analytic, "gpu_memory_fraction": 0.85, "max_num_seqs": 256}
+    assert evaluator.one(small).batch[0] == 256
+    defaults = {**evaluator.space.analytic, "kv_cache_dtype": "auto", "max_num_seqs": max(evaluator.space.values["max_num_seqs"])}
+    fp8 = {**defaults, "kv_cache_dtype": "fp8"}
+    assert evaluator.one(defaults).batch[0] < evaluator.one(fp8).batch[0]
+
+
+def test_dp_chunk_equal_to_the_batch_wins_in_0_17():
+    # document 000: DP chunk = batch for decode; a chunk of 256 repeats dispatch, experts and combine
+    evaluator = evaluator_of("0.17", batch=768)
+    base = {**evaluator.space.analytic, "enable_moe_dp_chunk": True}
+    rates = {c: float(evaluator.one({**base, "moe_dp_chunk_tokens": c}).tokens_per_s_per_gpu[0]) for c in (128, 256, 768)}
+    assert rates[768] > 1.05 * rates[256] > rates[128]
+
+
+def test_a_study_beats_the_defaults_and_finds_the_exact_optimum():
+    found = tune_flags(evaluator_of(), trials=100, seed=1)
+    assert found.exact is not None
+    assert found.tokens_per_s_per_gpu == pytest.approx(found.exact, rel=1e-3)
+    assert found.tokens_per_s_per_gpu > found.defaults
+    assert found.study <= found.exact * (1 + 1e-9)
+    assert [row.origin for row in found.trials[:2]] == ["analytic", "defaults"]
+    assert len(found.trials) == 100
+
+
+def test_studies_repeat_with_their_seed():
+    first, second = (tune_flags(evaluator_of(), trials=60, seed=7) for _ in range(2))
+    assert [r.params for r in first.trials] == [r.params for r in second.trials]
+
+
+def test_a_study_resumes_from_its_storage(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    first = tune_flags(evaluator_of(), trials=8, seed=0, storage=url, study_name="s")
+    second = tune_flags(evaluator_of(), trials=12, seed=0, storage=url, study_name="s")
+    assert [r.params for r in second.trials[:8]] == [r.params for r in first.trials]
+    assert len(second.trials) == 12
+
+
+def test_a_foreign_study_is_refused(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    tune_flags(evaluator_of(), trials=3, seed=0, storage=url, study_name="s")
+    with pytest.raises(OutputError, match="another flag space"):
+        tune_flags(evaluator_of("0.17"), trials=3, seed=0, storage=url, study_name="s")
+
+
+def test_a_broken_storage_is_one_message(tmp_path):
+    path = tmp_path / "not-a-database.db"
+    path.write_text("this is no SQLite file, although it is long enough to be read as one" * 20)
+    with pytest.raises(OutputError, match="cannot be used"):
+        tune_flags(evaluator_of(), trials=3, seed=0, storage=f"sqlite:///{path}")
+    with pytest.raises(OutputError, match="cannot be used"):
+        tune_flags(evaluator_of(), trials=3, seed=0, storage="nonsense://x")

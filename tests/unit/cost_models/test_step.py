@@ -1,0 +1,134 @@
+"""A whole step: sums, limits, monotonicity, and published operator breakdowns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cost_models.dispatch import BACKENDS
+from cost_models.overlap import OVERLAPS
+from cost_models.provenance import operator_provenance
+from cost_models.rows import Rows
+from cost_models.step import decode_step
+from tests.conftest import machine_of
+
+LL = BACKENDS.index("deepep_low_latency")
+AGRS = BACKENDS.index("allgather_reducescatter")
+TWO_BATCH = OVERLAPS.index("two_batch")
+SINGLE_BATCH = OVERLAPS.index("single_batch")
+WIDE = {"dp": 72, "ep": 72, "redundant_experts": 32, "eplb": 1, "backend": LL}
+
+
+def test_operators_and_layer_kinds_both_sum_to_the_step(gb200):
+    rows = Rows.of(dp=[8, 16, 1, 1], tp=[1, 1, 8, 4], ep=[8, 16, 8, 1], pp=[1, 1, 1, 2], batch=[512, 64, 32, 33], backend=[AGRS, LL, 0, 0])
+    step = decode_step(gb200, rows, 3000)
+    assert sum(t.time_s for t in step.operators.values()) == pytest.approx(step.step_s)
+    assert sum(step.layer_kinds.values()) == pytest.approx(step.step_s)
+
+
+def test_costing_rows_together_equals_costing_them_alone(gb200):
+    rows = Rows.of(dp=[8, 72, 16], ep=[8, 72, 1], batch=[1024, 7, 333], backend=[AGRS, LL, AGRS], overlap=[0, TWO_BATCH, 0], redundant_experts=[0, 32, 0])
+    together = decode_step(gb200, rows, 2500).step_s
+    alone = [decode_step(gb200, rows.take(np.array([i])), 2500).step_s[0] for i in range(3)]
+    assert together == pytest.approx(alone)
+
+
+@settings(max_examples=30, deadline=None)
+@given(batch=st.integers(1, 2000), context=st.integers(1, 30_000))
+def test_steps_grow_with_batch_and_context(batch, context):
+    machine = machine_of()
+    rows = Rows.of(dp=8, ep=8, batch=[batch, batch * 2], backend=AGRS)
+    near, far = (decode_step(machine, rows, c).step_s for c in (context, context * 2))
+    assert near[1] > near[0]
+    assert np.all(far >= near)
+
+
+def test_no_operator_beats_its_roofline(gb200):
+    rows = Rows.of(**WIDE, batch=[1, 16, 256, 1024])
+    for name, timing in decode_step(gb200, rows, 3000).operators.items():
+        if name not in ("overlap", "launch_gaps", "host"):
+            assert np.all(timing.time_s >= timing.bound_s * (1 - 1e-9)), name
+
+
+@pytest.mark.parametrize(
+    ("batch", "published_ms"),
+    [
+        (256, {"gemm": 0.179, "attention": 0.279, "experts": 0.232, "dispatch": 0.394, "combine": 0.706, "other": 0.117}),
+        (128, {"gemm": 0.147, "attention": 0.151, "experts": 0.148, "dispatch": 0.202, "combine": 0.367, "other": 0.092}),
+    ],
+)
+def test_h100_breakdown_without_overlap(batch, published_ms):
+    # LMSYS large-scale EP, decode ablation, milliseconds per layer (batch 128 column halved)
+    machine = machine_of("hgx-h100", recipe="fp8-block", engine="sglang")
+    step = decode_step(machine, Rows.of(**WIDE, batch=batch), 2050)
+    per_layer = {name: float(t.time_s[0]) * 1e3 / 58 for name, t in step.operators.items()}
+    gemms = ("q_a_kv_a", "q_b", "absorb", "o_proj", "router", "shared_gate_up", "shared_down")
+    grouped = {
+        "gemm": sum(per_layer[name] for name in gemms) * 58 / 61,
+        "attention": per_layer["attention"] * 58 / 61,
+        "experts": per_layer["experts"],
+        "dispatch": per_layer["dispatch"],
+        "combine": per_layer["combine"],
+        "other": (per_layer["elementwise"] + per_layer["launch_gaps"]) * 58 / 61 + per_layer["moe_elementwise"],
+    }
+    for name, published in published_ms.items():
+        assert grouped[name] == pytest.approx(published, rel=0.30), name
+    assert sum(grouped.values()) == pytest.approx(sum(published_ms.values()), rel=0.10)
+
+
+def test_two_batch_overlap_pays_when_communication_is_long_and_not_without_it():
+    machine = machine_of("hgx-h100", recipe="fp8-block", engine="sglang")
+    wide = Rows.of(**WIDE, batch=256, overlap=[0, TWO_BATCH])
+    alone, overlapped = decode_step(machine, wide, 2050).step_s
+    assert overlapped < 0.85 * alone  # LMSYS: 1.929 -> 1.491 ms per layer
+    small = Rows.of(dp=8, ep=8, batch=8, backend=LL, overlap=[0, TWO_BATCH])
+    alone, overlapped = decode_step(machine, small, 2050).step_s
+    assert overlapped > alone  # weights are read twice
+
+
+def test_single_batch_overlap_never_costs(gb200):
+    alone, overlapped = decode_step(gb200, Rows.of(**WIDE, batch=768, overlap=[0, SINGLE_BATCH]), 2050).step_s
+    assert overlapped <= alone
+
+
+def test_imbalance_slows_experts_and_point_to_point_bytes_but_not_all_gather(gb200):
+    even, skewed = ({"imbalance": ratio} for ratio in (1.0, 1.5))
+    for backend, moves in ((LL, True), (AGRS, False)):
+        base = {"dp": 8, "ep": 8, "batch": 512, "backend": backend}
+        one, other = (decode_step(gb200, Rows.of(**base, **ratio), 2000).operators for ratio in (even, skewed))
+        assert other["experts"].time_s > one["experts"].time_s
+        assert bool(other["dispatch"].time_s > one["dispatch"].time_s) is moves
+
+
+def test_drafts_trade_a_longer_step_for_more_tokens(gb200):
+    none, one = (decode_step(gb200, Rows.of(dp=8, ep=8, batch=64, drafts=d, backend=AGRS), 2000, (0.8,)) for d in (0, 1))
+    assert one.step_s > none.step_s
+    assert one.accepted_tokens == pytest.approx(1.8)
+    assert one.tpot_s == pytest.approx(one.step_s / 1.8)
+
+
+def test_moe_chunks_repeat_dispatch_and_weights(gb200):
+    base = {"dp": 8, "ep": 8, "batch": 512, "backend": LL}
+    whole, chunked = (decode_step(gb200, Rows.of(**base, moe_chunk_tokens=c), 2000).step_s for c in (0, 128))
+    assert chunked > whole * 1.1
+
+
+def test_running_without_graphs_meets_the_launch_floor(gb200):
+    base = {"dp": 8, "ep": 8, "batch": 1, "backend": AGRS}
+    captured, eager = (decode_step(gb200, Rows.of(**base, graph_tokens=g), 2000).step_s for g in (512, 0))
+    assert eager >= 61 * 0.8e-3
+    assert eager > captured
+
+
+def test_throughput_counts_accepted_tokens_of_all_ranks(gb200):
+    step = decode_step(gb200, Rows.of(tp=2, dp=4, ep=8, batch=100, backend=AGRS), 2000)
+    assert step.tokens_per_s_per_gpu == pytest.approx(100 * 4 / step.tpot_s / 8)
+
+
+def test_provenance_names_what_lies_outside_the_measured_box(gb200):
+    rows = Rows.of(dp=72, ep=72, redundant_experts=32, batch=1024, backend=LL)
+    sources = operator_provenance(gb200, rows, 3000)
+    assert sources["attention"].status == "measured"
+    assert any("ranks 72" in text for text in sources["dispatch"].outside)

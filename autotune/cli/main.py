@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-import click
 import typer
 
 from autotune.cli import catalog, export, predict, schema, search, validate
@@ -27,15 +27,19 @@ app.add_typer(catalog.group("model", "Model presets."), name="model")
 app.add_typer(catalog.group("engine", "Engines and their knobs."), name="engine")
 
 
+# Typer bundles its own Click since 0.29: reach the base of its usage errors through a public name.
+USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
 def main() -> None:
     """Run a command; every foreseeable failure is one message and a non-zero exit."""
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.ClickException as error:
+    except USAGE_ERROR as error:
         _fail(error.format_message(), 1)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except AutotuneError as error:
         _fail(str(error), error.exit_code)

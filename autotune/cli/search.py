@@ -94,6 +94,7 @@ def search(
 
 def problem_from(options: dict[str, Any], workload: dict[str, Any], file: Path | None) -> Problem:
     """A problem file with the given options on top; unset ones keep the defaults."""
+    from autotune.errors import ProblemError
     from autotune.problem import DEFAULT_LENGTH_TOKENS, Problem
     from cost_models.catalog import read_yaml, validated
 
@@ -106,7 +107,7 @@ def problem_from(options: dict[str, Any], workload: dict[str, Any], file: Path |
         base = data.get("workload") or {"isl_tokens": DEFAULT_LENGTH_TOKENS, "osl_tokens": DEFAULT_LENGTH_TOKENS}
         data["workload"] = {**base, **given} if isinstance(base, dict) else base
     if "hardware" not in data:
-        raise typer.BadParameter("give the hardware: --hw gb200-nvl72 (see autotune hw list)")
+        raise ProblemError("give the hardware: --hw gb200-nvl72 (see autotune hw list)")
     return validated(Problem, data, str(file) if file else "search options")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from autotune.errors import OutputError
 from autotune.flags.evaluate import Evaluation, FlagEvaluator
 from autotune.flags.space import FlagSpace, Params
+from search_spaces.schema import Value
 
 if TYPE_CHECKING:
     import optuna
@@ -65,6 +66,7 @@ class Scores:
     def __init__(self, evaluator: FlagEvaluator, *, enumerate_all: bool) -> None:
         self.evaluator = evaluator
         self.space = evaluator.space
+        self.priced: dict[tuple[Value, ...], Evaluation] = {}
         enumerable = enumerate_all and self.space.size <= ENUMERABLE
         self.grid = evaluator.evaluate(self.space.grid()) if enumerable else None
 
@@ -72,7 +74,10 @@ class Scores:
         """An evaluation and the position of the combination in it."""
         if self.grid is not None:
             return self.grid, self.space.index(params)
-        return self.evaluator.one(params), 0
+        key = tuple(params[name] for name in self.space.values)
+        if key not in self.priced:
+            self.priced[key] = self.evaluator.one(params)
+        return self.priced[key], 0
 
 
 def tune_flags(
@@ -92,8 +97,9 @@ def tune_flags(
     point and the defaults. Raises OutputError for a storage that cannot be used.
     """
     space = evaluator.space
-    simple = [evaluator.one(params).feasible[0] for params in (space.analytic, space.defaults)]
-    scores = Scores(evaluator, enumerate_all=trials > 0 or not any(simple))
+    scores = Scores(evaluator, enumerate_all=trials > 0)
+    if not trials and not any(scores.of(params)[0].feasible[0] for params in (space.analytic, space.defaults)):
+        scores = Scores(evaluator, enumerate_all=True)
     rows = run_study(scores, trials=trials, seed=seed, storage=storage, study_name=study_name, on_trial=on_trial)
     study_best = _best(rows)
     exact = scores.grid.best() if scores.grid is not None else None

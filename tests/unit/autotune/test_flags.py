@@ -19,7 +19,9 @@ from cost_models.rows import Rows
 AGRS, LL, ONE_SIDED = (BACKENDS.index(b) for b in ("allgather_reducescatter", "deepep_low_latency", "nvlink_one_sided"))
 
 
-def evaluator_of(version: str | None = None, engine: str = "vllm", backend: int = LL, batch: int = 256, **problem) -> FlagEvaluator:
+def evaluator_of(
+    version: str | None = None, engine: str = "vllm", backend: int = LL, batch: int = 256, **problem
+) -> FlagEvaluator:
     resolved = resolve_problem(Problem(hardware="gb200-nvl72", gpus=8, engine=engine, engine_version=version, **problem))
     row = Rows.of(dp=8, ep=8, batch=batch, backend=backend, eplb=1, eplb_interval_steps=3000)
     space = flag_space(resolved, row, int(largest_fitting_batch(resolved, row)[0]))

@@ -186,7 +186,9 @@ def violated_table(name: str) -> tuple[LayoutTable, Limits]:
     changes = dict(VIOLATIONS[name])
     if name == "tpot_limit":
         table, limits = one_row()
-        return LayoutTable(**{f: getattr(table, f) for f in LayoutTable.__slots__ if f != "tpot_s"}, tpot_s=np.array([0.3])), limits
+        return LayoutTable(
+            **{f: getattr(table, f) for f in LayoutTable.__slots__ if f != "tpot_s"}, tpot_s=np.array([0.3])
+        ), limits
     if name == "gpu_memory":
         table, limits = one_row()
         fields = {f: getattr(table, f) for f in LayoutTable.__slots__ if f != "memory_bytes"}

@@ -78,7 +78,13 @@ def test_low_latency_reproduces_the_published_h800_table(ranks, dispatch_us, com
 
 @pytest.mark.parametrize(
     ("ranks", "tokens", "dispatch_us", "combine_us"),
-    [(8, 1024, 166.3, 175.6), (16, 1024, 181.2, 188.2), (32, 1024, 197.5, 197.5), (64, 1024, 209.4, 199.2), (8, 2048, 311.8, 322.6)],
+    [
+        (8, 1024, 166.3, 175.6),
+        (16, 1024, 181.2, 188.2),
+        (32, 1024, 197.5, 197.5),
+        (64, 1024, 209.4, 199.2),
+        (8, 2048, 311.8, 322.6),
+    ],
 )
 def test_one_sided_reproduces_the_published_gb200_table(ranks, tokens, dispatch_us, combine_us):
     # TensorRT-LLM tech blog 18, BF16, perfect router: each token goes to min(EP, 8) distinct ranks
@@ -86,13 +92,17 @@ def test_one_sided_reproduces_the_published_gb200_table(ranks, tokens, dispatch_
     distinct = min(ranks, 8)
     for direction, published in (("dispatch", dispatch_us), ("combine", combine_us)):
         sent = tokens * 14336 * distinct * (ranks - 1) / ranks
-        moved = volumes("nvlink_one_sided", 1, ranks, links=NVL72, **{**SHAPE, "top_k": 1, "token_bytes": sent * ranks / (ranks - 1)})
+        moved = volumes(
+            "nvlink_one_sided", 1, ranks, links=NVL72, **{**SHAPE, "top_k": 1, "token_bytes": sent * ranks / (ranks - 1)}
+        )
         c = calibration.get("dispatch", f"nvlink_one_sided.{direction}", DispatchCoefficients)
         time = float(transfer_time_s(moved, ranks, 256, 1.0, links=NVL72, coefficients=c))
         assert time * 1e6 == pytest.approx(published, rel=0.15)
 
 
-@pytest.mark.parametrize(("ranks", "megabytes", "published_us"), [(2, 128, 332), (2, 1024, 2154), (4, 32, 200), (4, 256, 1325), (4, 1024, 4998)])
+@pytest.mark.parametrize(
+    ("ranks", "megabytes", "published_us"), [(2, 128, 332), (2, 1024, 2154), (4, 32, 200), (4, 256, 1325), (4, 1024, 4998)]
+)
 def test_reduce_scatter_reproduces_the_published_gb200_table(ranks, megabytes, published_us):
     # vllm.ai/blog/2026-02-03-dsr1-gb200-part1, megabytes per GPU
     c = calibration_for("GB200", "vllm").get("dispatch", "allgather_reducescatter.combine", DispatchCoefficients)

@@ -36,7 +36,9 @@ def test_tensor_parallelism_replicates_the_latent_and_shards_kv_heads():
 
 def test_published_gb200_run_had_room_for_its_cache():
     # vLLM on 8 GB200: 119.52 GB of KV cache (3,401,600 tokens) per GPU beside NVFP4 weights
-    memory = decode_memory(machine_of(), Rows.of(dp=8, ep=8, batch=1024, backend=BACKENDS.index("allgather_reducescatter")), TWO_K)
+    memory = decode_memory(
+        machine_of(), Rows.of(dp=8, ep=8, batch=1024, backend=BACKENDS.index("allgather_reducescatter")), TWO_K
+    )
     free = 198.67e9 * 0.97 - memory.without_kv_bytes[0]
     assert free == pytest.approx(119.52e9, rel=0.05)
 

@@ -22,14 +22,23 @@ WIDE = {"dp": 72, "ep": 72, "redundant_experts": 32, "eplb": 1, "backend": LL}
 
 
 def test_operators_and_layer_kinds_both_sum_to_the_step(gb200):
-    rows = Rows.of(dp=[8, 16, 1, 1], tp=[1, 1, 8, 4], ep=[8, 16, 8, 1], pp=[1, 1, 1, 2], batch=[512, 64, 32, 33], backend=[AGRS, LL, 0, 0])
+    rows = Rows.of(
+        dp=[8, 16, 1, 1], tp=[1, 1, 8, 4], ep=[8, 16, 8, 1], pp=[1, 1, 1, 2], batch=[512, 64, 32, 33], backend=[AGRS, LL, 0, 0]
+    )
     step = decode_step(gb200, rows, 3000)
     assert sum(t.time_s for t in step.operators.values()) == pytest.approx(step.step_s)
     assert sum(step.layer_kinds.values()) == pytest.approx(step.step_s)
 
 
 def test_costing_rows_together_equals_costing_them_alone(gb200):
-    rows = Rows.of(dp=[8, 72, 16], ep=[8, 72, 1], batch=[1024, 7, 333], backend=[AGRS, LL, AGRS], overlap=[0, TWO_BATCH, 0], redundant_experts=[0, 32, 0])
+    rows = Rows.of(
+        dp=[8, 72, 16],
+        ep=[8, 72, 1],
+        batch=[1024, 7, 333],
+        backend=[AGRS, LL, AGRS],
+        overlap=[0, TWO_BATCH, 0],
+        redundant_experts=[0, 32, 0],
+    )
     together = decode_step(gb200, rows, 2500).step_s
     alone = [decode_step(gb200, rows.take(np.array([i])), 2500).step_s[0] for i in range(3)]
     assert together == pytest.approx(alone)

@@ -1,0 +1,72 @@
+"""Wall time and memory of the jobs people wait for."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROWS_SCRIPT = """
+import time
+import numpy as np
+from cost_models.catalog import calibration_for, load_hardware, load_model, load_recipe
+from cost_models.machine import Machine
+from cost_models.memory import decode_memory
+from cost_models.rows import Rows
+from cost_models.specs.workload import Workload
+from cost_models.step import decode_step
+hardware = load_hardware("gb200-nvl72")
+machine = Machine(load_model("deepseek-v3"), hardware, load_recipe("nvfp4"), calibration_for("GB200", "vllm"))
+rng = np.random.default_rng(0)
+n = 100_000
+dp = rng.choice([4, 8, 16, 32, 48, 64, 72], n)
+spare = -256 % dp
+rows = Rows.of(
+    dp=dp, ep=dp, redundant_experts=spare, eplb=1, batch=rng.integers(1, 1025, n), backend=rng.choice([1, 2, 4], n),
+    overlap=rng.choice([0, 1], n),
+)
+start = time.perf_counter()
+decode_step(machine, rows, 3000.0)
+decode_memory(machine, rows, Workload(isl_tokens=2000, osl_tokens=2000))
+print(time.perf_counter() - start)
+"""
+
+AUTOTUNE = [sys.executable, "-m", "autotune"]
+
+
+def timed(command: list[str]) -> float:
+    """Wall time of a command in a fresh process [s]."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def peak_megabytes() -> float:
+    """Largest resident set of any child so far [MB]."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+
+
+def main() -> None:
+    """Measure and print one table."""
+    print(f"{'job':58s} {'median':>8s} {'best':>8s} {'target':>8s}")
+    help_s = [timed([*AUTOTUNE, "--help"]) for _ in range(5)]
+    report("autotune --help", help_s, "0.3 s")
+    with tempfile.TemporaryDirectory() as out:
+        job = [*AUTOTUNE, "search", "--hw", "gb200-nvl72", "--target", "decode", "--trials", "120", "--out", out]
+        search_s = [timed(job) for _ in range(7)]
+    report("autotune search --hw gb200-nvl72 --target decode, 120 trials", search_s, "2.5 s")
+    print(f"{'  peak memory':58s} {peak_megabytes():6.0f} MB {'':8s} {'400 MB':>8s}")
+    rows_s = [float(subprocess.check_output([sys.executable, "-c", ROWS_SCRIPT])) for _ in range(5)]
+    report("costing 100,000 rows (step and memory)", rows_s, "0.5 s")
+
+
+def report(job: str, seconds: list[float], target: str) -> None:
+    """One line: median and best."""
+    print(f"{job:58s} {statistics.median(seconds):6.2f} s {min(seconds):6.2f} s {target:>8s}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Every option and variable we emit exists in that engine version's own parser.
+
+tests/fixtures/engine_cli holds option lists dumped from the parsers of the releases themselves.
+The scripts are run by bash with the engine replaced by a recorder, so quoting is tested too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from autotune.deployment import Deployment
+from autotune.exporters import export
+from autotune.problem import Problem
+from autotune.searching import search
+from search_spaces.loader import engine_names, load_engine
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "engine_cli"
+EXPORTED = [(name, v.version, v.release) for name in engine_names() if (e := load_engine(name)).exporter for v in e.versions]
+RECORDER = """#!/usr/bin/env python3
+import json, os, sys
+print(json.dumps({"argv": sys.argv[1:], "env": {k: v for k, v in os.environ.items() if k.startswith(("VLLM_", "SGLANG_"))}}))
+"""
+
+
+def fixture(engine: str, release: str) -> dict:
+    return json.loads((FIXTURES / f"{engine}_{release}.json").read_text())
+
+
+def run_script(text: str, tmp_path: Path, **variables: str) -> dict:
+    """Run a launch script with `vllm` and `python3 -m sglang...` replaced by a recorder."""
+    for name in ("vllm", "python3"):
+        shim = tmp_path / name
+        shim.write_text(RECORDER.replace("#!/usr/bin/env python3", f"#!{os.sys.executable}"))
+        shim.chmod(0o755)
+    script = tmp_path / "script.sh"
+    script.write_text(text)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", **variables}
+    done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise AssertionError(done.stderr)
+    return json.loads(done.stdout)
+
+
+def emitted_flags(argv: list[str]) -> dict[str, str | None]:
+    flags: dict[str, str | None] = {}
+    for position, token in enumerate(argv):
+        if token.startswith("--"):
+            following = argv[position + 1] if position + 1 < len(argv) else None
+            flags[token] = None if following is None or following.startswith("--") else following
+    return flags
+
+
+NODE = {"HEAD_ADDRESS": "10.0.0.1", "NODE_ADDRESS": "10.0.0.2", "NODE_RANK": "1"}
+
+
+def check_against_parser(recorded: dict, engine: str, release: str) -> None:
+    known = fixture(engine, release)
+    options = {flag: option for option in known["options"] for flag in option["flags"]}
+    for flag, value in emitted_flags(recorded["argv"]).items():
+        assert flag in options, f"{engine} {release} has no {flag}"
+        choices = options[flag].get("choices")
+        if choices and value is not None:
+            assert value in choices, f"{engine} {release}: {flag} {value}"
+        if value is None:
+            assert options[flag]["type"] not in ("int", "str", "float"), f"{flag} needs a value"
+    unknown = set(recorded["env"]) - set(known["env"])
+    assert not unknown, f"{engine} {release} does not know {unknown}"
+
+
+@pytest.mark.parametrize(("engine", "version", "release"), EXPORTED)
+@pytest.mark.parametrize("hardware", ["gb200-nvl72", "hgx-h200"])
+def test_the_top_three_plans_start_as_far_as_the_parser_can_tell(engine, version, release, hardware, tmp_path):
+    result = search(Problem(hardware=hardware, engine=engine, engine_version=version, gpus=16, trials=0))
+    assert len(result.plans) == 3
+    node = load_gpus_per_node(hardware)
+    for plan in result.plans:
+        for script in export(plan.deployment):
+            recorded = run_script(script.text, tmp_path, **NODE)
+            check_against_parser(recorded, engine, release)
+            local = emitted_flags(recorded["argv"]).get("--data-parallel-size-local")
+            assert local is None or int(local) * plan.layout.tp <= node
+
+
+def load_gpus_per_node(hardware: str) -> int:
+    from cost_models.catalog import load_hardware
+
+    return load_hardware(hardware).gpus_per_node
+
+
+def deployment(engine: str, version: str | None, hardware: str = "gb200-nvl72", model: str = "deepseek-v3", **pool) -> Deployment:
+    return Deployment.model_validate(
+        {
+            "hardware": hardware,
+            "model": model,
+            "precision": "nvfp4" if hardware == "gb200-nvl72" else "fp8-block",
+            "engine": {"name": engine, "version": version},
+            "workload": {"isl_tokens": 1000, "osl_tokens": 1000, "mtp_acceptance": [0.8]},
+            "pools": {"decode": {"batch_per_dp_rank": 64, **pool}},
+        }
+    )
+
+
+EVERY_KNOB = {
+    "all2all_backend": "deepep_low_latency",
+    "enable_dbo": True,
+    "dbo_decode_token_threshold": 64,
+    "moe_dp_chunk_tokens": 128,
+    "enable_moe_dp_chunk": True,
+    "enable_activation_chunk": False,
+    "activation_chunk_rows": 8192,
+    "output_proc_chunk": 2048,
+    "enable_eplb": True,
+    "eplb_window_steps": 100,
+    "eplb_interval_steps": 1000,
+    "redundant_experts": 0,
+    "max_num_seqs": 64,
+    "max_num_batched_tokens": 128,
+    "cudagraph_max_tokens": 128,
+    "kv_cache_dtype": "fp8",
+    "gpu_memory_fraction": 0.9,
+    "draft_tokens": 1,
+}
+
+
+@pytest.mark.parametrize("version", [v.version for v in load_engine("vllm").versions])
+def test_every_vllm_knob_in_every_version(version, tmp_path):
+    release = next(v.release for v in load_engine("vllm").versions if v.version == version)
+    plan = deployment(
+        "vllm", version, dp=16, ep=16, draft_tokens=1, all2all_backend="deepep_low_latency", overlap="two_batch", flags=EVERY_KNOB
+    )
+    recorded = run_script(export(plan)[0].text, tmp_path, **NODE)
+    check_against_parser(recorded, "vllm", release)
+    flags = emitted_flags(recorded["argv"])
+    assert json.loads(flags["--speculative-config"]) == {"method": "mtp", "num_speculative_tokens": 1}
+    assert json.loads(flags["--eplb-config"])["window_size"] == 100
+    assert json.loads(flags["--kv-transfer-config"]) == {"kv_connector": "NixlConnector", "kv_role": "kv_consumer"}
+    assert flags["--data-parallel-start-rank"] == "4"  # node 1 of 4 GPUs each
+    chunk = load_engine("vllm").has("moe_dp_chunk_tokens", version)
+    assert ("VLLM_MOE_DP_CHUNK_SIZE" in recorded["env"]) is chunk
+
+
+def test_every_sglang_knob(tmp_path):
+    flags = {**EVERY_KNOB, "all2all_backend": "deepep", "enable_sbo": False, "kv_cache_dtype": "fp8_e4m3"}
+    plan = deployment("sglang", None, dp=16, ep=16, draft_tokens=1, all2all_backend="deepep_low_latency", flags=flags)
+    recorded = run_script(export(plan)[0].text, tmp_path, **NODE)
+    check_against_parser(recorded, "sglang", "0.5.23")
+    emitted = emitted_flags(recorded["argv"])
+    assert emitted["--tp-size"] == emitted["--attn-dp-size"] == "16"
+    assert emitted["--max-running-requests"] == str(64 * 16)  # a total over the attention-DP ranks
+    assert emitted["--speculative-num-draft-tokens"] == "2"
+    assert recorded["env"]["SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] == "128"
+
+
+def test_tensor_parallel_over_nodes_has_a_head_and_headless_workers(tmp_path):
+    head, worker = export(deployment("vllm", None, tp=8))
+    assert (head.name, worker.name) == ("decode_head.sh", "decode_worker.sh")
+    flags = emitted_flags(run_script(worker.text, tmp_path, **NODE)["argv"])
+    assert "--headless" in flags
+    assert flags["--nnodes"] == "2"  # four GPUs per GB200 node, not eight
+    assert "--headless" not in emitted_flags(run_script(head.text, tmp_path, **{**NODE, "NODE_RANK": "0"})["argv"])
+
+
+def test_instances_that_share_a_node_get_their_own_gpus_and_port(tmp_path):
+    plan = deployment("vllm", None, "hgx-h200", "qwen3-235b-a22b", tp=4, ep=4)
+    text = export(plan)[0].text.replace("exec vllm", 'echo "$CUDA_VISIBLE_DEVICES" >&2; exec vllm')
+    recorded = run_script(text, tmp_path, **NODE, SLOT="1")
+    assert emitted_flags(recorded["argv"])["--port"] == "8001"
+    assert "SLOT * 4" in text
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"NODE_ADDRESS": "10.0.0.2", "NODE_RANK": "0"}, "HEAD_ADDRESS"),
+        ({**NODE, "NODE_RANK": "4"}, "NODE_RANK must be 0..3"),
+        ({**NODE, "NODE_RANK": "one"}, "NODE_RANK must be 0..3"),
+    ],
+)
+def test_scripts_check_their_variables(variables, message, tmp_path):
+    plan = deployment("vllm", None, dp=16, ep=16, all2all_backend="deepep_low_latency")
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        run_script(export(plan)[0].text, tmp_path, **variables)
+
+
+def test_a_model_path_with_spaces_and_quotes_survives_the_shell(tmp_path):
+    text = export(deployment("vllm", None, dp=4, ep=4, all2all_backend="allgather_reducescatter"))[0].text
+    nasty = "/models/it's a $(touch pwned) path"
+    recorded = run_script(text, tmp_path, **NODE, MODEL=nasty)
+    assert recorded["argv"][1] == nasty
+    assert not (tmp_path / "pwned").exists()

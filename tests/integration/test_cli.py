@@ -1,0 +1,296 @@
+"""Whole commands, in process: outputs, exit codes and messages."""
+
+from __future__ import annotations
+
+import csv
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autotune.cli.main import main
+from autotune.plan import SearchResult
+
+FAST = ["--trials", "6"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["autotune", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_the_main_job_writes_a_complete_run_folder(run, tmp_path):
+    code, out, err = run("search", "--hw", "gb200-nvl72", "--target", "decode", "--out", str(tmp_path), *FAST)
+    assert (code, err) == (0, "")
+    folder = next(tmp_path.iterdir())
+    assert folder.name.endswith("_gb200-nvl72_deepseek-v3_decode")
+    assert sorted(p.name for p in folder.iterdir()) == ["launch", "plan.yaml", "run.json", "trials.csv"]
+    for text in (
+        "tokens/s/GPU",
+        "Why not",
+        "TP attention",
+        "Step time by operator",
+        "Memory per GPU",
+        "Assumed",
+        "Searched",
+        str(folder),
+    ):
+        assert text in out
+    document = json.loads((folder / "run.json").read_text())
+    assert document["versions"]["python"]
+    assert document["calibrations"] == ["gb200-vllm"]
+    assert document["solver"][0]["status"] == "OPTIMAL"
+    assert document["command"][1:4] == ["search", "--hw", "gb200-nvl72"]
+    rows = list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
+    assert [row["origin"] for row in rows[:2]] == ["analytic", "defaults"]
+    assert len(rows) == 6
+    scripts = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.sh"))
+    assert scripts == [f"launch/plan-{i}/decode_node.sh" for i in (1, 2, 3)]
+    assert (folder / scripts[0]).stat().st_mode & stat.S_IXUSR
+    assert not list(tmp_path.glob(".autotune-*"))
+
+
+def test_wide_expert_parallelism_with_dp_attention_is_proposed_on_gb200(run, tmp_path):
+    code, out, _ = run(
+        "search",
+        "--hw",
+        "gb200-nvl72",
+        "--isl",
+        "2000",
+        "--osl",
+        "2000",
+        "--tpot",
+        "110ms",
+        "--out",
+        str(tmp_path),
+        "--json",
+        *FAST,
+    )
+    assert code == 0
+    result = SearchResult.model_validate_json(out)
+    layout = result.best.layout
+    assert layout.tp == 1
+    assert layout.ep == layout.dp >= 8
+    lost = {a.kind: a for a in result.alternatives}
+    assert "copies of each KV cache" in lost["TP attention, TP experts"].reason
+
+
+def test_a_second_run_gets_its_own_folder(run, tmp_path):
+    for _ in range(2):
+        run("search", "--hw", "hgx-b200", "--out", str(tmp_path), "--trials", "0")
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert len(names) == 2
+    assert names[1] == names[0] + "_2"
+
+
+def test_plan_yaml_round_trips_through_predict_and_export(run, tmp_path):
+    run("search", "--hw", "gb200-nvl72", "--engine", "sglang", "--gpus", "16", "--out", str(tmp_path / "r"), *FAST)
+    folder = next((tmp_path / "r").iterdir())
+    result = SearchResult.model_validate(yaml.safe_load((folder / "plan.yaml").read_text()))
+    deployment = tmp_path / "deployment.yaml"
+    deployment.write_text(yaml.safe_dump(result.best.deployment.model_dump(mode="json")))
+    code, out, _ = run("predict", str(deployment), "--json")
+    assert code == 0
+    assert json.loads(out)["tokens_per_s_per_gpu"] == pytest.approx(result.best.prediction.tokens_per_s_per_gpu)
+    code, out, _ = run("export", str(folder), "--rank", "2")
+    assert code == 0
+    assert out.strip() == (folder / "launch/plan-2/decode_node.sh").read_text().strip()
+    code, out, _ = run("export", str(folder), "--out", str(tmp_path / "scripts"))
+    assert code == 0
+    assert "Decode side of a disaggregated pair" in out
+    assert (tmp_path / "scripts" / "decode_node.sh").exists()
+
+
+def test_a_problem_file_equals_the_options(run, tmp_path):
+    problem = tmp_path / "problem.yaml"
+    data = {"hardware": "hgx-b200", "model": "qwen3-235b-a22b", "tpot_limit_s": 0.05, "trials": 0}
+    problem.write_text(yaml.safe_dump({**data, "workload": {"isl_tokens": 1000, "osl_tokens": 500}}))
+    _, from_file, _ = run("search", "--problem", str(problem), "--no-save", "--json")
+    options = [
+        "--hw",
+        "hgx-b200",
+        "--model",
+        "qwen3-235b-a22b",
+        "--tpot",
+        "50ms",
+        "--trials",
+        "0",
+        "--isl",
+        "1000",
+        "--osl",
+        "500",
+    ]
+    _, from_options, _ = run("search", *options, "--no-save", "--json")
+    first, second = (SearchResult.model_validate_json(text) for text in (from_file, from_options))
+    assert first.plans == second.plans
+
+
+def test_hardware_without_an_exporter_gives_a_plan_and_says_so(run, tmp_path):
+    code, out, _ = run("search", "--hw", "ascend-910c", "--out", str(tmp_path), "--trials", "0")
+    assert code == 0
+    assert "no launch scripts: vllm-ascend has no exporter yet" in out
+    assert not (next(tmp_path.iterdir()) / "launch").exists()
+
+
+def test_predict_prints_every_part(run, tmp_path):
+    code, out, _ = run("predict", str(_deployment(tmp_path)))
+    assert code == 0
+    for text in ("tokens/s/GPU", "TPOT", "experts", "x roofline", "moe layers", "expert weights", "bottleneck", "room for KV"):
+        assert text in out
+
+
+@pytest.mark.parametrize("kind", ["hw", "model", "engine"])
+def test_catalogues_list_and_show(run, kind):
+    code, out, _ = run(kind, "list", "--json")
+    assert code == 0
+    for row in json.loads(out):
+        code, shown, _ = run(kind, "show", row["name"])
+        assert code == 0
+        assert row["name"] in shown
+    assert run(kind, "list")[0] == 0
+
+
+@pytest.mark.parametrize("document", ["deployment", "problem", "plan", "hardware", "calibration", "engine", "case"])
+def test_schemas_are_published(run, document):
+    code, out, _ = run("schema", document)
+    assert code == 0
+    assert json.loads(out)["type"] == "object"
+
+
+def test_validate_prints_and_updates_the_table(run, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- autotune validate: begin -->\nold\n<!-- autotune validate: end -->\nafter\n")
+    code, out, _ = run("validate", "--update", str(readme))
+    assert code == 0
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert out.strip() in text
+    code, out, _ = run("validate", "--json")
+    assert json.loads(out)["named"]["cases"] == 7
+
+
+def _deployment(tmp_path: Path, **changes) -> Path:
+    data = {
+        "hardware": "gb200-nvl72",
+        "model": "deepseek-v3",
+        "precision": "nvfp4",
+        "engine": {"name": "vllm"},
+        "workload": {"isl_tokens": 2000, "osl_tokens": 2000},
+        "pools": {"decode": {"dp": 8, "ep": 8, "batch_per_dp_rank": 64, "all2all_backend": "allgather_reducescatter"}},
+        **changes,
+    }
+    path = tmp_path / "deployment.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+SEARCH = ("search", "--no-save", "--trials", "0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        ((*SEARCH, "--hw", "gb20"), "unknown hardware 'gb20'. Did you mean", 1),
+        ((*SEARCH,), "give the hardware", 1),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--model", "deepseek"), "Did you mean deepseek-", 1),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--engine", "vllmm"), "Did you mean vllm", 1),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--engine-version", "0.20"), "unknown vllm version", 1),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--isl", "-5"), "workload.isl_tokens: Input should be greater than 0", 1),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--osl", "99999999"), "workload.osl_tokens", 1),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--gpus", "0"), "gpus: Input should be greater than 0", 1),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--tpot", "100"), "write a number with a unit", 1),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--target", "decoding"), "target", 1),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--objective", "speed"), "objective", 1),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--mtp-acceptance", "a,b"), "not a list of numbers", 1),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--calibration", "missing.yaml"), "missing.yaml: no such file", 1),
+        ((*SEARCH, "--hw", "missing.yaml"), "missing.yaml: no such file", 1),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--model", "missing/config.json"), "no such file", 1),
+        (
+            ("search", "--hw", "gb200-nvl72", "--storage", "nonsense", "--no-save", "--trials", "2"),
+            "storage nonsense cannot be used",
+            1,
+        ),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--nonsense"), "No such option", 1),
+        (("frobnicate",), "No such command", 1),
+        (("predict", "missing.yaml"), "no such file", 1),
+        (("export", "missing"), "no such file", 1),
+        (("schema", "deploymnt"), "Did you mean deployment", 1),
+        (("hw", "show", "gb2000"), "Did you mean", 1),
+        ((*SEARCH, "--hw", "hgx-h100"), "gpu_memory cannot hold", 2),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--gpus", "3"), "gpu_memory cannot hold", 2),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--tpot", "1ms"), "Smallest changes that fit", 2),
+    ],
+)
+def test_bad_input_is_one_message_without_traceback(run, arguments, message, code):
+    got, out, err = run(*arguments)
+    assert got == code
+    assert message in err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hardware: [", "not valid YAML"),
+        ("- 1\n- 2\n", "expected a mapping"),
+        ("hardware: gb200-nvl72\nspeed: fast\n", "speed: unknown key"),
+        ("", "expected a mapping"),
+    ],
+)
+def test_bad_deployment_files(run, tmp_path, text, message):
+    path = tmp_path / "deployment.yaml"
+    path.write_text(text)
+    code, _, err = run("predict", str(path))
+    assert code == 1
+    assert message in err
+
+
+def test_wrong_types_are_named_field_by_field(run, tmp_path):
+    code, _, err = run("predict", str(_deployment(tmp_path, engine={"name": 3}, layers="many")))
+    assert code == 1
+    assert "engine.name" in err
+    assert "layers" in err
+
+
+def test_an_unwritable_output_folder_stops_before_the_search(run, tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    code, _, err = run("search", "--hw", "hgx-b200", "--out", str(blocker / "results"))
+    assert code == 1
+    assert "is not a folder" in err
+    assert blocker.read_text() == ""
+
+
+def test_a_failed_run_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    def fail(*_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("autotune.records.trials_csv", fail)
+    code, _, err = run("search", "--hw", "hgx-b200", "--out", str(tmp_path), "--trials", "0")
+    assert code == 1
+    assert "No space left on device" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exporting_for_another_engine_is_refused(run, tmp_path):
+    run("search", "--hw", "hgx-b200", "--out", str(tmp_path), "--trials", "0")
+    folder = next(tmp_path.iterdir())
+    code, _, err = run("export", str(folder), "--format", "sglang")
+    assert code == 1
+    assert "made for vllm" in err
+    code, _, err = run("export", str(folder), "--rank", "9")
+    assert code == 1
+    assert "plans 1..3" in err

@@ -14,7 +14,7 @@ from autotune.prediction import Prediction
 
 GB = 1e9
 SMALL_SHARE = 0.01
-PLAIN_STATUS = {"measured": "measured", "transferred": "sibling GPU", "assumed": "assumed", "datasheet": "datasheet"}
+PLAIN_STATUS = {"measured": "measured", "transferred": "sibling GPU or kernel", "assumed": "assumed", "datasheet": "datasheet"}
 
 
 def _table(title: str) -> Table:

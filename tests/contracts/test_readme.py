@@ -1,0 +1,53 @@
+"""The README says what the code does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autotune.validation import MARK_BEGIN, MARK_END, load_cases, markdown_table, summarise, validate
+from cost_models.catalog import calibration_names, hardware_names, model_names
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_accuracy_table_is_what_validate_prints():
+    cases = load_cases()
+    table = README.split(MARK_BEGIN)[1].split(MARK_END)[0].strip()
+    assert table == markdown_table(cases, validate(cases))
+
+
+def test_published_decode_deployments_stay_within_reach():
+    named = [r for r in validate(load_cases()) if r.case.named]
+    assert {r.case.id for r in named} == {
+        "vllm-gb200-decode-ep8",
+        "vllm-h200-decode-ep32",
+        "sglang-h100-decode-ep72-2k",
+        "sglang-gb200p1-decode-2k",
+        "sglang-gb200p2-decode-2k-fp4",
+        "sglang-gb200p2-decode-2k-fp8",
+        "deepseek-h800-profile-decode",
+    }
+    assert summarise(named).mean_absolute_error < 0.08
+    assert all(abs(r.throughput_error) < 0.12 for r in named)
+
+
+def test_both_command_lines_are_in_the_readme_and_ci_runs_the_same_tests():
+    assert ".venv/bin/autotune search --hw gb200-nvl72 --target decode" in README
+    assert "&& scripts/test" in README
+    assert "scripts/test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_counts_in_the_changelog_are_true():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert f"{len(hardware_names())} machines and {len(model_names())} models" in text
+    assert f"{len(calibration_names())} calibration documents" in text
+
+
+def test_documents_named_in_docstrings_exist():
+    import re
+
+    sources = [p for package in ("cost_models", "autotune", "search_spaces") for p in (ROOT / package).rglob("*.py")]
+    named = {name for p in sources for name in re.findall(r"docs/[\w/.-]+\.md", p.read_text())}
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

@@ -12,6 +12,7 @@ from autotune.prediction import MemoryLine, OperatorLine, Prediction
 from cost_models import catalog
 from cost_models.calibration import Calibration
 from cost_models.dispatch import BACKENDS
+from cost_models.errors import unknown_name
 from cost_models.machine import Machine
 from cost_models.memory import Memory, decode_memory
 from cost_models.offload import freed_bytes, offloaded_layers, stall_s
@@ -25,6 +26,7 @@ from cost_models.specs.precision import PrecisionRecipe
 from cost_models.specs.workload import Workload
 from cost_models.step import StepCost, decode_step
 from search_spaces.loader import load_engine, resolve_version
+from search_spaces.schema import EngineSpec
 
 DEFAULT_MEMORY_FRACTION = 0.97
 """Safety margin: share of driver-reported memory a plan may fill."""
@@ -70,10 +72,10 @@ def resolve(deployment: Deployment) -> Resolved:
     if deployment.layers:
         model = model.scaled_to_layers(deployment.layers)
     engine = load_engine(deployment.engine.name) if deployment.engine.name != "deepseek" else None
-    if engine:
-        resolve_version(engine, deployment.engine.version)
     pool = deployment.pool
     _check_pool(model, hardware, pool)
+    if engine:
+        _check_flags(engine, resolve_version(engine, deployment.engine.version), pool)
     recipe = resolve_recipe(deployment.precision)
     engine_name = engine.calibration_engine if engine else deployment.engine.name
     calibration = resolve_calibration(deployment.calibration, hardware.gpu.name, engine_name)
@@ -97,6 +99,25 @@ def _check_pool(model: ModelSpec, hardware: HardwareSpec, pool: Pool) -> None:
         raise ProblemError(f"{wanted} GPUs wanted, {hardware.name} has {hardware.max_gpus}")
     if pool.pp > model.layers:
         raise ProblemError(f"pp {pool.pp} exceeds the {model.layers} layers of {model.name}")
+
+
+NOT_MODELLED = {
+    "decode_context_parallel_size": "decode context parallelism",
+    "dcp_size": "decode context parallelism",
+    "prefill_context_parallel_size": "prefill context parallelism",
+    "attn_cp_size": "attention context parallelism",
+}
+
+
+def _check_flags(engine: EngineSpec, version: str, pool: Pool) -> None:
+    """Flags must be knobs that the engine version has; what is not modelled is refused by name."""
+    known = [knob.name for knob in engine.knobs if knob.spelling(version)]
+    for name in pool.flags:
+        plain = name.lstrip("-").replace("-", "_")
+        if plain in NOT_MODELLED:
+            raise ProblemError(f"flag {name}: {NOT_MODELLED[plain]} is not modelled")
+        if name not in known:
+            raise ProblemError(unknown_name(f"{engine.name} {version} flag", name, known))
 
 
 def pool_rows(pool: Pool) -> Rows:

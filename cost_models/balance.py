@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats
 
+POPULARITY_POINTS = 64
 MAX_SUMMED_TILES = 64
 """Tiles per expert beyond which the last, partial tile counts as half a tile on average."""
 
@@ -58,11 +59,37 @@ def combined_max_over_mean(*ratios: ArrayLike) -> Floats:
     return as_floats(1 + np.sqrt(excess))
 
 
-def expected_active_experts(pairs: ArrayLike, experts: ArrayLike) -> Floats:
-    """Experts that get at least one of `pairs` uniform draws: E (1 - (1 - 1/E)^pairs)."""
-    pairs, experts = (as_floats(x) for x in np.broadcast_arrays(pairs, experts))
-    one_missed = np.log1p(-1.0 / np.maximum(experts, 1.0 + 1e-9))
-    return np.where(experts <= 1, np.minimum(pairs, 1.0), experts * -np.expm1(pairs * one_missed))
+def popularity_quantiles(sigma: float, points: int = POPULARITY_POINTS) -> Floats:
+    """Relative popularity of experts, log-normal with mean 1, at equally probable quantiles, (points,)."""
+    z = normal_quantile((np.arange(points) + 0.5) / points)
+    weights = np.exp(sigma * z)
+    return as_floats(weights / weights.mean())
+
+
+def expected_active_experts(tokens: ArrayLike, share: ArrayLike, experts: int, top_k: int, sigma: float = 0.0) -> Floats:
+    r"""Share of experts that get at least one of `tokens` tokens, times share (experts on the rank).
+
+    Expert i is picked by a token with probability q_i = 1 - exp(-c w_i), w_i its popularity and c such that
+    sum q_i = top_k; it stays idle with (1 - q_i)^T. Popular experts are hit again and again, so skewed
+    routing reads fewer weights: at 48 tokens 61 % of what uniform routing reads (measured DeepSeek-R1
+    loads, sigma 1.57: docs/models/balance.md).
+
+    tokens : routed in the whole group; share : experts on the rank. Returns experts.
+    """
+    tokens, share = (as_floats(x) for x in np.broadcast_arrays(tokens, share))
+    weights = popularity_quantiles(sigma)
+    pace = _pick_pace(weights, min(top_k / experts, 1 - 1e-9))
+    idle = np.exp(-np.multiply.outer(tokens, pace * weights)).mean(axis=-1)
+    return as_floats(share * (1 - idle))
+
+
+def _pick_pace(weights: Floats, mean_probability: float) -> float:
+    """c with mean(1 - exp(-c w)) = mean_probability, by Newton's method from below (concave, monotone)."""
+    pace = mean_probability
+    for _ in range(40):
+        value = float(np.mean(-np.expm1(-pace * weights))) - mean_probability
+        pace -= value / float(np.mean(weights * np.exp(-pace * weights)))
+    return pace
 
 
 def expected_tiles(tokens_per_expert: ArrayLike, tile_tokens: int) -> Floats:

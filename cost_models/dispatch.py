@@ -70,10 +70,10 @@ def expected_destinations(choices: int, destinations: ArrayLike, reachable: Arra
     return np.where(r <= 1, 1.0, r * -np.expm1(choices * missed))
 
 
-def reachable_share(ranks: ArrayLike, groups: int, top_k_groups: int, contiguous: bool) -> Floats:
+def reachable_share(ranks: ArrayLike, groups: int, top_k_groups: int, contiguous: ArrayLike) -> Floats:
     """Share of ranks one token can reach under group-limited routing; 1 once experts are shuffled."""
     ranks = as_floats(ranks)
-    limited = contiguous & (ranks >= groups) if groups > 1 else np.zeros(ranks.shape, dtype=bool)
+    limited = np.asarray(contiguous) & (ranks >= groups) if groups > 1 else np.zeros(ranks.shape, dtype=bool)
     return np.where(limited, top_k_groups / groups, 1.0)
 
 
@@ -95,7 +95,7 @@ def volumes(
     top_k: int,
     groups: int,
     top_k_groups: int,
-    contiguous: bool,
+    contiguous: ArrayLike,
     links: Links,
 ) -> Volumes:
     """Bytes on the busiest direction of one rank for one dispatch (or combine).

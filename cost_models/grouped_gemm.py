@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats, smoothmax
-from cost_models.balance import expected_active_experts, expected_tiles
+from cost_models.balance import expected_tiles
 
 TILE_TOKENS = 128
 
@@ -32,6 +32,7 @@ class GroupedGemmCoefficients:
 def grouped_gemm_time_s(
     pairs: ArrayLike,
     local_experts: ArrayLike,
+    active_experts: ArrayLike,
     input_tokens: ArrayLike,
     moe_tp: ArrayLike,
     *,
@@ -49,19 +50,22 @@ def grouped_gemm_time_s(
         t = t_0 + \mathrm{smoothmax}(F/(e_c P), A \cdot 3HI w/(e_m W)) + c_m B_{tokens} + c_p B_{pairs} + c_E E
 
     pairs : (token, expert) pairs that land on the rank; local_experts : physical experts it holds;
+    active_experts : those of them that got a token (balance.expected_active_experts);
     input_tokens : tokens that enter its permute; moe_tp : ranks that share each expert's width.
     F pads each expert to 128 tokens; A counts experts that got at least one token.
     Returns seconds; zero where no pair lands.
 
     Evidence for the form (median held-out error 2.7-4.8 %): docs/models/grouped_gemm.md.
     """
-    pairs, experts, tokens, shards = (as_floats(x) for x in np.broadcast_arrays(pairs, local_experts, input_tokens, moe_tp))
+    pairs, experts, active, tokens, shards = (
+        as_floats(x) for x in np.broadcast_arrays(pairs, local_experts, active_experts, input_tokens, moe_tp)
+    )
     c = coefficients
     width = intermediate / shards
     per_expert = pairs / np.maximum(experts, 1)
-    padded_tokens = experts * TILE_TOKENS * expected_tiles(per_expert, TILE_TOKENS)
+    full_tiles = experts * (expected_tiles(per_expert, TILE_TOKENS) + np.expm1(-per_expert))
+    padded_tokens = TILE_TOKENS * (active + full_tiles)
     compute_s = padded_tokens * 6 * hidden * width / peak_flops_per_s / c.compute_efficiency
-    active = expected_active_experts(pairs, experts)
     memory_s = active * 3 * hidden * width * weight_bytes / hbm_bytes_per_s / c.memory_efficiency
     token_bytes = tokens * hidden * (4 + activation_bytes)
     pair_bytes = pairs * (hidden * (2 * activation_bytes + 4) + width * (4 + 2 * activation_bytes))
@@ -72,7 +76,7 @@ def grouped_gemm_time_s(
 
 def grouped_gemm_bound_s(
     pairs: ArrayLike,
-    local_experts: ArrayLike,
+    active_experts: ArrayLike,
     moe_tp: ArrayLike,
     *,
     hidden: int,
@@ -82,8 +86,7 @@ def grouped_gemm_bound_s(
     hbm_bytes_per_s: float,
 ) -> Floats:
     """Roofline: unpadded FLOPs at peak or each active expert's weights read once [s]."""
-    pairs, experts, shards = (as_floats(x) for x in np.broadcast_arrays(pairs, local_experts, moe_tp))
+    pairs, active, shards = (as_floats(x) for x in np.broadcast_arrays(pairs, active_experts, moe_tp))
     width = intermediate / shards
     compute_s = pairs * 6 * hidden * width / peak_flops_per_s
-    active = expected_active_experts(pairs, experts)
     return np.maximum(compute_s, active * 3 * hidden * width * weight_bytes / hbm_bytes_per_s)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cost_models.arrays import Floats, as_floats, evaluate_distinct
-from cost_models.balance import combined_max_over_mean, skew_prior, uniform_max_over_mean
+from cost_models.balance import combined_max_over_mean, expected_active_experts, skew_prior, uniform_max_over_mean
 from cost_models.chunking import activation_chunks, moe_chunks
 from cost_models.dispatch import (
     BACKENDS,
@@ -23,6 +23,7 @@ from cost_models.dispatch import (
 from cost_models.grouped_gemm import GroupedGemmCoefficients, grouped_gemm_bound_s, grouped_gemm_time_s
 from cost_models.machine import Machine
 from cost_models.operators import Timing, matrix_gemm, moe_traffic, tp_all_reduce
+from cost_models.overlap import SharedExpertStream, shared_stream_hidden_s
 from cost_models.rows import Rows
 from cost_models.specs.model import MoeSpec
 
@@ -41,6 +42,14 @@ class EplbDynamics:
     """Share of local experts that a rebalance moves [-]."""
     no_redundancy_factor: float
     """Excess without redundant experts over excess with one in eight [-]."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertPopularity:
+    """How unequal experts are, whoever holds them."""
+
+    sigma: float
+    """Standard deviation of log popularity; 0 is uniform routing [-]."""
 
 
 def imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
@@ -91,7 +100,17 @@ def moe_operators(machine: Machine, rows: Rows, tokens: Floats) -> dict[str, Tim
     operators["moe_all_reduce"] = Timing(*joined)
     operators["moe_elementwise"] = moe_traffic(machine, fed)
     operators["eplb_moves"] = _rebalance(machine, rows)
+    operators["shared_stream"] = _shared_stream(machine, operators, fed)
     return operators
+
+
+def _shared_stream(machine: Machine, operators: dict[str, Timing], tokens: Floats) -> Timing:
+    """What running the shared expert beside the routed ones hides, as a negative time."""
+    c = machine.coefficients("shared_expert_stream", "default", SharedExpertStream)
+    shared = [timing for name, timing in operators.items() if name.startswith("shared_")]
+    time_s, bound_s = (sum((getattr(t, f) for t in shared), np.zeros(len(tokens))) for f in ("time_s", "bound_s"))
+    hidden = shared_stream_hidden_s(tokens, time_s, bound_s, operators["experts"].time_s, c)
+    return Timing(-hidden, np.zeros(len(tokens)))
 
 
 def _router_and_shared(machine: Machine, tokens: Floats, shards: Floats) -> dict[str, Timing]:
@@ -120,6 +139,7 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     loops = activation_chunks(
         entering, np.where(rows.backend == BACKENDS.index("deepep_low_latency"), 0, rows.activation_chunk_rows)
     )
+    popularity = machine.coefficients("balance", "popularity", ExpertPopularity)
     parts = [np.zeros(len(rows)), np.zeros(len(rows))]
     for kind in np.unique(rows.backend):
         mask = rows.backend == kind
@@ -127,13 +147,14 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
         coefficients = machine.coefficients("grouped_gemm", variant, GroupedGemmCoefficients)
 
         def distinct(
-            p: Floats, e: Floats, t: Floats, s: Floats, c: GroupedGemmCoefficients = coefficients
+            p: Floats, e: Floats, t: Floats, s: Floats, all_tokens: Floats, c: GroupedGemmCoefficients = coefficients
         ) -> tuple[Floats, Floats]:
-            time_s = grouped_gemm_time_s(p, e, t, s, activation_bytes=info.activation_bytes, coefficients=c, **shape)
-            return time_s, grouped_gemm_bound_s(p, e, s, **shape)
+            active = np.minimum(expected_active_experts(all_tokens, e, moe.experts, moe.top_k, popularity.sigma), p)
+            time_s = grouped_gemm_time_s(p, e, active, t, s, activation_bytes=info.activation_bytes, coefficients=c, **shape)
+            return time_s, grouped_gemm_bound_s(p, active, s, **shape)
 
         slots = (moe.experts + rows.redundant_experts) / rows.ep
-        inputs = [(pairs / loops)[mask], slots[mask], (entering / loops)[mask], rows.moe_tp[mask]]
+        inputs = [(pairs / loops)[mask], slots[mask], (entering / loops)[mask], rows.moe_tp[mask], (total / loops)[mask]]
         for part, value in zip(parts, evaluate_distinct(distinct, *inputs), strict=True):
             part[mask] = value
     return Timing(parts[0] * loops, parts[1] * np.where(loops > 1, 1, loops))
@@ -148,7 +169,7 @@ def kernel_variant(machine: Machine, backend: str) -> str:
 
 def _entering_tokens(moe: MoeSpec, rows: Rows, total: Floats, pairs: Floats) -> Floats:
     """Rows that the expert kernel's permute and finalise touch."""
-    share = reachable_share(rows.ep, moe.groups, moe.top_k_groups, contiguous=True)
+    share = reachable_share(rows.ep, moe.groups, moe.top_k_groups, contiguous=rows.eplb == 0)
     hit = expected_destinations(moe.top_k, rows.ep, share) / rows.ep
     gathered = (rows.backend == BACKENDS.index("allgather_reducescatter")) | (rows.backend == BACKENDS.index("none"))
     copied = rows.backend == BACKENDS.index("deepep_low_latency")

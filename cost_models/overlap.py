@@ -32,6 +32,22 @@ class OverlapCoefficients:
     transfers take none; transfers over NVLink are stores issued by the processors themselves."""
 
 
+@dataclass(frozen=True, slots=True)
+class SharedExpertStream:
+    """Small batches run the shared expert on a second stream beside the routed experts."""
+
+    max_tokens: float
+    """Largest number of tokens per rank for which the engine does so; 0 never [token]."""
+
+
+def shared_stream_hidden_s(
+    tokens: ArrayLike, shared_s: ArrayLike, shared_bound_s: ArrayLike, experts_s: ArrayLike, c: SharedExpertStream
+) -> Floats:
+    """Time that the second stream hides: launch and latency of the shared expert, not its bytes or FLOPs [s]."""
+    latency = np.maximum(as_floats(shared_s) - as_floats(shared_bound_s), 0.0)
+    return np.where(as_floats(tokens) <= c.max_tokens, np.minimum(latency, as_floats(experts_s)), 0.0)
+
+
 def two_batch_time_s(compute_s: ArrayLike, communication_s: ArrayLike, sharpness: float) -> Floats:
     """Both microbatches' compute and both microbatches' communication, overlapped [s].
 

@@ -48,6 +48,7 @@ def operator_provenance(machine: Machine, rows: Rows, context_tokens: float) -> 
         slots = machine.model.moe.experts + float(rows.redundant_experts[0])
         experts = {"input_tokens": tokens, "local_experts": slots / float(rows.ep[0])}
         sources["experts"] = ("grouped_gemm", kernel_variant(machine, backend), experts)
+        sources["shared_stream"] = ("shared_expert_stream", "default", {})
         sources["eplb_moves"] = ("balance", "dynamics", {})
     if backend != "none":
         for direction in ("dispatch", "combine"):

@@ -132,7 +132,9 @@ def _overlapped(machine: Machine, layer: _Layer, rows: Rows, split: Floats) -> _
         c = machine.coefficients("overlap", BACKENDS[kind], OverlapCoefficients)
         slowed = compute + communication * c.communication_processors / machine.processors
         together = two_batch_time_s(slowed, communication, c.two_batch_sharpness)
-        shared = sum((t.time_s for n, t in layer.operators.items() if n.startswith("shared_")), np.zeros(len(rows)))
+        shared = layer.operators["shared_stream"].time_s + sum(
+            (t.time_s for n, t in layer.operators.items() if n in ("shared_gate_up", "shared_down")), np.zeros(len(rows))
+        )
         inside = single_batch_hidden_s(
             layer.operators["dispatch"].time_s,
             layer.operators["combine"].time_s,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -180,12 +181,14 @@ def run_study(
                 {name: params[name] for name in space.searched}, user_attrs={"origin": origin}, skip_if_exists=True
             )
     while len(rows) < trials:
-        trial = study.ask(distributions)
+        with _storage_errors(storage):
+            trial = study.ask(distributions)
         params = space.complete(trial.params)
         evaluation, at = scores.of(params)
-        for name, values in evaluation.constraints.items():
-            trial.set_constraint(name, float(values[at]))
-        study.tell(trial, float(evaluation.score[at]))
+        with _storage_errors(storage):
+            for name, values in evaluation.constraints.items():
+                trial.set_constraint(name, float(values[at]))
+            study.tell(trial, float(evaluation.score[at]))
         rows.append(_trial_row(trial.number, trial.user_attrs.get("origin", "tpe"), params, evaluation, at))
         if on_trial:
             on_trial()
@@ -200,15 +203,24 @@ def _open_study(storage: str | None, name: str, seed: int, space: FlagSpace, tri
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=startup)
     if storage in (None, IN_MEMORY):
         return optuna.create_study(direction="maximize", sampler=sampler)
-    try:
+    with _storage_errors(storage):
         study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="maximize", sampler=sampler)
         finished = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-    except Exception as error:  # any driver may sit behind the URL: sqlalchemy, redis, grpc, journal files
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise OutputError(f"storage {storage} cannot be used: {reason}. Check the URL, its driver and its locks") from error
     if any(set(trial.params) != set(space.searched) or not _known(trial.params, space) for trial in finished):
         raise OutputError(f"study '{name}' in {storage} was made for another flag space; choose another storage or remove it")
     return study
+
+
+@contextmanager
+def _storage_errors(storage: str | None) -> Iterator[None]:
+    """Turn whatever a storage driver raises into one message; in memory nothing is caught."""
+    try:
+        yield
+    except Exception as error:  # any driver may sit behind the URL: sqlalchemy, redis, grpc, journal files
+        if storage in (None, IN_MEMORY):
+            raise
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise OutputError(f"storage {storage} cannot be used: {reason}. Check the URL, its driver and its locks") from error
 
 
 def _known(params: Params, space: FlagSpace) -> bool:

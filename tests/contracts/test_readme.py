@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from autotune.problem import Problem
+from autotune.searching import search
 from autotune.validation import MARK_BEGIN, MARK_END, load_cases, markdown_table, summarise, validate
 from cost_models.catalog import calibration_names, hardware_names, model_names
 
@@ -30,6 +32,13 @@ def test_published_decode_deployments_stay_within_reach():
     }
     assert summarise(named).mean_absolute_error < 0.08
     assert all(abs(r.throughput_error) < 0.12 for r in named)
+
+
+def test_the_sample_output_is_what_the_main_job_prints():
+    best = search(Problem(hardware="gb200-nvl72", trials=0)).best
+    p = best.prediction
+    assert f"\n{best.label}\n{p.tokens_per_s_per_gpu:,.0f} tokens/s/GPU   TPOT {p.tpot_s * 1e3:.1f} ms" in README
+    assert f"bottleneck: {p.bottleneck}" in README
 
 
 def test_both_command_lines_are_in_the_readme_and_ci_runs_the_same_tests():

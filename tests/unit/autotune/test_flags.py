@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import numpy as np
 import pytest
 
@@ -160,6 +162,19 @@ def test_a_foreign_study_is_refused(tmp_path):
     tune_flags(evaluator_of(), trials=3, seed=0, storage=url, study_name="s")
     with pytest.raises(OutputError, match="another flag space"):
         tune_flags(evaluator_of("0.17"), trials=3, seed=0, storage=url, study_name="s")
+
+
+def test_a_locked_storage_is_one_message(tmp_path):
+    path = tmp_path / "study.db"
+    url = f"sqlite:///{path}?timeout=0.1"
+    tune_flags(evaluator_of(), trials=2, seed=0, storage=url, study_name="s")
+    holder = sqlite3.connect(path)
+    holder.execute("BEGIN EXCLUSIVE")
+    try:
+        with pytest.raises(OutputError, match=r"cannot be used.*locks"):
+            tune_flags(evaluator_of(), trials=4, seed=0, storage=url, study_name="s")
+    finally:
+        holder.close()
 
 
 def test_a_broken_storage_is_one_message(tmp_path):

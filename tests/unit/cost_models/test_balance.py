@@ -10,6 +10,7 @@ from cost_models.balance import (
     expected_active_experts,
     expected_tiles,
     normal_quantile,
+    popularity_quantiles,
     skew_prior,
     uniform_max_over_mean,
 )
@@ -48,10 +49,28 @@ def test_independent_excesses_add_in_quadrature():
     assert combined_max_over_mean(1.3, 1.4) == pytest.approx(1.5)
 
 
-def test_active_experts_by_hand():
-    # 10 draws over 4: 4 (1 - (3/4)^10) = 3.775; one expert: active once there is a pair
-    assert expected_active_experts(10, 4) == pytest.approx(3.775, rel=1e-3)
-    assert expected_active_experts([0, 5], [1, 1]).tolist() == [0, 1]
+def test_active_experts_under_uniform_routing():
+    # one token activates top_k experts; 48 tokens 256 (1 - (1 - 8/256)^48) = 200.2; half the experts, half of them
+    assert expected_active_experts([1, 48], 256, 256, 8).tolist() == pytest.approx([8, 200.2], rel=1e-3)
+    assert expected_active_experts(48, 128, 256, 8) == pytest.approx(100.1, rel=1e-3)
+
+
+@pytest.mark.parametrize(("tokens", "measured"), [(1, 8.0), (4, 25.5), (16, 67.4), (48, 121.8), (128, 172.2), (512, 220.8)])
+def test_active_experts_under_measured_skew(tokens, measured):
+    # mean over 58 layers of sum 1 - (1 - q_e)^T, q_e from recorded DeepSeek-R1 loads (docs/models/balance.md)
+    assert expected_active_experts(tokens, 256, 256, 8, sigma=1.57) == pytest.approx(measured, rel=0.04)
+
+
+def test_skewed_routing_never_activates_more_experts_than_uniform():
+    tokens = np.arange(1, 2000, 37)
+    skewed = expected_active_experts(tokens, 256, 256, 8, sigma=1.57)
+    assert np.all(skewed <= expected_active_experts(tokens, 256, 256, 8) + 1e-9)
+    assert np.all(np.diff(skewed) > 0)
+
+
+def test_popularity_quantiles_have_mean_one():
+    assert popularity_quantiles(1.57).mean() == pytest.approx(1.0)
+    assert popularity_quantiles(0.0).tolist() == [1.0] * 64
 
 
 @pytest.mark.parametrize("mean", [0.5, 20, 100, 127, 128, 200, 1000, 20000])

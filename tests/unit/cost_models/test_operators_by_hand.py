@@ -101,23 +101,22 @@ def test_gqa_reads_keys_and_values_of_each_kv_head():
 def test_memory_bound_decode_reads_each_active_expert_once():
     # four experts: 4 * 3*7168*2048 B (FP8) / 4.8e12 B/s = 36.70 us
     bound = grouped_gemm_bound_s(
-        10, 4, 1, hidden=7168, intermediate=2048, weight_bytes=1, peak_flops_per_s=1979e12, hbm_bytes_per_s=4.8e12
+        10, 3.5, 1, hidden=7168, intermediate=2048, weight_bytes=1, peak_flops_per_s=1979e12, hbm_bytes_per_s=4.8e12
     )
-    # ten pairs leave 4 (3/4)^10 = 0.225 experts idle: 3.775 of 4 are read
-    assert bound == pytest.approx(36.70e-6 * 3.775 / 4, rel=1e-3)
+    assert bound == pytest.approx(36.70e-6 * 3.5 / 4, rel=1e-3)  # 3.5 of the four are active on average
 
 
 def test_expert_flops_pad_each_expert_to_128_tokens():
     # 2 experts x 1024 tokens, no partial tile on average but half a tile: (1024 + 64)/1024 of the FLOPs
     shape = {"hidden": 7168, "intermediate": 2048, "weight_bytes": 1, "peak_flops_per_s": 1979e12, "hbm_bytes_per_s": 4.8e12}
-    time = grouped_gemm_time_s(2048, 2, 2048, 1, activation_bytes=1, coefficients=IDEAL_EXPERTS, **shape)
+    time = grouped_gemm_time_s(2048, 2, 2, 2048, 1, activation_bytes=1, coefficients=IDEAL_EXPERTS, **shape)
     assert time == pytest.approx(2048 * 1.0625 * 6 * 7168 * 2048 / 1979e12, rel=5e-3)
 
 
 def test_sharding_experts_by_tp_divides_both_terms():
     shape = {"hidden": 7168, "intermediate": 2048, "weight_bytes": 1, "peak_flops_per_s": 1979e12, "hbm_bytes_per_s": 4.8e12}
-    whole = grouped_gemm_time_s(512, 32, 64, 1, activation_bytes=1, coefficients=IDEAL_EXPERTS, **shape)
-    half = grouped_gemm_time_s(512, 32, 64, 2, activation_bytes=1, coefficients=IDEAL_EXPERTS, **shape)
+    whole = grouped_gemm_time_s(512, 32, 32, 64, 1, activation_bytes=1, coefficients=IDEAL_EXPERTS, **shape)
+    half = grouped_gemm_time_s(512, 32, 32, 64, 2, activation_bytes=1, coefficients=IDEAL_EXPERTS, **shape)
     assert half == pytest.approx(whole / 2)
 
 

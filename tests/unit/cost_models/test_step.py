@@ -57,7 +57,7 @@ def test_steps_grow_with_batch_and_context(batch, context):
 def test_no_operator_beats_its_roofline(gb200):
     rows = Rows.of(**WIDE, batch=[1, 16, 256, 1024])
     for name, timing in decode_step(gb200, rows, 3000).operators.items():
-        if name not in ("overlap", "launch_gaps", "host"):
+        if name not in ("overlap", "shared_stream", "launch_gaps", "host"):
             assert np.all(timing.time_s >= timing.bound_s * (1 - 1e-9)), name
 
 
@@ -95,6 +95,14 @@ def test_two_batch_overlap_pays_when_communication_is_long_and_not_without_it():
     small = Rows.of(dp=8, ep=8, batch=8, backend=LL, overlap=[0, TWO_BATCH])
     alone, overlapped = decode_step(machine, small, 2050).step_s
     assert overlapped > alone  # weights are read twice
+
+
+def test_the_shared_expert_hides_its_latency_in_small_batches_only(gb200):
+    step = decode_step(gb200, Rows.of(dp=8, ep=8, batch=[16, 256, 257], backend=AGRS), 2000)
+    hidden = -step.operators["shared_stream"].time_s
+    shared = sum(step.operators[name].time_s - step.operators[name].bound_s for name in ("shared_gate_up", "shared_down"))
+    assert hidden[:2] == pytest.approx(shared[:2])
+    assert hidden[2] == 0
 
 
 def test_single_batch_overlap_never_costs(gb200):

@@ -71,14 +71,13 @@ def resolve(deployment: Deployment) -> Resolved:
     model = catalog.load_model(deployment.model)
     if deployment.layers:
         model = model.scaled_to_layers(deployment.layers)
-    engine = load_engine(deployment.engine.name) if deployment.engine.name != "deepseek" else None
+    engine = load_engine(deployment.engine.name)
+    version = resolve_version(engine, deployment.engine.version)
     pool = deployment.pool
     _check_pool(model, hardware, pool)
-    if engine:
-        _check_flags(engine, resolve_version(engine, deployment.engine.version), pool)
+    _check_flags(engine, version, pool)
     recipe = resolve_recipe(deployment.precision)
-    engine_name = engine.calibration_engine if engine else deployment.engine.name
-    calibration = resolve_calibration(deployment.calibration, hardware.gpu.name, engine_name)
+    calibration = resolve_calibration(deployment.calibration, hardware.gpu.name, engine.calibration_engine)
     machine = Machine(model, hardware, recipe, calibration)
     if pool.draft_tokens and not deployment.workload.mtp_acceptance:
         raise ProblemError(f"draft_tokens {pool.draft_tokens} need workload.mtp_acceptance (one rate per draft)")

@@ -14,8 +14,6 @@ from pydantic import Field
 from cost_models.errors import MissingFactError
 from cost_models.specs.base import Spec
 
-CALIBRATION_FORMAT = "autotune-calibration/1"
-
 Status = Literal["measured", "transferred", "assumed", "datasheet"]
 """measured: fitted to timings of this GPU and kernel. transferred: fitted on a sibling GPU or
 kernel and scaled by datasheet. assumed: from a published statement or a hand count.

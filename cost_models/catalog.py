@@ -25,8 +25,6 @@ try:
 except AttributeError:  # PyYAML built without libyaml
     _Loader = yaml.SafeLoader
 
-ENGINE_ALIASES = {"deepseek-inhouse": "deepseek"}
-
 
 def parse_yaml(text: str, origin: str) -> Any:
     """YAML text to plain data; raises CatalogError with the position of a syntax error."""
@@ -38,13 +36,16 @@ def parse_yaml(text: str, origin: str) -> Any:
 
 def read_yaml(path: Path) -> Any:
     """Read a user's YAML or JSON file; raises CatalogError when it cannot be read."""
+    return parse_yaml(_text_of(path), str(path))
+
+
+def _text_of(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise CatalogError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise CatalogError(f"{path}: cannot be read: {error}") from error
-    return parse_yaml(text, str(path))
 
 
 def validated(kind: type[M], data: Any, origin: str) -> M:
@@ -116,13 +117,7 @@ def load_model(name: str) -> ModelSpec:
 
 def _model_from_file(path: Path) -> ModelSpec:
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise CatalogError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CatalogError(f"{path}: cannot be read: {error}") from error
-    try:
-        config = json.loads(text)
+        config = json.loads(_text_of(path))
     except json.JSONDecodeError as error:
         raise CatalogError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(config, dict):

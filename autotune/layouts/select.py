@@ -60,7 +60,11 @@ class Selection:
 
 
 def instance_of(table: LayoutTable, limits: Limits, objective: Objective) -> Instance:
-    """Quantise once: rates floor to whole tokens/s, times and memory ceil, so a chosen plan really fits."""
+    """Quantise once: what a plan gives is rounded down, what it takes up.
+
+    Limits round up too: a row that meets a limit exactly stays feasible, and rows that miss one by less
+    than the quantum were dropped before, on the unrounded numbers.
+    """
     tokens = np.floor(table.instance_tokens_per_s).astype(np.int64)
     tpot_us = np.ceil(table.tpot_s * MICRO - 1e-6).astype(np.int64)
     per_gpu = np.floor(table.tokens_per_s_per_gpu * 100).astype(np.int64)

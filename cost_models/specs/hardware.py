@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from cost_models.errors import MissingFactError
 from cost_models.specs.base import Fact, Spec
 
-HARDWARE_FORMAT = "autotune-hardware/1"
-
 
 class GpuSpec(Spec):
     """One schedulable accelerator (a GPU, or one NPU)."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from cost_models.arrays import Floats, as_floats
+from cost_models.fitting import Coefficient, Fit, fit_coefficients, held_out_mask
 
 ROOF_SHARPNESS = 4.0
 HEAD_PADDING = 16
@@ -147,3 +149,89 @@ def _with_starts(core_s: Floats, blocks: Floats, context: Floats, processors: fl
     waves_s = c.wave_s * np.maximum(0.0, blocks / processors - 1)
     total = c.start_s + c.split_s * context / (context + c.split_half_tokens) + np.hypot(waves_s, core_s)
     return np.where((blocks > 0) & (context > 0), total, 0.0)
+
+
+FIT_COEFFICIENTS = {
+    "start_s": Coefficient(1.1e-5, 5e-7, 5e-5),
+    "compute_efficiency": Coefficient(0.6, 0.05, 0.98, prior=0.5),
+    "memory_efficiency": Coefficient(0.82, 0.3, 0.98, prior=0.15),
+    "single_sequence_loss": Coefficient(0.35, 0.01, 5.0),
+    "split_s": Coefficient(6e-6, 1e-7, 4e-5),
+    "split_half_tokens": Coefficient(4000.0, 50.0, 50_000.0),
+    "wave_s": Coefficient(5e-6, 1e-7, 3e-5),
+}
+MLA_COEFFICIENTS = {
+    "query_passes": Coefficient(2.5, 0.5, 8.0, prior=0.5),
+    "heads_32_factor": Coefficient(1.2, 0.8, 2.0, prior=0.3),
+    "heads_64_factor": Coefficient(1.1, 0.8, 2.0, prior=0.3),
+}
+
+
+def fit_mla_decode(
+    sequences: ArrayLike,
+    context_tokens: ArrayLike,
+    heads: ArrayLike,
+    latency_s: ArrayLike,
+    *,
+    latent_dim: int,
+    rope_dim: int,
+    kv_bytes: float,
+    peak_flops_per_s: float,
+    hbm_bytes_per_s: float,
+    processors: float,
+) -> Fit:
+    """Fit DecodeAttentionCoefficients of absorbed MLA; (heads, sequences, context) shapes are held out."""
+    b, s, h = (as_floats(x) for x in np.broadcast_arrays(sequences, context_tokens, heads))
+
+    def predict_s(values: Mapping[str, float], rows: NDArray[np.int64]) -> Floats:
+        return mla_decode_time_s(
+            b[rows],
+            s[rows],
+            h[rows],
+            1,
+            latent_dim=latent_dim,
+            rope_dim=rope_dim,
+            kv_bytes=kv_bytes,
+            peak_flops_per_s=peak_flops_per_s,
+            hbm_bytes_per_s=hbm_bytes_per_s,
+            processors=processors,
+            coefficients=DecodeAttentionCoefficients(**values),
+        )
+
+    shapes = np.stack([h, b, s], axis=1).tolist()
+    return fit_coefficients(predict_s, latency_s, {**FIT_COEFFICIENTS, **MLA_COEFFICIENTS}, held_out_mask(shapes))
+
+
+def fit_gqa_decode(
+    sequences: ArrayLike,
+    context_tokens: ArrayLike,
+    heads: ArrayLike,
+    kv_heads: ArrayLike,
+    latency_s: ArrayLike,
+    *,
+    head_dim: int,
+    kv_bytes: float,
+    peak_flops_per_s: float,
+    hbm_bytes_per_s: float,
+    processors: float,
+) -> Fit:
+    """Fit DecodeAttentionCoefficients of GQA; whole shapes are held out."""
+    b, s, h, g = (as_floats(x) for x in np.broadcast_arrays(sequences, context_tokens, heads, kv_heads))
+
+    def predict_s(values: Mapping[str, float], rows: NDArray[np.int64]) -> Floats:
+        return gqa_decode_time_s(
+            b[rows],
+            s[rows],
+            h[rows],
+            g[rows],
+            1,
+            head_dim=head_dim,
+            kv_bytes=kv_bytes,
+            peak_flops_per_s=peak_flops_per_s,
+            hbm_bytes_per_s=hbm_bytes_per_s,
+            processors=processors,
+            coefficients=DecodeAttentionCoefficients(**values),
+        )
+
+    shapes = np.stack([h, g, b, s], axis=1).tolist()
+    return fit_coefficients(predict_s, latency_s, FIT_COEFFICIENTS, held_out_mask(shapes))

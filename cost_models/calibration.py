@@ -33,6 +33,10 @@ class FitReport(Spec):
     median_error: float
     """Median absolute relative error of held-out points."""
     p90_error: float
+    bias: float | None = None
+    """Geometric mean of predicted / measured on held-out rows, minus one."""
+    measured_over_predicted_80: tuple[float, float] | None = None
+    """Conformal interval: 80 % of held-out rows lie between these ratios."""
 
 
 class Entry(Spec):
@@ -43,6 +47,8 @@ class Entry(Spec):
     source: str
     box: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Range of each input covered by the measurements; empty where there were none."""
+    ci95: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """95 % interval of each coefficient, where it was fitted here."""
     fit: FitReport | None = None
 
 

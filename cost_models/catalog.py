@@ -146,6 +146,13 @@ def calibration_names() -> list[str]:
     return _names("calibrations")
 
 
+def raw_calibration(name: str) -> dict[str, Any]:
+    """A shipped calibration as written, with `inherits` unresolved."""
+    if name not in calibration_names():
+        raise CatalogError(unknown_name("calibration", name, calibration_names()))
+    return dict(_packaged("calibrations", name))
+
+
 @functools.cache
 def load_calibration(name: str) -> Calibration:
     """A calibration document by id or path, with what it inherits merged in."""
@@ -176,12 +183,20 @@ def _downgraded(variants: dict[str, Any], status: str) -> dict[str, Any]:
 
 @functools.cache
 def _calibration_index() -> dict[tuple[str, str], str]:
-    index = {}
-    for name in calibration_names():
-        applies = _packaged("calibrations", name)["applies_to"]
-        for gpu in applies["gpus"]:
-            index[gpu, applies["engine"]] = name
+    """(gpu, engine) -> document; one made for a single GPU wins over one that several share."""
+    headers = {name: _calibration_header(name) for name in calibration_names()}
+    index: dict[tuple[str, str], str] = {}
+    for name, applies in sorted(headers.items(), key=lambda item: -len(item[1]["gpus"])):
+        index |= {(gpu, applies["engine"]): name for gpu in applies["gpus"]}
     return index
+
+
+def _calibration_header(name: str) -> dict[str, Any]:
+    """`applies_to` alone: `families` come last in a document and are most of it."""
+    entry = resources.files("cost_models").joinpath("data", "calibrations", f"{name}.yaml")
+    head, _, _ = entry.read_text(encoding="utf-8").partition("\nfamilies:")
+    applies: dict[str, Any] = parse_yaml(head, name)["applies_to"]
+    return applies
 
 
 def calibration_for(gpu: str, engine: str) -> Calibration:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from cost_models.arrays import Floats, as_floats, ceil_div, smoothmax
+from cost_models.fitting import Coefficient, Fit, fit_coefficients, held_out_mask
 
 TILES = ((256, 128), (128, 128), (128, 64), (64, 64), (64, 32))
 SPLITS_K = (1, 2, 4, 8)
@@ -96,3 +98,54 @@ def dense_gemm_bound_s(
     m, n, k = (as_floats(x) for x in np.broadcast_arrays(m, n, k))
     moved = n * k * weight_bytes + m * k * activation_bytes + 2 * m * n
     return np.where(m > 0, np.maximum(2 * m * n * k / peak_flops_per_s, moved / hbm_bytes_per_s), 0.0)
+
+
+FIT_COEFFICIENTS = {
+    "start_s": Coefficient(4e-6, 5e-7, 4e-5),
+    "compute_efficiency": Coefficient(0.75, 0.2, 0.98, prior=0.25),
+    "memory_efficiency": Coefficient(0.83, 0.4, 0.97, prior=0.1),
+    "sharpness": Coefficient(2.0, 1.0, 6.0, prior=0.4),
+    "k_prologue": Coefficient(120.0, 1.0, 600.0),
+    "tile_fill": Coefficient(2.0, 0.05, 80.0),
+    "cta_bandwidth_share": Coefficient(0.9, 0.2, 6.0, prior=0.5),
+}
+SPLIT_COEFFICIENT = {"split_start_s": Coefficient(2.2e-6, 5e-7, 1e-5)}
+QUANTISE_COEFFICIENT = {"quantise_bytes": Coefficient(5.0, 0.5, 15.0, prior=0.5)}
+
+
+def fit_dense_gemm(
+    m: ArrayLike,
+    n: ArrayLike,
+    k: ArrayLike,
+    latency_s: ArrayLike,
+    *,
+    weight_bytes: float,
+    activation_bytes: float,
+    peak_flops_per_s: float,
+    hbm_bytes_per_s: float,
+    processors: float,
+    quantised: bool,
+) -> Fit:
+    """Fit DenseGemmCoefficients; whole weight shapes (n, k) are held out.
+
+    quantised : the timings contain the activation quantise kernel, whose traffic is then fitted; such
+    kernels do not split K. Raises FitError for too few rows.
+    """
+    m, n, k = (as_floats(x) for x in np.broadcast_arrays(m, n, k))
+    extra = QUANTISE_COEFFICIENT if quantised else SPLIT_COEFFICIENT
+
+    def predict_s(values: Mapping[str, float], rows: NDArray[np.int64]) -> Floats:
+        return dense_gemm_time_s(
+            m[rows],
+            n[rows],
+            k[rows],
+            weight_bytes=weight_bytes,
+            activation_bytes=activation_bytes,
+            peak_flops_per_s=peak_flops_per_s,
+            hbm_bytes_per_s=hbm_bytes_per_s,
+            processors=processors,
+            coefficients=DenseGemmCoefficients(**values),
+        )
+
+    shapes = np.stack([n, k], axis=1).tolist()
+    return fit_coefficients(predict_s, latency_s, {**FIT_COEFFICIENTS, **extra}, held_out_mask(shapes))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from cost_models.arrays import Floats, as_floats, smoothmax
 from cost_models.balance import expected_tiles
+from cost_models.fitting import Coefficient, Fit, fit_coefficients, held_out_mask
 
 TILE_TOKENS = 128
 
@@ -90,3 +92,48 @@ def grouped_gemm_bound_s(
     width = intermediate / shards
     compute_s = pairs * 6 * hidden * width / peak_flops_per_s
     return np.maximum(compute_s, active * 3 * hidden * width * weight_bytes / hbm_bytes_per_s)
+
+
+FIT_COEFFICIENTS = {
+    "start_s": Coefficient(2.2e-5, 1e-6, 2e-4),
+    "compute_efficiency": Coefficient(0.6, 0.1, 0.98, prior=0.5),
+    "memory_efficiency": Coefficient(0.85, 0.3, 0.98, prior=0.2),
+    "sharpness": Coefficient(2.3, 1.0, 8.0, prior=0.5),
+    "token_passes": Coefficient(2.0, 0.01, 15.0),
+    "pair_passes": Coefficient(1.5, 0.01, 12.0),
+    "per_expert_s": Coefficient(1e-7, 1e-9, 3e-6, prior=1.5),
+}
+
+
+def fit_grouped_gemm(
+    pairs: ArrayLike,
+    local_experts: ArrayLike,
+    active_experts: ArrayLike,
+    input_tokens: ArrayLike,
+    moe_tp: ArrayLike,
+    latency_s: ArrayLike,
+    *,
+    hidden: int,
+    intermediate: int,
+    weight_bytes: float,
+    activation_bytes: float,
+    peak_flops_per_s: float,
+    hbm_bytes_per_s: float,
+) -> Fit:
+    """Fit GroupedGemmCoefficients; (tokens, local experts, moe_tp) cells are held out."""
+    columns = [as_floats(x) for x in np.broadcast_arrays(pairs, local_experts, active_experts, input_tokens, moe_tp)]
+
+    def predict_s(values: Mapping[str, float], rows: NDArray[np.int64]) -> Floats:
+        return grouped_gemm_time_s(
+            *(column[rows] for column in columns),
+            hidden=hidden,
+            intermediate=intermediate,
+            weight_bytes=weight_bytes,
+            activation_bytes=activation_bytes,
+            peak_flops_per_s=peak_flops_per_s,
+            hbm_bytes_per_s=hbm_bytes_per_s,
+            coefficients=GroupedGemmCoefficients(**values),
+        )
+
+    shapes = np.stack([columns[3], columns[1], columns[4]], axis=1).tolist()
+    return fit_coefficients(predict_s, latency_s, FIT_COEFFICIENTS, held_out_mask(shapes))

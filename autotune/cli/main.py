@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from autotune.cli import catalog, export, predict, schema, search, validate
+from autotune.cli import calibrate, catalog, export, predict, schema, search, validate
 from cost_models.errors import AutotuneError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ search.register(app)
 predict.register(app)
 export.register(app)
 validate.register(app)
+calibrate.register(app)
 schema.register(app)
 app.add_typer(catalog.group("hw", "Hardware catalogue."), name="hw")
 app.add_typer(catalog.group("model", "Model presets."), name="model")

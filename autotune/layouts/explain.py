@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.layouts.families import FAMILIES, Family, Limits, excess, feasible
-from autotune.layouts.table import LayoutTable, build_table
+from autotune.layouts.table import LayoutTable, build_table, kernel_batch_limit
 from autotune.problem import Problem, ResolvedProblem, resolve_problem, usable_recipes
 from cost_models.memory import decode_memory
 from cost_models.specs.layout import Layout
 
 GB = 1e9
+NEAR_LIMIT = 0.97
 GPU_MULTIPLES = (2, 3, 4, 6, 8, 12, 16, 32)
 
 
@@ -233,9 +234,23 @@ def _alternative(resolved: ResolvedProblem, table: LayoutTable, chosen: int, row
     rate = float(table.tokens_per_s_per_gpu[row])
     loss = 1 - rate / float(table.tokens_per_s_per_gpu[chosen])
     sequences = {r: rows.batch[r] * rows.dp[r] / rows.gpus[r] for r in (chosen, row)}
-    copies = rows.tp[row] / min(int(rows.tp[row]), resolved.model.attention.max_kv_shards)
     reason = f"{loss:.0%} slower per GPU: {sequences[row]:,.0f} sequences per GPU against {sequences[chosen]:,.0f}"
-    if copies > 1:
-        reason += f", because TP{int(rows.tp[row])} keeps {copies:.0f} copies of each KV cache"
+    cause = _what_caps(resolved, table, row)
+    reason += f", {cause}" if cause else ""
     reason += f"; TPOT {table.tpot_s[row] * 1e3:.0f} against {table.tpot_s[chosen] * 1e3:.0f} ms"
     return Alternative(kind, row_label(table, row), rate, float(table.tpot_s[row]), int(rows.batch[row]), reason)
+
+
+def _what_caps(resolved: ResolvedProblem, table: LayoutTable, row: int) -> str:
+    """What keeps the batch of a row from growing."""
+    one = table.rows.take(np.array([row]))
+    tp = int(one.tp[0])
+    limit = int(kernel_batch_limit(resolved, one)[0])
+    if int(one.batch[0]) >= limit:
+        return f"the most that its all-to-all kernel takes ({limit:,} per DP rank)"
+    if table.memory_bytes[row] > NEAR_LIMIT * resolved.memory_limit_bytes:
+        copies = tp / min(tp, resolved.model.attention.max_kv_shards)
+        return f"because TP{tp} keeps {copies:.0f} copies of each KV cache" if copies > 1 else "the most that fit in memory"
+    if table.tpot_s[row] > NEAR_LIMIT * resolved.problem.tpot_limit_s:
+        return "the most that the TPOT limit allows"
+    return ""

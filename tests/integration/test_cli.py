@@ -294,3 +294,38 @@ def test_exporting_for_another_engine_is_refused(run, tmp_path):
     code, _, err = run("export", str(folder), "--rank", "9")
     assert code == 1
     assert "plans 1..3" in err
+
+
+def _timings(path: Path, gpu: str = "H200") -> Path:
+    from tests.unit.autotune.test_calibrating import gemm_rows
+
+    gemm_rows(gpu).to_csv(path, index=False)
+    return path
+
+
+def test_calibrate_writes_a_document_that_search_uses(run, tmp_path):
+    out = tmp_path / "mine.yaml"
+    table = str(_timings(tmp_path / "t.csv"))
+    code, text, _ = run("calibrate", table, "--hw", "hgx-h200", "--out", str(out), "--dry-run")
+    assert code == 0
+    assert "nothing written" in text
+    assert not out.exists()
+    code, text, _ = run("calibrate", table, "--hw", "hgx-h200", "--out", str(out))
+    assert code == 0
+    assert "dense_gemm" in text
+    assert "vllm-h200-decode-ep32" in text  # what would change
+    code, text, _ = run("search", "--hw", "hgx-h200", "--calibration", str(out), "--no-save", "--trials", "0", "--json")
+    assert code == 0
+    assert SearchResult.model_validate_json(text).best.prediction.calibration == "mine"
+
+
+def test_a_failed_calibration_leaves_the_old_one_untouched(run, tmp_path):
+    out = tmp_path / "mine.yaml"
+    out.write_text("old")
+    code, _, err = run("calibrate", str(_timings(tmp_path / "t.csv", "H100")), "--hw", "hgx-h200", "--out", str(out))
+    assert code == 1
+    assert "timings are of H100" in err
+    assert out.read_text() == "old"
+    code, _, err = run("calibrate", "--hw", "hgx-h200", "--out", str(out))
+    assert (code, out.read_text()) == (1, "old")
+    assert "at least one timing table" in err

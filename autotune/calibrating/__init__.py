@@ -1,0 +1,1 @@
+"""Measured timings in, a new calibration document out."""

@@ -1,0 +1,86 @@
+"""A new calibration document from fits on top of an existing one, and what it would change."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.calibrating.fits import FittedEntry
+from autotune.deployment import CalibrationChoice, Deployment
+from autotune.errors import OutputError
+from autotune.predicting import predict
+from autotune.records import dump_yaml
+from autotune.validation import load_cases
+from cost_models.catalog import load_hardware, raw_calibration
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Predictions of one published case with the old and the new document."""
+
+    case: str
+    before: float
+    after: float
+
+    @property
+    def relative(self) -> float:
+        return self.after / self.before - 1
+
+
+def new_document(base: str, fitted: list[FittedEntry], *, name: str, gpu: str, engine: str, date: str) -> dict[str, Any]:
+    """A raw document: the shipped one as written, with fitted entries in place of its own.
+
+    What the base inherits stays inherited. A base shared by several GPUs is inherited for this one, and
+    what it measured on another GPU reads as transferred. Refitting a shipped document from the same
+    data therefore gives the same document.
+    """
+    raw = raw_calibration(base)
+    if raw["applies_to"]["gpus"] != [gpu]:
+        raw = {
+            "format": raw["format"],
+            "title": f"{gpu} with {engine} kernels",
+            "inherits": base,
+            "inherited_status": "transferred",
+        }
+    families = {family: dict(variants) for family, variants in raw.get("families", {}).items()}
+    for item in fitted:
+        families.setdefault(item.family, {})[item.variant] = item.entry.model_dump(mode="json", exclude_none=True)
+    return {**raw, "id": name, "applies_to": {"gpus": [gpu], "engine": engine}, "date": date, "families": families}
+
+
+def write_document(document: dict[str, Any], path: Path) -> None:
+    """Write to a temporary file, then rename: an existing calibration is replaced whole or not at all."""
+    text = dump_yaml(document)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(prefix=".autotune-", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def changes(document: dict[str, Any]) -> list[Change]:
+    """Tokens/s/GPU of every published case on the document's GPUs and engine, before and after."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "candidate.yaml"
+        write_document(document, path)
+        found = []
+        for case in load_cases().cases:
+            if _prices(document, case.deployment):
+                swapped = case.deployment.model_copy(update={"calibration": CalibrationChoice(file=str(path))})
+                before, after = (predict(d).tokens_per_s_per_gpu for d in (case.deployment, swapped))
+                found.append(Change(case.id, before, after))
+    return found
+
+
+def _prices(document: dict[str, Any], deployment: Deployment) -> bool:
+    gpu = load_hardware(deployment.hardware).gpu.name
+    engine = deployment.calibration.engine or deployment.engine.name
+    applies = document["applies_to"]
+    return gpu in applies["gpus"] and engine == applies["engine"]

@@ -1,0 +1,222 @@
+"""Importers and documents: units, traps, refusals, and that nothing is dropped in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from autotune.calibrating.document import new_document, write_document
+from autotune.calibrating.fits import fit_table
+from autotune.calibrating.silicon import busiest_rank, read_silicon
+from autotune.calibrating.timings import merge, read_timings
+from autotune.errors import ProblemError
+from cost_models.catalog import calibration_for, load_calibration, load_hardware, raw_calibration
+from cost_models.dense_gemm import DenseGemmCoefficients, dense_gemm_time_s
+
+H200 = {"peak_flops_per_s": 989e12, "hbm_bytes_per_s": 4.8e12, "processors": 132.0}
+
+
+def gemm_rows(gpu: str = "H200") -> pd.DataFrame:
+    """Synthetic BF16 timings, 20 % slower than the shipped kernel would be."""
+    m, n, k = (a.ravel() for a in np.meshgrid([1, 16, 64, 256, 1024, 4096], [512, 2112, 4096, 7168], [512, 1536, 7168, 16384]))
+    c = DenseGemmCoefficients(3e-6, 0.7, 0.7, 2.5, k_prologue=100, tile_fill=1.0, split_start_s=2e-6)
+    time = dense_gemm_time_s(m, n, k, weight_bytes=2, activation_bytes=2, coefficients=c, **H200)
+    return pd.DataFrame({"operator": "dense_gemm", "dtype": "bf16", "gpu": gpu, "m": m, "n": n, "k": k, "latency_us": time * 1e6})
+
+
+def written(frame: pd.DataFrame, path: Path) -> Path:
+    writers = {".csv": lambda: frame.to_csv(path, index=False), ".parquet": lambda: frame.to_parquet(path)}
+    if path.suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        writers[path.suffix]()
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_formats_and_units_read_alike(tmp_path, suffix):
+    frame = gemm_rows()
+    table = read_timings(written(frame, tmp_path / f"t{suffix}"))
+    assert table.rows.latency_s.to_numpy() == pytest.approx(frame.latency_us.to_numpy() * 1e-6)
+    in_ms = frame.drop(columns="latency_us").assign(latency_ms=frame.latency_us / 1e3)
+    again = read_timings(written(in_ms, tmp_path / f"ms{suffix}"))
+    assert again.rows.latency_s.to_numpy() == pytest.approx(table.rows.latency_s.to_numpy())
+    assert "sha256" in table.sources[0]
+
+
+def test_unknown_operators_are_counted(tmp_path):
+    frame = pd.concat([gemm_rows(), gemm_rows().head(3).assign(operator="softmax")])
+    assert read_timings(written(frame, tmp_path / "t.csv")).dropped == {"unknown operator softmax": 3}
+
+
+def test_duplicates_are_counted(tmp_path):
+    table = read_timings(written(gemm_rows(), tmp_path / "t.csv"))
+    assert merge([table, table]).dropped == {"duplicate rows": len(table.rows)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.assign(latency_ms=1.0), "do not mix units"),
+        (lambda f: f.drop(columns="latency_us"), "found none"),
+        (lambda f: f.assign(latency_us=f.latency_us.where(f.index != 4, 0)), r"1 latencies are not positive numbers \(lines 6"),
+        (lambda f: f.assign(latency_us=f.latency_us.where(f.index != 4)), "1 latencies are not positive"),
+        (lambda f: f.assign(latency_us=-f.latency_us), "96 latencies are not positive"),
+        (lambda f: f.drop(columns="k"), "missing or empty: k"),
+        (lambda f: f.drop(columns="gpu"), "columns gpu are missing"),
+        (lambda f: f.assign(operator="softmax"), "no row has a known operator"),
+        (lambda f: f.head(0), "no rows"),
+    ],
+)
+def test_bad_tables_are_one_message(tmp_path, change, message):
+    with pytest.raises(ProblemError, match=message):
+        read_timings(written(change(gemm_rows()), tmp_path / "t.csv"))
+
+
+def test_a_truncated_file_is_one_message(tmp_path):
+    path = written(gemm_rows(), tmp_path / "t.parquet")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ProblemError, match="cannot be read"):
+        read_timings(path)
+    with pytest.raises(ProblemError, match="no such file"):
+        read_timings(tmp_path / "missing.csv")
+    with pytest.raises(ProblemError, match="unknown format"):
+        read_timings(written(gemm_rows(), tmp_path / "t.csv").rename(tmp_path / "t.txt"))
+
+
+def test_timings_of_another_gpu_are_refused(tmp_path):
+    table = read_timings(written(gemm_rows("H100"), tmp_path / "t.csv"))
+    with pytest.raises(ProblemError, match="timings are of H100, hgx-h200 has H200"):
+        fit_table(table, load_hardware("hgx-h200"))
+
+
+def test_too_few_points_say_how_many_are_needed(tmp_path):
+    table = read_timings(written(gemm_rows().head(8), tmp_path / "t.csv"))
+    with pytest.raises(ProblemError, match="coefficients need 24"):
+        fit_table(table, load_hardware("hgx-h200"))
+
+
+def test_a_new_document_replaces_what_was_fitted_and_keeps_the_rest(tmp_path):
+    table = read_timings(written(gemm_rows(), tmp_path / "t.csv"))
+    fitted, skipped = fit_table(table, load_hardware("hgx-h200"))
+    assert skipped == {}
+    document = new_document("h200-vllm", fitted, name="mine", gpu="H200", engine="vllm", date="2026-01-01")
+    path = tmp_path / "mine.yaml"
+    write_document(document, path)
+    mine, shipped = load_calibration(str(path)), calibration_for("H200", "vllm")
+    entry = mine.entry("dense_gemm", "bf16")
+    assert entry.box == {"m": (1, 4096), "n": (512, 7168), "k": (512, 16384)}
+    assert entry.fit is not None
+    assert entry.fit.median_error < 0.03
+    assert all(
+        low <= entry.coefficients[name] * 1.001 and entry.coefficients[name] <= high * 1.001
+        for name, (low, high) in entry.ci95.items()
+    )
+    assert mine.entry("mla_decode", "bf16") == shipped.entry("mla_decode", "bf16")
+
+
+def test_a_base_shared_by_several_gpus_is_inherited_not_copied():
+    assert len(raw_calibration("hopper-vllm")["applies_to"]["gpus"]) > 1
+    document = new_document("hopper-vllm", [], name="mine", gpu="H20", engine="vllm", date="2026-01-01")
+    assert (document["inherits"], document["inherited_status"]) == ("hopper-vllm", "transferred")
+    assert document["families"] == {}
+
+
+def silicon_tree(root: Path) -> Path:
+    """A few rows of each table with its traps."""
+
+    def put(frame: pd.DataFrame, *parts: str) -> None:
+        path = root.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_parquet(path)
+
+    gemm = pd.DataFrame(
+        {
+            "gemm_dtype": ["bfloat16", "bfloat16", "bfloat16", "fp8_block", "int4", "bfloat16"],
+            "m": [16, 16, 16, 16, 16, 32],
+            "n": [4096, 4096, 128, 4096, 4096, 4096],
+            "k": [7168] * 6,
+            "latency": [0.010, 0.012, 0.005, 0.495, 0.01, 0.0],
+        }
+    )
+    put(gemm, "h200_sxm", "gemm", "vllm", "0.24.0", "gemm_perf.parquet")
+    shape = {"device": "NVIDIA H200", "num_heads": 16, "batch_size": 4, "isl": 1, "step": 1023}
+    mla = pd.DataFrame({**shape, "kv_cache_dtype": ["bfloat16", "fp8"], "latency": [0.02, 0.08]})
+    put(mla, "h200_sxm", "mla", "sglang", "0.5.14", "generation_mla_perf.parquet")
+    moe = pd.DataFrame(
+        {
+            "moe_dtype": "nvfp4",
+            "num_tokens": [64, 64, 64, 65536],
+            "hidden_size": [7168, 7168, 4096, 7168],
+            "inter_size": 2048,
+            "topk": 8,
+            "num_experts": 256,
+            "moe_tp_size": 1,
+            "moe_ep_size": 8,
+            "distribution": ["power_law_1.2", "balanced", "power_law_1.2", "power_law_1.2"],
+            "latency": 0.1,
+        }
+    )
+    put(moe, "gb200", "moe", "sglang", "0.5.14", "moe_perf.parquet")
+    return root
+
+
+def test_silicon_gemm_rows_are_milliseconds_and_traps_are_counted(tmp_path):
+    table = read_silicon("H200", "vllm", silicon_tree(tmp_path))
+    # duplicates by median: 11 us; the 128-wide, the eager fp8_block, the int4 and the zero row are left out
+    assert table.rows.latency_s.tolist() == pytest.approx([11e-6])
+    assert table.dropped["gemm: n or k below 256"] == 1
+    assert table.dropped["gemm: eager-launch rows (vllm fp8_block)"] == 1
+    assert table.dropped["gemm: dtype not modelled"] == 1
+    assert table.dropped["duplicate keys (median kept)"] == 1
+    assert table.dropped["latency not positive"] == 1
+
+
+def test_silicon_mla_rows_of_the_fallback_kernel_are_left_out(tmp_path):
+    table = read_silicon("H200", "sglang", silicon_tree(tmp_path))
+    assert table.rows.dtype.tolist() == ["bf16"]
+    assert table.rows.context_tokens.tolist() == [1024]
+    assert table.dropped["mla: fallback kernel (sglang fp8 on Hopper)"] == 1
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])
+def test_silicon_expert_rows_come_from_the_table_of_the_shared_kernel(tmp_path, engine):
+    table = read_silicon("GB200", engine, silicon_tree(tmp_path))
+    row = table.rows.iloc[0]
+    assert (row["operator"], row["dtype"], row.local_experts, row.input_tokens) == ("grouped_gemm", "nvfp4", 32, 64)
+    assert 64 <= row.pairs <= 512  # the busiest of eight ranks has at least its share of 512 pairs
+    assert table.dropped["moe: balanced rows (another gate)"] == 1
+    assert table.dropped["moe: other models"] == 1
+    assert table.dropped["moe: above 16384 tokens or EP 8"] == 1
+
+
+def test_busiest_rank_has_more_than_its_share_and_all_pairs_without_ep():
+    rng = np.random.default_rng(0)
+    assert busiest_rank(1000, 1.2, 1, rng).pairs == pytest.approx(8000, rel=0.02)
+    assert busiest_rank(1000, 1.2, 8, rng).pairs > 1000
+
+
+def test_a_gpu_or_engine_without_tables_is_one_message(tmp_path):
+    with pytest.raises(ProblemError, match="has no H20"):
+        read_silicon("H20", "vllm", tmp_path)
+    with pytest.raises(ProblemError, match="no tables for vllm"):
+        read_silicon("H200", "vllm", tmp_path)
+
+
+@pytest.mark.parametrize("gpu", ["GB200", "GB300", "B200", "B300", "H200", "H100"])
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+def test_shipped_fits_state_source_box_intervals_and_errors(gpu, engine):
+    calibration = calibration_for(gpu, engine)
+    assert calibration.applies_to.gpus == (gpu,)
+    for dtype in ("bf16", "fp8"):
+        entry = calibration.entry("dense_gemm", dtype)
+        assert entry.status == "measured"
+        assert "sha256" in entry.source
+        assert set(entry.box) == {"m", "n", "k"}
+        assert entry.fit is not None
+        assert entry.fit.median_error < 0.13
+        low, high = entry.fit.measured_over_predicted_80
+        assert low < 1 < high

@@ -6,6 +6,7 @@ from typing import Literal
 
 from autotune.deployment import Deployment
 from autotune.prediction import Prediction
+from autotune.uncertainty import PlanOdds
 from cost_models.specs.base import Spec
 from cost_models.specs.layout import Layout
 
@@ -57,6 +58,7 @@ class Plan(Spec):
     prediction: Prediction
     flags: FlagSummary
     solver: SolverSummary
+    odds: PlanOdds
 
     @property
     def layout(self) -> Layout:

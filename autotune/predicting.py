@@ -222,6 +222,8 @@ def _operator_lines(resolved: Resolved, operators: dict[str, Timing], stall: flo
                 bound_s=float(timing.bound_s[0]),
                 status=known.status if known else "assumed",
                 outside_box=known.outside if known else (),
+                family=f"{known.family}.{known.variant}" if known else name,
+                held_out_sigma=known.held_out_sigma if known else None,
             )
         )
     if stall:

@@ -17,6 +17,10 @@ class OperatorLine(Spec):
     status: str
     """measured, transferred, assumed or datasheet."""
     outside_box: tuple[str, ...] = ()
+    family: str = ""
+    """Calibration family and variant that priced it."""
+    held_out_sigma: float | None = None
+    """Standard deviation of log(measured / predicted) on held-out shapes, where it was fitted."""
 
     @property
     def over_bound(self) -> float | None:

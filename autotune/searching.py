@@ -22,7 +22,9 @@ from autotune.layouts.select import Selection, instance_of, select_top
 from autotune.layouts.table import LayoutTable, build_table, largest_fitting_batch
 from autotune.plan import AlternativeSummary, FlagSummary, Plan, SearchResult, SearchStatistics, SolverSummary
 from autotune.predicting import predict
+from autotune.prediction import Prediction
 from autotune.problem import Problem, ResolvedProblem, resolve_problem
+from autotune.uncertainty import PlanOdds, compare
 from cost_models.dispatch import BACKENDS
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
@@ -136,16 +138,18 @@ def _select(resolved: ResolvedProblem, table: LayoutTable) -> tuple[LayoutTable,
 def _plans(
     resolved: ResolvedProblem, table: LayoutTable, selections: list[Selection], on_trial: Callable[[], None] | None
 ) -> tuple[list[Plan], dict[int, tuple[TrialRow, ...]]]:
-    plans, trials = [], {}
+    deployments, results = [], []
     for rank, selection in enumerate(selections, start=1):
         row = table.rows.take(np.array([selection.row]))
         budget = resolved.problem.trials if rank == 1 else RUNNER_UP_TRIALS
         evaluator, found = _tuned(resolved, row, selection.instances, budget, rank, on_trial)
-        effective = evaluator.effective_row(found.params)
-        deployment = deployment_of(resolved, effective, selection.instances, found.params)
-        plans.append(_plan(rank, deployment, found, selection))
-        trials[rank] = found.trials
-    return plans, trials
+        deployments.append(deployment_of(resolved, evaluator.effective_row(found.params), selection.instances, found.params))
+        results.append(found)
+    predictions = [predict(deployment) for deployment in deployments]
+    odds = compare(predictions, resolved.problem.tpot_limit_s)
+    parts = zip(deployments, predictions, results, selections, odds, strict=True)
+    plans = [_plan(rank, *part) for rank, part in enumerate(parts, start=1)]
+    return plans, {rank: found.trials for rank, found in enumerate(results, start=1)}
 
 
 def _tuned(
@@ -160,14 +164,17 @@ def _tuned(
     return evaluator, found
 
 
-def _plan(rank: int, deployment: Deployment, found: FlagResult, selection: Selection) -> Plan:
+def _plan(
+    rank: int, deployment: Deployment, prediction: Prediction, found: FlagResult, selection: Selection, odds: PlanOdds
+) -> Plan:
     pool = deployment.pool
     backend = "" if pool.all2all_backend == "none" else f", {pool.all2all_backend.replace('_', ' ')}"
     return Plan(
         rank=rank,
         label=f"{pool.instances} x {pool.layout.label()}{backend}",
         deployment=deployment,
-        prediction=predict(deployment),
+        prediction=prediction,
+        odds=odds,
         flags=FlagSummary(
             origin=found.origin,
             tuned=found.tokens_per_s_per_gpu,

@@ -13,6 +13,7 @@ from autotune.deployment import Deployment
 from autotune.errors import OutputError, ProblemError
 from autotune.predicting import predict
 from autotune.prediction import Prediction
+from autotune.uncertainty import uncertainty
 from cost_models.catalog import parse_yaml, read_yaml, validated
 from cost_models.specs.base import Spec
 
@@ -66,6 +67,12 @@ class CaseResult(Spec):
         measured = self.case.measured.tpot_s
         return None if measured is None else self.prediction.tpot_s / measured - 1
 
+    @property
+    def covered(self) -> bool:
+        """Whether the measured throughput lies in the 80 % interval."""
+        interval = uncertainty(self.prediction).tokens_per_s_per_gpu
+        return interval.low <= self.case.measured.tokens_per_s_per_gpu <= interval.high
+
 
 class Summary(Spec):
     """Errors over a set of cases."""
@@ -75,6 +82,8 @@ class Summary(Spec):
     median_absolute_error: float
     bias: float
     worst: float
+    covered: int
+    """Cases whose measured throughput lies in the 80 % interval."""
 
 
 def load_cases(path: Path | None = None) -> CaseFile:
@@ -102,6 +111,7 @@ def summarise(results: list[CaseResult]) -> Summary:
         median_absolute_error=float(np.median(np.abs(errors))),
         bias=float(errors.mean()),
         worst=float(errors[np.argmax(np.abs(errors))]),
+        covered=sum(result.covered for result in results),
     )
 
 
@@ -123,7 +133,8 @@ def markdown_table(cases: CaseFile, results: list[CaseResult]) -> str:
     lines += [
         "",
         f"Over the {named.cases} cases named beforehand: mean absolute error {named.mean_absolute_error:.1%}, median "
-        f"{named.median_absolute_error:.1%}, bias {named.bias:+.1%}, worst {named.worst:+.1%}. Rows marked * are reported "
+        f"{named.median_absolute_error:.1%}, bias {named.bias:+.1%}, worst {named.worst:+.1%}; {named.covered} of "
+        f"{named.cases} lie in their 80 % interval. Rows marked * are reported "
         "but not counted: their set-up is not fully published, or the hardware has no measured kernels yet.",
     ]
     lines += [f"Not expressed: {text}." for text in cases.not_expressed]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cost_models.calibration import Entry
@@ -10,6 +11,7 @@ from cost_models.machine import Machine
 from cost_models.moe_layer import kernel_variant
 from cost_models.rows import Rows
 
+NORMAL_80 = 1.2816
 HOST_OPERATORS = ("host", "launch_gaps", "output_processing_wait", "pipeline_hops")
 
 
@@ -22,6 +24,8 @@ class Provenance:
     status: str
     outside: tuple[str, ...]
     """Inputs outside the measured box, each as text."""
+    held_out_sigma: float | None = None
+    """Spread of log(measured / predicted) on held-out rows: half its central 80 % over 1.28."""
 
 
 def operator_provenance(machine: Machine, rows: Rows, context_tokens: float) -> dict[str, Provenance]:
@@ -67,4 +71,11 @@ def _checked(machine: Machine, family: str, variant: str, inputs: dict[str, floa
         value = inputs.get(name)
         if value is not None and not low <= value <= high:
             outside.append(f"{name} {value:,.0f} outside {low:,.0f}-{high:,.0f}")
-    return Provenance(family, variant, entry.status, tuple(outside))
+    return Provenance(family, variant, entry.status, tuple(outside), _held_out_sigma(entry))
+
+
+def _held_out_sigma(entry: Entry) -> float | None:
+    if entry.fit is None or entry.fit.measured_over_predicted_80 is None:
+        return None
+    low, high = entry.fit.measured_over_predicted_80
+    return math.log(high / low) / (2 * NORMAL_80)

@@ -11,6 +11,7 @@ from autotune.deployment import Deployment
 from autotune.exporters import feed_requirement
 from autotune.plan import Plan, SearchResult
 from autotune.prediction import Prediction
+from autotune.uncertainty import PlanOdds, Uncertainty, uncertainty
 
 GB = 1e9
 SMALL_SHARE = 0.01
@@ -24,6 +25,20 @@ def _table(title: str) -> Table:
 def ms(seconds: float) -> str:
     """Milliseconds below a second, seconds above."""
     return f"{seconds * 1e3:,.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"
+
+
+def error_bars(bars: Uncertainty) -> str:
+    """80 % intervals in one line."""
+    rate, tpot = bars.tokens_per_s_per_gpu, bars.tpot_s
+    return f"80 % interval {rate.low:,.0f}-{rate.high:,.0f} tokens/s/GPU, TPOT {tpot.low * 1e3:,.1f}-{tpot.high * 1e3:,.1f} ms"
+
+
+def odds_line(odds: PlanOdds) -> str:
+    """What the error bars mean for the choice."""
+    return (
+        f"{error_bars(odds.uncertainty)}; meets the TPOT limit with {odds.tpot_probability:.0%}, best of these plans with "
+        f"{odds.best_probability:.0%}, expected regret {odds.expected_regret:.1%}"
+    )
 
 
 def headline(prediction: Prediction) -> Text:
@@ -109,14 +124,23 @@ def flags_text(plan: Plan) -> str:
 def runners_up_table(result: SearchResult) -> Table:
     """Ranked plans."""
     table = _table("Plans")
-    columns = ("#", "layout", "seq/rank", "tokens/s/GPU", "TPOT", "GPUs", "solver")
+    columns = ("#", "layout", "seq/rank", "tokens/s/GPU", "TPOT", "GPUs", "P(best)", "solver")
     for name in columns:
         table.add_column(name, justify="left" if name in ("layout", "solver") else "right")
     for plan in result.plans:
         p = plan.prediction
         proof = f"{plan.solver.status.lower()}, gap {plan.solver.gap:.1%}"
         batch = plan.deployment.pool.batch_per_dp_rank
-        row = (str(plan.rank), plan.label, f"{batch:,}", f"{p.tokens_per_s_per_gpu:,.0f}", ms(p.tpot_s), str(p.gpus), proof)
+        row = (
+            str(plan.rank),
+            plan.label,
+            f"{batch:,}",
+            f"{p.tokens_per_s_per_gpu:,.0f}",
+            ms(p.tpot_s),
+            str(p.gpus),
+            f"{plan.odds.best_probability:.0%}",
+            proof,
+        )
         table.add_row(*row, style="bold" if plan.rank == 1 else None)
     return table
 
@@ -151,6 +175,7 @@ def search_report(result: SearchResult) -> RenderableType:
         Text(best.label, style="bold"),
         headline(best.prediction),
         Text(f"bottleneck: {best.prediction.bottleneck}"),
+        Text(odds_line(best.odds)),
         "",
         runners_up_table(result),
         "",
@@ -183,6 +208,7 @@ def prediction_report(deployment: Deployment, prediction: Prediction) -> Rendera
         Text(title, style="bold"),
         headline(prediction),
         Text(f"bottleneck: {prediction.bottleneck}; memory {fits}; mean context {prediction.context_tokens:,.0f} tokens"),
+        Text(error_bars(uncertainty(prediction))),
         "",
         operator_table(prediction),
         "",

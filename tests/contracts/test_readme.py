@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autotune.problem import Problem
+from autotune.report.tables import error_bars
 from autotune.searching import search
 from autotune.validation import MARK_BEGIN, MARK_END, load_cases, markdown_table, summarise, validate
 from cost_models.catalog import calibration_names, hardware_names, model_names
@@ -39,6 +40,7 @@ def test_the_sample_output_is_what_the_main_job_prints():
     p = best.prediction
     assert f"\n{best.label}\n{p.tokens_per_s_per_gpu:,.0f} tokens/s/GPU   TPOT {p.tpot_s * 1e3:.1f} ms" in README
     assert f"bottleneck: {p.bottleneck}" in README
+    assert error_bars(best.odds.uncertainty) in README
 
 
 def test_both_command_lines_are_in_the_readme_and_ci_runs_the_same_tests():

@@ -1,0 +1,120 @@
+"""Error bars: Monte Carlo over operator times, with shared and independent errors.
+
+Each operator's time is uncertain in two ways, both log-normal: an error of its own (its shape against
+its fit; from the conformal range of held-out rows where there is one) and a bias shared by everything
+priced from the same family (the kernel in situ against the kernel measured). Plans share the draws of
+their families, so two plans that lean on the same kernel are wrong together, and comparing them is
+surer than either number.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from autotune.prediction import OperatorLine, Prediction
+from cost_models.arrays import Floats
+from cost_models.specs.base import Spec
+
+DRAWS = 2000
+NORMAL_80 = 1.2816
+"""Half-width of the central 80 % of a normal distribution in standard deviations."""
+
+SHARED_SIGMA = {"measured": 0.12, "transferred": 0.20, "assumed": 0.35, "datasheet": 0.40}
+"""Bias of a family by the status of its coefficients, a kernel in a real step against the same kernel in a
+table. Set so that 80 % intervals cover about 80 % of 112 public end-to-end decode points (docs/models/uncertainty.md)."""
+OWN_SIGMA = {"measured": 0.08, "transferred": 0.12, "assumed": 0.20, "datasheet": 0.30}
+"""Error of one shape where no held-out range is known."""
+OUTSIDE_FACTOR = 1.5
+"""Own error of an operator outside its measured box, relative to inside."""
+BALANCE_SIGMA = 0.06
+"""Expert imbalance, shared by the operators of the busiest rank."""
+BALANCED = ("experts", "dispatch", "combine")
+
+
+class Interval(Spec):
+    """Central 80 % of a predicted quantity."""
+
+    low: float
+    high: float
+
+
+class Uncertainty(Spec):
+    """Error bars of one prediction."""
+
+    tpot_s: Interval
+    tokens_per_s_per_gpu: Interval
+
+
+class PlanOdds(Spec):
+    """How one plan compares with the others under the same errors."""
+
+    uncertainty: Uncertainty
+    best_probability: float
+    """Probability of the highest tokens/s/GPU among the plans returned."""
+    tpot_probability: float
+    """Probability of meeting the TPOT limit."""
+    expected_regret: float
+    """Mean relative throughput lost by choosing it instead of whichever plan turns out best."""
+
+
+def step_factors(prediction: Prediction, draws: int = DRAWS) -> Floats:
+    """Step time of each draw over the predicted one, (draws,).
+
+    Draws belong to names, so they are common to all predictions: a family's bias to the family, an
+    operator's own error to the operator at its shape (the same time means the same shape).
+    """
+    balance = BALANCE_SIGMA * _normal("balance", draws)
+    total = np.zeros(draws)
+    for line in prediction.operators:
+        log_factor = SHARED_SIGMA[line.status] * _normal(f"family {line.family}", draws)
+        log_factor = log_factor + own_sigma(line) * _normal(f"operator {line.name} {line.family} {line.time_s:.4g}", draws)
+        if line.name in BALANCED:
+            log_factor = log_factor + balance
+        total += line.time_s * np.exp(log_factor)
+    return np.maximum(total, 0.2 * prediction.step_s) / prediction.step_s
+
+
+def own_sigma(line: OperatorLine) -> float:
+    """Standard deviation of an operator's own log error."""
+    known = line.held_out_sigma if line.held_out_sigma is not None else OWN_SIGMA[line.status]
+    return known * (OUTSIDE_FACTOR if line.outside_box else 1.0)
+
+
+def uncertainty(prediction: Prediction) -> Uncertainty:
+    """80 % intervals of TPOT and throughput."""
+    return _uncertainty(prediction, step_factors(prediction))
+
+
+def _uncertainty(prediction: Prediction, factors: Floats) -> Uncertainty:
+    low, high = (float(x) for x in np.quantile(factors, (0.1, 0.9)))
+    rate = prediction.tokens_per_s_per_gpu
+    return Uncertainty(
+        tpot_s=Interval(low=prediction.tpot_s * low, high=prediction.tpot_s * high),
+        tokens_per_s_per_gpu=Interval(low=rate / high, high=rate / low),
+    )
+
+
+def compare(predictions: Sequence[Prediction], tpot_limit_s: float) -> list[PlanOdds]:
+    """Odds of each plan against the others, in the given order."""
+    factors = np.stack([step_factors(prediction) for prediction in predictions])
+    rates = np.array([[prediction.tokens_per_s_per_gpu] for prediction in predictions]) / factors
+    tpot = np.array([[prediction.tpot_s] for prediction in predictions]) * factors
+    best = rates.max(axis=0)
+    winners = np.bincount(rates.argmax(axis=0), minlength=len(predictions)) / factors.shape[1]
+    return [
+        PlanOdds(
+            uncertainty=_uncertainty(prediction, factors[i]),
+            best_probability=float(winners[i]),
+            tpot_probability=float(np.mean(tpot[i] <= tpot_limit_s)),
+            expected_regret=float(np.mean(1 - rates[i] / best)),
+        )
+        for i, prediction in enumerate(predictions)
+    ]
+
+
+def _normal(name: str, draws: int) -> Floats:
+    """Standard normal draws that belong to a name."""
+    return np.random.default_rng(zlib.crc32(name.encode())).standard_normal(draws)

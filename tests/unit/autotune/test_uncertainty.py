@@ -1,0 +1,90 @@
+"""Error bars: widths, common draws, and odds that follow from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autotune.prediction import OperatorLine, Prediction
+from autotune.uncertainty import BALANCE_SIGMA, NORMAL_80, SHARED_SIGMA, compare, own_sigma, step_factors, uncertainty
+from autotune.validation import load_cases, validate
+
+
+def prediction(*operators: OperatorLine, batch: float = 1000.0) -> Prediction:
+    step = sum(line.time_s for line in operators)
+    return Prediction(
+        tokens_per_s_per_gpu=batch / step,
+        tokens_per_s=batch / step,
+        tpot_s=step,
+        step_s=step,
+        accepted_tokens_per_step=1,
+        gpus=1,
+        concurrency=int(batch),
+        context_tokens=1000,
+        operators=operators,
+        layer_kinds={},
+        memory=(),
+        memory_total_bytes=0,
+        memory_limit_bytes=1,
+        kv_capacity_tokens=0,
+        fits=True,
+        bottleneck="",
+        calibration="",
+    )
+
+
+def line(name: str, time_s: float, status: str = "measured", **changes) -> OperatorLine:
+    return OperatorLine(name=name, time_s=time_s, share=1, bound_s=0, status=status, family=f"{name}.x", **changes)
+
+
+def test_one_operator_has_the_width_of_its_two_errors():
+    sigma = np.hypot(SHARED_SIGMA["measured"], 0.05)
+    bars = uncertainty(prediction(line("attention", 0.1, held_out_sigma=0.05))).tpot_s
+    assert np.log(bars.high / bars.low) / 2 == pytest.approx(NORMAL_80 * sigma, rel=0.06)
+    assert bars.low < 0.1 < bars.high
+
+
+def test_the_busiest_ranks_operators_share_one_more_error():
+    sigma = np.sqrt(SHARED_SIGMA["measured"] ** 2 + 0.05**2 + BALANCE_SIGMA**2)
+    bars = uncertainty(prediction(line("experts", 0.1, held_out_sigma=0.05))).tpot_s
+    assert np.log(bars.high / bars.low) / 2 == pytest.approx(NORMAL_80 * sigma, rel=0.06)
+
+
+def test_independent_families_average_out_and_shared_ones_do_not():
+    together = [line(f"op{i}", 0.1, held_out_sigma=0.0) for i in range(10)]
+    shared = [o.model_copy(update={"family": "one.family"}) for o in together]
+    apart, same = (step_factors(prediction(*lines)).std() for lines in (together, shared))
+    assert same > 2.5 * apart  # sqrt(10) = 3.2
+
+
+def test_outside_its_box_an_operator_is_less_sure():
+    inside, outside = line("o", 1, held_out_sigma=0.1), line("o", 1, held_out_sigma=0.1, outside_box=("m",))
+    assert own_sigma(outside) == pytest.approx(1.5 * own_sigma(inside))
+    assert own_sigma(line("o", 1, status="datasheet")) > own_sigma(line("o", 1))
+
+
+def test_equal_plans_are_never_regretted_and_a_slower_copy_never_wins():
+    fast = prediction(line("attention", 0.1))
+    slow = prediction(line("attention", 0.1), line("attention2", 0.05, status="assumed"))
+    odds = compare([fast, fast, slow], tpot_limit_s=0.1)
+    assert odds[0].expected_regret == pytest.approx(0, abs=1e-12)
+    assert odds[2].best_probability == 0
+    assert odds[2].expected_regret > 0.2
+
+
+def test_odds_of_a_limit_are_a_half_at_the_median_and_rise_with_it():
+    plan = prediction(line("attention", 0.1))
+    tight, median, loose = (compare([plan], limit)[0].tpot_probability for limit in (0.07, 0.1, 0.15))
+    assert tight < 0.1
+    assert median == pytest.approx(0.5, abs=0.04)
+    assert loose > 0.95
+
+
+def test_bars_repeat():
+    plan = prediction(line("attention", 0.1))
+    assert uncertainty(plan) == uncertainty(plan)
+
+
+def test_most_named_published_cases_lie_in_their_interval():
+    named = [r for r in validate(load_cases()) if r.case.named]
+    assert sum(r.covered for r in named) >= 5

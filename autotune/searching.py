@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -157,11 +158,18 @@ def _tuned(
 ) -> tuple[FlagEvaluator, FlagResult]:
     space = flag_space(resolved, row, int(largest_fitting_batch(resolved, row)[0]))
     evaluator = FlagEvaluator(resolved, row, space, instances)
-    name = f"{resolved.hardware.name}/{resolved.model.name}/{resolved.engine.name}-{resolved.version}/plan-{rank}"
     problem = resolved.problem
+    name = f"{study_prefix(resolved)}/plan-{rank}"
     storage = problem.storage if trials else None
     found = tune_flags(evaluator, trials=trials, seed=problem.seed, storage=storage, study_name=name, on_trial=on_trial)
     return evaluator, found
+
+
+def study_prefix(resolved: ResolvedProblem) -> str:
+    """Names a study by everything its scores depend on: only the same problem resumes it."""
+    asked = resolved.problem.model_dump_json(exclude={"trials", "seed", "storage", "top_k"})
+    digest = hashlib.sha256(f"{asked} {resolved.machine.calibration.model_dump_json()}".encode()).hexdigest()[:8]
+    return f"{resolved.hardware.name}/{resolved.model.name}/{resolved.engine.name}-{resolved.version}/{digest}"
 
 
 def _plan(

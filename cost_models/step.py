@@ -20,7 +20,6 @@ from cost_models.speculative import accepted_tokens_per_step
 
 COMMUNICATION = ("dispatch", "combine")
 PIPELINE_START_S = 10e-6
-LAYER_KINDS = ("dense_layers", "moe_layers", "head", "host")
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,8 +93,7 @@ def tune_flags(
     """Search the space with Optuna; the engine's defaults and the analytic best are its first trials.
 
     Without trials the analytic point and the defaults are compared; the space is then enumerated only
-    when neither is feasible.
-    The result is the best feasible of the study, the exact optimum (where enumerable), the analytic
+    when neither is feasible. The result is the best feasible of the study, the exact optimum (where enumerable), the analytic
     point and the defaults. Raises OutputError for a storage that cannot be used.
     """
     space = evaluator.space

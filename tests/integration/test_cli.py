@@ -329,3 +329,14 @@ def test_a_failed_calibration_leaves_the_old_one_untouched(run, tmp_path):
     code, _, err = run("calibrate", "--hw", "hgx-h200", "--out", str(out))
     assert (code, out.read_text()) == (1, "old")
     assert "at least one timing table" in err
+
+
+def test_a_storage_resumes_the_same_problem_and_keeps_others_apart(run, tmp_path):
+    import optuna
+
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    base = ("search", "--hw", "hgx-b200", "--no-save", "--json", "--storage", url)
+    for arguments in (("--trials", "4"), ("--trials", "7"), ("--trials", "4", "--tpot", "50ms")):
+        assert run(*base, *arguments)[0] == 0
+    trials = {s.study_name: s.n_trials for s in optuna.get_all_study_summaries(url)}
+    assert sorted(trials.values()) == [4, 7]

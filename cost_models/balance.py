@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike
 from cost_models.arrays import Floats, as_floats
 
 POPULARITY_POINTS = 64
-MAX_SUMMED_TILES = 64
 """Tiles per expert beyond which the last, partial tile counts as half a tile on average."""
 
 
@@ -92,19 +91,20 @@ def _pick_pace(weights: Floats, mean_probability: float) -> float:
     return pace
 
 
-def expected_tiles(tokens_per_expert: ArrayLike, tile_tokens: int) -> Floats:
+def expected_tiles(tokens_per_expert: ArrayLike, tile_tokens: float) -> Floats:
     """E[ceil(n / tile)] for a Poisson number n of tokens with the given mean.
 
     Sum over j of P(n > j tile); the normal tail is replaced by a logistic one (|error| < 0.01), which
-    needs no special function. Far above one tile it is mean/tile + 1/2.
+    needs no special function. Once the spread passes half a tile the remainder is uniform, and the
+    expectation is mean/tile + (1 - 1/tile)/2 (what oscillates about it is below 0.3 % of a tile).
     """
     mean = np.atleast_1d(as_floats(tokens_per_expert))
     spread = np.sqrt(np.maximum(mean, 1e-12))
+    smooth = spread > tile_tokens / 2
+    reached = np.where(smooth, 0, np.ceil((mean + 6 * spread) / tile_tokens))  # per element: none depends on its neighbours
     tiles = -np.expm1(-mean)
-    count = int(min(MAX_SUMMED_TILES, np.ceil((np.max(mean, initial=0.0) + 6 * np.max(spread, initial=0.0)) / tile_tokens)))
-    for j in range(1, count + 1):
+    for j in range(1, int(np.max(reached, initial=0.0)) + 1):
         margin = np.clip((mean - j * tile_tokens - 0.5) / spread, -40.0, 40.0)
-        tiles = tiles + 1 / (1 + np.exp(-1.702 * margin))
-    far = mean > (MAX_SUMMED_TILES - 4) * tile_tokens
-    tiles = np.where(far, mean / tile_tokens + 0.5, tiles)
+        tiles = tiles + np.where(j <= reached, 1 / (1 + np.exp(-1.702 * margin)), 0.0)
+    tiles = np.where(smooth, mean / tile_tokens + (1 - 1 / tile_tokens) / 2, tiles)
     return tiles.reshape(np.shape(tokens_per_expert))

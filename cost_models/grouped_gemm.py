@@ -12,8 +12,6 @@ from cost_models.arrays import Floats, as_floats, smoothmax
 from cost_models.balance import expected_tiles
 from cost_models.fitting import Coefficient, Fit, fit_coefficients, held_out_mask
 
-TILE_TOKENS = 128
-
 
 @dataclass(frozen=True, slots=True)
 class GroupedGemmCoefficients:
@@ -29,6 +27,8 @@ class GroupedGemmCoefficients:
     """Passes over the (token, expert) pairs' intermediate tensors [-]."""
     per_expert_s: float = 0.0
     """Scheduling cost of one local expert [s]."""
+    tile_tokens: float = 128.0
+    """Rows that an expert's tokens are padded to: the kernel's GEMM tile, or a blend of those it picks from."""
 
 
 def grouped_gemm_time_s(
@@ -54,7 +54,7 @@ def grouped_gemm_time_s(
     pairs : (token, expert) pairs that land on the rank; local_experts : physical experts it holds;
     active_experts : those of them that got a token (balance.expected_active_experts);
     input_tokens : tokens that enter its permute; moe_tp : ranks that share each expert's width.
-    F pads each expert to 128 tokens; A counts experts that got at least one token.
+    F pads each expert to whole tiles; A counts experts that got at least one token.
     Returns seconds; zero where no pair lands.
 
     Evidence for the form (median held-out error 2.7-4.8 %): docs/models/grouped_gemm.md.
@@ -65,8 +65,8 @@ def grouped_gemm_time_s(
     c = coefficients
     width = intermediate / shards
     per_expert = pairs / np.maximum(experts, 1)
-    full_tiles = experts * (expected_tiles(per_expert, TILE_TOKENS) + np.expm1(-per_expert))
-    padded_tokens = TILE_TOKENS * (active + full_tiles)
+    full_tiles = experts * (expected_tiles(per_expert, c.tile_tokens) + np.expm1(-per_expert))
+    padded_tokens = c.tile_tokens * (active + full_tiles)
     compute_s = padded_tokens * 6 * hidden * width / peak_flops_per_s / c.compute_efficiency
     memory_s = active * 3 * hidden * width * weight_bytes / hbm_bytes_per_s / c.memory_efficiency
     token_bytes = tokens * hidden * (4 + activation_bytes)
@@ -102,6 +102,7 @@ FIT_COEFFICIENTS = {
     "token_passes": Coefficient(2.0, 0.01, 15.0),
     "pair_passes": Coefficient(1.5, 0.01, 12.0),
     "per_expert_s": Coefficient(1e-7, 1e-9, 3e-6, prior=1.5),
+    "tile_tokens": Coefficient(16.0, 8.0, 128.0, prior=1.0),
 }
 
 

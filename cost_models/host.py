@@ -25,10 +25,10 @@ class HostCoefficients:
     output_yield_s: float
     """API-process cost of yielding between output chunks [s]."""
     sampling_bytes_per_logit: float = 16.0
-    graph_layer_s: float = 0.0
-    """Gaps between kernels of a layer under CUDA graphs [s]."""
-    eager_layer_s: float = 0.0
-    """Launch-bound floor of a layer without CUDA graphs [s]."""
+    graph_operator_s: float = 0.0
+    """Gaps and small kernels around one operator of a layer under CUDA graphs [s]."""
+    eager_operator_s: float = 0.0
+    """Launch-bound floor of one operator without CUDA graphs [s]."""
 
 
 def host_step_s(sequences: ArrayLike, data_parallel: ArrayLike, c: HostCoefficients) -> Floats:

@@ -109,12 +109,16 @@ def _layers(
 
 
 def _finished(operators: Mapping[str, Timing], rows: Rows, halves: Floats, host: HostCoefficients) -> _Layer:
-    """Sum over the microbatches, with the gaps between kernels or the eager launch floor."""
+    """Sum over the microbatches, with the gaps between kernels or the eager launch floor.
+
+    Both grow with the operators that the layer runs: a dense GQA layer has 6 where a DeepSeek MoE layer has 13.
+    """
     scaled = {name: timing.scaled(halves) for name, timing in operators.items()}
     busy = sum((t.time_s for t in scaled.values()), np.zeros(len(rows)))
     captured = rows.graph_tokens >= np.ceil(rows.batch / rows.pp) * (1 + rows.drafts)
-    floor = halves * host.eager_layer_s
-    gaps = np.where(captured, halves * host.graph_layer_s, np.maximum(floor - busy, host.graph_layer_s))
+    launched = halves * sum((t.time_s > 0 for t in operators.values()), np.zeros(len(rows)))
+    graph_s = launched * host.graph_operator_s
+    gaps = np.where(captured, graph_s, np.maximum(launched * host.eager_operator_s - busy, graph_s))
     scaled["launch_gaps"] = Timing(gaps, np.zeros(len(rows)))
     return _Layer(scaled, busy + gaps)
 

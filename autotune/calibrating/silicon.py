@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autotune.calibrating.timings import TimingTable, checked, merge, require_pandas, sha256_of
 from autotune.errors import ProblemError
@@ -34,11 +35,14 @@ SLOW_MLA = {("sglang", "fp8")}
 """Hopper rows of a fallback kernel, four times slower than BF16."""
 EAGER_GEMM = {("vllm", "fp8_block")}
 SMALLEST_GEMM = 256
-MOE_SHAPE = {"hidden_size": 7168, "inter_size": 2048, "num_experts": 256, "topk": 8}
+DEEPSEEK_MOE = {"hidden_size": 7168, "inter_size": 2048, "num_experts": 256, "topk": 8}
+GPT_OSS_MOE = {"hidden_size": 2880, "inter_size": 2880, "num_experts": 128, "topk": 4}
+MOE_SHAPES = {**dict.fromkeys(DTYPES, DEEPSEEK_MOE), "w4a16_mxfp4": GPT_OSS_MOE}
+"""dtype -> the layer read for it: the model that is served in it."""
+MOE_DTYPES = {**DTYPES, "w4a16_mxfp4": "mxfp4"}
 MOE_MAX_TOKENS = 16384
 MOE_MAX_EP = 8
 LOAD_DRAWS = 12
-TILE_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,27 +168,28 @@ def _gqa(raw: pd.DataFrame, _engine: str) -> Rows:
 
 
 def _moe(raw: pd.DataFrame, _engine: str) -> Rows:
-    shape = np.logical_and.reduce([raw[column] == value for column, value in MOE_SHAPE.items()])
+    shape = np.logical_or.reduce([_is_layer(raw, dtype, layer) for dtype, layer in MOE_SHAPES.items()])
     power = raw.distribution.str.startswith("power_law")
     small = (raw.num_tokens <= MOE_MAX_TOKENS) & (raw.moe_ep_size <= MOE_MAX_EP)
-    known = raw.moe_dtype.isin(DTYPES)
     dropped = {
-        "moe: other models": int((~shape).sum()),
+        "moe: other models or dtypes": int((~shape).sum()),
         "moe: balanced rows (another gate)": int((shape & ~power).sum()),
         f"moe: above {MOE_MAX_TOKENS} tokens or EP {MOE_MAX_EP}": int((shape & power & ~small).sum()),
     }
-    kept = raw[shape & power & small & known]
+    kept = raw[shape & power & small]
     rng = np.random.default_rng(0)
-    cache: dict[tuple[int, str, int], Loads] = {}
-    for key in sorted(set(zip(kept.num_tokens, kept.distribution, kept.moe_ep_size, strict=True))):
-        cache[key] = busiest_rank(int(key[0]), float(key[1].rsplit("_", 1)[1]), int(key[2]), rng)
-    loads = [cache[key] for key in zip(kept.num_tokens, kept.distribution, kept.moe_ep_size, strict=True)]
+    draws = list(zip(kept.num_experts, kept.topk, kept.num_tokens, kept.distribution, kept.moe_ep_size, strict=True))
+    cache: dict[tuple[int, int, int, str, int], Loads] = {}
+    for key in sorted(set(draws)):
+        experts, top_k, tokens, distribution, ranks = key
+        cache[key] = busiest_rank(tokens, float(distribution.rsplit("_", 1)[1]), ranks, rng, experts=experts, top_k=top_k)
+    loads = [cache[key] for key in draws]
     rows = kept.assign(
         operator="grouped_gemm",
-        dtype=kept.moe_dtype.map(DTYPES),
+        dtype=kept.moe_dtype.map(MOE_DTYPES),
         pairs=[load.pairs for load in loads],
         active_experts=[load.active_experts for load in loads],
-        local_experts=MOE_SHAPE["num_experts"] / kept.moe_ep_size,
+        local_experts=kept.num_experts / kept.moe_ep_size,
         input_tokens=kept.num_tokens,
         moe_tp=kept.moe_tp_size,
         hidden=kept.hidden_size,
@@ -195,23 +200,37 @@ def _moe(raw: pd.DataFrame, _engine: str) -> Rows:
     return _median_of_duplicates(rows, keys, dropped), dropped
 
 
-def busiest_rank(tokens: int, alpha: float, ranks: int, rng: np.random.Generator) -> Loads:
-    """Loads of the busiest rank when expert loads are i.i.d. from a power law truncated at 0.8 x tokens.
+def _is_layer(raw: pd.DataFrame, dtype: str, layer: dict[str, int]) -> pd.Series:
+    return np.logical_and.reduce([raw.moe_dtype == dtype, *(raw[column] == value for column, value in layer.items())])  # type: ignore[no-any-return]  # a Series
 
-    The database's collector draws loads so and normalises them to tokens x top_k.
+
+def busiest_rank(tokens: int, alpha: float, ranks: int, rng: np.random.Generator, *, experts: int, top_k: int) -> Loads:
+    """Loads of the busiest rank, drawn as the database's collector draws them, averaged over draws.
+
+    Expert loads are i.i.d. from a power law on [1, 0.8 x tokens], or on [0.01, 2] where there is no more than one
+    pair per expert; they are scaled to tokens x top_k, rounded, and what is missing goes to the largest.
     """
-    experts, top_k = MOE_SHAPE["num_experts"], MOE_SHAPE["topk"]
+    low, high = (1.0, 0.8 * tokens) if tokens * top_k > experts else (0.01, 2.0)
     exponent = 1 - alpha
-    high = max(0.8 * tokens, 1.01) ** exponent
     totals = np.zeros(2)
     for _ in range(LOAD_DRAWS):
-        draw = ((high - 1) * rng.random(experts) + 1) ** (1 / exponent)
-        exact = draw / draw.sum() * tokens * top_k
-        loads = np.floor(exact)
-        rest = int(tokens * top_k - loads.sum())
-        loads[np.argsort(loads - exact)[:rest]] += 1
+        draw = ((high**exponent - low**exponent) * rng.random(experts) + low**exponent) ** (1 / exponent)
+        loads = _rounded(draw / draw.sum() * tokens * top_k)
         by_rank = np.minimum(loads, tokens).reshape(ranks, -1)
         busiest = by_rank[int(np.argmax(by_rank.sum(axis=1)))]
         totals += (busiest.sum(), (busiest > 0).sum())
     pairs, active = totals / LOAD_DRAWS
     return Loads(float(pairs), float(active))
+
+
+def _rounded(exact: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Whole loads with the same sum: the largest gain what rounding loses, the smallest lose what it gains."""
+    loads = np.rint(exact)
+    missing = round(float(exact.sum() - loads.sum()))
+    largest_first = np.argsort(-loads, kind="stable")
+    if missing >= 0:
+        np.add.at(loads, largest_first[np.arange(missing) % len(loads)], 1)
+        return loads
+    for expert in largest_first[missing:]:
+        loads[expert if loads[expert] > 0 else np.argmax(loads)] -= 1
+    return loads

@@ -189,14 +189,30 @@ def test_silicon_expert_rows_come_from_the_table_of_the_shared_kernel(tmp_path, 
     assert (row["operator"], row["dtype"], row.local_experts, row.input_tokens) == ("grouped_gemm", "nvfp4", 32, 64)
     assert 64 <= row.pairs <= 512  # the busiest of eight ranks has at least its share of 512 pairs
     assert table.dropped["moe: balanced rows (another gate)"] == 1
-    assert table.dropped["moe: other models"] == 1
+    assert table.dropped["moe: other models or dtypes"] == 1
     assert table.dropped["moe: above 16384 tokens or EP 8"] == 1
 
 
 def test_busiest_rank_has_more_than_its_share_and_all_pairs_without_ep():
     rng = np.random.default_rng(0)
-    assert busiest_rank(1000, 1.2, 1, rng).pairs == pytest.approx(8000, rel=0.02)
-    assert busiest_rank(1000, 1.2, 8, rng).pairs > 1000
+    assert busiest_rank(1000, 1.2, 1, rng, experts=256, top_k=8).pairs == pytest.approx(8000, rel=0.02)
+    assert busiest_rank(1000, 1.2, 8, rng, experts=256, top_k=8).pairs > 1000
+
+
+@pytest.mark.parametrize(
+    ("tokens", "active"),
+    [
+        (1, 8),  # every load rounds to zero; the 8 pairs go to the 8 largest
+        # log-uniform on [0.01, 2]: mean 1.99 / ln 200 = 0.376, scaled to 16 x 8 / 256 = 0.5, so loads above 0.376 round up
+        (16, 256 * np.log(2 / 0.376) / np.log(200)),
+        # on [1, 38.4]: mean 37.4 / ln 38.4 = 10.25, scaled to 1.5, so loads above 0.5 x 10.25 / 1.5 = 3.42 round up
+        (48, 256 * np.log(38.4 / 3.42) / np.log(38.4)),
+    ],
+)
+def test_few_tokens_reach_fewer_experts_than_pairs(tokens, active):
+    loads = busiest_rank(tokens, 1.01, 1, np.random.default_rng(0), experts=256, top_k=8)
+    assert loads.pairs == tokens * 8
+    assert loads.active_experts == pytest.approx(active, rel=0.06)
 
 
 def test_a_gpu_or_engine_without_tables_is_one_message(tmp_path):

@@ -73,10 +73,16 @@ def test_popularity_quantiles_have_mean_one():
     assert popularity_quantiles(0.0).tolist() == [1.0] * 64
 
 
-@pytest.mark.parametrize("mean", [0.5, 20, 100, 127, 128, 200, 1000, 20000])
-def test_expected_tiles_agree_with_poisson_sampling(mean):
+@pytest.mark.parametrize("tile", [8, 48.2, 128])
+@pytest.mark.parametrize("mean", [0.5, 8, 20, 100, 127, 128, 200, 1000, 20000])
+def test_expected_tiles_agree_with_poisson_sampling(mean, tile):
     sample = np.random.default_rng(0).poisson(mean, 200_000)
-    assert expected_tiles(mean, 128) == pytest.approx(np.ceil(sample / 128).mean(), rel=0.02)
+    assert expected_tiles(mean, tile) == pytest.approx(np.ceil(sample / tile).mean(), rel=0.02)
+
+
+def test_expected_tiles_of_one_expert_do_not_depend_on_the_others():
+    together = expected_tiles([3.0, 60.0, 5000.0], 8)
+    assert together.tolist() == [float(expected_tiles(mean, 8)) for mean in (3.0, 60.0, 5000.0)]
 
 
 def test_normal_quantile_by_table():

@@ -54,6 +54,24 @@ def test_steps_grow_with_batch_and_context(batch, context):
     assert np.all(far >= near)
 
 
+@pytest.mark.parametrize(
+    ("model", "recipe", "tp", "operators"),
+    [
+        # qkv, attention, o_proj, element-wise, gate/up, down; with TP two all-reduces
+        ("llama-3.1-70b", "bf16", 1, 80 * 6),
+        ("llama-3.1-70b", "bf16", 4, 80 * 8),
+        # q_a_kv_a, q_b, absorb, attention, o_proj, element-wise, all-reduce; 3 dense layers: gate/up, down, all-reduce;
+        # 58 MoE layers: router, shared gate/up and down, experts, element-wise, all-reduce
+        ("deepseek-r1", "fp8-block", 8, 3 * 10 + 58 * 13),
+    ],
+)
+def test_launch_gaps_are_one_per_operator(model, recipe, tp, operators):
+    machine = machine_of("hgx-h200", recipe=recipe, engine="sglang", model=model)
+    gap_s = machine.calibration.entry("host", "default").coefficients["graph_operator_s"]
+    step = decode_step(machine, Rows.of(tp=tp, batch=8, graph_tokens=8), 2000)
+    assert step.operators["launch_gaps"].time_s[0] == pytest.approx(operators * gap_s)
+
+
 def test_no_operator_beats_its_roofline(gb200):
     rows = Rows.of(**WIDE, batch=[1, 16, 256, 1024])
     for name, timing in decode_step(gb200, rows, 3000).operators.items():

@@ -94,6 +94,8 @@ class EngineVersion(Spec):
 
     version: str
     release: str
+    api_servers_per: Literal["node", "dp_rank"] = "node"
+    """How many API processes it starts by default under hybrid load balancing."""
 
 
 class EngineSpec(Spec):
@@ -116,6 +118,9 @@ class EngineSpec(Spec):
     @property
     def newest(self) -> str:
         return self.versions[-1].version
+
+    def api_servers_per(self, version: str) -> str:
+        return next((v.api_servers_per for v in self.versions if v.version == version), "node")
 
     def knob(self, name: str) -> Knob | None:
         return next((k for k in self.knobs if k.name == name), None)

@@ -222,5 +222,9 @@ ROW_KEYS = (
 
 
 def api_servers(resolved: ResolvedProblem, row: Rows) -> int:
-    """API processes of one instance: one per node, as hybrid load balancing starts them."""
-    return max(1, -(-int(row.gpus[0]) // resolved.hardware.gpus_per_node))
+    """API processes of one instance as its engine version starts them: one per DP rank, or one per node."""
+    ranks = int(row.dp[0])
+    if resolved.engine.api_servers_per(resolved.version) == "dp_rank":
+        return ranks
+    nodes = -(-int(row.gpus[0]) // resolved.hardware.gpus_per_node)
+    return min(ranks, nodes)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autotune.errors import OutputError
-from autotune.flags.evaluate import CONSTRAINTS, FlagEvaluator
+from autotune.flags.evaluate import CONSTRAINTS, FlagEvaluator, api_servers
 from autotune.flags.space import FlagSpace, flag_space
 from autotune.flags.study import tune_flags
 from autotune.layouts.table import largest_fitting_batch
@@ -45,6 +45,19 @@ def test_a_knob_the_version_lacks_is_not_searched(version, has, lacks):
     names = set(evaluator_of(version).space.values)
     assert has <= names
     assert not lacks & names
+
+
+@pytest.mark.parametrize(("version", "servers"), [("0.13", 2), ("0.15", 8), ("0.33", 8)])
+def test_api_servers_follow_the_version(version, servers):
+    # DP8 on two 4-GPU trays: one API server per tray, from 0.15 on one per DP rank
+    evaluator = evaluator_of(version)
+    assert api_servers(evaluator.resolved, evaluator.row) == servers
+
+
+@pytest.mark.parametrize("version", ["0.13", "0.33"])
+def test_tensor_parallel_instances_have_one_api_server(version):
+    resolved = resolve_problem(Problem(hardware="gb200-nvl72", gpus=8, engine="vllm", engine_version=version))
+    assert api_servers(resolved, Rows.of(tp=8, batch=64)) == 1
 
 
 def test_one_sided_backend_appears_with_its_version():

@@ -68,7 +68,7 @@ def _data_parallel_script(
     environment: dict[str, str | Shell],
     comments: list[str],
 ) -> Script:
-    """Every node runs the same script: its own API server and its share of the DP ranks."""
+    """Every node runs the same script: its own API servers and its share of the DP ranks."""
     pool = deployment.pool
     local = pool.dp // place.nodes
     layout = [Argument("--tensor-parallel-size", pool.tp), Argument("--data-parallel-size", pool.dp)]

@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autotune.deployment import Chunks, Deployment, EngineChoice, ExpertBalance, Pool, PrecisionChoice
 from autotune.errors import NoFeasiblePlan
-from autotune.flags.evaluate import FlagEvaluator, api_servers
+from autotune.flags.evaluate import FlagEvaluator, api_servers, kv_dtype
 from autotune.flags.space import Params, flag_space
 from autotune.flags.study import FlagResult, TrialRow, tune_flags
 from autotune.layouts.explain import alternatives, explain_infeasible
@@ -21,11 +20,12 @@ from autotune.layouts.families import Limits, feasible
 from autotune.layouts.prune import prune
 from autotune.layouts.select import Selection, instance_of, select_top
 from autotune.layouts.table import LayoutTable, build_table, largest_fitting_batch
-from autotune.plan import AlternativeSummary, FlagSummary, Plan, SearchResult, SearchStatistics, SolverSummary
+from autotune.plan import FlagSummary, Plan, SearchResult, SearchStatistics, SolverSummary
 from autotune.predicting import predict
 from autotune.prediction import Prediction
 from autotune.problem import Problem, ResolvedProblem, resolve_problem
 from autotune.uncertainty import PlanOdds, compare
+from cost_models.arrays import Ints
 from cost_models.dispatch import BACKENDS
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
@@ -80,11 +80,11 @@ def run_search(problem: Problem, progress: Progress | None = None) -> SearchRun:
     if not ok.any():
         raise NoFeasiblePlan(explain_infeasible(resolved, table).message())
     with progress.stage("select layouts"):
-        candidates, selections = _select(resolved, table.take(ok))
+        kept, selections = _select(resolved, table, np.flatnonzero(ok))
+        candidates = table.take(kept)
     with progress.stage("tune flags"):
         plans, trials = _plans(resolved, candidates, selections, progress.on_trial)
-    chosen = int(np.flatnonzero(_same_row(table, candidates, selections[0].row))[0])
-    others = alternatives(resolved, table, chosen)
+    others = alternatives(resolved, table, int(kept[selections[0].row]))
     statistics = SearchStatistics(
         layouts=len(np.unique(table.layout)),
         rows=len(table),
@@ -94,16 +94,7 @@ def run_search(problem: Problem, progress: Progress | None = None) -> SearchRun:
     )
     result = SearchResult(
         plans=tuple(plans),
-        alternatives=tuple(
-            AlternativeSummary(
-                kind=a.kind,
-                label=a.label,
-                tokens_per_s_per_gpu=a.tokens_per_s_per_gpu,
-                tpot_s=a.tpot_s,
-                reason=a.reason,
-            )
-            for a in others
-        ),
+        alternatives=others,
         statistics=statistics,
         assumed=resolved.assumed,
         notes=(*resolved.model.flags, *resolved.engine.notes),
@@ -111,21 +102,19 @@ def run_search(problem: Problem, progress: Progress | None = None) -> SearchRun:
     return SearchRun(result, trials)
 
 
-def _same_row(table: LayoutTable, candidates: LayoutTable, row: int) -> NDArray[np.bool_]:
-    same = table.layout == candidates.layout[row]
-    same &= table.rows.batch == candidates.rows.batch[row]
-    return np.asarray(same & np.isclose(table.tpot_s, candidates.tpot_s[row], rtol=1e-12))
+def _select(resolved: ResolvedProblem, table: LayoutTable, feasible_rows: Ints) -> tuple[Ints, list[Selection]]:
+    """Prune exactly, then let CP-SAT choose the k best distinct layouts.
 
-
-def _select(resolved: ResolvedProblem, table: LayoutTable) -> tuple[LayoutTable, list[Selection]]:
-    """Prune exactly, then let CP-SAT choose the k best distinct layouts."""
+    Returns the rows kept (positions in the table) and the selections, whose `row` is a position among those.
+    """
     problem = resolved.problem
     kept = prune(
-        table,
+        table.take(feasible_rows),
         keep_layouts=problem.top_k,
         sequences_matter=problem.min_concurrency > 0,
         tpot_matters=problem.objective == "tpot",
     )
+    kept = feasible_rows[kept]
     candidates = table.take(kept)
     instance = instance_of(candidates, Limits.of(resolved), problem.objective)
     selections = select_top(instance, candidates.layout, problem.top_k, seed=problem.seed)
@@ -133,7 +122,7 @@ def _select(resolved: ResolvedProblem, table: LayoutTable) -> tuple[LayoutTable,
         raise NoFeasiblePlan(
             "no feasible plan: every row that satisfies the limits fails once rates are rounded down; loosen one limit slightly"
         )
-    return candidates, selections
+    return kept, selections
 
 
 def _plans(
@@ -247,7 +236,7 @@ def _precision(resolved: ResolvedProblem, params: Params) -> str | PrecisionChoi
     recipe = resolved.machine.recipe
     if "kv_cache_dtype" not in params:
         return recipe.name
-    changed = recipe.with_kv_cache("fp8" if str(params["kv_cache_dtype"]).startswith("fp8") else "bf16")
+    changed = recipe.with_kv_cache(kv_dtype(params["kv_cache_dtype"]))
     if changed == recipe:
         return recipe.name
     return PrecisionChoice(recipe=recipe.name, kv_cache=changed.kv_cache, attention_compute=changed.attention_compute)

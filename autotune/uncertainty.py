@@ -19,8 +19,6 @@ from cost_models.arrays import Floats
 from cost_models.specs.base import Spec
 
 DRAWS = 2000
-NORMAL_80 = 1.2816
-"""Half-width of the central 80 % of a normal distribution in standard deviations."""
 
 SHARED_SIGMA = {"measured": 0.12, "transferred": 0.20, "assumed": 0.35, "datasheet": 0.40}
 """Bias of a family by the status of its coefficients, a kernel in a real step against the same kernel in a

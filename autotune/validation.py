@@ -11,6 +11,7 @@ from pydantic import Field
 
 from autotune.deployment import Deployment
 from autotune.errors import OutputError, ProblemError
+from autotune.files import write_whole
 from autotune.predicting import predict
 from autotune.prediction import Prediction
 from autotune.uncertainty import uncertainty
@@ -151,9 +152,4 @@ def update_between_marks(path: Path, table: str) -> None:
         raise OutputError(f"{path} lacks the marks {MARK_BEGIN} and {MARK_END}")
     head, rest = text.split(MARK_BEGIN, 1)
     _, tail = rest.split(MARK_END, 1)
-    scratch = path.with_suffix(path.suffix + ".tmp")
-    try:
-        scratch.write_text(f"{head}{MARK_BEGIN}\n{table}\n{MARK_END}{tail}", encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    write_whole(path, f"{head}{MARK_BEGIN}\n{table}\n{MARK_END}{tail}")

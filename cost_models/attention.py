@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats
-from cost_models.fitting import Coefficient, Fit, fit_coefficients, held_out_mask
+from cost_models.fitting import Coefficient, Fit, fit_model
 
 ROOF_SHARPNESS = 4.0
 HEAD_PADDING = 16
@@ -181,25 +181,19 @@ def fit_mla_decode(
     processors: float,
 ) -> Fit:
     """Fit DecodeAttentionCoefficients of absorbed MLA; (heads, sequences, context) shapes are held out."""
-    b, s, h = (as_floats(x) for x in np.broadcast_arrays(sequences, context_tokens, heads))
-
-    def predict_s(values: Mapping[str, float], rows: NDArray[np.int64]) -> Floats:
-        return mla_decode_time_s(
-            b[rows],
-            s[rows],
-            h[rows],
-            1,
-            latent_dim=latent_dim,
-            rope_dim=rope_dim,
-            kv_bytes=kv_bytes,
-            peak_flops_per_s=peak_flops_per_s,
-            hbm_bytes_per_s=hbm_bytes_per_s,
-            processors=processors,
-            coefficients=DecodeAttentionCoefficients(**values),
-        )
-
-    shapes = np.stack([h, b, s], axis=1).tolist()
-    return fit_coefficients(predict_s, latency_s, {**FIT_COEFFICIENTS, **MLA_COEFFICIENTS}, held_out_mask(shapes))
+    model = partial(
+        mla_decode_time_s,
+        query_tokens=1,
+        latent_dim=latent_dim,
+        rope_dim=rope_dim,
+        kv_bytes=kv_bytes,
+        peak_flops_per_s=peak_flops_per_s,
+        hbm_bytes_per_s=hbm_bytes_per_s,
+        processors=processors,
+    )
+    columns = (sequences, context_tokens, heads)
+    coefficients = {**FIT_COEFFICIENTS, **MLA_COEFFICIENTS}
+    return fit_model(model, DecodeAttentionCoefficients, columns, latency_s, coefficients, shape=(2, 0, 1))
 
 
 def fit_gqa_decode(
@@ -216,22 +210,14 @@ def fit_gqa_decode(
     processors: float,
 ) -> Fit:
     """Fit DecodeAttentionCoefficients of GQA; whole shapes are held out."""
-    b, s, h, g = (as_floats(x) for x in np.broadcast_arrays(sequences, context_tokens, heads, kv_heads))
-
-    def predict_s(values: Mapping[str, float], rows: NDArray[np.int64]) -> Floats:
-        return gqa_decode_time_s(
-            b[rows],
-            s[rows],
-            h[rows],
-            g[rows],
-            1,
-            head_dim=head_dim,
-            kv_bytes=kv_bytes,
-            peak_flops_per_s=peak_flops_per_s,
-            hbm_bytes_per_s=hbm_bytes_per_s,
-            processors=processors,
-            coefficients=DecodeAttentionCoefficients(**values),
-        )
-
-    shapes = np.stack([h, g, b, s], axis=1).tolist()
-    return fit_coefficients(predict_s, latency_s, FIT_COEFFICIENTS, held_out_mask(shapes))
+    model = partial(
+        gqa_decode_time_s,
+        query_tokens=1,
+        head_dim=head_dim,
+        kv_bytes=kv_bytes,
+        peak_flops_per_s=peak_flops_per_s,
+        hbm_bytes_per_s=hbm_bytes_per_s,
+        processors=processors,
+    )
+    columns = (sequences, context_tokens, heads, kv_heads)
+    return fit_model(model, DecodeAttentionCoefficients, columns, latency_s, FIT_COEFFICIENTS, shape=(2, 3, 0, 1))

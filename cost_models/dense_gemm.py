@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats, ceil_div, smoothmax
-from cost_models.fitting import Coefficient, Fit, fit_coefficients, held_out_mask
+from cost_models.fitting import Coefficient, Fit, fit_model
 
 TILES = ((256, 128), (128, 128), (128, 64), (64, 64), (64, 32))
 SPLITS_K = (1, 2, 4, 8)
@@ -131,21 +131,13 @@ def fit_dense_gemm(
     quantised : the timings contain the activation quantise kernel, whose traffic is then fitted; such
     kernels do not split K. Raises FitError for too few rows.
     """
-    m, n, k = (as_floats(x) for x in np.broadcast_arrays(m, n, k))
-    extra = QUANTISE_COEFFICIENT if quantised else SPLIT_COEFFICIENT
-
-    def predict_s(values: Mapping[str, float], rows: NDArray[np.int64]) -> Floats:
-        return dense_gemm_time_s(
-            m[rows],
-            n[rows],
-            k[rows],
-            weight_bytes=weight_bytes,
-            activation_bytes=activation_bytes,
-            peak_flops_per_s=peak_flops_per_s,
-            hbm_bytes_per_s=hbm_bytes_per_s,
-            processors=processors,
-            coefficients=DenseGemmCoefficients(**values),
-        )
-
-    shapes = np.stack([n, k], axis=1).tolist()
-    return fit_coefficients(predict_s, latency_s, {**FIT_COEFFICIENTS, **extra}, held_out_mask(shapes))
+    model = partial(
+        dense_gemm_time_s,
+        weight_bytes=weight_bytes,
+        activation_bytes=activation_bytes,
+        peak_flops_per_s=peak_flops_per_s,
+        hbm_bytes_per_s=hbm_bytes_per_s,
+        processors=processors,
+    )
+    coefficients = {**FIT_COEFFICIENTS, **(QUANTISE_COEFFICIENT if quantised else SPLIT_COEFFICIENT)}
+    return fit_model(model, DenseGemmCoefficients, (m, n, k), latency_s, coefficients, shape=(1, 2))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -62,6 +63,28 @@ def held_out_mask(shapes: Sequence[Sequence[float]], share: float = HELD_OUT_SHA
     """
     limit = int(share * 2**32)
     return np.array([zlib.crc32(repr(tuple(float(x) for x in shape)).encode()) < limit for shape in shapes], dtype=np.bool_)
+
+
+def fit_model(
+    time_s: Callable[..., Floats],
+    kind: type[Any],
+    columns: Sequence[ArrayLike],
+    measured_s: ArrayLike,
+    coefficients: Mapping[str, Coefficient],
+    shape: Sequence[int],
+) -> Fit:
+    """Fit a cost model `time_s(*columns, coefficients=kind(...))`, whole shapes held out.
+
+    columns : the model's positional inputs, broadcast together; shape : positions of those whose values, in
+    this order, name a shape.
+    """
+    inputs = [as_floats(x) for x in np.broadcast_arrays(*columns)]
+
+    def predict_s(values: Mapping[str, float], rows: NDArray[np.int64]) -> Floats:
+        return time_s(*(column[rows] for column in inputs), coefficients=kind(**values))
+
+    shapes = np.stack([inputs[position] for position in shape], axis=1).tolist()
+    return fit_coefficients(predict_s, measured_s, coefficients, held_out_mask(shapes))
 
 
 def fit_coefficients(

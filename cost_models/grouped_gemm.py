@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats, smoothmax
 from cost_models.balance import expected_tiles
-from cost_models.fitting import Coefficient, Fit, fit_coefficients, held_out_mask
+from cost_models.fitting import Coefficient, Fit, fit_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,19 +122,14 @@ def fit_grouped_gemm(
     hbm_bytes_per_s: float,
 ) -> Fit:
     """Fit GroupedGemmCoefficients; (tokens, local experts, moe_tp) cells are held out."""
-    columns = [as_floats(x) for x in np.broadcast_arrays(pairs, local_experts, active_experts, input_tokens, moe_tp)]
-
-    def predict_s(values: Mapping[str, float], rows: NDArray[np.int64]) -> Floats:
-        return grouped_gemm_time_s(
-            *(column[rows] for column in columns),
-            hidden=hidden,
-            intermediate=intermediate,
-            weight_bytes=weight_bytes,
-            activation_bytes=activation_bytes,
-            peak_flops_per_s=peak_flops_per_s,
-            hbm_bytes_per_s=hbm_bytes_per_s,
-            coefficients=GroupedGemmCoefficients(**values),
-        )
-
-    shapes = np.stack([columns[3], columns[1], columns[4]], axis=1).tolist()
-    return fit_coefficients(predict_s, latency_s, FIT_COEFFICIENTS, held_out_mask(shapes))
+    model = partial(
+        grouped_gemm_time_s,
+        hidden=hidden,
+        intermediate=intermediate,
+        weight_bytes=weight_bytes,
+        activation_bytes=activation_bytes,
+        peak_flops_per_s=peak_flops_per_s,
+        hbm_bytes_per_s=hbm_bytes_per_s,
+    )
+    columns = (pairs, local_experts, active_experts, input_tokens, moe_tp)
+    return fit_model(model, GroupedGemmCoefficients, columns, latency_s, FIT_COEFFICIENTS, shape=(3, 1, 4))

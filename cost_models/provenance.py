@@ -12,6 +12,7 @@ from cost_models.moe_layer import kernel_variant
 from cost_models.rows import Rows
 
 NORMAL_80 = 1.2816
+"""Half-width of the central 80 % of a normal distribution in standard deviations."""
 HOST_OPERATORS = ("host", "launch_gaps", "output_processing_wait", "pipeline_hops")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from autotune.calibrating.fits import FittedEntry
 from autotune.deployment import CalibrationChoice, Deployment
-from autotune.errors import OutputError
+from autotune.files import write_whole
 from autotune.predicting import predict
 from autotune.records import dump_yaml
 from autotune.validation import load_cases
@@ -52,17 +51,8 @@ def new_document(base: str, fitted: list[FittedEntry], *, name: str, gpu: str, e
 
 
 def write_document(document: dict[str, Any], path: Path) -> None:
-    """Write to a temporary file, then rename: an existing calibration is replaced whole or not at all."""
-    text = dump_yaml(document)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(prefix=".autotune-", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    """The document as YAML; an existing calibration is replaced whole or not at all."""
+    write_whole(path, dump_yaml(document))
 
 
 def changes(document: dict[str, Any]) -> list[Change]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from cost_models.memory import Memory, decode_memory, sequences_that_fit
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import UNLIMITED, Rows
 from cost_models.step import decode_step
+from search_spaces.schema import Value
 
 CONSTRAINTS = (
     "memory_fits",
@@ -79,13 +81,16 @@ class FlagEvaluator:
 
     def one(self, params: Params) -> Evaluation:
         """A single combination."""
-        return self.evaluate({name: np.array([values.index(params[name])]) for name, values in self.space.values.items()})
+        return self.evaluate(self._indices(params))
 
     def effective_row(self, params: Params) -> Rows:
         """The candidate row that a combination amounts to, with its effective batch."""
-        columns = {name: np.array([values.index(params[name])]) for name, values in self.space.values.items()}
+        columns = self._indices(params)
         rows, _ = self._rows(columns)
-        return rows.replace(batch=self.one(params).batch)
+        return rows.replace(batch=self.evaluate(columns).batch)
+
+    def _indices(self, params: Params) -> dict[str, Ints]:
+        return {name: np.array([values.index(params[name])]) for name, values in self.space.values.items()}
 
     def _column(self, columns: dict[str, Ints], name: str, fallback: float | int | bool) -> Floats:
         """Numeric values of a knob; the fallback where the space lacks it."""
@@ -146,10 +151,9 @@ class FlagEvaluator:
         return codes[columns["all2all_backend"]]
 
     def _kv_is_fp8(self, columns: dict[str, Ints], size: int) -> NDArray[np.bool_]:
-        """`auto` keeps the model's dtype (BF16), whatever the recipe would like."""
         if "kv_cache_dtype" not in self.space.values:
             return np.full(size, self.resolved.machine.recipe.kv_cache == "fp8")
-        return np.array([str(v).startswith("fp8") for v in self.space.values["kv_cache_dtype"]])[columns["kv_cache_dtype"]]
+        return np.array([kv_dtype(v) == "fp8" for v in self.space.values["kv_cache_dtype"]])[columns["kv_cache_dtype"]]
 
     def machine(self, fp8_kv: bool) -> Machine:
         """The machine with the KV dtype that the flag gives."""
@@ -219,6 +223,11 @@ ROW_KEYS = (
     "moe_chunk_tokens", "activation_chunk_rows", "graph_tokens", "batched_tokens", "output_chunk",
 )  # fmt: skip
 """Columns in which combinations of one layout can differ."""
+
+
+def kv_dtype(flag: Value) -> Literal["fp8", "bf16"]:
+    """dtype that a KV-cache flag gives: `auto` keeps the model's (BF16), whatever the recipe would like."""
+    return "fp8" if str(flag).startswith("fp8") else "bf16"
 
 
 def api_servers(resolved: ResolvedProblem, row: Rows) -> int:

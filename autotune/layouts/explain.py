@@ -9,6 +9,7 @@ import numpy as np
 
 from autotune.layouts.families import FAMILIES, Family, Limits, excess, feasible
 from autotune.layouts.table import LayoutTable, build_table, kernel_batch_limit
+from autotune.plan import AlternativeSummary
 from autotune.problem import Problem, ResolvedProblem, resolve_problem, usable_recipes
 from cost_models.memory import decode_memory
 from cost_models.specs.layout import Layout
@@ -180,18 +181,6 @@ def _with_looser_limits(problem: Problem, table: LayoutTable, limits: Limits) ->
     return texts
 
 
-@dataclass(frozen=True, slots=True)
-class Alternative:
-    """The best feasible plan of another kind of layout, and why it is not the chosen one."""
-
-    kind: str
-    label: str
-    tokens_per_s_per_gpu: float
-    tpot_s: float
-    batch: int
-    reason: str
-
-
 KINDS: tuple[tuple[str, Callable[[LayoutTable], np.ndarray]], ...] = (
     ("DP attention, EP experts", lambda t: (t.rows.dp > 1) & (t.rows.tp == 1) & (t.rows.ep > 1)),
     ("TP attention, EP experts", lambda t: (t.rows.tp > 1) & (t.rows.ep > 1) & (t.rows.pp == 1)),
@@ -201,7 +190,7 @@ KINDS: tuple[tuple[str, Callable[[LayoutTable], np.ndarray]], ...] = (
 )
 
 
-def alternatives(resolved: ResolvedProblem, table: LayoutTable, chosen: int) -> tuple[Alternative, ...]:
+def alternatives(resolved: ResolvedProblem, table: LayoutTable, chosen: int) -> tuple[AlternativeSummary, ...]:
     """Best feasible row of each other kind of layout, with the reason it lost.
 
     chosen : row of `table` that was selected.
@@ -214,7 +203,7 @@ def alternatives(resolved: ResolvedProblem, table: LayoutTable, chosen: int) -> 
             continue
         if not (mask & ok).any():
             closest = _why_none(resolved, table.take(mask))
-            result.append(Alternative(kind, "-", 0.0, 0.0, 0, f"no feasible row: {closest}"))
+            result.append(_summary(kind, "-", 0.0, 0.0, f"no feasible row: {closest}"))
             continue
         rows = np.flatnonzero(mask & ok)
         best = int(rows[int(np.argmax(table.tokens_per_s_per_gpu[rows]))])
@@ -229,7 +218,7 @@ def _why_none(resolved: ResolvedProblem, table: LayoutTable) -> str:
     return " ".join(text for text in texts if text) or "unknown"
 
 
-def _alternative(resolved: ResolvedProblem, table: LayoutTable, chosen: int, row: int, kind: str) -> Alternative:
+def _alternative(resolved: ResolvedProblem, table: LayoutTable, chosen: int, row: int, kind: str) -> AlternativeSummary:
     rows = table.rows
     rate = float(table.tokens_per_s_per_gpu[row])
     loss = 1 - rate / float(table.tokens_per_s_per_gpu[chosen])
@@ -238,7 +227,11 @@ def _alternative(resolved: ResolvedProblem, table: LayoutTable, chosen: int, row
     cause = _what_caps(resolved, table, row)
     reason += f", {cause}" if cause else ""
     reason += f"; TPOT {table.tpot_s[row] * 1e3:.0f} against {table.tpot_s[chosen] * 1e3:.0f} ms"
-    return Alternative(kind, row_label(table, row), rate, float(table.tpot_s[row]), int(rows.batch[row]), reason)
+    return _summary(kind, row_label(table, row), rate, float(table.tpot_s[row]), reason)
+
+
+def _summary(kind: str, label: str, rate: float, tpot_s: float, reason: str) -> AlternativeSummary:
+    return AlternativeSummary(kind=kind, label=label, tokens_per_s_per_gpu=rate, tpot_s=tpot_s, reason=reason)
 
 
 def _what_caps(resolved: ResolvedProblem, table: LayoutTable, row: int) -> str:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from autotune.prediction import OperatorLine, Prediction
-from autotune.uncertainty import BALANCE_SIGMA, NORMAL_80, SHARED_SIGMA, compare, own_sigma, step_factors, uncertainty
+from autotune.uncertainty import BALANCE_SIGMA, SHARED_SIGMA, compare, own_sigma, step_factors, uncertainty
 from autotune.validation import load_cases, validate
+from cost_models.provenance import NORMAL_80
 
 
 def prediction(*operators: OperatorLine, batch: float = 1000.0) -> Prediction:

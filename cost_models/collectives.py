@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats
+from cost_models.fitting import Coefficient, Fit, fit_model
 from cost_models.links import Links
 
 
@@ -20,6 +22,8 @@ class AllReduceCoefficients:
     one_shot_efficiency: float
     two_shot_efficiency: float
     two_shot_start_s: float
+    start_per_log2_nodes_s: float = 0.0
+    """Extra start when the group spans hosts of one domain and the engine's own kernel does not [s]."""
     scale_out_start_s: float = 30e-6
     scale_out_efficiency: float = 0.8
 
@@ -36,6 +40,7 @@ def all_reduce_time_s(message_bytes: ArrayLike, ranks: ArrayLike, *, links: Link
     domains = links.domains(n)
     local = n / domains
     base = c.start_s + c.start_per_log2_ranks_s * np.log2(np.maximum(local, 1))
+    base = base + c.start_per_log2_nodes_s * np.log2(np.maximum(links.nodes_in_domain(local), 1))
     one_shot = (local - 1) * size / links.scale_up_bytes_per_s / c.one_shot_efficiency
     two_shot_bytes = 2 * (local - 1) / local * size
     two_shot = c.two_shot_start_s + two_shot_bytes / links.scale_up_bytes_per_s / c.two_shot_efficiency
@@ -61,3 +66,22 @@ def pipeline_hop_time_s(
     size, ranks, pp = (as_floats(x) for x in np.broadcast_arrays(message_bytes, instance_ranks, stages))
     bandwidth = np.where(ranks <= links.domain_gpus, links.scale_up_bytes_per_s, links.scale_out_bytes_per_s)
     return np.where(pp > 1, (pp - 1) * (start_s + size / bandwidth) + start_s, 0.0)
+
+
+FIT_COEFFICIENTS = {
+    "start_s": Coefficient(3e-6, 5e-7, 5e-5),
+    "start_per_log2_ranks_s": Coefficient(5e-7, 1e-8, 1e-5),
+    "one_shot_efficiency": Coefficient(0.6, 0.05, 0.98, prior=0.5),
+    "two_shot_efficiency": Coefficient(0.7, 0.05, 1.3, prior=0.5),
+    "two_shot_start_s": Coefficient(2e-5, 1e-7, 1e-4),
+}
+"""two_shot_efficiency may pass 1: switches that reduce in flight (NVLS) move each byte once, not twice."""
+ACROSS_NODES = {"start_per_log2_nodes_s": Coefficient(5e-6, 1e-8, 1e-4)}
+
+
+def fit_all_reduce(message_bytes: ArrayLike, ranks: ArrayLike, latency_s: ArrayLike, *, links: Links) -> Fit:
+    """Fit AllReduceCoefficients to timings inside one scale-up domain; whole (ranks, size) shapes are held out."""
+    model = partial(all_reduce_time_s, links=links)
+    across = bool(np.any(links.nodes_in_domain(ranks) > 1))
+    coefficients = FIT_COEFFICIENTS | (ACROSS_NODES if across else {})
+    return fit_model(model, AllReduceCoefficients, (message_bytes, ranks), latency_s, coefficients, shape=(1, 0))

@@ -125,11 +125,12 @@ def fit_dense_gemm(
     hbm_bytes_per_s: float,
     processors: float,
     quantised: bool,
+    kernel_alone: bool = False,
 ) -> Fit:
     """Fit DenseGemmCoefficients; whole weight shapes (n, k) are held out.
 
-    quantised : the timings contain the activation quantise kernel, whose traffic is then fitted; such
-    kernels do not split K. Raises FitError for too few rows.
+    quantised : the timings contain the activation quantise kernel, whose traffic is then fitted, unless
+    kernel_alone; kernels of quantised dtypes do not split K. Raises FitError for too few rows.
     """
     model = partial(
         dense_gemm_time_s,
@@ -139,5 +140,6 @@ def fit_dense_gemm(
         hbm_bytes_per_s=hbm_bytes_per_s,
         processors=processors,
     )
-    coefficients = {**FIT_COEFFICIENTS, **(QUANTISE_COEFFICIENT if quantised else SPLIT_COEFFICIENT)}
+    extra = (QUANTISE_COEFFICIENT if not kernel_alone else {}) if quantised else SPLIT_COEFFICIENT
+    coefficients = {**FIT_COEFFICIENTS, **extra}
     return fit_model(model, DenseGemmCoefficients, (m, n, k), latency_s, coefficients, shape=(1, 2))

@@ -8,13 +8,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from cost_models.arrays import Floats, as_floats, smoothmax
+from cost_models.fitting import Coefficient, Fit, fit_coefficients, held_out_mask
 from cost_models.links import Links
 
 BACKENDS = (
@@ -169,3 +172,73 @@ def transfer_bound_s(moved: Volumes, links: Links) -> Floats:
     """Lower bound: the slower link at line rate, both at once [s]."""
     up_s = moved.scale_up_bytes / links.scale_up_bytes_per_s
     return np.maximum(up_s, moved.scale_out_bytes / links.scale_out_bytes_per_s)
+
+
+FIT_COEFFICIENTS = {
+    "start_s": Coefficient(1.2e-5, 5e-7, 1e-4),
+    "scale_up_efficiency": Coefficient(0.6, 0.05, 0.98, prior=0.5),
+}
+SHARPNESS = {"sharpness": Coefficient(1.0, 0.8, 4.0, prior=0.4)}
+PER_EXPERT = {"start_per_expert_s": Coefficient(1e-8, 1e-10, 1e-7)}
+PER_LOG2_RANKS = {"start_per_log2_ranks_s": Coefficient(3e-6, 1e-7, 3e-5)}
+GATHERED = {
+    "mid_factor": Coefficient(1.2, 0.01, 6.0),
+    "mid_exponent": Coefficient(0.5, 0.05, 0.9, prior=0.5),
+    "copy_bytes_per_s": Coefficient(2.5e12, 1e11, 2e13),
+}
+SCALE_OUT = {
+    "scale_out_efficiency": Coefficient(0.85, 0.3, 0.99, prior=0.3),
+    "start_per_log2_domains_s": Coefficient(5e-6, 1e-7, 4e-5),
+    "link_sharpness": Coefficient(2.0, 1.0, 6.0, prior=0.5),
+}
+BACKEND_COEFFICIENTS: dict[str, dict[str, Coefficient]] = {
+    "allgather_reducescatter": {**FIT_COEFFICIENTS, **PER_LOG2_RANKS, **GATHERED},
+    "deepep_low_latency": {**FIT_COEFFICIENTS, **PER_EXPERT, **SHARPNESS},
+    "deepep_normal": {**FIT_COEFFICIENTS, **SHARPNESS},
+    "nvlink_one_sided": {**FIT_COEFFICIENTS, **PER_LOG2_RANKS, **SHARPNESS},
+}
+"""What single-domain timings determine; timings across domains determine SCALE_OUT too."""
+
+
+def fit_transfer(
+    backend: str,
+    tokens: ArrayLike,
+    ranks: ArrayLike,
+    experts: ArrayLike,
+    top_k: ArrayLike,
+    token_bytes: ArrayLike,
+    latency_s: ArrayLike,
+    *,
+    links: Links,
+    known: Mapping[str, float],
+) -> Fit:
+    """Fit DispatchCoefficients of one direction of a backend under balanced, ungrouped routing.
+
+    tokens : per rank; token_bytes : of one token on the wire (payload_bytes). known : coefficients that keep their
+    value where the timings do not determine them. Whole (ranks, tokens, experts, bytes) shapes are held out.
+    """
+    columns = np.broadcast_arrays(*(as_floats(x) for x in (tokens, ranks, experts, top_k, token_bytes)))
+    count, group, slots, choices, size = columns
+    moved = _measured_volumes(backend, count, group, choices, size, links)
+    coefficients = BACKEND_COEFFICIENTS[backend] | (SCALE_OUT if np.any(moved.scale_out_bytes > 0) else {})
+    kept = {name: value for name, value in known.items() if name not in coefficients}
+
+    def predict_s(values: Mapping[str, float], rows: NDArray[np.int64]) -> Floats:
+        part = Volumes(moved.scale_up_bytes[rows], moved.scale_out_bytes[rows], moved.buffer_bytes[rows])
+        c = DispatchCoefficients(**{**kept, **values})
+        return transfer_time_s(part, group[rows], slots[rows], 1.0, links=links, coefficients=c)
+
+    shapes = np.stack([group, count, slots, size], axis=1).tolist()
+    fit = fit_coefficients(predict_s, latency_s, coefficients, held_out_mask(shapes))
+    return dataclasses.replace(fit, values={**kept, **fit.values})
+
+
+def _measured_volumes(backend: str, tokens: Floats, ranks: Floats, choices: Floats, size: Floats, links: Links) -> Volumes:
+    parts = [np.zeros(len(tokens)) for _ in range(3)]
+    for top_k in np.unique(choices):
+        mask = choices == top_k
+        routing = {"top_k": int(top_k), "groups": 1, "top_k_groups": 1, "contiguous": False}
+        moved = volumes(backend, tokens[mask] * size[mask], ranks[mask], token_bytes=1.0, links=links, **routing)
+        for part, value in zip(parts, (moved.scale_up_bytes, moved.scale_out_bytes, moved.buffer_bytes), strict=True):
+            part[mask] = value
+    return Volumes(*parts)

@@ -52,6 +52,8 @@ class Fit:
     p90_error: float
     bias: float
     """Geometric mean of predicted / measured on held-out rows, minus one."""
+    cost: float
+    """Robust loss at the solution, to choose between fits of the same rows [-]."""
     ratio_80: tuple[float, float]
     """Measured / predicted that 80 % of held-out rows lie between (conformal interval)."""
 
@@ -67,7 +69,7 @@ def held_out_mask(shapes: Sequence[Sequence[float]], share: float = HELD_OUT_SHA
 
 def fit_model(
     time_s: Callable[..., Floats],
-    kind: type[Any],
+    kind: Callable[..., Any],
     columns: Sequence[ArrayLike],
     measured_s: ArrayLike,
     coefficients: Mapping[str, Coefficient],
@@ -132,6 +134,7 @@ def fit_coefficients(
         median_error=float(np.median(error)),
         p90_error=float(np.quantile(error, 0.9)),
         bias=float(np.exp(np.mean(np.log(ratio))) - 1),
+        cost=float(solution.cost),
         ratio_80=tuple(float(x) for x in np.quantile(1 / ratio, INTERVAL_80)),  # type: ignore[arg-type]  # two quantiles
     )
 

@@ -9,16 +9,15 @@ import numpy as np
 
 from cost_models.arrays import Floats, as_floats, ceil_div
 from cost_models.collectives import pipeline_hop_time_s
-from cost_models.dispatch import BACKENDS
 from cost_models.host import HostCoefficients, host_step_s, output_processing_s
+from cost_models.layers import Layer, finished, overlapped, whole_model
 from cost_models.machine import Machine
 from cost_models.moe_layer import moe_operators
 from cost_models.operators import Timing, attention_operators, dense_ffn_operators, head_operators
-from cost_models.overlap import OVERLAPS, OverlapCoefficients, single_batch_hidden_s, two_batch_time_s
+from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
 from cost_models.speculative import accepted_tokens_per_step
 
-COMMUNICATION = ("dispatch", "combine")
 PIPELINE_START_S = 10e-6
 
 
@@ -39,14 +38,6 @@ class StepCost:
     tokens_per_s_per_gpu: Floats
 
 
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """One layer's operators and its time after overlap and launch floors."""
-
-    operators: dict[str, Timing]
-    time_s: Floats
-
-
 def decode_step(machine: Machine, rows: Rows, context_tokens: float, mtp_acceptance: tuple[float, ...] = ()) -> StepCost:
     """Cost of one decode step.
 
@@ -59,13 +50,8 @@ def decode_step(machine: Machine, rows: Rows, context_tokens: float, mtp_accepta
     in_flight = ceil_div(rows.batch, rows.pp)
     stage_stretch = rows.pp * ceil_div(model.layers, rows.pp) / model.layers
     dense, moe = _layers(machine, rows, in_flight, context_tokens, c)
-    counts = {"dense": model.layers - model.moe_layers, "moe": model.moe_layers}
-    operators: dict[str, Timing] = {}
-    for layer, count in ((dense, counts["dense"]), (moe, counts["moe"])):
-        if layer is not None:
-            for name, timing in layer.operators.items():
-                scaled = timing.scaled(count * stage_stretch)
-                operators[name] = operators[name] + scaled if name in operators else scaled
+    counts = (model.layers - model.moe_layers, model.moe_layers)
+    operators, kinds = whole_model(dense, moe, counts, as_floats(stage_stretch))
     tokens = in_flight * (1 + rows.drafts)
     head = head_operators(machine, as_floats(tokens), as_floats(rows.tp), c.sampling_bytes_per_logit)
     operators |= head
@@ -76,10 +62,6 @@ def decode_step(machine: Machine, rows: Rows, context_tokens: float, mtp_accepta
     waiting = np.maximum(output_processing_s(rows.api_outputs, rows.output_chunk, c) - step_s, 0.0)
     operators["output_processing_wait"] = Timing(waiting, np.zeros(len(rows)))
     step_s = step_s + waiting
-    kinds = {
-        "dense_layers": dense.time_s * counts["dense"] * stage_stretch if dense else np.zeros(len(rows)),
-        "moe_layers": moe.time_s * counts["moe"] * stage_stretch if moe else np.zeros(len(rows)),
-    }
     kinds["head"] = sum((t.time_s for t in head.values()), operators["mtp_drafts"].time_s)
     kinds["host"] = operators["host"].time_s + operators["pipeline_hops"].time_s + waiting
     accepted = accepted_tokens_per_step(rows.drafts, mtp_acceptance)
@@ -90,7 +72,7 @@ def decode_step(machine: Machine, rows: Rows, context_tokens: float, mtp_accepta
 
 def _layers(
     machine: Machine, rows: Rows, sequences: Floats, context: float, host: HostCoefficients
-) -> tuple[_Layer | None, _Layer | None]:
+) -> tuple[Layer | None, Layer | None]:
     """The dense and the MoE layer of every row; two-batch rows are priced on half batches."""
     split = (rows.overlap == OVERLAPS.index("two_batch")) & (sequences >= 2) & (rows.dp > 1)
     halves = np.where(split, 2.0, 1.0)
@@ -98,61 +80,18 @@ def _layers(
     queries = as_floats(1 + rows.drafts)
     tokens = sequences * queries
     attention = attention_operators(machine, sequences, queries, as_floats(rows.tp), context)
+    captured = rows.graph_tokens >= np.ceil(rows.batch / rows.pp) * (1 + rows.drafts)
     dense = moe = None
     if machine.model.layers > machine.model.moe_layers:
         ffn = dense_ffn_operators(machine, tokens, as_floats(rows.tp))
-        dense = _finished(attention | ffn, rows, halves, host)
+        dense = finished(attention | ffn, captured, halves, host)
     if machine.model.moe_layers:
         operators = attention | moe_operators(machine, rows, tokens)
-        moe = _overlapped(machine, _finished(operators, rows, halves, host), rows, split)
+        moe = overlapped(machine, finished(operators, captured, halves, host), rows, split)
     return dense, moe
 
 
-def _finished(operators: Mapping[str, Timing], rows: Rows, halves: Floats, host: HostCoefficients) -> _Layer:
-    """Sum over the microbatches, with the gaps between kernels or the eager launch floor.
-
-    Both grow with the operators that the layer runs: a dense GQA layer has 6 where a DeepSeek MoE layer has 13.
-    """
-    scaled = {name: timing.scaled(halves) for name, timing in operators.items()}
-    busy = sum((t.time_s for t in scaled.values()), np.zeros(len(rows)))
-    captured = rows.graph_tokens >= np.ceil(rows.batch / rows.pp) * (1 + rows.drafts)
-    launched = halves * sum((t.time_s > 0 for t in operators.values()), np.zeros(len(rows)))
-    graph_s = launched * host.graph_operator_s
-    gaps = np.where(captured, graph_s, np.maximum(launched * host.eager_operator_s - busy, graph_s))
-    scaled["launch_gaps"] = Timing(gaps, np.zeros(len(rows)))
-    return _Layer(scaled, busy + gaps)
-
-
-def _overlapped(machine: Machine, layer: _Layer, rows: Rows, split: Floats) -> _Layer:
-    """Take off what overlap hides; recorded as the negative operator `overlap`."""
-    hidden = np.zeros(len(rows))
-    communication = sum((layer.operators[name].time_s for name in COMMUNICATION), np.zeros(len(rows)))
-    compute = layer.time_s - communication
-    for kind in np.unique(rows.backend):
-        mask = (rows.backend == kind) & (rows.overlap != OVERLAPS.index("none"))
-        if not mask.any() or BACKENDS[kind] == "none":
-            continue
-        c = machine.coefficients("overlap", BACKENDS[kind], OverlapCoefficients)
-        slowed = compute + communication * c.communication_processors / machine.processors
-        together = two_batch_time_s(slowed, communication, c.two_batch_sharpness)
-        shared = layer.operators["shared_stream"].time_s + sum(
-            (t.time_s for n, t in layer.operators.items() if n in ("shared_gate_up", "shared_down")), np.zeros(len(rows))
-        )
-        inside = single_batch_hidden_s(
-            layer.operators["dispatch"].time_s,
-            layer.operators["combine"].time_s,
-            layer.operators["experts"].time_s,
-            shared,
-            c.single_batch_hidden,
-        )
-        saved = np.where(split, layer.time_s - together, 0.0)
-        single = rows.overlap == OVERLAPS.index("single_batch")
-        hidden = np.where(mask, np.where(single, inside, saved), hidden)
-    operators = {**layer.operators, "overlap": Timing(-hidden, np.zeros(len(rows)))}
-    return _Layer(operators, layer.time_s - hidden)
-
-
-def _draft_passes(layer: _Layer | None, head: Mapping[str, Timing], rows: Rows) -> Timing:
+def _draft_passes(layer: Layer | None, head: Mapping[str, Timing], rows: Rows) -> Timing:
     """Each draft runs one MTP module (a layer) and lm_head."""
     if layer is None:
         return Timing(np.zeros(len(rows)), np.zeros(len(rows)))

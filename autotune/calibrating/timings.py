@@ -1,7 +1,7 @@
 """The timing table: one measured operator per row, checked before anything is fitted.
 
 Columns: `operator`, `dtype`, `gpu`, exactly one of `latency_s`, `latency_ms`, `latency_us`, and the
-shape columns of the operator (OPERATORS). CSV, JSON lines or Parquet. docs/timing-table.md.
+shape columns of the operator (operators.py). CSV, JSON lines or Parquet. docs/timing-table.md.
 """
 
 from __future__ import annotations
@@ -13,26 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from autotune.calibrating.operators import OPERATORS
 from autotune.errors import ProblemError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-OPERATORS: dict[str, tuple[str, ...]] = {
-    "dense_gemm": ("m", "n", "k"),
-    "mla_decode": ("sequences", "context_tokens", "heads"),
-    "gqa_decode": ("sequences", "context_tokens", "heads", "kv_heads", "head_dim"),
-    "grouped_gemm": (
-        "pairs",
-        "local_experts",
-        "active_experts",
-        "input_tokens",
-        "moe_tp",
-        "hidden",
-        "intermediate",
-    ),
-}
-"""Operator -> shape columns. dtype is the weight dtype of a GEMM and the KV dtype of attention."""
 
 UNITS = {"latency_s": 1.0, "latency_ms": 1e-3, "latency_us": 1e-6}
 TEXT_COLUMNS = ("operator", "dtype", "gpu")
@@ -43,20 +28,14 @@ class TimingTable:
     """Checked rows, with what was left out and why."""
 
     rows: pd.DataFrame
-    """operator, dtype, gpu, latency_s and the union of shape columns."""
-    sources: tuple[str, ...]
-    """File or table each group of rows came from, with its sha256."""
+    """operator, dtype, gpu, latency_s, source (file with its sha256) and the union of shape columns."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Reason -> rows left out; nothing is dropped silently."""
 
-    def of(self, operator: str, dtype: str) -> pd.DataFrame:
-        """Rows of one operator and dtype."""
-        return self.rows[(self.rows.operator == operator) & (self.rows.dtype == dtype)]
-
-    def groups(self) -> list[tuple[str, str]]:
-        """(operator, dtype) pairs present, sorted."""
-        pairs = self.rows[["operator", "dtype"]].drop_duplicates()
-        return sorted(zip(pairs.operator, pairs.dtype, strict=True))
+    def groups(self) -> list[tuple[str, str, pd.DataFrame]]:
+        """(operator, calibration variant, rows), sorted: one group per fit."""
+        variants = [OPERATORS[o].variant or d for o, d in zip(self.rows.operator, self.rows.dtype, strict=True)]
+        return [(str(key[0]), str(key[1]), part) for key, part in self.rows.groupby([self.rows.operator, variants])]
 
 
 def sha256_of(path: Path) -> str:
@@ -127,14 +106,14 @@ def checked(frame: pd.DataFrame, name: str, source: str) -> TimingTable:
         _check_shapes(frame[frame.operator == operator], str(operator), name)
     if frame.empty:
         raise ProblemError(f"{name}: no row has a known operator ({', '.join(OPERATORS)}); found {', '.join(dropped)}")
-    return TimingTable(frame, (source,), dropped)
+    return TimingTable(frame.assign(source=source), dropped)
 
 
 def _check_shapes(rows: pd.DataFrame, operator: str, name: str) -> None:
-    missing = [column for column in OPERATORS[operator] if column not in rows.columns or rows[column].isna().any()]
+    missing = [column for column in OPERATORS[operator].columns if column not in rows.columns or rows[column].isna().any()]
     if missing:
         raise ProblemError(
-            f"{name}: {operator} rows need {', '.join(OPERATORS[operator])}; missing or empty: {', '.join(missing)}"
+            f"{name}: {operator} rows need {', '.join(OPERATORS[operator].columns)}; missing or empty: {', '.join(missing)}"
         )
 
 
@@ -150,4 +129,4 @@ def merge(tables: list[TimingTable]) -> TimingTable:
     unique = rows.drop_duplicates(ignore_index=True)
     if len(unique) < len(rows):
         dropped["duplicate rows"] = len(rows) - len(unique)
-    return TimingTable(unique, tuple(source for table in tables for source in table.sources), dropped)
+    return TimingTable(unique, dropped)

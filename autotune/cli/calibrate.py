@@ -23,6 +23,7 @@ def calibrate(
     tables: Annotated[list[Path] | None, typer.Argument(help="Timing tables (.csv, .jsonl, .parquet).")] = None,
     engine: Annotated[str, typer.Option(help="Engine whose kernels were timed.")] = "vllm",
     silicon: Annotated[bool, typer.Option("--silicon", help="Add the public silicon database (extra silicon).")] = False,
+    infersim: Annotated[Path | None, typer.Option(help="Add InferSim's bench_data folder (H20, H800).")] = None,
     out: Annotated[Path, typer.Option(help="New calibration document.")] = Path("calibration.yaml"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Fit and show what would change; write nothing.")] = False,
 ) -> None:
@@ -31,6 +32,7 @@ def calibrate(
 
     from autotune.calibrating.document import changes, new_document, write_document
     from autotune.calibrating.fits import fit_table
+    from autotune.calibrating.infersim import read_infersim
     from autotune.calibrating.silicon import read_silicon
     from autotune.calibrating.timings import merge, read_timings
     from autotune.errors import ProblemError
@@ -41,10 +43,12 @@ def calibrate(
     read = [read_timings(path) for path in tables or []]
     if silicon:
         read.append(read_silicon(hardware.gpu.name, engine))
+    if infersim is not None:
+        read.append(read_infersim(infersim, hardware.gpu.name))
     if not read:
-        raise ProblemError("give at least one timing table, or --silicon")
+        raise ProblemError("give at least one timing table, --silicon or --infersim FOLDER")
     table = merge(read)
-    fitted, skipped = fit_table(table, hardware)
+    fitted, skipped = fit_table(table, hardware, base)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     document = new_document(base.id, fitted, name=out.stem, gpu=hardware.gpu.name, engine=engine, date=today)
     _report(table, fitted, skipped, changes(document))

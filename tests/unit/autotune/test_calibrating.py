@@ -10,7 +10,9 @@ import pytest
 
 from autotune.calibrating.document import new_document, write_document
 from autotune.calibrating.fits import fit_table
-from autotune.calibrating.silicon import busiest_rank, read_silicon
+from autotune.calibrating.infersim import read_infersim
+from autotune.calibrating.silicon import read_silicon
+from autotune.calibrating.silicon_kernels import busiest_rank
 from autotune.calibrating.timings import merge, read_timings
 from autotune.errors import ProblemError
 from cost_models.catalog import calibration_for, load_calibration, load_hardware, raw_calibration
@@ -44,7 +46,7 @@ def test_formats_and_units_read_alike(tmp_path, suffix):
     in_ms = frame.drop(columns="latency_us").assign(latency_ms=frame.latency_us / 1e3)
     again = read_timings(written(in_ms, tmp_path / f"ms{suffix}"))
     assert again.rows.latency_s.to_numpy() == pytest.approx(table.rows.latency_s.to_numpy())
-    assert "sha256" in table.sources[0]
+    assert table.rows.source.str.contains("sha256").all()
 
 
 def test_unknown_operators_are_counted(tmp_path):
@@ -90,18 +92,18 @@ def test_a_truncated_file_is_one_message(tmp_path):
 def test_timings_of_another_gpu_are_refused(tmp_path):
     table = read_timings(written(gemm_rows("H100"), tmp_path / "t.csv"))
     with pytest.raises(ProblemError, match="timings are of H100, hgx-h200 has H200"):
-        fit_table(table, load_hardware("hgx-h200"))
+        fit_table(table, load_hardware("hgx-h200"), calibration_for("H200", "vllm"))
 
 
 def test_too_few_points_say_how_many_are_needed(tmp_path):
     table = read_timings(written(gemm_rows().head(8), tmp_path / "t.csv"))
     with pytest.raises(ProblemError, match="coefficients need 24"):
-        fit_table(table, load_hardware("hgx-h200"))
+        fit_table(table, load_hardware("hgx-h200"), calibration_for("H200", "vllm"))
 
 
 def test_a_new_document_replaces_what_was_fitted_and_keeps_the_rest(tmp_path):
     table = read_timings(written(gemm_rows(), tmp_path / "t.csv"))
-    fitted, skipped = fit_table(table, load_hardware("hgx-h200"))
+    fitted, skipped = fit_table(table, load_hardware("hgx-h200"), calibration_for("H200", "vllm"))
     assert skipped == {}
     document = new_document("h200-vllm", fitted, name="mine", gpu="H200", engine="vllm", date="2026-01-01")
     path = tmp_path / "mine.yaml"
@@ -161,13 +163,71 @@ def silicon_tree(root: Path) -> Path:
         }
     )
     put(moe, "gb200", "moe", "sglang", "0.5.14", "moe_perf.parquet")
+    prefill = pd.DataFrame(
+        {
+            "device": "NVIDIA H200",
+            "kernel_source": ["default", "default", "flash_attention"],
+            "kv_cache_dtype": "bfloat16",
+            "num_heads": 128,
+            "batch_size": 2,
+            "isl": [4096, 8, 4096],
+            "step": 0,
+            "latency": [2.0, 0.01, 6.0],
+        }
+    )
+    put(prefill, "h200_sxm", "mla", "trtllm", "1.3.0", "context_mla_perf.parquet")
+    nccl = pd.DataFrame(
+        {
+            "op_name": ["all_gather", "reduce_scatter", "alltoall"],
+            "nccl_dtype": "half",
+            "num_gpus": 4,
+            "message_size": 1024,
+            "latency": [0.01, 0.02, 0.03],
+        }
+    )
+    put(nccl, "h200_sxm", "comm", "nccl", "2.29.2", "nccl_perf.parquet")
+    deepep = pd.DataFrame(
+        {
+            "device": "NVIDIA H200",
+            "node_num": [2, 8],
+            "hidden_size": 7168,
+            "num_token": 4096,
+            "num_topk": 8,
+            "num_experts": 256,
+            "dispatch_sms": 24,
+            "combine_sms": 24,
+            "dispatch_transmit_us": 800.0,
+            "dispatch_notify_us": 50.0,
+            "combine_transmit_us": 2000.0,
+            "combine_notify_us": 60.0,
+        }
+    )
+    put(deepep, "h200_sxm", "comm", "sglang", "0.5.6.post2", "wideep_deepep_normal_perf.parquet")
+    alltoall = pd.DataFrame(
+        {
+            "kernel_source": ["NVLinkOneSided", "NVLinkTwoSided"],
+            "op_name": "alltoall_dispatch",
+            "moe_dtype": "nvfp4",
+            "num_tokens": 64,
+            "hidden_size": 7168,
+            "topk": 8,
+            "num_experts": 256,
+            "moe_ep_size": 4,
+            "latency": 0.02,
+        }
+    )
+    put(alltoall, "gb200", "comm", "trtllm", "1.3.0rc10", "trtllm_alltoall_perf.parquet")
     return root
+
+
+def rows_of(table, operator: str) -> pd.DataFrame:
+    return table.rows[table.rows.operator == operator]
 
 
 def test_silicon_gemm_rows_are_milliseconds_and_traps_are_counted(tmp_path):
     table = read_silicon("H200", "vllm", silicon_tree(tmp_path))
     # duplicates by median: 11 us; the 128-wide, the eager fp8_block, the int4 and the zero row are left out
-    assert table.rows.latency_s.tolist() == pytest.approx([11e-6])
+    assert rows_of(table, "dense_gemm").latency_s.tolist() == pytest.approx([11e-6])
     assert table.dropped["gemm: n or k below 256"] == 1
     assert table.dropped["gemm: eager-launch rows (vllm fp8_block)"] == 1
     assert table.dropped["gemm: dtype not modelled"] == 1
@@ -177,20 +237,101 @@ def test_silicon_gemm_rows_are_milliseconds_and_traps_are_counted(tmp_path):
 
 def test_silicon_mla_rows_of_the_fallback_kernel_are_left_out(tmp_path):
     table = read_silicon("H200", "sglang", silicon_tree(tmp_path))
-    assert table.rows.dtype.tolist() == ["bf16"]
-    assert table.rows.context_tokens.tolist() == [1024]
+    rows = rows_of(table, "mla_decode")
+    assert rows.dtype.tolist() == ["bf16"]
+    assert rows.context_tokens.tolist() == [1024]
     assert table.dropped["mla: fallback kernel (sglang fp8 on Hopper)"] == 1
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])
 def test_silicon_expert_rows_come_from_the_table_of_the_shared_kernel(tmp_path, engine):
     table = read_silicon("GB200", engine, silicon_tree(tmp_path))
-    row = table.rows.iloc[0]
+    row = rows_of(table, "grouped_gemm").iloc[0]
     assert (row["operator"], row["dtype"], row.local_experts, row.input_tokens) == ("grouped_gemm", "nvfp4", 32, 64)
     assert 64 <= row.pairs <= 512  # the busiest of eight ranks has at least its share of 512 pairs
     assert table.dropped["moe: balanced rows (another gate)"] == 1
     assert table.dropped["moe: other models or dtypes"] == 1
     assert table.dropped["moe: above 16384 tokens or EP 8"] == 1
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_hopper_prefill_is_read_from_the_only_unabsorbed_table(tmp_path, engine):
+    table = read_silicon("H200", engine, silicon_tree(tmp_path))
+    assert rows_of(table, "mla_prefill").latency_s.tolist() == pytest.approx([2e-3])
+    assert table.dropped["mla prefill: absorbed path (sglang on Hopper)"] == 1
+    assert table.dropped["mla prefill: prompts below 16"] == 1
+
+
+def test_nccl_sizes_are_elements_of_the_whole_buffer(tmp_path):
+    # 1,024 halves gathered from 4 GPUs: 256 elements of 2 bytes each contribute
+    table = read_silicon("H200", "vllm", silicon_tree(tmp_path))
+    gathered = rows_of(table, "allgather_reducescatter.dispatch").iloc[0]
+    assert (gathered.tokens, gathered.token_bytes, gathered.ranks, gathered.latency_s) == (256, 2, 4, pytest.approx(1e-5))
+    assert table.dropped["nccl: all_reduce and alltoall"] == 1
+
+
+def test_deepep_rows_are_microseconds_of_fp8_out_and_bf16_back(tmp_path):
+    table = read_silicon("H200", "sglang", silicon_tree(tmp_path))
+    out, back = (rows_of(table, f"deepep_normal.{d}").iloc[0] for d in ("dispatch", "combine"))
+    assert (out.ranks, out.latency_s, out.token_bytes) == (16, pytest.approx(850e-6), 7168 * (1 + 4 / 128) + 8 * 8)
+    assert (back.latency_s, back.token_bytes) == (pytest.approx(2060e-6), 14336)
+    assert table.dropped["deepep normal: 8 nodes (waits in notify)"] == 1
+
+
+def test_one_sided_rows_send_to_as_many_ranks_as_there_are(tmp_path):
+    # perfect router on 4 ranks: 4 copies of 7,168 x 0.5625 B and 64 B of routing, 3 of them remote
+    row = rows_of(read_silicon("GB200", "trtllm", silicon_tree(tmp_path)), "nvlink_one_sided.dispatch").iloc[0]
+    assert (row.top_k, row.token_bytes) == (1, pytest.approx(4 * (7168 * 0.5625 + 64)))
+
+
+INFERSIM_SAMPLE = {
+    "gemm/h20/data.csv": "m,k,n,latency_us,mfu\n16,2048,6144,10.63,0.1\n16,2048,128,9.0,0.1\n",
+    "mla/decode/h20/128-512-64.csv": (
+        "dtype,kv_dtype,batch_size,kv_len,latency_us,mfu\nbf16,bf16,1,1024,25.1,0.1\nbf16,bf16,64,4096,689.6,0.5\n"
+    ),
+    "mha/decode/h20/64-2-128.csv": "bf16,bf16,64,4096,300.0,0.1\n",
+    "grouped_gemm/decode/h20/data.csv": (
+        "num_experts,num_gpus,num_local_experts,topk,hidden_size,intermediate_size,batch_size_per_gpu,tokens_per_expert,"
+        "up_proj_us,up_mfu,down_proj_us,down_mfu\n96,4,24,8,2048,1560,16,5,97.5,0.05,51.6,0.04\n"
+    ),
+    "gemm/h800/data.csv": "m,k,n,latency_us,mfu\n16,7168,1536,16.4,0.1\n",
+}
+
+
+def infersim_tree(root: Path) -> Path:
+    for name, text in INFERSIM_SAMPLE.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_infersim_rows_are_kernels_of_one_gpu_with_its_traps_counted(tmp_path):
+    table = read_infersim(infersim_tree(tmp_path), "H20")
+    assert set(table.rows.gpu) == {"H20"}
+    assert rows_of(table, "dense_gemm_kernel").latency_s.tolist() == pytest.approx([10.63e-6])
+    assert rows_of(table, "mla_decode").latency_s.tolist() == pytest.approx([689.6e-6])  # the other was launch-bound
+    assert rows_of(table, "gqa_decode").heads.tolist() == [64]  # the file without a header
+    experts = rows_of(table, "grouped_gemm_kernel").iloc[0]
+    assert (experts.pairs, experts["dtype"], experts.latency_s) == (120, "fp8_block.masked", pytest.approx(149.1e-6))
+    assert table.dropped["infersim gemm: n or k below 256"] == 1
+    assert table.dropped["infersim mla_decode: below 40 us (eager launch)"] == 1
+
+
+def test_infersim_without_the_gpu_is_one_message(tmp_path):
+    with pytest.raises(ProblemError, match="no InferSim tables of H200"):
+        read_infersim(infersim_tree(tmp_path), "H200")
+    with pytest.raises(ProblemError, match="no such folder"):
+        read_infersim(tmp_path / "missing", "H20")
+
+
+def test_kernel_timings_keep_what_feeds_the_kernel_from_the_base(tmp_path):
+    frame = gemm_rows().assign(operator="dense_gemm_kernel", dtype="fp8_block")
+    table = read_timings(written(frame, tmp_path / "t.csv"))
+    base = calibration_for("H200", "sglang")
+    (fitted,), _ = fit_table(table, load_hardware("hgx-h200"), base)
+    assert (fitted.family, fitted.variant) == ("dense_gemm", "fp8_block")
+    assert fitted.entry.coefficients["quantise_bytes"] == base.entry("dense_gemm", "fp8_block").coefficients["quantise_bytes"]
 
 
 def test_busiest_rank_has_more_than_its_share_and_all_pairs_without_ep():

@@ -71,9 +71,10 @@ def test_grouped_gemm_round_trip():
     tokens, local, tp = grid([1, 4, 16, 64, 256, 1024, 4096, 16384], [8, 32, 64, 256], [1, 2, 4])
     pairs = np.maximum(tokens * 8 * local / 256, 1)
     active = np.minimum(local, pairs)
-    shape = {"hidden": 7168, "intermediate": 2048, "weight_bytes": 1.0, "activation_bytes": 1.0, **GPU}
-    clean = grouped_gemm_time_s(pairs, local, active, tokens, tp, coefficients=true, **shape)
-    fit = fit_grouped_gemm(pairs, local, active, tokens, tp, noisy(clean), **shape)
+    shape = {"weight_bytes": 1.0, "activation_bytes": 1.0, **GPU}
+    layer = {"hidden": 7168, "intermediate": 2048}
+    clean = grouped_gemm_time_s(pairs, local, active, tokens, tp, coefficients=true, **layer, **shape)
+    fit = fit_grouped_gemm(pairs, local, active, tokens, tp, latency_s=noisy(clean), **layer, **shape)
     assert fit.median_error < 0.04
     assert fit.values["start_s"] == pytest.approx(2e-5, rel=0.1)
 

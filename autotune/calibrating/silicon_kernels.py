@@ -1,0 +1,275 @@
+"""Kernel tables of the silicon database -> timing rows: GEMMs, attention, experts.
+
+Traps handled here, each counted: GEMMs below 256 in n or k are other kernels; vLLM fp8_block GEMMs carry an
+eager-launch floor; head counts vary with tp_size; `balanced` MoE rows with EP and DeepSeek's group-limited gate
+route differently from real traffic; power-law MoE rows name a distribution, not loads, so the busiest rank's loads
+are re-created as the collector draws them; SGLang's Hopper context MLA times the absorbed path, which serving does
+not take for whole prompts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.calibrating.operators import MASKED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DTYPES = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
+KV_DTYPES = {"bfloat16": "bf16", "fp8": "fp8"}
+SLOW_MLA = {("sglang", "fp8")}
+"""Hopper rows of a fallback kernel, four times slower than BF16."""
+EAGER_GEMM = {("vllm", "fp8_block")}
+SMALLEST_GEMM = 256
+SMALLEST_PROMPT = 16
+SMALLEST_CONTEXT = 64
+HEAD_DIM = 128
+DEEPSEEK_MOE = {"hidden_size": 7168, "inter_size": 2048, "num_experts": 256, "topk": 8}
+GPT_OSS_MOE = {"hidden_size": 2880, "inter_size": 2880, "num_experts": 128, "topk": 4}
+MOE_SHAPES = {**dict.fromkeys(DTYPES, DEEPSEEK_MOE), "w4a16_mxfp4": GPT_OSS_MOE}
+"""dtype -> the layer read for it: the model that is served in it."""
+MOE_DTYPES = {**DTYPES, "w4a16_mxfp4": "mxfp4"}
+MOE_MAX_TOKENS = 16384
+MOE_MAX_EP = 8
+LOAD_DRAWS = 12
+EXPERT_KEYS = [
+    "operator",
+    "dtype",
+    "pairs",
+    "active_experts",
+    "local_experts",
+    "input_tokens",
+    "moe_tp",
+    "hidden",
+    "intermediate",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """Busiest rank's load, averaged over draws."""
+
+    pairs: float
+    active_experts: float
+
+
+Rows = tuple["pd.DataFrame", dict[str, int]]
+"""Timing rows, and how many raw rows were left out for which reason."""
+
+
+def median_of_duplicates(rows: pd.DataFrame, keys: list[str], dropped: dict[str, int]) -> pd.DataFrame:
+    """One row per key."""
+    merged = rows.groupby(keys, as_index=False).agg({"latency_ms": "median"})
+    if len(merged) < len(rows):
+        dropped["duplicate keys (median kept)"] = len(rows) - len(merged)
+    return merged
+
+
+def gemm(raw: pd.DataFrame, engine: str) -> Rows:
+    """Dense GEMMs that serving runs."""
+    dropped: dict[str, int] = {}
+    large = (raw.n >= SMALLEST_GEMM) & (raw.k >= SMALLEST_GEMM)
+    eager = raw.gemm_dtype.map(lambda d: (engine, d) in EAGER_GEMM)
+    known = raw.gemm_dtype.isin(DTYPES)
+    dropped["gemm: n or k below 256"] = int((~large).sum())
+    dropped["gemm: eager-launch rows (vllm fp8_block)"] = int((large & eager).sum())
+    dropped["gemm: dtype not modelled"] = int((large & ~eager & ~known).sum())
+    kept = raw[large & ~eager & known]
+    rows = kept.assign(operator="dense_gemm", dtype=kept.gemm_dtype.map(DTYPES), latency_ms=kept.latency)
+    rows = median_of_duplicates(rows, ["operator", "dtype", "m", "n", "k"], dropped)
+    return rows, dropped
+
+
+def block_gemm(raw: pd.DataFrame, engine: str) -> Rows:
+    """FP8 GEMMs with block scales alone, for engines whose own rows are unusable."""
+    return gemm(raw[raw.gemm_dtype == "fp8_block"], engine)
+
+
+def fp8_mla_decode(raw: pd.DataFrame, engine: str) -> Rows:
+    """MLA decode with an FP8 cache alone, for engines whose own rows are unusable."""
+    return mla_decode(raw[raw.kv_cache_dtype == "fp8"], engine)
+
+
+def mla_decode(raw: pd.DataFrame, engine: str) -> Rows:
+    """Absorbed MLA decode."""
+    hopper = raw.device.str.contains("H100|H200") & ~raw.device.str.contains("GH")
+    slow = hopper & raw.kv_cache_dtype.map(lambda d: (engine, d) in SLOW_MLA)
+    dropped = {"mla: fallback kernel (sglang fp8 on Hopper)": int(slow.sum())}
+    raw = raw[~slow]
+    rows = raw.assign(
+        operator="mla_decode",
+        dtype=raw.kv_cache_dtype.map(KV_DTYPES),
+        sequences=raw.batch_size,
+        context_tokens=raw.isl + raw.step,
+        heads=raw.num_heads,
+        latency_ms=raw.latency,
+    )
+    return median_of_duplicates(rows, ["operator", "dtype", "sequences", "context_tokens", "heads"], dropped), dropped
+
+
+def gqa_decode(raw: pd.DataFrame, _engine: str) -> Rows:
+    """GQA decode."""
+    kv_heads = raw.num_key_value_heads.where(raw.num_key_value_heads > 0, raw.num_heads)
+    context = raw.isl + raw.step
+    keep = _grouped_heads(raw, kv_heads) & (context >= SMALLEST_CONTEXT)
+    dropped = {"gqa: other head sizes, fewer than 4 query heads per KV head, windows, context below 64": int((~keep).sum())}
+    kept = raw[keep]
+    rows = kept.assign(
+        operator="gqa_decode",
+        dtype=kept.kv_cache_dtype.map(KV_DTYPES),
+        sequences=kept.batch_size,
+        context_tokens=context[keep],
+        heads=kept.num_heads,
+        kv_heads=kv_heads[keep],
+        latency_ms=kept.latency,
+    )
+    keys = ["operator", "dtype", "sequences", "context_tokens", "heads", "kv_heads", "head_dim"]
+    return median_of_duplicates(rows, keys, dropped), dropped
+
+
+def _grouped_heads(raw: pd.DataFrame, kv_heads: pd.Series) -> pd.Series:
+    """Rows of today's GQA models: 128-wide heads, 4 or more per KV head, no window, a cache dtype we model."""
+    grouped = (raw.num_heads / kv_heads >= 4) & (raw.head_dim == HEAD_DIM)
+    plain = (raw.window_size <= 0) if "window_size" in raw else grouped | True
+    return grouped & plain & raw.kv_cache_dtype.isin(KV_DTYPES)
+
+
+def mla_prefill(raw: pd.DataFrame, _engine: str) -> Rows:
+    """Un-absorbed context MLA; the kernels compute in FP8 where the cache is FP8."""
+    absorbed = (raw.kernel_source == "flash_attention") & raw.device.str.contains("H100|H200")
+    short = raw.isl < SMALLEST_PROMPT
+    dropped = {
+        "mla prefill: absorbed path (sglang on Hopper)": int(absorbed.sum()),
+        f"mla prefill: prompts below {SMALLEST_PROMPT}": int((~absorbed & short).sum()),
+    }
+    kept = raw[~absorbed & ~short]
+    rows = kept.assign(
+        operator="mla_prefill",
+        dtype=kept.kv_cache_dtype.map(KV_DTYPES),
+        sequences=kept.batch_size,
+        new_tokens=kept.isl,
+        prefix_tokens=kept.step,
+        heads=kept.num_heads,
+        latency_ms=kept.latency,
+    )
+    keys = ["operator", "dtype", "sequences", "new_tokens", "prefix_tokens", "heads"]
+    return median_of_duplicates(rows, keys, dropped), dropped
+
+
+def gqa_prefill(raw: pd.DataFrame, _engine: str) -> Rows:
+    """Causal GQA over whole prompts."""
+    kv_heads = raw.num_key_value_heads.where(raw.num_key_value_heads > 0, raw.num_heads)
+    keep = _grouped_heads(raw, kv_heads) & (raw.isl >= SMALLEST_PROMPT)
+    dropped = {"gqa prefill: other head sizes, fewer than 4 query heads per KV head, windows, short prompts": int((~keep).sum())}
+    kept = raw[keep]
+    rows = kept.assign(
+        operator="gqa_prefill",
+        dtype=kept.kv_cache_dtype.map(KV_DTYPES),
+        sequences=kept.batch_size,
+        new_tokens=kept.isl,
+        prefix_tokens=kept.step,
+        heads=kept.num_heads,
+        latency_ms=kept.latency,
+    )
+    keys = ["operator", "dtype", "sequences", "new_tokens", "prefix_tokens", "heads", "head_dim"]
+    return median_of_duplicates(rows, keys, dropped), dropped
+
+
+def experts(raw: pd.DataFrame, _engine: str) -> Rows:
+    """Routed experts of the busiest rank under power-law loads."""
+    shape = np.logical_or.reduce([_is_layer(raw, dtype, layer) for dtype, layer in MOE_SHAPES.items()])
+    power = raw.distribution.str.startswith("power_law")
+    small = (raw.num_tokens <= MOE_MAX_TOKENS) & (raw.moe_ep_size <= MOE_MAX_EP)
+    dropped = {
+        "moe: other models or dtypes": int((~shape).sum()),
+        "moe: balanced rows (another gate)": int((shape & ~power).sum()),
+        f"moe: above {MOE_MAX_TOKENS} tokens or EP {MOE_MAX_EP}": int((shape & power & ~small).sum()),
+    }
+    kept = raw[shape & power & small]
+    rng = np.random.default_rng(0)
+    draws = list(zip(kept.num_experts, kept.topk, kept.num_tokens, kept.distribution, kept.moe_ep_size, strict=True))
+    cache: dict[tuple[int, int, int, str, int], Loads] = {}
+    for key in sorted(set(draws)):
+        experts, top_k, tokens, distribution, ranks = key
+        cache[key] = busiest_rank(tokens, float(distribution.rsplit("_", 1)[1]), ranks, rng, experts=experts, top_k=top_k)
+    loads = [cache[key] for key in draws]
+    rows = kept.assign(
+        operator="grouped_gemm",
+        dtype=kept.moe_dtype.map(MOE_DTYPES),
+        pairs=[load.pairs for load in loads],
+        active_experts=[load.active_experts for load in loads],
+        local_experts=kept.num_experts / kept.moe_ep_size,
+        input_tokens=kept.num_tokens,
+        moe_tp=kept.moe_tp_size,
+        hidden=kept.hidden_size,
+        intermediate=kept.inter_size,
+        latency_ms=kept.latency,
+    )
+    return median_of_duplicates(rows, EXPERT_KEYS, dropped), dropped
+
+
+def masked_experts(raw: pd.DataFrame, _engine: str) -> Rows:
+    """Experts behind DeepEP low-latency (masked DeepGEMM); uniform rows deal the pairs out evenly over the group."""
+    uniform = raw.distribution == "uniform"
+    kept = raw[uniform]
+    local = kept.num_experts / kept.moe_ep_size
+    pairs = kept.num_tokens * kept.topk / kept.moe_ep_size
+    enough = pairs >= 1
+    dropped = {
+        "masked experts: skewed rows (loads not recorded)": int((~uniform).sum()),
+        "masked experts: less than one pair on the rank": int((~enough).sum()),
+    }
+    rows = kept.assign(
+        operator="grouped_gemm",
+        dtype=kept.moe_dtype.map(MOE_DTYPES) + MASKED,
+        pairs=pairs,
+        active_experts=np.minimum(pairs, local),
+        local_experts=local,
+        input_tokens=pairs,
+        moe_tp=kept.moe_tp_size,
+        hidden=kept.hidden_size,
+        intermediate=kept.inter_size,
+        latency_ms=kept.latency,
+    )[enough]
+    return median_of_duplicates(rows, EXPERT_KEYS, dropped), dropped
+
+
+def _is_layer(raw: pd.DataFrame, dtype: str, layer: dict[str, int]) -> pd.Series:
+    return np.logical_and.reduce([raw.moe_dtype == dtype, *(raw[column] == value for column, value in layer.items())])  # type: ignore[no-any-return]  # a Series
+
+
+def busiest_rank(tokens: int, alpha: float, ranks: int, rng: np.random.Generator, *, experts: int, top_k: int) -> Loads:
+    """Loads of the busiest rank, drawn as the database's collector draws them, averaged over draws.
+
+    Expert loads are i.i.d. from a power law on [1, 0.8 x tokens], or on [0.01, 2] where there is no more than one
+    pair per expert; they are scaled to tokens x top_k, rounded, and what is missing goes to the largest.
+    """
+    low, high = (1.0, 0.8 * tokens) if tokens * top_k > experts else (0.01, 2.0)
+    exponent = 1 - alpha
+    totals = np.zeros(2)
+    for _ in range(LOAD_DRAWS):
+        draw = ((high**exponent - low**exponent) * rng.random(experts) + low**exponent) ** (1 / exponent)
+        loads = _rounded(draw / draw.sum() * tokens * top_k)
+        by_rank = np.minimum(loads, tokens).reshape(ranks, -1)
+        busiest = by_rank[int(np.argmax(by_rank.sum(axis=1)))]
+        totals += (busiest.sum(), (busiest > 0).sum())
+    pairs, active = totals / LOAD_DRAWS
+    return Loads(float(pairs), float(active))
+
+
+def _rounded(exact: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Whole loads with the same sum: the largest gain what rounding loses, the smallest lose what it gains."""
+    loads = np.rint(exact)
+    missing = round(float(exact.sum() - loads.sum()))
+    largest_first = np.argsort(-loads, kind="stable")
+    if missing >= 0:
+        np.add.at(loads, largest_first[np.arange(missing) % len(loads)], 1)
+        return loads
+    for expert in largest_first[missing:]:
+        loads[expert if loads[expert] > 0 else np.argmax(loads)] -= 1
+    return loads

@@ -1,0 +1,84 @@
+"""One layer assembled from its operators: microbatches, launch floors, overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.arrays import Floats
+from cost_models.dispatch import BACKENDS
+from cost_models.host import HostCoefficients
+from cost_models.machine import Machine
+from cost_models.operators import Timing
+from cost_models.overlap import OVERLAPS, OverlapCoefficients, single_batch_hidden_s, two_batch_time_s
+from cost_models.rows import Rows
+
+COMMUNICATION = ("dispatch", "combine")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer's operators and its time after overlap and launch floors."""
+
+    operators: dict[str, Timing]
+    time_s: Floats
+
+
+def whole_model(
+    dense: Layer | None, moe: Layer | None, counts: tuple[int, int], stretch: Floats
+) -> tuple[dict[str, Timing], dict[str, Floats]]:
+    """Operators over all layers, and time by layer kind; counts : dense and MoE layers, stretch : uneven stages."""
+    operators: dict[str, Timing] = {}
+    kinds = {}
+    for name, layer, count in (("dense_layers", dense, counts[0]), ("moe_layers", moe, counts[1])):
+        kinds[name] = np.zeros(len(stretch)) if layer is None else layer.time_s * count * stretch
+        for operator, timing in (layer.operators if layer else {}).items():
+            scaled = timing.scaled(count * stretch)
+            operators[operator] = operators[operator] + scaled if operator in operators else scaled
+    return operators, kinds
+
+
+def finished(operators: Mapping[str, Timing], captured: NDArray[np.bool_], halves: Floats, host: HostCoefficients) -> Layer:
+    """Sum over the microbatches, with the gaps between kernels (captured in a CUDA graph) or the eager launch floor.
+
+    Both grow with the operators that the layer runs: a dense GQA layer has 6 where a DeepSeek MoE layer has 13.
+    """
+    scaled = {name: timing.scaled(halves) for name, timing in operators.items()}
+    busy = sum((t.time_s for t in scaled.values()), np.zeros(len(halves)))
+    launched = halves * sum((t.time_s > 0 for t in operators.values()), np.zeros(len(halves)))
+    graph_s = launched * host.graph_operator_s
+    gaps = np.where(captured, graph_s, np.maximum(launched * host.eager_operator_s - busy, graph_s))
+    scaled["launch_gaps"] = Timing(gaps, np.zeros(len(gaps)))
+    return Layer(scaled, busy + gaps)
+
+
+def overlapped(machine: Machine, layer: Layer, rows: Rows, split: Floats) -> Layer:
+    """Take off what overlap hides; recorded as the negative operator `overlap`."""
+    hidden = np.zeros(len(rows))
+    communication = sum((layer.operators[name].time_s for name in COMMUNICATION), np.zeros(len(rows)))
+    compute = layer.time_s - communication
+    for kind in np.unique(rows.backend):
+        mask = (rows.backend == kind) & (rows.overlap != OVERLAPS.index("none"))
+        if not mask.any() or BACKENDS[kind] == "none":
+            continue
+        c = machine.coefficients("overlap", BACKENDS[kind], OverlapCoefficients)
+        slowed = compute + communication * c.communication_processors / machine.processors
+        together = two_batch_time_s(slowed, communication, c.two_batch_sharpness)
+        shared = layer.operators["shared_stream"].time_s + sum(
+            (t.time_s for n, t in layer.operators.items() if n in ("shared_gate_up", "shared_down")), np.zeros(len(rows))
+        )
+        inside = single_batch_hidden_s(
+            layer.operators["dispatch"].time_s,
+            layer.operators["combine"].time_s,
+            layer.operators["experts"].time_s,
+            shared,
+            c.single_batch_hidden,
+        )
+        saved = np.where(split, layer.time_s - together, 0.0)
+        single = rows.overlap == OVERLAPS.index("single_batch")
+        hidden = np.where(mask, np.where(single, inside, saved), hidden)
+    operators = {**layer.operators, "overlap": Timing(-hidden, np.zeros(len(rows)))}
+    return Layer(operators, layer.time_s - hidden)

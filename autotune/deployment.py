@@ -14,6 +14,7 @@ from cost_models.specs.precision import Dtype, KvDtype
 from cost_models.specs.workload import Workload
 
 MAX_BATCH = 1_000_000
+Phase = Literal["decode", "prefill"]
 
 
 class EngineChoice(Spec):
@@ -50,6 +51,8 @@ class PrecisionChoice(Spec):
     q_b: Dtype | None = None
     o_proj: Dtype | None = None
     attention_compute: Literal["bf16", "fp8"] | None = None
+    kv_b_expand: Dtype | None = None
+    prefill_attention: Literal["bf16", "fp8"] | None = None
     kv_cache: KvDtype | None = None
     dispatch: Dtype | None = None
     combine: Dtype | None = None
@@ -68,11 +71,12 @@ class ExpertBalance(Spec):
 
 
 class Offload(Spec):
-    """Prefetching weight offload: layer i is offloaded iff i % group_size >= group_size - num_in_group."""
+    """Weight offload: layer i is offloaded iff i % group_size >= group_size - num_in_group."""
 
     group_size: int = Field(gt=0)
     num_in_group: int = Field(default=1, gt=0)
-    prefetch_step: int = Field(default=1, gt=0)
+    prefetch_step: int = Field(default=1, ge=0)
+    """Layers copied ahead; 0 reads weights over the host link without copying (zero-copy, UVA)."""
 
     @model_validator(mode="after")
     def _within_group(self) -> Offload:
@@ -99,8 +103,8 @@ class Pool(Spec):
     pp: int = Field(default=1, gt=0)
     moe_tp: int | None = Field(default=None, gt=0)
     instances: int = Field(default=1, gt=0)
-    batch_per_dp_rank: int = Field(gt=0, le=MAX_BATCH)
-    """Sequences decoding at once on each attention-DP rank."""
+    batch_per_dp_rank: int = Field(default=0, ge=0, le=MAX_BATCH)
+    """Sequences decoding at once on each attention-DP rank; a decode pool needs it."""
     redundant_experts: int = Field(default=0, ge=0)
     all2all_backend: BackendName = "none"
     overlap: OverlapName = "none"
@@ -108,7 +112,8 @@ class Pool(Spec):
     draft_tokens: int = Field(default=0, ge=0, le=16)
     cuda_graph: bool = True
     max_batched_tokens: int = Field(default=0, ge=0)
-    """Token budget that buffers are sized for; 0 sizes them for the batch."""
+    """Token budget per attention-DP rank and step: what a prefill pool computes, and what buffers are sized for
+    (0 sizes them for the batch)."""
     api_servers: int = Field(default=1, gt=0)
     """API processes that share an instance's outputs (matters with chunks.output)."""
     memory_fraction: float | None = Field(default=None, gt=0, le=1)
@@ -145,9 +150,20 @@ class Deployment(Spec):
     precision: str | PrecisionChoice
     engine: EngineChoice
     calibration: CalibrationChoice = CalibrationChoice()
-    phase: Literal["decode"] = "decode"
+    phase: Phase = "decode"
     workload: Workload
-    pools: dict[Literal["decode"], Pool] = Field(min_length=1)
+    pools: dict[Phase, Pool] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _phase_has_its_pool(self) -> Deployment:
+        if self.phase not in self.pools:
+            raise ValueError(f"phase {self.phase} has no pool; pools: {', '.join(self.pools)}")
+        for phase, pool in self.pools.items():
+            if phase == "decode" and not pool.batch_per_dp_rank:
+                raise ValueError("a decode pool needs batch_per_dp_rank")
+            if phase == "prefill" and not pool.max_batched_tokens:
+                raise ValueError("a prefill pool needs max_batched_tokens (new tokens per attention-DP rank and step)")
+        return self
 
     @property
     def pool(self) -> Pool:

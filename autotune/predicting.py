@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from autotune.deployment import CalibrationChoice, Deployment, Pool, PrecisionChoice
 from autotune.errors import ProblemError
-from autotune.prediction import MemoryLine, OperatorLine, Prediction
+from autotune.prediction import MemoryLine, OperatorLine, Prediction, PrefillPrediction
 from cost_models import catalog
+from cost_models.arrays import Floats
 from cost_models.calibration import Calibration
 from cost_models.dispatch import BACKENDS
 from cost_models.errors import unknown_name
 from cost_models.machine import Machine
-from cost_models.memory import Memory, decode_memory
-from cost_models.offload import freed_bytes, offloaded_layers, stall_s
+from cost_models.memory import Memory, decode_memory, prefill_memory
 from cost_models.operators import Timing
 from cost_models.overlap import OVERLAPS
-from cost_models.provenance import operator_provenance
+from cost_models.prefill import prefill_step, prompt_batch
+from cost_models.provenance import Provenance, operator_provenance, prefill_provenance
 from cost_models.rows import UNLIMITED, Rows
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
@@ -79,7 +81,7 @@ def resolve(deployment: Deployment) -> Resolved:
     recipe = resolve_recipe(deployment.precision)
     calibration = resolve_calibration(deployment.calibration, hardware.gpu.name, engine.calibration_engine)
     machine = Machine(model, hardware, recipe, calibration)
-    if pool.draft_tokens and not deployment.workload.mtp_acceptance:
+    if pool.draft_tokens and deployment.phase == "decode" and not deployment.workload.mtp_acceptance:
         raise ProblemError(f"draft_tokens {pool.draft_tokens} need workload.mtp_acceptance (one rate per draft)")
     return Resolved(machine, pool_rows(pool), deployment.workload, pool)
 
@@ -98,6 +100,8 @@ def _check_pool(model: ModelSpec, hardware: HardwareSpec, pool: Pool) -> None:
         raise ProblemError(f"{wanted} GPUs wanted, {hardware.name} has {hardware.max_gpus}")
     if pool.pp > model.layers:
         raise ProblemError(f"pp {pool.pp} exceeds the {model.layers} layers of {model.name}")
+    if pool.offload and pool.offload.group_size > model.layers:
+        raise ProblemError(f"offload group_size {pool.offload.group_size} exceeds the {model.layers} layers of {model.name}")
 
 
 NOT_MODELLED = {
@@ -128,7 +132,7 @@ def pool_rows(pool: Pool) -> Rows:
         dp=pool.dp,
         ep=pool.ep,
         pp=pool.pp,
-        batch=pool.batch_per_dp_rank,
+        batch=max(pool.batch_per_dp_rank, 1),
         drafts=pool.draft_tokens,
         redundant_experts=pool.redundant_experts,
         backend=BACKENDS.index(pool.all2all_backend),
@@ -140,74 +144,99 @@ def pool_rows(pool: Pool) -> Rows:
         activation_chunk_rows=pool.chunks.activation_rows,
         graph_tokens=UNLIMITED if pool.cuda_graph else 0,
         batched_tokens=pool.max_batched_tokens,
+        offload_group_size=pool.offload.group_size if pool.offload else 0,
+        offload_in_group=pool.offload.num_in_group if pool.offload else 1,
+        offload_prefetch_step=pool.offload.prefetch_step if pool.offload else 1,
         output_chunk=pool.chunks.output or UNLIMITED,
         api_outputs=-(-pool.batch_per_dp_rank * pool.dp // pool.api_servers) if pool.chunks.output else 0,
         imbalance=np.nan if ratio is None else ratio,
     )
 
 
-def predict(deployment: Deployment) -> Prediction:
-    """Predict a decode deployment; it need not fit in memory, the prediction says so.
+def predict(deployment: Deployment) -> Prediction | PrefillPrediction:
+    """Predict the pool that the deployment's phase names; it need not fit in memory, the prediction says so.
 
     Raises AutotuneError for unknown names, missing coefficients and contradictions.
     """
     resolved = resolve(deployment)
+    return predict_prefill(resolved) if deployment.phase == "prefill" else predict_decode(resolved)
+
+
+def predict_decode(resolved: Resolved) -> Prediction:
+    """Predict a decode pool."""
     step = decode_step(resolved.machine, resolved.rows, resolved.workload.context_tokens, resolved.workload.mtp_acceptance)
     memory = decode_memory(resolved.machine, resolved.rows, resolved.workload)
     return prediction_of(resolved, step, memory)
 
 
-def prediction_of(resolved: Resolved, step: StepCost, memory: Memory) -> Prediction:
-    """The first row of a costed step as a prediction document."""
-    pool, machine = resolved.pool, resolved.machine
-    lines = {name: float(line[0]) for name, line in memory.lines.items()}
-    stall = 0.0
-    if pool.offload:
-        stall = _apply_offload(resolved, float(step.step_s[0]), lines)
-    step_s = float(step.step_s[0]) + stall
-    tpot_s = step_s / float(step.accepted_tokens[0])
-    operators = _operator_lines(resolved, step.operators, stall, step_s)
-    total = sum(lines.values())
-    fraction = pool.memory_fraction or DEFAULT_MEMORY_FRACTION
-    limit = machine.hardware.gpu.hbm_visible_bytes.value * fraction
-    room = max(limit - (total - lines["kv_cache"]), 0.0)
-    rate = pool.batch_per_dp_rank * pool.dp / tpot_s
-    busy = max((line for line in operators if line.name != "overlap"), key=lambda line: line.time_s)
-    return Prediction(
-        tokens_per_s_per_gpu=rate / pool.layout.gpus,
-        tokens_per_s=rate * pool.instances,
-        tpot_s=tpot_s,
-        step_s=step_s,
-        accepted_tokens_per_step=float(step.accepted_tokens[0]),
-        gpus=pool.layout.gpus * pool.instances,
-        concurrency=pool.batch_per_dp_rank * pool.dp * pool.instances,
-        context_tokens=resolved.workload.context_tokens,
-        operators=operators,
-        layer_kinds={name: float(value[0]) for name, value in step.layer_kinds.items()},
-        memory=tuple(MemoryLine(name=name, bytes=value) for name, value in lines.items()),
-        memory_total_bytes=total,
-        memory_limit_bytes=limit,
-        kv_capacity_tokens=room / float(memory.kv_bytes_per_token[0]),
-        fits=total <= limit,
-        bottleneck=f"{busy.name} ({busy.share:.0%} of the step)",
-        calibration=machine.calibration.id,
-        notes=machine.model.flags,
+def predict_prefill(resolved: Resolved) -> PrefillPrediction:
+    """Predict a prefill pool."""
+    rows, workload = resolved.rows, resolved.workload
+    cost = prefill_step(resolved.machine, rows, workload)
+    batch = prompt_batch(rows, workload)
+    provenance = prefill_provenance(resolved.machine, rows, batch)
+    memory = prefill_memory(resolved.machine, rows, workload)
+    rate = float(cost.tokens_per_s_per_gpu[0])
+    return PrefillPrediction(
+        **_common(resolved, cost.operators, cost.layer_kinds, float(cost.step_s[0]), memory, provenance),
+        tokens_per_s_per_gpu=rate,
+        tokens_per_s=rate * resolved.pool.layout.gpus * resolved.pool.instances,
+        tokens_per_step=float(batch.tokens[0]),
+        prompts_per_step=float(batch.sequences[0] / batch.steps[0]),
+        prompt_s=float(cost.prompt_s[0]),
     )
 
 
-def _apply_offload(resolved: Resolved, step_s: float, lines: dict[str, float]) -> float:
-    offload = resolved.pool.offload
-    assert offload is not None
-    layers = resolved.machine.model.layers
-    layer_bytes = (lines["expert weights"] + lines["other weights"]) / layers
-    freed = freed_bytes(layer_bytes, layers, offload.group_size, offload.num_in_group, offload.prefetch_step)
-    lines["offloaded weights"] = -float(freed)
-    copied = offloaded_layers(layers, offload.group_size, offload.num_in_group) * layer_bytes
-    return float(stall_s(copied, resolved.machine.hardware.host_link_bytes_per_s, step_s))
-
-
-def _operator_lines(resolved: Resolved, operators: dict[str, Timing], stall: float, step_s: float) -> tuple[OperatorLine, ...]:
+def prediction_of(resolved: Resolved, step: StepCost, memory: Memory) -> Prediction:
+    """The first row of a costed decode step as a prediction document."""
+    pool = resolved.pool
+    tpot_s = float(step.tpot_s[0])
+    rate = pool.batch_per_dp_rank * pool.dp / tpot_s
     provenance = operator_provenance(resolved.machine, resolved.rows, resolved.workload.context_tokens)
+    return Prediction(
+        **_common(resolved, step.operators, step.layer_kinds, float(step.step_s[0]), memory, provenance),
+        tokens_per_s_per_gpu=rate / pool.layout.gpus,
+        tokens_per_s=rate * pool.instances,
+        tpot_s=tpot_s,
+        accepted_tokens_per_step=float(step.accepted_tokens[0]),
+        concurrency=pool.batch_per_dp_rank * pool.dp * pool.instances,
+        context_tokens=resolved.workload.context_tokens,
+    )
+
+
+def _common(
+    resolved: Resolved,
+    operators: dict[str, Timing],
+    layer_kinds: dict[str, Floats],
+    step_s: float,
+    memory: Memory,
+    provenance: dict[str, Provenance],
+) -> dict[str, Any]:
+    """Fields that both phases report."""
+    pool, machine = resolved.pool, resolved.machine
+    lines = {name: float(line[0]) for name, line in memory.lines.items()}
+    shown = _operator_lines(operators, provenance, step_s)
+    total = sum(lines.values())
+    limit = machine.hardware.gpu.hbm_visible_bytes.value * (pool.memory_fraction or DEFAULT_MEMORY_FRACTION)
+    room = max(limit - (total - lines["kv_cache"]), 0.0)
+    busy = max((line for line in shown if line.name != "overlap"), key=lambda line: line.time_s)
+    return {
+        "step_s": step_s,
+        "gpus": pool.layout.gpus * pool.instances,
+        "operators": shown,
+        "layer_kinds": {name: float(value[0]) for name, value in layer_kinds.items()},
+        "memory": tuple(MemoryLine(name=name, bytes=value) for name, value in lines.items()),
+        "memory_total_bytes": total,
+        "memory_limit_bytes": limit,
+        "kv_capacity_tokens": room / float(memory.kv_bytes_per_token[0]),
+        "fits": total <= limit,
+        "bottleneck": f"{busy.name} ({busy.share:.0%} of the step)",
+        "calibration": machine.calibration.id,
+        "notes": machine.model.flags,
+    }
+
+
+def _operator_lines(operators: dict[str, Timing], provenance: dict[str, Provenance], step_s: float) -> tuple[OperatorLine, ...]:
     lines = []
     for name, timing in operators.items():
         time_s = float(timing.time_s[0])
@@ -226,6 +255,4 @@ def _operator_lines(resolved: Resolved, operators: dict[str, Timing], stall: flo
                 held_out_sigma=known.held_out_sigma if known else None,
             )
         )
-    if stall:
-        lines.append(OperatorLine(name="offload_stall", time_s=stall, share=stall / step_s, bound_s=0, status="datasheet"))
     return tuple(sorted(lines, key=lambda line: -line.time_s))

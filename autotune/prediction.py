@@ -35,19 +35,15 @@ class MemoryLine(Spec):
     bytes: float
 
 
-class Prediction(Spec):
-    """A predicted decode step and what follows from it."""
+class StepPrediction(Spec):
+    """A predicted step of one pool, whatever its phase."""
 
     tokens_per_s_per_gpu: float
+    """Generated tokens of a decode pool, new prompt tokens of a prefill pool."""
     tokens_per_s: float
     """All instances together."""
-    tpot_s: float
     step_s: float
-    accepted_tokens_per_step: float
     gpus: int
-    concurrency: int
-    """Sequences decoding at once in all instances."""
-    context_tokens: float
     operators: tuple[OperatorLine, ...]
     layer_kinds: dict[str, float]
     """Seconds per step in dense layers, MoE layers, head and host."""
@@ -60,3 +56,24 @@ class Prediction(Spec):
     bottleneck: str
     calibration: str
     notes: tuple[str, ...] = ()
+
+
+class Prediction(StepPrediction):
+    """A predicted decode step and what follows from it."""
+
+    tpot_s: float
+    accepted_tokens_per_step: float
+    concurrency: int
+    """Sequences decoding at once in all instances."""
+    context_tokens: float
+
+
+class PrefillPrediction(StepPrediction):
+    """A predicted prefill step and what follows from it."""
+
+    tokens_per_step: float
+    """New prompt tokens per attention-DP rank and step."""
+    prompts_per_step: float
+    """Prompts of one attention-DP rank in a step; below one, a prompt takes several steps."""
+    prompt_s: float
+    """All steps of one prompt: its time to first token when nothing waits [s]."""

@@ -21,7 +21,7 @@ from autotune.layouts.prune import prune
 from autotune.layouts.select import Selection, instance_of, select_top
 from autotune.layouts.table import LayoutTable, build_table, largest_fitting_batch
 from autotune.plan import FlagSummary, Plan, SearchResult, SearchStatistics, SolverSummary
-from autotune.predicting import predict
+from autotune.predicting import predict_decode, resolve
 from autotune.prediction import Prediction
 from autotune.problem import Problem, ResolvedProblem, resolve_problem
 from autotune.uncertainty import PlanOdds, compare
@@ -135,7 +135,7 @@ def _plans(
         evaluator, found = _tuned(resolved, row, selection.instances, budget, rank, on_trial)
         deployments.append(deployment_of(resolved, evaluator.effective_row(found.params), selection.instances, found.params))
         results.append(found)
-    predictions = [predict(deployment) for deployment in deployments]
+    predictions = [predict_decode(resolve(deployment)) for deployment in deployments]
     odds = compare(predictions, resolved.problem.tpot_limit_s)
     parts = zip(deployments, predictions, results, selections, odds, strict=True)
     plans = [_plan(rank, *part) for rank, part in enumerate(parts, start=1)]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autotune.prediction import OperatorLine, Prediction
+from autotune.prediction import OperatorLine, Prediction, StepPrediction
 from cost_models.arrays import Floats
 from cost_models.specs.base import Spec
 
@@ -42,8 +42,10 @@ class Interval(Spec):
 class Uncertainty(Spec):
     """Error bars of one prediction."""
 
-    tpot_s: Interval
+    step_s: Interval
     tokens_per_s_per_gpu: Interval
+    tpot_s: Interval | None = None
+    """Of a decode pool."""
 
 
 class PlanOdds(Spec):
@@ -58,7 +60,7 @@ class PlanOdds(Spec):
     """Mean relative throughput lost by choosing it instead of whichever plan turns out best."""
 
 
-def step_factors(prediction: Prediction, draws: int = DRAWS) -> Floats:
+def step_factors(prediction: StepPrediction, draws: int = DRAWS) -> Floats:
     """Step time of each draw over the predicted one, (draws,).
 
     Draws belong to names, so they are common to all predictions: a family's bias to the family, an
@@ -81,17 +83,19 @@ def own_sigma(line: OperatorLine) -> float:
     return known * (OUTSIDE_FACTOR if line.outside_box else 1.0)
 
 
-def uncertainty(prediction: Prediction) -> Uncertainty:
-    """80 % intervals of TPOT and throughput."""
+def uncertainty(prediction: StepPrediction) -> Uncertainty:
+    """80 % intervals of the step, the throughput and, for decode, TPOT."""
     return _uncertainty(prediction, step_factors(prediction))
 
 
-def _uncertainty(prediction: Prediction, factors: Floats) -> Uncertainty:
+def _uncertainty(prediction: StepPrediction, factors: Floats) -> Uncertainty:
     low, high = (float(x) for x in np.quantile(factors, (0.1, 0.9)))
     rate = prediction.tokens_per_s_per_gpu
+    tpot_s = prediction.tpot_s if isinstance(prediction, Prediction) else None
     return Uncertainty(
-        tpot_s=Interval(low=prediction.tpot_s * low, high=prediction.tpot_s * high),
+        step_s=Interval(low=prediction.step_s * low, high=prediction.step_s * high),
         tokens_per_s_per_gpu=Interval(low=rate / high, high=rate / low),
+        tpot_s=None if tpot_s is None else Interval(low=tpot_s * low, high=tpot_s * high),
     )
 
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -80,6 +81,23 @@ def reachable_share(ranks: ArrayLike, groups: int, top_k_groups: int, contiguous
     return np.where(limited, top_k_groups / groups, 1.0)
 
 
+def expected_domains(choices: int, domains: ArrayLike, groups: int, top_k_groups: int, grouped: ArrayLike) -> Floats:
+    """Distinct scale-up domains that one token's experts are on.
+
+    grouped : expert groups stay whole inside domains (original order, or hierarchical EPLB). Then the token's
+    top_k_groups of G groups, G/D of them per domain, leave a domain out with C(G - G/D, g) / C(G, g), and each chosen
+    group is hit; 3.14 of 4 nodes for DeepSeek-V3. Otherwise the choices are spread at will.
+    """
+    d = as_floats(domains)
+    spread = expected_destinations(choices, d)
+    hit = spread
+    for count in np.unique(d[(d > 1) & np.asarray(grouped, dtype=np.bool_)]) if groups > 1 else ():
+        if groups % count == 0:
+            missed = math.comb(groups - groups // int(count), top_k_groups) / math.comb(groups, top_k_groups)
+            hit = np.where((d == count) & np.asarray(grouped, dtype=np.bool_), np.minimum(d * (1 - missed), spread), hit)
+    return as_floats(hit)
+
+
 @dataclass(frozen=True, slots=True)
 class Volumes:
     """Bytes that one rank moves over each link in one direction, and its gathered buffer."""
@@ -103,10 +121,13 @@ def volumes(
 ) -> Volumes:
     """Bytes on the busiest direction of one rank for one dispatch (or combine).
 
-    tokens : per rank; ranks : of the expert-parallel group. Balanced load: imbalance is applied by
-    the caller, because it acts on point-to-point backends and not on all-gather volume.
+    tokens : per rank; ranks : of the expert-parallel group; contiguous : experts lie in their original order. Rebalanced
+    experts keep their group inside a domain where the groups divide evenly over the domains (hierarchical EPLB).
+    Balanced load: imbalance is applied by the caller, because it acts on point-to-point backends and not on
+    all-gather volume.
     """
     tokens, ranks = (as_floats(x) for x in np.broadcast_arrays(tokens, ranks))
+    contiguous = np.broadcast_to(np.asarray(contiguous, dtype=np.bool_), tokens.shape)
     domains = links.domains(ranks)
     local = ranks / domains
     remote_share = 1 - 1 / domains
@@ -120,12 +141,15 @@ def volumes(
     if backend == "deepep_low_latency":
         copies = top_k * own
         return Volumes(copies * (local - 1) / ranks, copies * remote_share, np.zeros(tokens.shape))
-    share = reachable_share(ranks, groups, top_k_groups, contiguous)
+    grouped = contiguous | (np.mod(groups, domains) == 0)
+    hit_domains = expected_domains(top_k, domains, groups, top_k_groups, grouped)
+    share = np.where(contiguous, reachable_share(ranks, groups, top_k_groups, contiguous), hit_domains / domains)
+    share = np.where(domains > 1, share, np.where(contiguous, share, 1.0))
     per_rank = expected_destinations(top_k, ranks, share) * own * (ranks - 1) / ranks
     if backend == "nvlink_one_sided":
         return Volumes(per_rank * (local - 1) / np.maximum(ranks - 1, 1), per_rank * remote_share, np.zeros(tokens.shape))
     if backend == "deepep_normal":
-        per_domain = expected_destinations(top_k, domains, np.where(domains >= 2, share, 1.0)) * own * remote_share
+        per_domain = hit_domains * own * remote_share
         return Volumes(per_rank, np.where(domains > 1, per_domain, 0.0), np.zeros(tokens.shape))
     raise ValueError(f"no volume model for backend {backend}")
 

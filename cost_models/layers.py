@@ -12,11 +12,15 @@ from cost_models.arrays import Floats
 from cost_models.dispatch import BACKENDS
 from cost_models.host import HostCoefficients
 from cost_models.machine import Machine
+from cost_models.memory import offload_settings, offloadable_layer_bytes, offloaded_layers
+from cost_models.offload import OffloadCoefficients, prefetch_pass_s, zero_copy_pass_s
 from cost_models.operators import Timing
 from cost_models.overlap import OVERLAPS, OverlapCoefficients, single_batch_hidden_s, two_batch_time_s
 from cost_models.rows import Rows
 
 COMMUNICATION = ("dispatch", "combine")
+ROUNDING_S = 1e-9
+"""Below this a stall is rounding of the replayed sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +45,23 @@ def whole_model(
     return operators, kinds
 
 
-def finished(operators: Mapping[str, Timing], captured: NDArray[np.bool_], halves: Floats, host: HostCoefficients) -> Layer:
+def finished(
+    operators: Mapping[str, Timing], rows: Rows, captured: NDArray[np.bool_], halves: Floats, host: HostCoefficients
+) -> Layer:
     """Sum over the microbatches, with the gaps between kernels (captured in a CUDA graph) or the eager launch floor.
 
     Both grow with the operators that the layer runs: a dense GQA layer has 6 where a DeepSeek MoE layer has 13.
+    Kernels queue up while the GPU works, so eager launches cost only what exceeds it, unless dispatch makes the host
+    wait for its counts (DeepEP normal): then one microbatch's launches are exposed.
     """
     scaled = {name: timing.scaled(halves) for name, timing in operators.items()}
     busy = sum((t.time_s for t in scaled.values()), np.zeros(len(halves)))
-    launched = halves * sum((t.time_s > 0 for t in operators.values()), np.zeros(len(halves)))
-    graph_s = launched * host.graph_operator_s
-    gaps = np.where(captured, graph_s, np.maximum(launched * host.eager_operator_s - busy, graph_s))
+    launched = sum((t.time_s > 0 for t in operators.values()), np.zeros(len(halves)))
+    graph_s = halves * launched * host.graph_operator_s
+    dispatching = operators["dispatch"].time_s > 0 if "dispatch" in operators else np.zeros(len(halves), dtype=np.bool_)
+    waits = dispatching & (rows.backend == BACKENDS.index("deepep_normal"))
+    eager_s = np.where(waits, launched * host.eager_operator_s, halves * launched * host.eager_operator_s - busy)
+    gaps = np.where(captured, graph_s, np.maximum(eager_s, graph_s))
     scaled["launch_gaps"] = Timing(gaps, np.zeros(len(gaps)))
     return Layer(scaled, busy + gaps)
 
@@ -66,7 +77,7 @@ def overlapped(machine: Machine, layer: Layer, rows: Rows, split: Floats) -> Lay
             continue
         c = machine.coefficients("overlap", BACKENDS[kind], OverlapCoefficients)
         slowed = compute + communication * c.communication_processors / machine.processors
-        together = two_batch_time_s(slowed, communication, c.two_batch_sharpness)
+        together = two_batch_time_s(slowed, communication * c.communication_slowdown, c.two_batch_sharpness)
         shared = layer.operators["shared_stream"].time_s + sum(
             (t.time_s for n, t in layer.operators.items() if n in ("shared_gate_up", "shared_down")), np.zeros(len(rows))
         )
@@ -82,3 +93,23 @@ def overlapped(machine: Machine, layer: Layer, rows: Rows, split: Floats) -> Lay
         hidden = np.where(mask, np.where(single, inside, saved), hidden)
     operators = {**layer.operators, "overlap": Timing(-hidden, np.zeros(len(rows)))}
     return Layer(operators, layer.time_s - hidden)
+
+
+def offload_stall(machine: Machine, rows: Rows, dense: Layer | None, moe: Layer | None) -> Timing:
+    """What weight offload adds to a pass over all layers: the replayed timeline less the layers' own time."""
+    zero = np.zeros(len(rows))
+    stall = zero
+    model = machine.model
+    bytes_by_kind = offloadable_layer_bytes(machine, rows)
+    first_moe = model.layers - model.moe_layers
+    for group, number, step in offload_settings(rows):
+        c = machine.coefficients("offload", "default", OffloadCoefficients)
+        chosen = (rows.offload_group_size == group) & (rows.offload_in_group == number) & (rows.offload_prefetch_step == step)
+        bandwidth = machine.hardware.host_link_bytes_per_s * c.link_efficiency
+        is_dense = (np.arange(model.layers) < first_moe)[:, None]
+        compute = np.where(is_dense, dense.time_s if dense else zero, moe.time_s if moe else zero)
+        copies = np.where(is_dense, *bytes_by_kind) / bandwidth
+        mask = offloaded_layers(model, group, number)
+        timeline = prefetch_pass_s(compute, copies, mask, step) if step else zero_copy_pass_s(compute, copies, mask)
+        stall = np.where(chosen, timeline - compute.sum(axis=0), stall)
+    return Timing(np.where(stall > ROUNDING_S, stall, 0.0), zero)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from cost_models.arrays import Floats, as_floats, ceil_div
 from cost_models.dispatch import BACKENDS, payload_bytes
 from cost_models.machine import Machine
+from cost_models.offload import freed_bytes, offloaded_mask
 from cost_models.rows import UNLIMITED, Rows
-from cost_models.specs.model import Matrix
+from cost_models.specs.model import Matrix, MlaSpec, ModelSpec
 from cost_models.specs.precision import DTYPES
 from cost_models.specs.workload import Workload
 
 KV_CONFIDENCE_SIGMAS = 2.0
+KV_STEPS_RESIDENT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +60,49 @@ def decode_memory(machine: Machine, rows: Rows, workload: Workload) -> Memory:
     DeepEP low-latency buffer: 4 E T (2H + H/32) bytes (DeepEP csrc/legacy/config.hpp).
     """
     c = machine.coefficients("memory", "default", MemoryCoefficients)
-    model = machine.model
-    stages = ceil_div(model.layers, rows.pp) / model.layers
+    stages = ceil_div(machine.model.layers, rows.pp) / machine.model.layers
     kv_token = kv_bytes_per_token(machine, rows)
     tokens = _buffer_tokens(rows)
+    activations = _activation_bytes(machine, rows, tokens, _absorbed_width(machine), tokens, c)
+    return _memory(machine, rows, c, stages, kv_token, kv_tokens_needed(rows.batch, workload), tokens, activations)
+
+
+def prefill_memory(machine: Machine, rows: Rows, workload: Workload) -> Memory:
+    """Memory that a prefill instance needs on each GPU.
+
+    The KV line holds the prompts of KV_STEPS_RESIDENT steps (one being computed, one being sent to decode), each with
+    its cached prefix.
+    """
+    c = machine.coefficients("memory", "default", MemoryCoefficients)
+    stages = ceil_div(machine.model.layers, rows.pp) / machine.model.layers
+    tokens = as_floats(rows.batched_tokens)
+    cached = 1 / (1 - workload.prefix_cache_hit_rate)
+    resident = KV_STEPS_RESIDENT * np.maximum(tokens * cached, workload.isl_tokens)
+    finishing = np.ceil(tokens / max(workload.isl_tokens * (1 - workload.prefix_cache_hit_rate), 1.0))
+    activations = _activation_bytes(machine, rows, tokens, _expanded_width(machine), finishing, c)
+    return _memory(machine, rows, c, stages, kv_bytes_per_token(machine, rows), resident, tokens, activations)
+
+
+def _memory(
+    machine: Machine,
+    rows: Rows,
+    c: MemoryCoefficients,
+    stages: Floats,
+    kv_token: Floats,
+    kv_tokens: Floats,
+    tokens: Floats,
+    activations: Floats,
+) -> Memory:
+    model = machine.model
     lines = {
-        "expert weights": _expert_bytes(machine, rows) * stages,
+        "expert weights": expert_bytes(machine, rows) * stages,
         "other weights": _replicated_bytes(machine, rows) * stages + _head_bytes(machine, rows),
+        "offloaded weights": -offloaded_bytes(machine, rows) * stages,
         "mtp weights": np.where(rows.drafts > 0, _mtp_bytes(machine, rows), 0.0),
-        "kv_cache": kv_token * kv_tokens_needed(rows.batch, workload),
-        "activations": _activation_bytes(machine, rows, tokens, c),
+        "kv_cache": kv_token * kv_tokens,
+        "activations": activations,
         "dispatch buffers": _dispatch_buffer_bytes(machine, rows, tokens, c),
-        "eplb buffers": np.where(rows.eplb_interval_steps > 0, _expert_bytes(machine, rows) / max(model.moe_layers, 1), 0.0),
+        "eplb buffers": np.where(rows.eplb_interval_steps > 0, expert_bytes(machine, rows) / max(model.moe_layers, 1), 0.0),
         "cuda graphs": np.where(rows.graph_tokens > 0, c.graph_sizes * c.graph_bytes_per_size, 0.0),
         "runtime": np.full(len(rows), c.runtime_bytes),
     }
@@ -104,7 +137,7 @@ def _stored_bytes(machine: Machine, matrix: Matrix) -> float:
     return matrix.parameters * DTYPES[machine.dtype(matrix.family)].weight_bytes
 
 
-def _expert_bytes(machine: Machine, rows: Rows) -> Floats:
+def expert_bytes(machine: Machine, rows: Rows) -> Floats:
     """Routed experts on one GPU in all layers; redundant copies included."""
     moe = machine.model.moe
     if moe is None:
@@ -112,6 +145,44 @@ def _expert_bytes(machine: Machine, rows: Rows) -> Floats:
     one_copy = sum(_stored_bytes(machine, m) for m in machine.model.layer_matrices() if m.family == "experts") / moe.experts
     slots = (moe.experts + rows.redundant_experts) / rows.ep
     return as_floats(one_copy * slots / rows.moe_tp)
+
+
+def offloadable_layer_bytes(machine: Machine, rows: Rows) -> tuple[Floats, Floats]:
+    """What offload moves of a dense and of an MoE layer: the routed experts, or whole layers of a dense model [B].
+
+    vLLM's --offload-params and SGLang's offloader take the expert matrices of MoE models; their dense layers stay.
+    """
+    model = machine.model
+    if model.moe:
+        return np.zeros(len(rows)), expert_bytes(machine, rows) / model.moe_layers
+    return _replicated_bytes(machine, rows) / model.layers, np.zeros(len(rows))
+
+
+def offloaded_bytes(machine: Machine, rows: Rows) -> Floats:
+    """Device memory that weight offload frees, over all layers [B]."""
+    dense, moe = offloadable_layer_bytes(machine, rows)
+    freed = np.zeros(len(rows))
+    for group, number, step in offload_settings(rows):
+        chosen = (rows.offload_group_size == group) & (rows.offload_in_group == number) & (rows.offload_prefetch_step == step)
+        mask = offloaded_layers(machine.model, group, number)
+        layer = np.where(np.arange(machine.model.layers)[:, None] < machine.model.layers - machine.model.moe_layers, dense, moe)
+        freed = np.where(chosen, freed_bytes(layer, mask, step), freed)
+    return freed
+
+
+def offload_settings(rows: Rows) -> list[tuple[int, int, int]]:
+    """Distinct (group size, layers in group, prefetch step) of rows that offload."""
+    used = rows.offload_group_size > 0
+    columns = (rows.offload_group_size[used], rows.offload_in_group[used], rows.offload_prefetch_step[used])
+    return sorted({(int(g), int(n), int(s)) for g, n, s in zip(*columns, strict=True)})
+
+
+def offloaded_layers(model: ModelSpec, group_size: int, in_group: int) -> NDArray[np.bool_]:
+    """Layers with something to offload that the setting takes, (layers,)."""
+    mask = offloaded_mask(model.layers, group_size, in_group)
+    if model.moe:
+        mask[: model.layers - model.moe_layers] = False
+    return mask
 
 
 def _replicated_bytes(machine: Machine, rows: Rows) -> Floats:
@@ -146,23 +217,35 @@ def _buffer_tokens(rows: Rows) -> Floats:
     return as_floats(np.maximum(rows.batched_tokens, np.ceil(rows.batch / rows.pp) * (1 + rows.drafts)))
 
 
-def _activation_bytes(machine: Machine, rows: Rows, tokens: Floats, c: MemoryCoefficients) -> Floats:
-    """Widest live tensors of a layer, gathered tokens where the backend gathers them, and the logits."""
+def _activation_bytes(
+    machine: Machine, rows: Rows, tokens: Floats, head_elements: int, sampled: Floats, c: MemoryCoefficients
+) -> Floats:
+    """Widest live tensors of a layer, gathered tokens where the backend gathers them, and the logits of `sampled` tokens."""
     model = machine.model
     own = tokens * model.hidden * 2 * c.activation_passes
-    query = tokens * (2 * model.attention.heads / rows.tp) * _query_width(machine) * 2
+    query = tokens * model.attention.heads / rows.tp * head_elements * 2
     gathered = np.where(rows.backend == BACKENDS.index("allgather_reducescatter"), tokens * rows.dp, tokens)
     experts = 0.0
     if model.moe:
         pairs = gathered * model.moe.top_k / rows.ep
         experts = pairs * (2 * model.moe.intermediate / rows.moe_tp + model.hidden) * 2 + gathered * model.hidden * 2
-    logits = tokens * model.vocab / rows.tp * 6
+    logits = sampled * model.vocab / rows.tp * 6
     return as_floats(own + query + experts + logits)
 
 
-def _query_width(machine: Machine) -> int:
+def _absorbed_width(machine: Machine) -> int:
+    """Query and output elements of one head in decode."""
     attention = machine.model.attention
-    return attention.kv_lora_rank + attention.qk_rope_dim if attention.kind == "mla" else attention.head_dim
+    width = attention.kv_lora_rank + attention.qk_rope_dim if isinstance(attention, MlaSpec) else attention.head_dim
+    return 2 * width
+
+
+def _expanded_width(machine: Machine) -> int:
+    """Query, key, value and output elements of one query head in prefill."""
+    attention = machine.model.attention
+    if isinstance(attention, MlaSpec):
+        return 2 * (attention.qk_nope_dim + attention.qk_rope_dim) + 2 * attention.v_dim
+    return 2 * attention.head_dim * (1 + attention.kv_heads // attention.heads)
 
 
 def _dispatch_buffer_bytes(machine: Machine, rows: Rows, tokens: Floats, c: MemoryCoefficients) -> Floats:

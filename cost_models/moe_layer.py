@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from cost_models.operators import Timing, matrix_gemm, moe_traffic, tp_all_reduc
 from cost_models.overlap import SharedExpertStream, shared_stream_hidden_s
 from cost_models.rows import Rows
 from cost_models.specs.model import MoeSpec
+
+Phase = Literal["decode", "prefill"]
 
 POINT_TO_POINT = ("deepep_low_latency", "deepep_normal", "nvlink_one_sided")
 
@@ -78,12 +80,12 @@ def imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
     return np.where(np.isnan(rows.imbalance), prior, rows.imbalance)
 
 
-def moe_operators(machine: Machine, rows: Rows, tokens: Floats) -> dict[str, Timing]:
+def moe_operators(machine: Machine, rows: Rows, tokens: Floats, phase: Phase = "decode") -> dict[str, Timing]:
     """Operators of one MoE layer; dispatch, experts and combine repeat once per MoE DP chunk.
 
     tokens : per attention-DP rank in this microbatch. With DP attention each TP rank feeds its share
     of the tokens into the experts (sequence-parallel MoE); with TP alone every rank holds all tokens
-    and an all-reduce joins the results.
+    and an all-reduce joins the results. phase : prefill may use kernels that a CUDA graph cannot hold.
     """
     moe = machine.model.moe
     assert moe is not None
@@ -93,12 +95,12 @@ def moe_operators(machine: Machine, rows: Rows, tokens: Floats) -> dict[str, Tim
     ratio = imbalance(machine, rows, tokens)
     shared_shards = np.where(spread, 1, rows.tp)
     operators = _router_and_shared(machine, fed, as_floats(shared_shards))
-    operators["experts"] = _experts(machine, moe, rows, chunk, ratio).scaled(iterations)
+    operators["experts"] = _experts(machine, moe, rows, chunk, ratio, phase).scaled(iterations)
     for direction in ("dispatch", "combine"):
         operators[direction] = _transfer(machine, moe, rows, chunk, ratio, direction).scaled(iterations)
     joined = evaluate_distinct(lambda m, t: tp_all_reduce(machine, m, t), tokens, np.where(spread, 1, rows.tp))
     operators["moe_all_reduce"] = Timing(*joined)
-    operators["moe_elementwise"] = moe_traffic(machine, fed)
+    operators["moe_elementwise"] = moe_traffic(machine, fed, "prefill" if phase == "prefill" else "default")
     operators["eplb_moves"] = _rebalance(machine, rows)
     operators["shared_stream"] = _shared_stream(machine, operators, fed)
     return operators
@@ -122,7 +124,7 @@ def _router_and_shared(machine: Machine, tokens: Floats, shards: Floats) -> dict
     return {name: Timing(*pair) for name, pair in evaluate_distinct(distinct, tokens, shards).items()}
 
 
-def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: Floats) -> Timing:
+def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: Floats, phase: Phase) -> Timing:
     """Routed experts of the busiest rank for `tokens` fed by each rank."""
     feeding = np.where(rows.dp > 1, rows.group, 1)
     total = tokens * feeding
@@ -143,15 +145,18 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     parts = [np.zeros(len(rows)), np.zeros(len(rows))]
     for kind in np.unique(rows.backend):
         mask = rows.backend == kind
-        variant = kernel_variant(machine, BACKENDS[kind])
-        coefficients = machine.coefficients("grouped_gemm", variant, GroupedGemmCoefficients)
+        kernels = tuple(
+            machine.coefficients("grouped_gemm", variant, GroupedGemmCoefficients)
+            for variant in kernel_variants(machine, BACKENDS[kind], phase)
+        )
 
         def distinct(
-            p: Floats, e: Floats, t: Floats, s: Floats, all_tokens: Floats, c: GroupedGemmCoefficients = coefficients
+            p: Floats, e: Floats, t: Floats, s: Floats, all_tokens: Floats, choice: tuple[GroupedGemmCoefficients, ...] = kernels
         ) -> tuple[Floats, Floats]:
             active = np.minimum(expected_active_experts(all_tokens, e, moe.experts, moe.top_k, popularity.sigma), p)
-            time_s = grouped_gemm_time_s(p, e, active, t, s, activation_bytes=info.activation_bytes, coefficients=c, **shape)
-            return time_s, grouped_gemm_bound_s(p, active, s, **shape)
+            cell = {"activation_bytes": info.activation_bytes, **shape}
+            times = [grouped_gemm_time_s(p, e, active, t, s, coefficients=c, **cell) for c in choice]
+            return np.min(times, axis=0), grouped_gemm_bound_s(p, active, s, **shape)
 
         slots = (moe.experts + rows.redundant_experts) / rows.ep
         inputs = [(pairs / loops)[mask], slots[mask], (entering / loops)[mask], rows.moe_tp[mask], (total / loops)[mask]]
@@ -160,11 +165,21 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     return Timing(parts[0] * loops, parts[1] * np.where(loops > 1, 1, loops))
 
 
-def kernel_variant(machine: Machine, backend: str) -> str:
-    """Low-latency dispatch feeds a masked kernel; every other path a contiguous one."""
+def kernel_variants(machine: Machine, backend: str, phase: Phase) -> tuple[str, ...]:
+    """Expert kernels that a backend can feed; the engine takes the fastest.
+
+    Low-latency dispatch feeds a masked kernel, DeepEP normal a contiguous one, every other path the engine's fused
+    one; prefill, which no CUDA graph captures, may choose the contiguous one there too.
+    """
     dtype = machine.dtype("experts")
-    masked = f"{dtype}.masked"
-    return masked if backend == "deepep_low_latency" and machine.calibration.has("grouped_gemm", masked) else dtype
+    contiguous = f"{dtype}.contiguous"
+    wanted: tuple[str, ...] = (dtype, contiguous) if phase == "prefill" else (dtype,)
+    if backend == "deepep_low_latency":
+        wanted = (f"{dtype}.masked",)
+    if backend == "deepep_normal":
+        wanted = (contiguous,)
+    known = tuple(variant for variant in wanted if machine.calibration.has("grouped_gemm", variant))
+    return known or (dtype,)
 
 
 def _entering_tokens(moe: MoeSpec, rows: Rows, total: Floats, pairs: Floats) -> Floats:

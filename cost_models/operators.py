@@ -20,6 +20,7 @@ from cost_models.dense_gemm import DenseGemmCoefficients, dense_gemm_bound_s, de
 from cost_models.elementwise import ElementwiseCoefficients, elementwise_time_s
 from cost_models.machine import Machine
 from cost_models.specs.model import GqaSpec, Matrix, MlaSpec
+from cost_models.specs.precision import DTYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +37,16 @@ class Timing:
         return Timing(self.time_s + other.time_s, self.bound_s + other.bound_s)
 
 
-def gemm(machine: Machine, family: str, m: Floats, n: Floats | float, k: Floats | float) -> tuple[Floats, Floats]:
-    """A dense GEMM in the dtype of its matrix family: (time, bound)."""
-    info = machine.dtype_info(family)
+def gemm(machine: Machine, dtype: str, m: Floats, n: Floats | float, k: Floats | float) -> tuple[Floats, Floats]:
+    """A dense GEMM with weights in a dtype: (time, bound)."""
+    info = DTYPES[dtype]
     shape = {
         "weight_bytes": info.weight_bytes,
         "activation_bytes": info.activation_bytes,
-        "peak_flops_per_s": machine.peak_flops_per_s(family),
+        "peak_flops_per_s": machine.hardware.gpu.peak_flops_per_s(info.compute),
         "hbm_bytes_per_s": machine.hbm_bytes_per_s,
     }
-    coefficients = machine.coefficients("dense_gemm", machine.dtype(family), DenseGemmCoefficients)
+    coefficients = machine.coefficients("dense_gemm", dtype, DenseGemmCoefficients)
     time_s = dense_gemm_time_s(m, n, k, processors=machine.processors, coefficients=coefficients, **shape)
     return time_s, dense_gemm_bound_s(m, n, k, **shape)
 
@@ -54,7 +55,7 @@ def matrix_gemm(machine: Machine, matrix: Matrix, m: Floats, shards: Floats) -> 
     """The GEMM of a (possibly sharded) weight matrix over m rows."""
     n = matrix.n / shards if matrix.sharding == "column" else matrix.n
     k = matrix.k / shards if matrix.sharding == "row" else matrix.k
-    return gemm(machine, matrix.family, m, n, k)
+    return gemm(machine, machine.dtype(matrix.family), m, n, k)
 
 
 def attention_operators(
@@ -156,22 +157,23 @@ def _attention_elementwise(machine: Machine, tokens: Floats, tp: Floats) -> tupl
         query_elements = attention.heads / tp * (attention.kv_lora_rank + attention.qk_rope_dim)
     else:
         query_elements = (attention.heads + 2 * attention.kv_heads) / tp * attention.head_dim
-    return _traffic(machine, tokens, query_elements, c.hidden_passes, c.query_passes, c.memory_efficiency)
+    return traffic(machine, tokens, query_elements, c.hidden_passes, c.query_passes, c)
 
 
-def _traffic(
-    machine: Machine, tokens: Floats, query: Floats | float, hidden_passes: float, query_passes: float, efficiency: float
+def traffic(
+    machine: Machine, tokens: Floats, query: Floats | float, hidden_passes: float, query_passes: float, c: ElementwiseCoefficients
 ) -> tuple[Floats, Floats]:
+    """Element-wise traffic of one layer: (time, the same bytes at full bandwidth)."""
     time_s = elementwise_time_s(
         tokens,
         query,
         hidden=machine.model.hidden,
         hidden_passes=hidden_passes,
         query_passes=query_passes,
-        memory_efficiency=efficiency,
+        memory_efficiency=c.memory_efficiency,
         hbm_bytes_per_s=machine.hbm_bytes_per_s,
     )
-    return time_s, time_s * efficiency
+    return time_s, time_s * c.memory_efficiency
 
 
 def dense_ffn_operators(machine: Machine, tokens: Floats, tp: Floats) -> dict[str, Timing]:
@@ -192,12 +194,15 @@ def head_operators(machine: Machine, tokens: Floats, tp: Floats, sampling_bytes_
     def distinct(m: Floats, t: Floats) -> dict[str, tuple[Floats, Floats]]:
         model = machine.model
         logits_s = m * model.vocab / t * sampling_bytes_per_logit / machine.hbm_bytes_per_s
-        return {"lm_head": gemm(machine, "lm_head", m, model.vocab / t, model.hidden), "sampling": (logits_s, logits_s)}
+        return {
+            "lm_head": gemm(machine, machine.dtype("lm_head"), m, model.vocab / t, model.hidden),
+            "sampling": (logits_s, logits_s),
+        }
 
     return {name: Timing(*pair) for name, pair in evaluate_distinct(distinct, tokens, tp).items()}
 
 
-def moe_traffic(machine: Machine, tokens: Floats) -> Timing:
+def moe_traffic(machine: Machine, tokens: Floats, variant: str) -> Timing:
     """Hidden-state traffic of an MoE layer outside the expert kernel: quantise, shared add."""
-    c = machine.coefficients("elementwise", "default", ElementwiseCoefficients)
-    return Timing(*_traffic(machine, tokens, 0.0, c.moe_hidden_passes, 0.0, c.memory_efficiency))
+    c = machine.coefficients("elementwise", variant, ElementwiseCoefficients)
+    return Timing(*traffic(machine, tokens, 0.0, c.moe_hidden_passes, 0.0, c))

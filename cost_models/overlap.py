@@ -27,6 +27,8 @@ class OverlapCoefficients:
     """q in (C^q + M^q)^(1/q): overlap is softer than max() [-]."""
     single_batch_hidden: float
     """Share of the hideable communication that single-batch overlap really hides [-]."""
+    communication_slowdown: float = 1.0
+    """Communication time beside compute over alone: they share memory bandwidth [-]."""
     communication_processors: float = 0.0
     """Processors that communication kernels occupy while they run beside compute [-]. RDMA low-latency
     transfers take none; transfers over NVLink are stores issued by the processors themselves."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from cost_models.calibration import Entry
 from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
-from cost_models.moe_layer import kernel_variant
+from cost_models.moe_layer import Phase, kernel_variants
+from cost_models.prefill import PromptBatch
 from cost_models.rows import Rows
 
 NORMAL_80 = 1.2816
@@ -29,22 +30,52 @@ class Provenance:
     """Spread of log(measured / predicted) on held-out rows: half its central 80 % over 1.28."""
 
 
+Inputs = tuple[str, str, dict[str, float]]
+"""Family, variant, and the inputs that its box is checked against."""
+
+
 def operator_provenance(machine: Machine, rows: Rows, context_tokens: float) -> dict[str, Provenance]:
-    """Provenance of every operator of the first row."""
-    matrices = {m.name: m for m in machine.model.matrices()}
-    sources: dict[str, tuple[str, str, dict[str, float]]] = {}
+    """Provenance of every operator of the first row of a decode step."""
     tokens = float(rows.batch[0] * (1 + rows.drafts[0]))
-    tp = float(rows.tp[0])
-    for name, matrix in matrices.items():
-        if matrix.family not in ("experts", "embedding"):
-            inputs = {"m": tokens, "n": matrix.n / tp, "k": float(matrix.k)}
-            sources[name] = ("dense_gemm", machine.dtype(matrix.family), inputs)
     attention = machine.model.attention
-    core = {"sequences": float(rows.batch[0]), "context_tokens": context_tokens, "heads": attention.heads / tp}
+    core = {
+        "sequences": float(rows.batch[0]),
+        "context_tokens": context_tokens,
+        "heads": attention.heads / float(rows.tp[0]),
+    }
+    sources = _shared_sources(machine, rows, tokens, "decode")
     sources["attention"] = (f"{attention.kind}_decode", machine.recipe.kv_cache, core)
     sources["absorb"] = ("elementwise", "default", {})
+    return {name: _checked(machine, *source) for name, source in sources.items()}
+
+
+def prefill_provenance(machine: Machine, rows: Rows, batch: PromptBatch) -> dict[str, Provenance]:
+    """Provenance of every operator of the first row of a prefill step."""
+    attention = machine.model.attention
+    core = {
+        "sequences": float(batch.sequences[0]),
+        "new_tokens": float(batch.new_tokens[0]),
+        "prefix_tokens": float(batch.prefix_tokens[0]),
+        "heads": attention.heads / float(rows.tp[0]),
+    }
+    sources = _shared_sources(machine, rows, float(batch.tokens[0]), "prefill")
+    sources["attention"] = (f"{attention.kind}_prefill", machine.recipe.prefill_attention, core)
+    if "kv_b" in sources:
+        family, _, inputs = sources["kv_b"]
+        sources["kv_b"] = (family, machine.recipe.kv_b_expand or machine.recipe.kv_b, inputs)
+    return {name: _checked(machine, *source) for name, source in sources.items()}
+
+
+def _shared_sources(machine: Machine, rows: Rows, tokens: float, phase: Phase) -> dict[str, Inputs]:
+    """Operators that both phases have, on `tokens` per attention-DP rank."""
+    sources: dict[str, Inputs] = {}
+    tp = float(rows.tp[0])
+    for matrix in machine.model.matrices():
+        if matrix.family not in ("experts", "embedding"):
+            inputs = {"m": tokens, "n": matrix.n / tp, "k": float(matrix.k)}
+            sources[matrix.name] = ("dense_gemm", machine.dtype(matrix.family), inputs)
     for name in ("elementwise", "moe_elementwise"):
-        sources[name] = ("elementwise", "default", {})
+        sources[name] = ("elementwise", "prefill" if phase == "prefill" else "default", {})
     for name in ("tp_all_reduce", "ffn_all_reduce", "moe_all_reduce"):
         sources[name] = ("all_reduce", "default", {"ranks": tp})
     backend = BACKENDS[int(rows.backend[0])]
@@ -52,7 +83,7 @@ def operator_provenance(machine: Machine, rows: Rows, context_tokens: float) -> 
     if machine.model.moe:
         slots = machine.model.moe.experts + float(rows.redundant_experts[0])
         experts = {"input_tokens": tokens, "local_experts": slots / float(rows.ep[0])}
-        sources["experts"] = ("grouped_gemm", kernel_variant(machine, backend), experts)
+        sources["experts"] = ("grouped_gemm", kernel_variants(machine, backend, phase)[-1], experts)
         sources["shared_stream"] = ("shared_expert_stream", "default", {})
         sources["eplb_moves"] = ("balance", "dynamics", {})
     if backend != "none":
@@ -62,7 +93,9 @@ def operator_provenance(machine: Machine, rows: Rows, context_tokens: float) -> 
     for name in HOST_OPERATORS:
         sources[name] = ("host", "default", {})
     sources["sampling"] = ("host", "default", {})
-    return {name: _checked(machine, *source) for name, source in sources.items()}
+    if rows.offload_group_size[0]:
+        sources["offload_stall"] = ("offload", "default", {})
+    return sources
 
 
 def _checked(machine: Machine, family: str, variant: str, inputs: dict[str, float]) -> Provenance:

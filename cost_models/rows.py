@@ -50,6 +50,12 @@ class Rows:
     """Outputs per API process and step; 0 leaves the API process out."""
     batched_tokens: Ints
     """Token budget per step that buffers are sized for; 0 sizes them for the batch."""
+    offload_group_size: Ints
+    """Weight offload with prefetch: period in layers; 0 keeps all weights on the GPU."""
+    offload_in_group: Ints
+    """Layers of each group that live in host memory."""
+    offload_prefetch_step: Ints
+    """Layers copied ahead; 0 reads over the host link without copying (UVA)."""
     imbalance: Floats
     """Busiest rank / mean where it is known; NaN uses the calibration's prior."""
 
@@ -117,5 +123,8 @@ DEFAULTS: dict[str, ArrayLike] = {
     "output_chunk": UNLIMITED,
     "api_outputs": 0,
     "batched_tokens": 0,
+    "offload_group_size": 0,
+    "offload_in_group": 1,
+    "offload_prefetch_step": 1,
     "imbalance": np.nan,
 }

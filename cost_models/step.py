@@ -10,7 +10,7 @@ import numpy as np
 from cost_models.arrays import Floats, as_floats, ceil_div
 from cost_models.collectives import pipeline_hop_time_s
 from cost_models.host import HostCoefficients, host_step_s, output_processing_s
-from cost_models.layers import Layer, finished, overlapped, whole_model
+from cost_models.layers import Layer, finished, offload_stall, overlapped, whole_model
 from cost_models.machine import Machine
 from cost_models.moe_layer import moe_operators
 from cost_models.operators import Timing, attention_operators, dense_ffn_operators, head_operators
@@ -56,14 +56,16 @@ def decode_step(machine: Machine, rows: Rows, context_tokens: float, mtp_accepta
     head = head_operators(machine, as_floats(tokens), as_floats(rows.tp), c.sampling_bytes_per_logit)
     operators |= head
     operators["mtp_drafts"] = _draft_passes(moe or dense, head, rows)
-    operators["pipeline_hops"] = _hops(machine, rows, tokens)
+    operators["pipeline_hops"] = hops(machine, rows, tokens)
     operators["host"] = Timing(host_step_s(in_flight, rows.dp, c) * rows.pp, np.zeros(len(rows)))
+    operators["offload_stall"] = offload_stall(machine, rows, dense, moe)
     step_s = as_floats(sum(t.time_s for t in operators.values()))
     waiting = np.maximum(output_processing_s(rows.api_outputs, rows.output_chunk, c) - step_s, 0.0)
     operators["output_processing_wait"] = Timing(waiting, np.zeros(len(rows)))
     step_s = step_s + waiting
     kinds["head"] = sum((t.time_s for t in head.values()), operators["mtp_drafts"].time_s)
     kinds["host"] = operators["host"].time_s + operators["pipeline_hops"].time_s + waiting
+    kinds["host"] = kinds["host"] + operators["offload_stall"].time_s
     accepted = accepted_tokens_per_step(rows.drafts, mtp_acceptance)
     tpot_s = step_s / accepted
     rate = rows.batch * rows.dp / tpot_s / rows.gpus
@@ -84,10 +86,10 @@ def _layers(
     dense = moe = None
     if machine.model.layers > machine.model.moe_layers:
         ffn = dense_ffn_operators(machine, tokens, as_floats(rows.tp))
-        dense = finished(attention | ffn, captured, halves, host)
+        dense = finished(attention | ffn, rows, captured, halves, host)
     if machine.model.moe_layers:
         operators = attention | moe_operators(machine, rows, tokens)
-        moe = overlapped(machine, finished(operators, captured, halves, host), rows, split)
+        moe = overlapped(machine, finished(operators, rows, captured, halves, host), rows, split)
     return dense, moe
 
 
@@ -100,7 +102,8 @@ def _draft_passes(layer: Layer | None, head: Mapping[str, Timing], rows: Rows) -
     return Timing((layer.time_s + lm_head.time_s) * rows.drafts, bound * rows.drafts)
 
 
-def _hops(machine: Machine, rows: Rows, tokens: Floats) -> Timing:
+def hops(machine: Machine, rows: Rows, tokens: Floats) -> Timing:
+    """Sending a microbatch's hidden states through the pipeline stages."""
     message = tokens * machine.model.hidden * 2
     time_s = pipeline_hop_time_s(message, rows.gpus, rows.pp, links=machine.links, start_s=PIPELINE_START_S)
     return Timing(time_s, np.zeros(len(rows)))

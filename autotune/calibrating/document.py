@@ -12,7 +12,7 @@ from autotune.deployment import CalibrationChoice, Deployment
 from autotune.files import write_whole
 from autotune.predicting import predict
 from autotune.records import dump_yaml
-from autotune.validation import load_cases
+from autotune.validating.cases import published
 from cost_models.catalog import load_hardware, raw_calibration
 
 
@@ -61,7 +61,7 @@ def changes(document: dict[str, Any]) -> list[Change]:
         path = Path(folder) / "candidate.yaml"
         write_document(document, path)
         found = []
-        for case in load_cases().cases:
+        for case in (case for file in published() for case in file.cases):
             if _prices(document, case.deployment):
                 swapped = case.deployment.model_copy(update={"calibration": CalibrationChoice(file=str(path))})
                 before, after = (predict(d).tokens_per_s_per_gpu for d in (case.deployment, swapped))

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autotune.calibrating.operators import CONTIGUOUS, MASKED
 from autotune.calibrating.timings import TimingTable, checked, merge, require_pandas, sha256_of
 from autotune.errors import ProblemError
 
@@ -107,7 +108,7 @@ def _experts(raw: pd.DataFrame, masked: bool) -> tuple[pd.DataFrame, dict[str, i
     )
     return rows.assign(
         operator="grouped_gemm_kernel",
-        dtype="fp8_block.masked" if masked else "fp8_block",
+        dtype="fp8_block" + (MASKED if masked else CONTIGUOUS),
         pairs=kept.tokens_per_expert * kept.num_local_experts,
         local_experts=kept.num_local_experts,
         moe_tp=1,

@@ -24,7 +24,8 @@ from cost_models.specs.precision import DTYPES
 MLA_LATENT, MLA_ROPE = 512, 64
 MLA_QK, MLA_V = 192, 128
 MASKED = ".masked"
-"""Suffix of expert dtypes: the masked kernel that low-latency dispatch feeds."""
+CONTIGUOUS = ".contiguous"
+"""Suffixes of expert dtypes: the kernels that DeepEP low-latency and DeepEP normal feed."""
 FP8_DECODE_ATTENTION = ("blackwell",)
 """Architectures whose decode kernels compute in FP8 when the cache is FP8."""
 
@@ -47,7 +48,7 @@ class Operator:
 
 
 def _gemm_shape(dtype: str, hardware: HardwareSpec) -> dict[str, Any]:
-    stored = dtype.removesuffix(MASKED)
+    stored = dtype.removesuffix(MASKED).removesuffix(CONTIGUOUS)
     if stored not in DTYPES:
         raise FitError(f"dtype {dtype} is not modelled; known: {', '.join(sorted(DTYPES))}")
     info = DTYPES[stored]

@@ -49,6 +49,7 @@ OWN = (
 )
 SHARED = (
     Source("moe", "wideep_generation_moe_perf.parquet", kernels.masked_experts, owner="sglang"),
+    Source("moe", "wideep_context_moe_perf.parquet", kernels.contiguous_experts, owner="sglang"),
     Source("comm", "nccl_perf.parquet", links.gather_and_scatter, owner="nccl"),
     Source("comm", "wideep_deepep_ll_perf.parquet", links.deepep_low_latency, owner="sglang", versions=2),
     Source("comm", "wideep_deepep_normal_perf.parquet", links.deepep_normal, owner="sglang", versions=2),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.calibrating.operators import MASKED
+from autotune.calibrating.operators import CONTIGUOUS, MASKED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +37,7 @@ MOE_DTYPES = {**DTYPES, "w4a16_mxfp4": "mxfp4"}
 MOE_MAX_TOKENS = 16384
 MOE_MAX_EP = 8
 LOAD_DRAWS = 12
+EAGER_EXPERTS_MS = 0.6
 EXPERT_KEYS = [
     "operator",
     "dtype",
@@ -236,6 +237,35 @@ def masked_experts(raw: pd.DataFrame, _engine: str) -> Rows:
         intermediate=kept.inter_size,
         latency_ms=kept.latency,
     )[enough]
+    return median_of_duplicates(rows, EXPERT_KEYS, dropped), dropped
+
+
+def contiguous_experts(raw: pd.DataFrame, _engine: str) -> Rows:
+    """Experts behind DeepEP normal (contiguous DeepGEMM); every rank is handed all tokens of the group.
+
+    Launched eagerly: rows at the launch floor time the CPU.
+    """
+    uniform = raw.distribution == "uniform"
+    launched = raw.latency < EAGER_EXPERTS_MS
+    kept = raw[uniform & ~launched]
+    pairs = kept.num_tokens * kept.topk / kept.moe_ep_size
+    local = kept.num_experts / kept.moe_ep_size
+    dropped = {
+        "contiguous experts: skewed rows (loads not recorded)": int((~uniform).sum()),
+        f"contiguous experts: below {EAGER_EXPERTS_MS} ms (eager launch)": int((uniform & launched).sum()),
+    }
+    rows = kept.assign(
+        operator="grouped_gemm",
+        dtype=kept.moe_dtype.map(MOE_DTYPES) + CONTIGUOUS,
+        pairs=pairs,
+        active_experts=np.minimum(pairs, local),
+        local_experts=local,
+        input_tokens=kept.num_tokens,
+        moe_tp=kept.moe_tp_size,
+        hidden=kept.hidden_size,
+        intermediate=kept.inter_size,
+        latency_ms=kept.latency,
+    )
     return median_of_duplicates(rows, EXPERT_KEYS, dropped), dropped
 
 

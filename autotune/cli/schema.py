@@ -21,7 +21,7 @@ def schema(
     from autotune.errors import ProblemError
     from autotune.plan import SearchResult
     from autotune.problem import Problem
-    from autotune.validation import CaseFile
+    from autotune.validating.cases import CaseFile
     from cost_models.calibration import Calibration
     from cost_models.errors import unknown_name
     from cost_models.specs.base import Spec

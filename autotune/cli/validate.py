@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from autotune.validating.cases import CaseFile, CaseResult
 
 
 def register(app: typer.Typer) -> None:
@@ -14,26 +17,50 @@ def register(app: typer.Typer) -> None:
 
 
 def validate(
-    cases: Annotated[Path | None, typer.Argument(help="Case file; the published decode cases by default.")] = None,
-    update: Annotated[Path | None, typer.Option(help="Markdown file whose table between the marks is replaced.")] = None,
+    cases: Annotated[list[Path] | None, typer.Argument(help="Case files; the published cases by default.")] = None,
+    update: Annotated[Path | None, typer.Option(help="Markdown file whose tables between the marks are replaced.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for cases.csv, README.md and plots (extra plots).")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Predicted against measured, case by case."""
-    from autotune.validation import load_cases, markdown_table, summarise, update_between_marks
-    from autotune.validation import validate as run
+    from autotune.validating.cases import load_cases, published, run_cases
+    from autotune.validating.report import markdown, update_between_marks
 
-    file = load_cases(cases)
-    results = run(file)
+    files = [load_cases(path) for path in cases] if cases else published()
+    validated = [(file, run_cases(file)) for file in files]
     if update is not None:
-        update_between_marks(update, markdown_table(file, results))
+        update_between_marks(update, markdown(validated))
+    if out is not None:
+        _write(out, validated)
     if json:
-        import json as json_module
+        typer.echo(_as_json(validated))
+        return
+    typer.echo(markdown(validated))
 
+
+def _write(folder: Path, validated: list[tuple[CaseFile, list[CaseResult]]]) -> None:
+    import datetime
+    from importlib import metadata
+
+    from autotune.validating.report import write_folder
+
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    for path in write_folder(folder, validated, date, metadata.version("moe-autotune")):
+        typer.echo(f"wrote {path}", err=True)
+
+
+def _as_json(validated: list[tuple[CaseFile, list[CaseResult]]]) -> str:
+    import json
+
+    from autotune.validating.statistics import decisions, summarise
+
+    documents = []
+    for file, results in validated:
         rows = [
             {"id": r.case.id, "named": r.case.named, "throughput_error": r.throughput_error, "tpot_error": r.tpot_error}
             for r in results
         ]
         named = [r for r in results if r.case.named] or results
-        typer.echo(json_module.dumps({"cases": rows, "named": summarise(named).model_dump()}, indent=2))
-        return
-    typer.echo(markdown_table(file, results))
+        chosen = [decision.model_dump() for decision in decisions(results)]
+        documents.append({"title": file.title, "cases": rows, "named": summarise(named).model_dump(), "decisions": chosen})
+    return json.dumps(documents, indent=2)

@@ -10,7 +10,7 @@ from rich.text import Text
 from autotune.deployment import Deployment
 from autotune.exporters import feed_requirement
 from autotune.plan import Plan, SearchResult
-from autotune.prediction import Prediction
+from autotune.prediction import Prediction, PrefillPrediction, StepPrediction
 from autotune.uncertainty import PlanOdds, Uncertainty, uncertainty
 
 GB = 1e9
@@ -29,8 +29,10 @@ def ms(seconds: float) -> str:
 
 def error_bars(bars: Uncertainty) -> str:
     """80 % intervals in one line."""
-    rate, tpot = bars.tokens_per_s_per_gpu, bars.tpot_s
-    return f"80 % interval {rate.low:,.0f}-{rate.high:,.0f} tokens/s/GPU, TPOT {tpot.low * 1e3:,.1f}-{tpot.high * 1e3:,.1f} ms"
+    rate = bars.tokens_per_s_per_gpu
+    name, times = ("TPOT", bars.tpot_s) if bars.tpot_s else ("step", bars.step_s)
+    span = f"{name} {times.low * 1e3:,.1f}-{times.high * 1e3:,.1f} ms"
+    return f"80 % interval {rate.low:,.0f}-{rate.high:,.0f} tokens/s/GPU, {span}"
 
 
 def odds_line(odds: PlanOdds) -> str:
@@ -50,7 +52,16 @@ def headline(prediction: Prediction) -> Text:
     return text
 
 
-def operator_table(prediction: Prediction) -> Table:
+def prefill_headline(prediction: PrefillPrediction) -> Text:
+    """The numbers of a prefill pool."""
+    text = Text()
+    text.append(f"{prediction.tokens_per_s_per_gpu:,.0f} prompt tokens/s/GPU", style="bold green")
+    text.append(f"   step {ms(prediction.step_s)}   {prediction.tokens_per_s:,.0f} prompt tokens/s on {prediction.gpus} GPUs")
+    text.append(f"   a prompt takes {ms(prediction.prompt_s)} when nothing waits")
+    return text
+
+
+def operator_table(prediction: StepPrediction) -> Table:
     """Operators by time; the small ones in one line."""
     table = _table("Step time by operator")
     for name, justify in (
@@ -76,7 +87,7 @@ def operator_table(prediction: Prediction) -> Table:
     return table
 
 
-def layer_table(prediction: Prediction) -> Table:
+def layer_table(prediction: StepPrediction) -> Table:
     """Step time by kind of layer."""
     table = _table("Step time by layer kind")
     table.add_column("part", style="cyan")
@@ -87,7 +98,7 @@ def layer_table(prediction: Prediction) -> Table:
     return table
 
 
-def memory_table(prediction: Prediction) -> Table:
+def memory_table(prediction: StepPrediction) -> Table:
     """Memory of one GPU by line."""
     table = _table("Memory per GPU")
     table.add_column("line", style="cyan")
@@ -199,15 +210,20 @@ def search_report(result: SearchResult) -> RenderableType:
     return Group(*parts)
 
 
-def prediction_report(deployment: Deployment, prediction: Prediction) -> RenderableType:
+def prediction_report(deployment: Deployment, prediction: Prediction | PrefillPrediction) -> RenderableType:
     """The report of one prediction."""
     pool = deployment.pool
     title = f"{deployment.model} on {pool.instances} x {pool.layout.label()}, {deployment.hardware}"
     fits = "fits" if prediction.fits else "DOES NOT FIT"
+    if isinstance(prediction, Prediction):
+        head, load = headline(prediction), f"mean context {prediction.context_tokens:,.0f} tokens"
+    else:
+        head = prefill_headline(prediction)
+        load = f"{prediction.tokens_per_step:,.0f} tokens, {prediction.prompts_per_step:,.2g} prompts per rank and step"
     parts: list[RenderableType] = [
         Text(title, style="bold"),
-        headline(prediction),
-        Text(f"bottleneck: {prediction.bottleneck}; memory {fits}; mean context {prediction.context_tokens:,.0f} tokens"),
+        head,
+        Text(f"bottleneck: {prediction.bottleneck}; memory {fits}; {load}"),
         Text(error_bars(uncertainty(prediction))),
         "",
         operator_table(prediction),

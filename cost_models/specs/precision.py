@@ -53,7 +53,11 @@ class PrecisionRecipe(Spec):
     router: Dtype = "bf16"
     lm_head: Dtype = "bf16"
     embedding: Dtype = "bf16"
+    kv_b_expand: Dtype | None = None
+    """kv_b where it runs as a GEMM, un-absorbed, in prefill; none: as kv_b."""
     attention_compute: Literal["bf16", "fp8"] = "bf16"
+    prefill_attention: Literal["bf16", "fp8"] = "bf16"
+    """Compute dtype of prefill attention, which engines choose apart from decode's."""
     kv_cache: KvDtype = "bf16"
     dispatch: Dtype = "bf16"
     combine: Dtype = "bf16"

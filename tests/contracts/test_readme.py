@@ -7,7 +7,9 @@ from pathlib import Path
 from autotune.problem import Problem
 from autotune.report.tables import error_bars
 from autotune.searching import search
-from autotune.validation import MARK_BEGIN, MARK_END, load_cases, markdown_table, summarise, validate
+from autotune.validating.cases import published, run_cases
+from autotune.validating.report import MARK_BEGIN, MARK_END, markdown
+from autotune.validating.statistics import decisions, summarise
 from cost_models.catalog import calibration_names, hardware_names, model_names
 
 ROOT = Path(__file__).parents[2]
@@ -15,13 +17,13 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_accuracy_table_is_what_validate_prints():
-    cases = load_cases()
     table = README.split(MARK_BEGIN)[1].split(MARK_END)[0].strip()
-    assert table == markdown_table(cases, validate(cases))
+    assert table == markdown([(file, run_cases(file)) for file in published()])
 
 
 def test_published_decode_deployments_stay_within_reach():
-    named = [r for r in validate(load_cases()) if r.case.named]
+    decode, _ = published()
+    named = [r for r in run_cases(decode) if r.case.named]
     assert {r.case.id for r in named} == {
         "vllm-gb200-decode-ep8",
         "vllm-h200-decode-ep32",
@@ -33,6 +35,16 @@ def test_published_decode_deployments_stay_within_reach():
     }
     assert summarise(named).mean_absolute_error < 0.08
     assert all(abs(r.throughput_error) < 0.12 for r in named)
+
+
+def test_published_prefill_deployments_stay_within_reach_and_in_order():
+    _, prefill = published()
+    results = run_cases(prefill)
+    named = [r for r in results if r.case.named]
+    assert summarise(named).mean_absolute_error < 0.10
+    assert all(abs(r.throughput_error) < 0.20 for r in named)
+    assert all(r.prediction.fits for r in results)
+    assert all(decision.right for decision in decisions(results))  # two-batch overlap pays at 2,048 to 8,192 tokens
 
 
 def test_the_sample_output_is_what_the_main_job_prints():

@@ -22,7 +22,6 @@ from cost_models.elementwise import elementwise_time_s
 from cost_models.grouped_gemm import GroupedGemmCoefficients, grouped_gemm_bound_s, grouped_gemm_time_s
 from cost_models.host import HostCoefficients, host_step_s, output_processing_s
 from cost_models.links import Links
-from cost_models.offload import freed_bytes, offloaded_layers, stall_s
 from cost_models.overlap import single_batch_hidden_s, two_batch_time_s
 from cost_models.speculative import accepted_tokens_per_step
 
@@ -166,14 +165,6 @@ def test_output_processing_yields_between_chunks_only():
     assert output_processing_s(1000, 2048, c) == pytest.approx(10e-3)
     assert host_step_s(100, 1, c) == pytest.approx(1.1e-3)
     assert host_step_s(100, 8, c) == pytest.approx(1.6e-3)
-
-
-def test_offload_moves_the_last_layers_of_each_group():
-    assert offloaded_layers(61, 2, 1) == 30
-    assert offloaded_layers(6, 3, 2) == 4
-    assert freed_bytes(2.0, 6, 3, 2, 1) == 6.0
-    assert stall_s(10.0, 5.0, 1.5) == pytest.approx(0.5)
-    assert stall_s(10.0, 5.0, 3.0) == 0
 
 
 @given(st.lists(st.floats(0, 1e3), min_size=1, max_size=5), st.floats(1, 30))

@@ -1,0 +1,1 @@
+"""Predicted against measured: cases, statistics, tables, plots."""

@@ -1,0 +1,95 @@
+"""Measured deployments and their predictions."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from autotune.deployment import Deployment
+from autotune.predicting import predict
+from autotune.prediction import Prediction, PrefillPrediction
+from autotune.uncertainty import uncertainty
+from cost_models.catalog import parse_yaml, read_yaml, validated
+from cost_models.specs.base import Spec
+
+PUBLISHED = ("published_decode.yaml", "published_prefill.yaml")
+
+
+class Measured(Spec):
+    """What was measured; at least the throughput."""
+
+    tokens_per_s_per_gpu: float = Field(gt=0)
+    """Generated tokens of a decode pool, prompt tokens of a prefill pool."""
+    tpot_s: float | None = Field(default=None, gt=0)
+
+
+class Case(Spec):
+    """One measured deployment."""
+
+    id: str
+    title: str
+    source: str
+    date: str
+    named: bool = True
+    """Counts in the headline error; the others are reported beside it."""
+    decision: str | None = None
+    """Cases of the same name are alternatives: which of them is best?"""
+    assumptions: tuple[str, ...] = ()
+    deployment: Deployment
+    measured: Measured
+
+
+class CaseFile(Spec):
+    """A file of cases; `autotune schema case` publishes its JSON schema."""
+
+    format: Literal["autotune-cases/1"] = "autotune-cases/1"
+    title: str
+    not_expressed: tuple[str, ...] = ()
+    cases: tuple[Case, ...] = Field(min_length=1)
+
+
+class CaseResult(Spec):
+    """A case with its prediction."""
+
+    case: Case
+    prediction: Prediction | PrefillPrediction
+
+    @property
+    def throughput_error(self) -> float:
+        """Relative error of tokens/s/GPU; positive when the prediction is high."""
+        return self.prediction.tokens_per_s_per_gpu / self.case.measured.tokens_per_s_per_gpu - 1
+
+    @property
+    def tpot_error(self) -> float | None:
+        measured = self.case.measured.tpot_s
+        if measured is None or not isinstance(self.prediction, Prediction):
+            return None
+        return self.prediction.tpot_s / measured - 1
+
+    @property
+    def covered(self) -> bool:
+        """Whether the measured throughput lies in the 80 % interval."""
+        interval = uncertainty(self.prediction).tokens_per_s_per_gpu
+        return interval.low <= self.case.measured.tokens_per_s_per_gpu <= interval.high
+
+
+def load_cases(path: Path) -> CaseFile:
+    """A user's case file."""
+    return validated(CaseFile, read_yaml(path), str(path))
+
+
+def published() -> list[CaseFile]:
+    """The published cases that ship with the package, one file per phase."""
+    files = []
+    for name in PUBLISHED:
+        text = resources.files("autotune").joinpath("data", "cases", name).read_text(encoding="utf-8")
+        files.append(validated(CaseFile, parse_yaml(text, name), name))
+    return files
+
+
+def run_cases(cases: CaseFile) -> list[CaseResult]:
+    """Predict every case."""
+    return [CaseResult(case=case, prediction=predict(case.deployment)) for case in cases.cases]

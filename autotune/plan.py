@@ -6,7 +6,7 @@ from typing import Literal
 
 from autotune.deployment import Deployment
 from autotune.prediction import Prediction
-from autotune.uncertainty import PlanOdds
+from autotune.uncertainty import MeasurementValue, PlanOdds
 from cost_models.specs.base import Spec
 from cost_models.specs.layout import Layout
 
@@ -85,6 +85,8 @@ class SearchResult(Spec):
     statistics: SearchStatistics
     assumed: tuple[str, ...]
     notes: tuple[str, ...]
+    measurements: tuple[MeasurementValue, ...] = ()
+    """What to measure to be surer of the choice, most valuable first."""
 
     @property
     def best(self) -> Plan:

@@ -24,7 +24,7 @@ from autotune.plan import FlagSummary, Plan, SearchResult, SearchStatistics, Sol
 from autotune.predicting import predict_decode, resolve
 from autotune.prediction import Prediction
 from autotune.problem import Problem, ResolvedProblem, resolve_problem
-from autotune.uncertainty import PlanOdds, compare
+from autotune.uncertainty import PlanOdds, compare, measurement_values
 from cost_models.arrays import Ints
 from cost_models.dispatch import BACKENDS
 from cost_models.overlap import OVERLAPS
@@ -98,6 +98,7 @@ def run_search(problem: Problem, progress: Progress | None = None) -> SearchRun:
         statistics=statistics,
         assumed=resolved.assumed,
         notes=(*resolved.model.flags, *resolved.engine.notes),
+        measurements=tuple(measurement_values([plan.prediction for plan in plans])),
     )
     return SearchRun(result, trials)
 

@@ -60,6 +60,56 @@ class PlanOdds(Spec):
     """Mean relative throughput lost by choosing it instead of whichever plan turns out best."""
 
 
+class MeasurementValue(Spec):
+    """What timing one family of kernels (or recording expert loads) would be worth before choosing."""
+
+    family: str
+    """Calibration family and variant, or `balance`: recorded expert loads."""
+    operators: tuple[str, ...]
+    """Operators of the best plan that it prices."""
+    variance_share: float
+    """Share of the best plan's throughput variance that its shared error explains."""
+    regret_reduction: float
+    """Expected throughput gained by choosing after the measurement instead of before, relative."""
+
+
+VALUE_DRAWS = 4000
+REGRESSION_DEGREE = 3
+
+
+def measurement_values(predictions: Sequence[StepPrediction], count: int = 5) -> list[MeasurementValue]:
+    """The measurements that would tell most about which of the plans is best, most valuable first.
+
+    Expected value of partial perfect information by regression (Strong, Oakley and Brennan, Med. Decis. Making 2014): each
+    plan's throughput is regressed on a family's shared error; knowing the error means choosing the plan with the best
+    fitted value. Ties, as with a single plan, are broken by the variance explained.
+    """
+    factors = np.stack([step_factors(prediction, VALUE_DRAWS) for prediction in predictions])
+    rates = np.array([[prediction.tokens_per_s_per_gpu] for prediction in predictions]) / factors
+    means = rates.mean(axis=1)
+    chosen = int(np.argmax(means))
+    priced: dict[str, set[str]] = {"balance": set()}
+    for line in predictions[chosen].operators:
+        priced.setdefault(line.family, set()).add(line.name)
+        if line.name in BALANCED:
+            priced["balance"].add(line.name)
+    values = []
+    for family, operators in priced.items():
+        if not operators:
+            continue
+        known = _normal("balance" if family == "balance" else f"family {family}", VALUE_DRAWS)
+        basis = np.vander(known, REGRESSION_DEGREE + 1)
+        conditional = (basis @ np.linalg.lstsq(basis, rates.T, rcond=None)[0]).T
+        gain = float(conditional.max(axis=0).mean() / means[chosen] - 1)
+        share = float(conditional[chosen].var() / rates[chosen].var()) if rates[chosen].var() else 0.0
+        values.append(
+            MeasurementValue(
+                family=family, operators=tuple(sorted(operators)), variance_share=share, regret_reduction=max(gain, 0.0)
+            )
+        )
+    return sorted(values, key=lambda v: (-round(v.regret_reduction, 4), -v.variance_share))[:count]
+
+
 def step_factors(prediction: StepPrediction, draws: int = DRAWS) -> Floats:
     """Step time of each draw over the predicted one, (draws,).
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats
-from cost_models.fitting import Coefficient, Fit, fit_model
+from cost_models.fitting import Coefficient, Fit, Mask, fit_model
 
 ROOF_SHARPNESS = 4.0
 HEAD_PADDING = 16
@@ -179,6 +179,7 @@ def fit_mla_decode(
     peak_flops_per_s: float,
     hbm_bytes_per_s: float,
     processors: float,
+    held_out: Mask | None = None,
 ) -> Fit:
     """Fit DecodeAttentionCoefficients of absorbed MLA; (heads, sequences, context) shapes are held out."""
     model = partial(
@@ -193,7 +194,7 @@ def fit_mla_decode(
     )
     columns = (sequences, context_tokens, heads)
     coefficients = {**FIT_COEFFICIENTS, **MLA_COEFFICIENTS}
-    return fit_model(model, DecodeAttentionCoefficients, columns, latency_s, coefficients, shape=(2, 0, 1))
+    return fit_model(model, DecodeAttentionCoefficients, columns, latency_s, coefficients, shape=(2, 0, 1), held_out=held_out)
 
 
 def fit_gqa_decode(
@@ -208,6 +209,7 @@ def fit_gqa_decode(
     peak_flops_per_s: float,
     hbm_bytes_per_s: float,
     processors: float,
+    held_out: Mask | None = None,
 ) -> Fit:
     """Fit DecodeAttentionCoefficients of GQA; whole shapes are held out."""
     model = partial(
@@ -220,4 +222,6 @@ def fit_gqa_decode(
         processors=processors,
     )
     columns = (sequences, context_tokens, heads, kv_heads)
-    return fit_model(model, DecodeAttentionCoefficients, columns, latency_s, FIT_COEFFICIENTS, shape=(2, 3, 0, 1))
+    return fit_model(
+        model, DecodeAttentionCoefficients, columns, latency_s, FIT_COEFFICIENTS, shape=(2, 3, 0, 1), held_out=held_out
+    )

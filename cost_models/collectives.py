@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats
-from cost_models.fitting import Coefficient, Fit, fit_model
+from cost_models.fitting import Coefficient, Fit, Mask, fit_model
 from cost_models.links import Links
 
 
@@ -79,9 +79,13 @@ FIT_COEFFICIENTS = {
 ACROSS_NODES = {"start_per_log2_nodes_s": Coefficient(5e-6, 1e-8, 1e-4)}
 
 
-def fit_all_reduce(message_bytes: ArrayLike, ranks: ArrayLike, latency_s: ArrayLike, *, links: Links) -> Fit:
+def fit_all_reduce(
+    message_bytes: ArrayLike, ranks: ArrayLike, latency_s: ArrayLike, *, links: Links, held_out: Mask | None = None
+) -> Fit:
     """Fit AllReduceCoefficients to timings inside one scale-up domain; whole (ranks, size) shapes are held out."""
     model = partial(all_reduce_time_s, links=links)
     across = bool(np.any(links.nodes_in_domain(ranks) > 1))
     coefficients = FIT_COEFFICIENTS | (ACROSS_NODES if across else {})
-    return fit_model(model, AllReduceCoefficients, (message_bytes, ranks), latency_s, coefficients, shape=(1, 0))
+    return fit_model(
+        model, AllReduceCoefficients, (message_bytes, ranks), latency_s, coefficients, shape=(1, 0), held_out=held_out
+    )

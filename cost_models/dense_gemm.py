@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats, ceil_div, smoothmax
-from cost_models.fitting import Coefficient, Fit, fit_model
+from cost_models.fitting import Coefficient, Fit, Mask, fit_model
 
 TILES = ((256, 128), (128, 128), (128, 64), (64, 64), (64, 32))
 SPLITS_K = (1, 2, 4, 8)
@@ -126,6 +126,7 @@ def fit_dense_gemm(
     processors: float,
     quantised: bool,
     kernel_alone: bool = False,
+    held_out: Mask | None = None,
 ) -> Fit:
     """Fit DenseGemmCoefficients; whole weight shapes (n, k) are held out.
 
@@ -142,4 +143,4 @@ def fit_dense_gemm(
     )
     extra = (QUANTISE_COEFFICIENT if not kernel_alone else {}) if quantised else SPLIT_COEFFICIENT
     coefficients = {**FIT_COEFFICIENTS, **extra}
-    return fit_model(model, DenseGemmCoefficients, (m, n, k), latency_s, coefficients, shape=(1, 2))
+    return fit_model(model, DenseGemmCoefficients, (m, n, k), latency_s, coefficients, shape=(1, 2), held_out=held_out)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cost_models.arrays import Floats, as_floats, smoothmax
-from cost_models.fitting import Coefficient, Fit, fit_coefficients, held_out_mask
+from cost_models.fitting import Coefficient, Fit, Mask, fit_coefficients, held_out_mask
 from cost_models.links import Links
 
 BACKENDS = (
@@ -235,6 +235,7 @@ def fit_transfer(
     *,
     links: Links,
     known: Mapping[str, float],
+    held_out: Mask | None = None,
 ) -> Fit:
     """Fit DispatchCoefficients of one direction of a backend under balanced, ungrouped routing.
 
@@ -253,7 +254,8 @@ def fit_transfer(
         return transfer_time_s(part, group[rows], slots[rows], 1.0, links=links, coefficients=c)
 
     shapes = np.stack([group, count, slots, size], axis=1).tolist()
-    fit = fit_coefficients(predict_s, latency_s, coefficients, held_out_mask(shapes))
+    judged = held_out_mask(shapes) if held_out is None else held_out
+    fit = fit_coefficients(predict_s, latency_s, coefficients, judged)
     return dataclasses.replace(fit, values={**kept, **fit.values})
 
 

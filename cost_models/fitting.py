@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from cost_models.arrays import Floats, as_floats
 from cost_models.errors import AutotuneError
 
+Mask = NDArray[np.bool_]
+
 METHOD = "soft-L1 least squares on log residuals"
 LOSS_SCALE = 0.1
 HELD_OUT_SHARE = 0.2
@@ -56,6 +58,8 @@ class Fit:
     """Robust loss at the solution, to choose between fits of the same rows [-]."""
     ratio_80: tuple[float, float]
     """Measured / predicted that 80 % of held-out rows lie between (conformal interval)."""
+    ratios: Floats
+    """Measured / predicted of every held-out row."""
 
 
 def held_out_mask(shapes: Sequence[Sequence[float]], share: float = HELD_OUT_SHARE) -> NDArray[np.bool_]:
@@ -74,11 +78,12 @@ def fit_model(
     measured_s: ArrayLike,
     coefficients: Mapping[str, Coefficient],
     shape: Sequence[int],
+    held_out: NDArray[np.bool_] | None = None,
 ) -> Fit:
     """Fit a cost model `time_s(*columns, coefficients=kind(...))`, whole shapes held out.
 
     columns : the model's positional inputs, broadcast together; shape : positions of those whose values, in
-    this order, name a shape.
+    this order, name a shape; held_out : rows to judge the fit on instead, to test extrapolation.
     """
     inputs = [as_floats(x) for x in np.broadcast_arrays(*columns)]
 
@@ -86,7 +91,8 @@ def fit_model(
         return time_s(*(column[rows] for column in inputs), coefficients=kind(**values))
 
     shapes = np.stack([inputs[position] for position in shape], axis=1).tolist()
-    return fit_coefficients(predict_s, measured_s, coefficients, held_out_mask(shapes))
+    judged = held_out_mask(shapes) if held_out is None else held_out
+    return fit_coefficients(predict_s, measured_s, coefficients, judged)
 
 
 def fit_coefficients(
@@ -135,6 +141,7 @@ def fit_coefficients(
         p90_error=float(np.quantile(error, 0.9)),
         bias=float(np.exp(np.mean(np.log(ratio))) - 1),
         cost=float(solution.cost),
+        ratios=1 / ratio,
         ratio_80=tuple(float(x) for x in np.quantile(1 / ratio, INTERVAL_80)),  # type: ignore[arg-type]  # two quantiles
     )
 

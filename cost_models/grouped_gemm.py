@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats, smoothmax
 from cost_models.balance import expected_tiles
-from cost_models.fitting import Coefficient, Fit, fit_model
+from cost_models.fitting import Coefficient, Fit, Mask, fit_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,7 @@ def fit_grouped_gemm(
     peak_flops_per_s: float,
     hbm_bytes_per_s: float,
     kernel_alone: bool = False,
+    held_out: Mask | None = None,
 ) -> Fit:
     """Fit GroupedGemmCoefficients; (tokens, local experts, moe_tp) cells are held out.
 
@@ -146,5 +147,5 @@ def fit_grouped_gemm(
     wanted = {n: c for n, c in FIT_COEFFICIENTS.items() if not (kernel_alone and n.endswith("_passes"))}
     shape = (0, 1, 5) if kernel_alone else (3, 1, 4)
     starts = [{**wanted, "tile_tokens": dataclasses.replace(wanted["tile_tokens"], start=tile)} for tile in TILE_STARTS]
-    fits = [fit_model(model, GroupedGemmCoefficients, columns, latency_s, start, shape) for start in starts]
+    fits = [fit_model(model, GroupedGemmCoefficients, columns, latency_s, start, shape, held_out) for start in starts]
     return min(fits, key=lambda fit: fit.cost)

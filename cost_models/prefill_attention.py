@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats, ceil_div, smoothmax
-from cost_models.fitting import Coefficient, Fit, fit_model
+from cost_models.fitting import Coefficient, Fit, Mask, fit_model
 
 KEY_TILE = 128
 BF16_BYTES = 2
@@ -118,6 +118,7 @@ def fit_prefill_attention(
     hbm_bytes_per_s: float,
     processors: float,
     query_tile: float,
+    held_out: Mask | None = None,
 ) -> Fit:
     """Fit PrefillAttentionCoefficients; whole (heads, sequences, new tokens) shapes are held out."""
     model = partial(
@@ -130,5 +131,5 @@ def fit_prefill_attention(
     )
     kind = partial(PrefillAttentionCoefficients, query_tile=query_tile)
     columns = (sequences, new_tokens, prefix_tokens, heads)
-    fit = fit_model(model, kind, columns, latency_s, FIT_COEFFICIENTS, shape=(3, 0, 1))
+    fit = fit_model(model, kind, columns, latency_s, FIT_COEFFICIENTS, shape=(3, 0, 1), held_out=held_out)
     return dataclasses.replace(fit, values={**fit.values, "query_tile": query_tile})

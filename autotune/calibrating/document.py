@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.calibrating.fits import FittedEntry
 from autotune.deployment import CalibrationChoice, Deployment
 from autotune.files import write_whole
 from autotune.predicting import predict
 from autotune.records import dump_yaml
 from autotune.validating.cases import published
+from cost_models.calibration import Entry
 from cost_models.catalog import load_hardware, raw_calibration
+from cost_models.errors import AutotuneError
+from search_spaces.loader import engine_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +33,20 @@ class Change:
         return self.after / self.before - 1
 
 
-def new_document(base: str, fitted: list[FittedEntry], *, name: str, gpu: str, engine: str, date: str) -> dict[str, Any]:
-    """A raw document: the shipped one as written, with fitted entries in place of its own.
+@dataclass(frozen=True, slots=True)
+class PlanChange:
+    """Best decode layout of the default problem with the old and the new document."""
+
+    before: str
+    after: str
+    rate_before: float
+    rate_after: float
+
+
+def new_document(
+    base: str, entries: Sequence[tuple[str, str, Entry]], *, name: str, gpu: str, engine: str, date: str
+) -> dict[str, Any]:
+    """A raw document: the shipped one as written, with new (family, variant, entry) in place of its own.
 
     What the base inherits stays inherited. A base shared by several GPUs is inherited for this one, and
     what it measured on another GPU reads as transferred. Refitting a shipped document from the same
@@ -45,8 +61,8 @@ def new_document(base: str, fitted: list[FittedEntry], *, name: str, gpu: str, e
             "inherited_status": "transferred",
         }
     families = {family: dict(variants) for family, variants in raw.get("families", {}).items()}
-    for item in fitted:
-        families.setdefault(item.family, {})[item.variant] = item.entry.model_dump(mode="json", exclude_none=True)
+    for family, variant, entry in entries:
+        families.setdefault(family, {})[variant] = entry.model_dump(mode="json", exclude_none=True)
     return {**raw, "id": name, "applies_to": {"gpus": [gpu], "engine": engine}, "date": date, "families": families}
 
 
@@ -57,9 +73,7 @@ def write_document(document: dict[str, Any], path: Path) -> None:
 
 def changes(document: dict[str, Any]) -> list[Change]:
     """Tokens/s/GPU of every published case on the document's GPUs and engine, before and after."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "candidate.yaml"
-        write_document(document, path)
+    with _as_file(document) as path:
         found = []
         for case in (case for file in published() for case in file.cases):
             if _prices(document, case.deployment):
@@ -67,6 +81,34 @@ def changes(document: dict[str, Any]) -> list[Change]:
                 before, after = (predict(d).tokens_per_s_per_gpu for d in (case.deployment, swapped))
                 found.append(Change(case.id, before, after))
     return found
+
+
+def plan_change(document: dict[str, Any], hardware: str, engine: str) -> PlanChange | None:
+    """What `autotune search --hw HARDWARE` would choose, before and after; none where the engine has no search."""
+    from autotune.problem import Problem
+    from autotune.searching import search
+
+    if engine not in engine_names():
+        return None
+    with _as_file(document) as path:
+        choices = (CalibrationChoice(), CalibrationChoice(file=str(path)))
+        try:
+            before, after = (
+                search(Problem(hardware=hardware, engine=engine, calibration=choice, trials=0, top_k=1)).best
+                for choice in choices
+            )
+        except AutotuneError:
+            return None
+    rates = (before.prediction.tokens_per_s_per_gpu, after.prediction.tokens_per_s_per_gpu)
+    return PlanChange(before.label, after.label, *rates)
+
+
+@contextmanager
+def _as_file(document: dict[str, Any]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "candidate.yaml"
+        write_document(document, path)
+        yield path
 
 
 def _prices(document: dict[str, Any], deployment: Deployment) -> bool:

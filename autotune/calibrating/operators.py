@@ -42,7 +42,7 @@ class Operator:
     columns: tuple[str, ...]
     family: str
     fit: Callable[[Columns, NDArray[np.float64], str, HardwareSpec, Known], Fit]
-    """(shape columns, latency [s], dtype, hardware, known) -> fit."""
+    """(shape columns, latency [s], dtype, hardware, known) -> fit; a column `held_out` chooses the rows it is judged on."""
     variant: str | None = None
     """Calibration variant; none: one per dtype."""
 

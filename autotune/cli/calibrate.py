@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from autotune.calibrating.document import Change
     from autotune.calibrating.fits import FittedEntry
+    from autotune.calibrating.inputs import Inputs
     from autotune.calibrating.timings import TimingTable
+    from autotune.deployment import Deployment
+    from cost_models.calibration import Calibration, Entry
+    from cost_models.specs.hardware import HardwareSpec
+
+    Entries = list[tuple[str, str, Entry]]
 
 
 def register(app: typer.Typer) -> None:
@@ -19,39 +24,47 @@ def register(app: typer.Typer) -> None:
 
 
 def calibrate(
-    hw: Annotated[str, typer.Option("--hw", help="Hardware the timings were taken on.")],
-    tables: Annotated[list[Path] | None, typer.Argument(help="Timing tables (.csv, .jsonl, .parquet).")] = None,
+    hw: Annotated[str, typer.Option("--hw", help="Hardware the measurements were taken on.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Timing tables (.csv, .jsonl, .parquet), profiler traces, benchmark results."),
+    ] = None,
     engine: Annotated[str, typer.Option(help="Engine whose kernels were timed.")] = "vllm",
     silicon: Annotated[bool, typer.Option("--silicon", help="Add the public silicon database (extra silicon).")] = False,
     infersim: Annotated[Path | None, typer.Option(help="Add InferSim's bench_data folder (H20, H800).")] = None,
+    deployment: Annotated[Path | None, typer.Option(help="What ran, for traces and benchmark results.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps in a trace that does not mark them.")] = None,
+    rules: Annotated[Path | None, typer.Option(help="Your kernel-name rules (YAML) instead of the shipped ones.")] = None,
     out: Annotated[Path, typer.Option(help="New calibration document.")] = Path("calibration.yaml"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Fit and show what would change; write nothing.")] = False,
 ) -> None:
-    """Fit a new calibration to measured timings, on top of the shipped one."""
+    """Fit a new calibration to measurements, on top of the shipped one."""
     import datetime
 
-    from autotune.calibrating.document import changes, new_document, write_document
-    from autotune.calibrating.fits import fit_table
-    from autotune.calibrating.infersim import read_infersim
-    from autotune.calibrating.silicon import read_silicon
-    from autotune.calibrating.timings import merge, read_timings
+    from autotune.calibrating.document import new_document, write_document
+    from autotune.calibrating.inputs import read_inputs
     from autotune.errors import ProblemError
-    from cost_models.catalog import calibration_for, load_hardware
+    from cost_models.catalog import calibration_for, load_hardware, read_yaml, validated
 
     hardware = load_hardware(hw)
     base = calibration_for(hardware.gpu.name, engine)
-    read = [read_timings(path) for path in tables or []]
-    if silicon:
-        read.append(read_silicon(hardware.gpu.name, engine))
-    if infersim is not None:
-        read.append(read_infersim(infersim, hardware.gpu.name))
-    if not read:
-        raise ProblemError("give at least one timing table, --silicon or --infersim FOLDER")
-    table = merge(read)
-    fitted, skipped = fit_table(table, hardware, base)
+    inputs = read_inputs(files or [])
+    tables = [*inputs.tables, *_collections(hardware, engine, silicon, infersim)]
+    if not tables and not inputs.traces and not inputs.points:
+        raise ProblemError("give at least one file of measurements, --silicon or --infersim FOLDER")
+    entries: Entries = []
+    if tables:
+        entries += _fit_tables(tables, hardware, base)
+    if inputs.traces or inputs.points:
+        from autotune.deployment import Deployment
+
+        if deployment is None:
+            raise ProblemError("traces and benchmark results need --deployment FILE: what ran (autotune schema deployment)")
+        ran = validated(Deployment, read_yaml(deployment), str(deployment))
+        entries += _fit_runs(inputs, ran, base, steps, rules)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    document = new_document(base.id, fitted, name=out.stem, gpu=hardware.gpu.name, engine=engine, date=today)
-    _report(table, fitted, skipped, changes(document))
+    document = new_document(base.id, entries, name=out.stem, gpu=hardware.gpu.name, engine=engine, date=today)
+    _report_changes(document, hw, engine)
     if dry_run:
         typer.echo("dry run: nothing written")
         return
@@ -59,14 +72,89 @@ def calibrate(
     typer.echo(f"wrote {out}; use it with --calibration {out}")
 
 
-def _report(table: TimingTable, fitted: list[FittedEntry], skipped: dict[str, str], moved: list[Change]) -> None:
+def _collections(hardware: HardwareSpec, engine: str, silicon: bool, infersim: Path | None) -> list[TimingTable]:
+    """Public collections of timings that were asked for."""
+    from autotune.calibrating.infersim import read_infersim
+    from autotune.calibrating.silicon import read_silicon
+
+    tables = [read_silicon(hardware.gpu.name, engine)] if silicon else []
+    return tables + ([read_infersim(infersim, hardware.gpu.name)] if infersim is not None else [])
+
+
+def _fit_tables(tables: list[TimingTable], hardware: HardwareSpec, base: Calibration) -> Entries:
+    from autotune.calibrating.fits import fit_table
+    from autotune.calibrating.timings import merge
+
+    table = merge(tables)
+    fitted, skipped = fit_table(table, hardware, base)
+    _report_fits(table, fitted, skipped)
+    return [(item.family, item.variant, item.entry) for item in fitted]
+
+
+def _fit_runs(inputs: Inputs, ran: Deployment, base: Calibration, steps: int | None, rules: Path | None) -> Entries:
+    """Entries from profiler traces and benchmark results of one deployment."""
+    entries: Entries = []
+    for trace in inputs.traces:
+        entries += _rescaled(trace, ran, base, steps, rules)
+    if inputs.points:
+        entries.append(_host(inputs, ran, base))
+    return entries
+
+
+def _rescaled(trace, ran: Deployment, base: Calibration, steps: int | None, rules: Path | None) -> Entries:  # type: ignore[no-untyped-def]  # KernelTimes, imported lazily
+    from autotune.calibrating.rescaling import rescale
+    from autotune.calibrating.traces import family_times, load_rules
+    from autotune.predicting import predict
+
+    measured = family_times(trace, load_rules(rules), steps)
+    prediction = predict(ran)
+    context = f"{ran.model} on {ran.pool.layout.label()}, {ran.hardware}, {ran.phase}"
+    results = rescale(measured, prediction, base, context)
+    for item in results:
+        scaled = ", ".join(f"{family}.{variant}" for family, variant, _ in item.entries) or "nothing to scale"
+        ratio = f"{item.measured_s * 1e3:9.3f} ms measured, {item.predicted_s * 1e3:9.3f} ms predicted, x{item.ratio:.2f}"
+        typer.echo(f"{item.family:12s} {ratio}: {scaled}")
+    if measured.idle_s is not None:
+        typer.echo(f"{'idle':12s} {measured.idle_s * 1e3:9.3f} ms per step without a kernel (host and launch gaps)")
+    for name, count, share in measured.unknown[:UNKNOWN_SHOWN]:
+        typer.echo(f"unknown kernel, {count} launches, {share:.1%} of kernel time: {name[:NAME_SHOWN]}")
+    if len(measured.unknown) > UNKNOWN_SHOWN:
+        typer.echo(f"... and {len(measured.unknown) - UNKNOWN_SHOWN} more unknown kernels")
+    return [entry for item in results for entry in item.entries]
+
+
+def _host(inputs: Inputs, ran: Deployment, base: Calibration) -> tuple[str, str, Entry]:
+    from autotune.calibrating.benchmarks import HOST, fit_host, host_points
+
+    points = host_points(inputs.points, ran)
+    entry, warnings = fit_host(points, base.entry(*HOST), ran.pool.dp)
+    for item in points:
+        predicted_s = item.gpu_s + item.host_s
+        typer.echo(
+            f"{item.point.kind}: {item.sequences_per_rank} sequences per rank, step {item.measured_step_s * 1e3:.2f} ms "
+            f"measured, {predicted_s * 1e3:.2f} ms predicted, of which host {item.host_s * 1e3:.2f} ms"
+        )
+    for warning in warnings:
+        typer.echo(f"warning: {warning}")
+    if inputs.ignored:
+        typer.echo(f"left out: {inputs.ignored} objects that are no benchmark results")
+    fitted = ", ".join(f"{name} {entry.coefficients[name] * 1e3:.3f} ms" for name in ("step_s", "per_sequence_s"))
+    typer.echo(f"host: {fitted}; median error {entry.fit.median_error:.1%} of a step" if entry.fit else f"host: {fitted}")
+    return (*HOST, entry)
+
+
+UNKNOWN_SHOWN = 8
+NAME_SHOWN = 100
+
+
+def _report_fits(table: TimingTable, fitted: list[FittedEntry], skipped: dict[str, str]) -> None:
     from rich.table import Table
 
     from autotune.report.tables import show
 
     view = Table(title="Fits", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("operator", "dtype", "fitted rows", "held out", "median error", "P90", "bias"):
-        view.add_column(column, justify="left" if column in ("operator", "dtype") else "right")
+    for column in ("operator", "variant", "fitted rows", "held out", "median error", "P90", "bias"):
+        view.add_column(column, justify="left" if column in ("operator", "variant") else "right")
     for item in fitted:
         fit = item.fit
         errors = (f"{fit.median_error:.1%}", f"{fit.p90_error:.1%}", f"{fit.bias:+.1%}")
@@ -77,5 +165,16 @@ def _report(table: TimingTable, fitted: list[FittedEntry], skipped: dict[str, st
     for reason, count in table.dropped.items():
         if count:
             typer.echo(f"left out: {count:,} rows: {reason}")
-    for change in moved:
+
+
+def _report_changes(document: dict[str, object], hw: str, engine: str) -> None:
+    """Predictions of published cases and the plan for the default question, with the old and the new document."""
+    from autotune.calibrating.document import changes, plan_change
+
+    for change in changes(document):
         typer.echo(f"{change.case}: {change.before:,.0f} -> {change.after:,.0f} tokens/s/GPU ({change.relative:+.1%})")
+    plan = plan_change(document, hw, engine)
+    if plan is not None:
+        chosen = plan.after if plan.before == plan.after else f"{plan.before} -> {plan.after}"
+        same = "unchanged" if plan.before == plan.after else "CHANGED"
+        typer.echo(f"default decode plan {same}: {chosen}, {plan.rate_before:,.0f} -> {plan.rate_after:,.0f} tokens/s/GPU")

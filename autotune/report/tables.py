@@ -15,6 +15,7 @@ from autotune.uncertainty import PlanOdds, Uncertainty, uncertainty
 
 GB = 1e9
 SMALL_SHARE = 0.01
+SHOWN_GAIN = 0.0005
 PLAIN_STATUS = {"measured": "measured", "transferred": "sibling GPU or kernel", "assumed": "assumed", "datasheet": "datasheet"}
 
 
@@ -132,6 +133,16 @@ def flags_text(plan: Plan) -> str:
     return "; ".join(parts)
 
 
+def measurements_text(result: SearchResult) -> str:
+    """Which measurements would make the choice surer."""
+    parts = []
+    for value in result.measurements:
+        what = "recorded expert loads" if value.family == "balance" else f"{value.family} ({', '.join(value.operators)})"
+        gain = f", regret -{value.regret_reduction:.2%}" if value.regret_reduction >= SHOWN_GAIN else ""
+        parts.append(f"{what}: {value.variance_share:.0%} of the variance{gain}")
+    return "; ".join(parts)
+
+
 def runners_up_table(result: SearchResult) -> Table:
     """Ranked plans."""
     table = _table("Plans")
@@ -201,6 +212,7 @@ def search_report(result: SearchResult) -> RenderableType:
         _paragraph("Flags", flags),
         Padding(Text(flags_text(best)), (0, 0, 0, 2)),
         "",
+        *([_paragraph("Measuring would tell most", measurements_text(result))] if result.measurements else []),
         _paragraph("Searched", searched),
         _paragraph("Assumed", "; ".join(result.assumed) or "nothing"),
         _paragraph("Feeding it", feed_requirement(best.deployment, best.prediction.tokens_per_s)),

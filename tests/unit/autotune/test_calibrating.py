@@ -105,7 +105,9 @@ def test_a_new_document_replaces_what_was_fitted_and_keeps_the_rest(tmp_path):
     table = read_timings(written(gemm_rows(), tmp_path / "t.csv"))
     fitted, skipped = fit_table(table, load_hardware("hgx-h200"), calibration_for("H200", "vllm"))
     assert skipped == {}
-    document = new_document("h200-vllm", fitted, name="mine", gpu="H200", engine="vllm", date="2026-01-01")
+    document = new_document(
+        "h200-vllm", [(f.family, f.variant, f.entry) for f in fitted], name="mine", gpu="H200", engine="vllm", date="2026-01-01"
+    )
     path = tmp_path / "mine.yaml"
     write_document(document, path)
     mine, shipped = load_calibration(str(path)), calibration_for("H200", "vllm")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autotune.prediction import OperatorLine, Prediction
-from autotune.uncertainty import BALANCE_SIGMA, SHARED_SIGMA, compare, own_sigma, step_factors, uncertainty
+from autotune.uncertainty import BALANCE_SIGMA, SHARED_SIGMA, compare, measurement_values, own_sigma, step_factors, uncertainty
 from autotune.validating.cases import published, run_cases
 from cost_models.provenance import NORMAL_80
 
@@ -89,3 +89,25 @@ def test_bars_repeat():
 def test_most_named_published_cases_lie_in_their_interval():
     named = [r for r in run_cases(published()[0]) if r.case.named]
     assert sum(r.covered for r in named) >= 5
+
+
+def test_the_measurement_worth_most_is_the_one_that_can_change_the_choice():
+    # both plans lean on attention alike; they differ in what the rest costs, a measured kernel against a guess
+    sure = prediction(line("attention", 0.05), line("gemm", 0.05, held_out_sigma=0.02))
+    guess = prediction(line("attention", 0.05), line("offload", 0.05, status="datasheet"))
+    values = measurement_values([sure, guess])
+    by_family = {v.family: v for v in values}
+    assert by_family["attention.x"].regret_reduction < 0.004  # common to both: it cannot change the order
+    assert sum(v.variance_share for v in values) < 1.0
+    # knowing the guessed kernel of the chosen plan would change the choice; the same plan twice leaves nothing to choose
+    odds = measurement_values([guess, sure])
+    assert max(v.regret_reduction for v in values + odds) > 0.01
+    assert all(v.regret_reduction < 1e-9 for v in measurement_values([sure, sure]))
+
+
+def test_value_of_information_of_a_normal_error():
+    # two plans of equal mean, one with a log error of sd s: choosing after seeing it gains s / sqrt(2 pi) = 4.8 % at 0.12
+    plans = [prediction(line(name, 0.1, held_out_sigma=0.0)) for name in ("a", "b")]
+    (value,) = [v for v in measurement_values(plans) if v.operators]
+    assert value.variance_share == pytest.approx(1, abs=0.01)
+    assert value.regret_reduction == pytest.approx(SHARED_SIGMA["measured"] / np.sqrt(2 * np.pi), rel=0.2)

@@ -1,0 +1,206 @@
+"""Time per operator family from a PyTorch profiler trace or an Nsight Systems kernel summary.
+
+Kernel names map to families by editable rules (autotune/data/kernel_rules.yaml); what no rule knows is counted and
+listed with its share of the time. Profiler traces (`*.pt.trace.json`, gzipped or not) also give the wall time of a
+step; Nsight summaries (`nsys stats --report cuda_gpu_kern_sum --format csv`) and exports (`.sqlite`) only kernel times.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+import sqlite3
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from autotune.calibrating.timings import sha256_of
+from autotune.errors import ProblemError
+from cost_models.catalog import parse_yaml, read_yaml, validated
+from cost_models.specs.base import Spec
+
+Family = Literal["attention", "dense_gemm", "experts", "dispatch", "combine", "all_reduce", "elementwise", "sampling", "ignore"]
+NSYS_TIME, NSYS_NAME, NSYS_COUNT = "Total Time (ns)", "Name", "Instances"
+STEP_MARK = "ProfilerStep#"
+
+
+class KernelRule(Spec):
+    """One pattern and the family it names."""
+
+    pattern: str
+    family: Family
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return pattern
+
+
+class KernelRules(Spec):
+    """Rules in order; the first match wins."""
+
+    format: Literal["autotune-kernel-rules/1"] = "autotune-kernel-rules/1"
+    rules: tuple[KernelRule, ...] = Field(min_length=1)
+
+    def family(self, kernel: str) -> Family | None:
+        """Family of a kernel, none where no rule knows it."""
+        for rule in self.rules:
+            if re.search(rule.pattern, kernel, re.IGNORECASE):
+                return rule.family
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTimes:
+    """Kernels of one GPU in a trace."""
+
+    total_s: dict[str, float]
+    """Kernel name -> time of all its launches."""
+    launches: dict[str, int]
+    steps: int | None
+    """Steps in the trace, where it marks them."""
+    wall_s: float | None
+    """First kernel's start to last kernel's end."""
+    busy_s: float | None
+    """Time with at least one kernel running."""
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyTimes:
+    """Seconds per step by family."""
+
+    per_step_s: dict[str, float]
+    launches: dict[str, int]
+    idle_s: float | None
+    """Time per step without any kernel, where the trace has a time axis."""
+    unknown: tuple[tuple[str, int, float], ...]
+    """Kernels that no rule knows: name, launches, share of all kernel time; largest first."""
+    source: str
+
+
+def load_rules(path: Path | None = None) -> KernelRules:
+    """The user's rules, or the shipped ones."""
+    if path is not None:
+        return validated(KernelRules, read_yaml(path), str(path))
+    text = resources.files("autotune").joinpath("data", "kernel_rules.yaml").read_text(encoding="utf-8")
+    return validated(KernelRules, parse_yaml(text, "kernel_rules.yaml"), "kernel_rules.yaml")
+
+
+def read_trace(path: Path) -> KernelTimes:
+    """Read a trace; raises ProblemError when it is truncated, of another kind or without kernels."""
+    source = f"{path.name} sha256 {sha256_of(path)}"
+    if path.suffix == ".sqlite":
+        times = _from_sqlite(path, source)
+    elif path.suffix == ".csv":
+        times = _from_nsys_csv(path, source)
+    else:
+        times = _from_profiler(path, source)
+    if not times.total_s:
+        raise ProblemError(f"{path}: no GPU kernel in the trace; record with CUDA activity")
+    return times
+
+
+def family_times(times: KernelTimes, rules: KernelRules, steps: int | None) -> FamilyTimes:
+    """Sum kernels by family, per step; raises ProblemError when no kernel is recognised or the steps are unknown."""
+    count = steps or times.steps
+    if not count:
+        raise ProblemError("the trace does not mark its steps: say how many it holds with --steps")
+    seconds: defaultdict[str, float] = defaultdict(float)
+    launches: Counter[str] = Counter()
+    unknown = []
+    whole = sum(times.total_s.values())
+    for name, total in times.total_s.items():
+        family = rules.family(name)
+        if family is None:
+            unknown.append((name, times.launches[name], total / whole))
+        elif family != "ignore":
+            seconds[family] += total
+            launches[family] += times.launches[name]
+    if not seconds:
+        raise ProblemError(f"none of {len(times.total_s)} kernels is known to the rules; write your own and pass --rules")
+    idle = None if times.wall_s is None or times.busy_s is None else (times.wall_s - times.busy_s) / count
+    listed = tuple(sorted(unknown, key=lambda item: -item[2]))
+    return FamilyTimes({f: s / count for f, s in seconds.items()}, dict(launches), idle, listed, times.source)
+
+
+def _from_profiler(path: Path, source: str) -> KernelTimes:
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            document: Any = json.load(file)
+    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ProblemError(f"{path}: cannot be read as a profiler trace: {error}") from error
+    events = document.get("traceEvents") if isinstance(document, dict) else None
+    if not isinstance(events, list):
+        raise ProblemError(f"{path}: no traceEvents: not a PyTorch profiler trace")
+    kernels = [e for e in events if isinstance(e, dict) and e.get("cat") == "kernel" and "dur" in e]
+    marks = {e["name"] for e in events if isinstance(e, dict) and str(e.get("name", "")).startswith(STEP_MARK)}
+    device = min((e.get("pid", 0) for e in kernels), default=0, key=str)
+    mine = [e for e in kernels if e.get("pid", 0) == device]
+    total, launches = defaultdict[str, float](float), Counter[str]()
+    for event in mine:
+        total[event["name"]] += float(event["dur"]) * 1e-6
+        launches[event["name"]] += 1
+    spans = [(float(e["ts"]), float(e["ts"]) + float(e["dur"])) for e in mine]
+    wall, busy = _wall_and_busy(spans)
+    return KernelTimes(dict(total), dict(launches), len(marks) or None, wall * 1e-6, busy * 1e-6, source)
+
+
+def _wall_and_busy(spans: list[tuple[float, float]]) -> tuple[float, float]:
+    """Length of the hull and of the union of intervals."""
+    if not spans:
+        return 0.0, 0.0
+    ordered = sorted(spans)
+    busy, reached = 0.0, ordered[0][0]
+    for start, end in ordered:
+        busy += max(end - max(start, reached), 0.0)
+        reached = max(reached, end)
+    return reached - ordered[0][0], busy
+
+
+def _from_nsys_csv(path: Path, source: str) -> KernelTimes:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    header = next((i for i, line in enumerate(lines) if NSYS_TIME in line and NSYS_NAME in line), None)
+    if header is None:
+        raise ProblemError(f"{path}: no header with {NSYS_TIME!r} and {NSYS_NAME!r}: not a cuda_gpu_kern_sum report")
+    total, launches = defaultdict[str, float](float), Counter[str]()
+    for number, row in enumerate(csv.DictReader(lines[header:]), start=header + 2):
+        try:
+            total[row[NSYS_NAME]] += float(row[NSYS_TIME].replace(",", "")) * 1e-9
+            launches[row[NSYS_NAME]] += int(row[NSYS_COUNT].replace(",", ""))
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            raise ProblemError(f"{path}: line {number} is not a kernel row: truncated?") from error
+    return KernelTimes(dict(total), dict(launches), None, None, None, source)
+
+
+def _from_sqlite(path: Path, source: str) -> KernelTimes:
+    query = (
+        "SELECT s.value, k.start, k.end, k.deviceId FROM CUPTI_ACTIVITY_KIND_KERNEL k "
+        "JOIN StringIds s ON s.id = k.demangledName ORDER BY k.deviceId"
+    )
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        try:
+            rows = connection.execute(query).fetchall()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise ProblemError(f"{path}: cannot be read as an Nsight Systems export: {error}") from error
+    mine = [row for row in rows if row[3] == rows[0][3]]
+    total, launches = defaultdict[str, float](float), Counter[str]()
+    for name, start, end, _ in mine:
+        total[name] += (end - start) * 1e-9
+        launches[name] += 1
+    wall, busy = _wall_and_busy([(start, end) for _, start, end, _ in mine])
+    return KernelTimes(dict(total), dict(launches), None, wall * 1e-9, busy * 1e-9, source)

@@ -14,7 +14,7 @@ from cost_models.specs.precision import Dtype, KvDtype
 from cost_models.specs.workload import Workload
 
 MAX_BATCH = 1_000_000
-Phase = Literal["decode", "prefill"]
+Phase = Literal["decode", "prefill", "serve"]
 
 
 class EngineChoice(Spec):
@@ -118,6 +118,11 @@ class Pool(Spec):
     """API processes that share an instance's outputs (matters with chunks.output)."""
     memory_fraction: float | None = Field(default=None, gt=0, le=1)
     """Share of device memory the engine may use; none uses what is needed."""
+    admission_interval_steps: int = Field(default=1, gt=0)
+    """Decode steps between two looks for new prompts of an aggregated engine (SGLang --scheduler-recv-interval)."""
+    gather_prefill_steps: int = Field(default=0, ge=0)
+    """Decode steps that prompts may wait so that all attention-DP ranks prefill together (TensorRT-LLM
+    attention_dp_config timeout_iters with enable_balance); 0 never."""
     offload: Offload | None = None
     chunks: Chunks = Chunks()
     flags: dict[str, bool | int | float | str] = Field(default_factory=dict)
@@ -137,6 +142,30 @@ class Pool(Spec):
         return Layout(tp=self.tp, dp=self.dp, ep=self.ep, pp=self.pp, moe_tp=self.moe_tp)
 
 
+class Load(Spec):
+    """What a service is sent: so many requests in flight, so many per second, or those of a trace."""
+
+    concurrency: int | None = Field(default=None, gt=0, le=MAX_BATCH)
+    """Closed loop: each finished request is replaced at once."""
+    rate_per_s: float | None = Field(default=None, gt=0)
+    """Open loop: Poisson arrivals, or those of the trace sped up or slowed down to this mean rate."""
+    trace: str | None = None
+    """Azure or Mooncake request trace; its lengths replace the workload's, its times hold unless one of the above is given."""
+    requests: int | None = Field(default=None, gt=0, le=1_000_000)
+    """Requests replayed. Absent: all of a trace, 4,000 of an open loop, of a closed loop ten per sequence in flight, at most
+    20,000."""
+    shortest: float = Field(default=1.0, gt=0, le=1)
+    """Synthetic lengths are uniform between this share of the workload's and all of it."""
+
+    @model_validator(mode="after")
+    def _one_loop(self) -> Load:
+        if self.concurrency and self.rate_per_s:
+            raise ValueError("give either concurrency (closed loop) or rate_per_s (open loop), not both")
+        if not (self.concurrency or self.rate_per_s or self.trace):
+            raise ValueError("give concurrency (closed loop), rate_per_s (open loop) or a trace")
+        return self
+
+
 class Deployment(Spec):
     """One configuration to predict; `autotune schema deployment` publishes the JSON schema."""
 
@@ -153,9 +182,15 @@ class Deployment(Spec):
     phase: Phase = "decode"
     workload: Workload
     pools: dict[Phase, Pool] = Field(min_length=1)
+    """decode, prefill or both; `serve` is one aggregated pool that does both."""
+    load: Load | None = None
+    """What phase `serve` is sent."""
 
     @model_validator(mode="after")
     def _phase_has_its_pool(self) -> Deployment:
+        if self.phase == "serve":
+            self._check_service()
+            return self
         if self.phase not in self.pools:
             raise ValueError(f"phase {self.phase} has no pool; pools: {', '.join(self.pools)}")
         for phase, pool in self.pools.items():
@@ -165,7 +200,14 @@ class Deployment(Spec):
                 raise ValueError("a prefill pool needs max_batched_tokens (new tokens per attention-DP rank and step)")
         return self
 
+    def _check_service(self) -> None:
+        if self.load is None:
+            raise ValueError("phase serve needs a load: concurrency, rate_per_s or a trace")
+        if set(self.pools) not in ({"serve"}, {"prefill", "decode"}):
+            found = ", ".join(self.pools)
+            raise ValueError(f"a service is one pool `serve`, or the two pools `prefill` and `decode`; found {found}")
+
     @property
     def pool(self) -> Pool:
-        """The pool that the phase names."""
-        return self.pools[self.phase]
+        """The pool that the phase names; a service's decoding one."""
+        return self.pools[self.phase] if self.phase in self.pools else self.pools["decode"]

@@ -153,11 +153,19 @@ def pool_rows(pool: Pool) -> Rows:
     )
 
 
+def resolve_pool(deployment: Deployment, pool: Pool) -> Machine:
+    """What one pool of a service is priced on; raises AutotuneError as `resolve` does."""
+    alone = {"phase": "decode", "load": None, "pools": {"decode": pool.model_copy(update={"batch_per_dp_rank": 1})}}
+    return resolve(deployment.model_copy(update=alone)).machine
+
+
 def predict(deployment: Deployment) -> Prediction | PrefillPrediction:
     """Predict the pool that the deployment's phase names; it need not fit in memory, the prediction says so.
 
     Raises AutotuneError for unknown names, missing coefficients and contradictions.
     """
+    if deployment.phase == "serve":
+        raise ProblemError("a service is predicted by autotune.serving.predict_service")
     resolved = resolve(deployment)
     return predict_prefill(resolved) if deployment.phase == "prefill" else predict_decode(resolved)
 

@@ -77,3 +77,34 @@ class PrefillPrediction(StepPrediction):
     """Prompts of one attention-DP rank in a step; below one, a prompt takes several steps."""
     prompt_s: float
     """All steps of one prompt: its time to first token when nothing waits [s]."""
+
+
+class Percentiles(Spec):
+    """A time over requests [s]."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+
+
+class ServicePrediction(Spec):
+    """What requests see of a whole service, from a replay."""
+
+    ttft_s: Percentiles
+    tpot_s: Percentiles
+    tokens_per_s: float
+    """Output tokens of the whole service."""
+    tokens_per_s_per_gpu: float
+    requests_per_s: float
+    gpus: int
+    requests: int
+    """Replayed."""
+    decode_sequences: float
+    """Mean sequences decoding at once."""
+    decode_slots: int
+    """Sequences that fit: KV memory, or the pool's batch limit."""
+    prefill_busy: float
+    """Least share of the time that prefill runs: of the prefill workers, or of an aggregated engine."""
+    calibration: str
+    notes: tuple[str, ...] = ()

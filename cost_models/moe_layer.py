@@ -169,11 +169,11 @@ def kernel_variants(machine: Machine, backend: str, phase: Phase) -> tuple[str, 
     """Expert kernels that a backend can feed; the engine takes the fastest.
 
     Low-latency dispatch feeds a masked kernel, DeepEP normal a contiguous one, every other path the engine's fused
-    one; prefill, which no CUDA graph captures, may choose the contiguous one there too.
+    one; prefill after an all-gather, which no CUDA graph captures, may choose the contiguous one too.
     """
     dtype = machine.dtype("experts")
     contiguous = f"{dtype}.contiguous"
-    wanted: tuple[str, ...] = (dtype, contiguous) if phase == "prefill" else (dtype,)
+    wanted: tuple[str, ...] = (dtype, contiguous) if phase == "prefill" and backend != "none" else (dtype,)
     if backend == "deepep_low_latency":
         wanted = (f"{dtype}.masked",)
     if backend == "deepep_normal":

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from autotune.deployment import Deployment
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +26,9 @@ def predict(
     from cost_models.catalog import read_yaml, validated
 
     document = validated(Deployment, read_yaml(deployment), str(deployment))
+    if document.phase == "serve":
+        _service(document, json)
+        return
     prediction = run(document)
     if json:
         typer.echo(prediction.model_dump_json(indent=2))
@@ -30,3 +36,14 @@ def predict(
     from autotune.report.tables import prediction_report, show
 
     show(prediction_report(document, prediction))
+
+
+def _service(document: Deployment, json: bool) -> None:
+    from autotune.report.tables import service_report, show
+    from autotune.serving.predicting import predict_service
+
+    prediction = predict_service(document)
+    if json:
+        typer.echo(prediction.model_dump_json(indent=2))
+        return
+    show(service_report(document, prediction))

@@ -57,7 +57,13 @@ def _as_json(validated: list[tuple[CaseFile, list[CaseResult]]]) -> str:
     documents = []
     for file, results in validated:
         rows = [
-            {"id": r.case.id, "named": r.case.named, "throughput_error": r.throughput_error, "tpot_error": r.tpot_error}
+            {
+                "id": r.case.id,
+                "named": r.case.named,
+                "throughput_error": r.throughput_error,
+                "tpot_error": r.tpot_error,
+                "ttft_error": r.ttft_error,
+            }
             for r in results
         ]
         named = [r for r in results if r.case.named] or results

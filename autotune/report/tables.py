@@ -10,7 +10,7 @@ from rich.text import Text
 from autotune.deployment import Deployment
 from autotune.exporters import feed_requirement
 from autotune.plan import Plan, SearchResult
-from autotune.prediction import Prediction, PrefillPrediction, StepPrediction
+from autotune.prediction import Prediction, PrefillPrediction, ServicePrediction, StepPrediction
 from autotune.uncertainty import PlanOdds, Uncertainty, uncertainty
 
 GB = 1e9
@@ -247,6 +247,31 @@ def prediction_report(deployment: Deployment, prediction: Prediction | PrefillPr
     if prediction.notes:
         parts += ["", _paragraph("Notes", "; ".join(prediction.notes))]
     return Group(*parts)
+
+
+def service_report(deployment: Deployment, prediction: ServicePrediction) -> RenderableType:
+    """The report of a replayed service."""
+    pools = ", ".join(f"{name} {pool.instances} x {pool.layout.label()}" for name, pool in deployment.pools.items())
+    head = Text()
+    head.append(f"{prediction.tokens_per_s_per_gpu:,.0f} tokens/s/GPU", style="bold green")
+    head.append(
+        f"   {prediction.tokens_per_s:,.0f} tokens/s, {prediction.requests_per_s:,.2f} requests/s on {prediction.gpus} GPUs"
+    )
+    times = _table("What requests see")
+    for name in ("", "mean", "P50", "P95", "P99"):
+        times.add_column(name, justify="left" if not name else "right", style="cyan" if not name else None)
+    for name, value in (("TTFT", prediction.ttft_s), ("TPOT", prediction.tpot_s)):
+        times.add_row(name, *(ms(x) for x in (value.mean, value.p50, value.p95, value.p99)))
+    load = f"{prediction.decode_sequences:,.0f} of {prediction.decode_slots:,} sequences decode at once"
+    return Group(
+        Text(f"{deployment.model} on {pools}, {deployment.hardware}", style="bold"),
+        head,
+        Text(f"{load}; prefill busy at least {prediction.prefill_busy:.0%}; {prediction.requests:,} requests replayed"),
+        "",
+        times,
+        "",
+        Text(f"calibration {prediction.calibration}"),
+    )
 
 
 def show(renderable: RenderableType) -> None:

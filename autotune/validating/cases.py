@@ -10,8 +10,9 @@ from pydantic import Field
 
 from autotune.deployment import Deployment
 from autotune.predicting import predict
-from autotune.prediction import Prediction, PrefillPrediction
-from autotune.uncertainty import uncertainty
+from autotune.prediction import Prediction, PrefillPrediction, ServicePrediction
+from autotune.serving.predicting import predict_service
+from autotune.uncertainty import Interval, uncertainty
 from cost_models.catalog import parse_yaml, read_yaml, validated
 from cost_models.specs.base import Spec
 
@@ -24,6 +25,8 @@ class Measured(Spec):
     tokens_per_s_per_gpu: float = Field(gt=0)
     """Generated tokens of a decode pool, prompt tokens of a prefill pool."""
     tpot_s: float | None = Field(default=None, gt=0)
+    ttft_s: float | None = Field(default=None, gt=0)
+    """Mean time to first token of a service."""
 
 
 class Case(Spec):
@@ -55,7 +58,7 @@ class CaseResult(Spec):
     """A case with its prediction."""
 
     case: Case
-    prediction: Prediction | PrefillPrediction
+    prediction: Prediction | PrefillPrediction | ServicePrediction
 
     @property
     def throughput_error(self) -> float:
@@ -63,17 +66,36 @@ class CaseResult(Spec):
         return self.prediction.tokens_per_s_per_gpu / self.case.measured.tokens_per_s_per_gpu - 1
 
     @property
-    def tpot_error(self) -> float | None:
-        measured = self.case.measured.tpot_s
-        if measured is None or not isinstance(self.prediction, Prediction):
-            return None
-        return self.prediction.tpot_s / measured - 1
+    def predicted_tpot_s(self) -> float | None:
+        """Mean TPOT; none for a prefill pool."""
+        if isinstance(self.prediction, ServicePrediction):
+            return self.prediction.tpot_s.mean
+        return self.prediction.tpot_s if isinstance(self.prediction, Prediction) else None
 
     @property
-    def covered(self) -> bool:
+    def tpot_error(self) -> float | None:
+        measured, predicted = self.case.measured.tpot_s, self.predicted_tpot_s
+        return None if measured is None or predicted is None else predicted / measured - 1
+
+    @property
+    def ttft_error(self) -> float | None:
+        measured = self.case.measured.ttft_s
+        if measured is None or not isinstance(self.prediction, ServicePrediction):
+            return None
+        return self.prediction.ttft_s.mean / measured - 1
+
+    @property
+    def interval(self) -> Interval | None:
+        """80 % interval of tokens/s/GPU; services have none yet."""
+        if isinstance(self.prediction, ServicePrediction):
+            return None
+        return uncertainty(self.prediction).tokens_per_s_per_gpu
+
+    @property
+    def covered(self) -> bool | None:
         """Whether the measured throughput lies in the 80 % interval."""
-        interval = uncertainty(self.prediction).tokens_per_s_per_gpu
-        return interval.low <= self.case.measured.tokens_per_s_per_gpu <= interval.high
+        interval = self.interval
+        return None if interval is None else interval.low <= self.case.measured.tokens_per_s_per_gpu <= interval.high
 
 
 def load_cases(path: Path) -> CaseFile:
@@ -92,4 +114,8 @@ def published() -> list[CaseFile]:
 
 def run_cases(cases: CaseFile) -> list[CaseResult]:
     """Predict every case."""
-    return [CaseResult(case=case, prediction=predict(case.deployment)) for case in cases.cases]
+    return [CaseResult(case=case, prediction=_predicted(case.deployment)) for case in cases.cases]
+
+
+def _predicted(deployment: Deployment) -> Prediction | PrefillPrediction | ServicePrediction:
+    return predict_service(deployment) if deployment.phase == "serve" else predict(deployment)

@@ -8,11 +8,10 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from autotune.uncertainty import uncertainty
 from autotune.validating.cases import CaseResult
 
 mpl.use("agg")
-COLOURS = {"decode": "tab:blue", "prefill": "tab:orange"}
+COLOURS = {"decode": "tab:blue", "prefill": "tab:orange", "serve": "tab:green"}
 BAND = 0.15
 
 
@@ -26,9 +25,9 @@ def scatter_plot(results: Sequence[CaseResult], path: Path) -> None:
             continue
         measured = [r.case.measured.tokens_per_s_per_gpu for r in group]
         predicted = [r.prediction.tokens_per_s_per_gpu for r in group]
-        bars = [uncertainty(r.prediction).tokens_per_s_per_gpu for r in group]
-        below = [p - bar.low for p, bar in zip(predicted, bars, strict=True)]
-        above = [bar.high - p for p, bar in zip(predicted, bars, strict=True)]
+        bars = [r.interval for r in group]
+        below = [p - bar.low if bar else 0.0 for p, bar in zip(predicted, bars, strict=True)]
+        above = [bar.high - p if bar else 0.0 for p, bar in zip(predicted, bars, strict=True)]
         axes.errorbar(measured, predicted, yerr=[below, above], fmt="o", ms=4, lw=0.8, color=colour, label=phase, alpha=0.7)
     values = [r.case.measured.tokens_per_s_per_gpu for r in results]
     low, high = min(values) * 0.7, max(values) * 1.4
@@ -60,14 +59,16 @@ def residual_plot(results: Sequence[CaseResult], path: Path) -> None:
 
 
 def _tokens(result: CaseResult) -> float:
-    pool = result.case.deployment.pool
+    pool, load = result.case.deployment.pool, result.case.deployment.load
+    if load is not None:
+        return (load.concurrency or 0) / pool.dp / pool.instances
     decode = result.case.deployment.phase == "decode"
     return pool.batch_per_dp_rank * (1 + pool.draft_tokens) if decode else pool.max_batched_tokens
 
 
 def _context(result: CaseResult) -> float:
     workload = result.case.deployment.workload
-    return workload.context_tokens if result.case.deployment.phase == "decode" else workload.isl_tokens
+    return workload.isl_tokens if result.case.deployment.phase == "prefill" else workload.context_tokens
 
 
 def _ranks(result: CaseResult) -> float:

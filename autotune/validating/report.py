@@ -9,8 +9,7 @@ from pathlib import Path
 
 from autotune.errors import OutputError
 from autotune.files import write_whole
-from autotune.prediction import Prediction
-from autotune.uncertainty import uncertainty
+from autotune.prediction import ServicePrediction
 from autotune.validating.cases import CaseFile, CaseResult
 from autotune.validating.statistics import Summary, decisions, summarise
 
@@ -18,7 +17,8 @@ MARK_BEGIN = "<!-- autotune validate: begin -->"
 MARK_END = "<!-- autotune validate: end -->"
 CSV_COLUMNS = (
     "id", "phase", "named", "source", "hardware", "engine", "measured_tokens_per_s_per_gpu", "predicted_tokens_per_s_per_gpu",
-    "error", "low_80", "high_80", "measured_tpot_s", "predicted_tpot_s", "largest_operator", "calibration",
+    "error", "low_80", "high_80", "measured_tpot_s", "predicted_tpot_s", "measured_ttft_s",
+    "predicted_ttft_s", "largest_operator", "calibration",
 )  # fmt: skip
 
 
@@ -28,7 +28,7 @@ def markdown(validated: Sequence[tuple[CaseFile, list[CaseResult]]]) -> str:
 
 
 def _section(cases: CaseFile, results: list[CaseResult]) -> str:
-    decode = any(isinstance(r.prediction, Prediction) for r in results)
+    decode = any(r.predicted_tpot_s is not None for r in results)
     tpot = (" TPOT predicted | published |", "---:|---:|") if decode else ("", "")
     head = "| measured deployment | tokens/s/GPU predicted | published | error |" + tpot[0]
     lines = [f"{cases.title}:", "", head, "|---|---:|---:|---:|" + tpot[1]]
@@ -48,7 +48,7 @@ def _row(result: CaseResult, decode: bool) -> str:
     if not decode:
         return row
     published = f"{case.measured.tpot_s * 1e3:.1f} ms" if case.measured.tpot_s else "-"
-    predicted = f"{prediction.tpot_s * 1e3:.1f} ms" if isinstance(prediction, Prediction) else "-"
+    predicted = f"{result.predicted_tpot_s * 1e3:.1f} ms" if result.predicted_tpot_s else "-"
     return f"{row} {predicted} | {published} |"
 
 
@@ -72,10 +72,18 @@ def summary_text(results: list[CaseResult]) -> str:
 def errors_text(summary: Summary) -> str:
     """One line of statistics."""
     ranked = "" if summary.rank_correlation is None else f", rank correlation {summary.rank_correlation:.2f}"
+    covered = (
+        ""
+        if summary.covered is None
+        else f"; {summary.covered} of {summary.cases} lie in their 80 % interval "
+        f"({summary.coverage_low:.0%}-{summary.coverage_high:.0%})"
+    )
+    first = "" if summary.ttft_median_absolute_error is None else f"; TTFT median {summary.ttft_median_absolute_error:.1%}"
+    if first:
+        first = f"; TPOT mean {summary.tpot_mean_absolute_error:.1%}, median {summary.tpot_median_absolute_error:.1%}" + first
     return (
         f"mean absolute error {summary.mean_absolute_error:.1%}, median {summary.median_absolute_error:.1%}, bias "
-        f"{summary.bias:+.1%}, worst {summary.worst:+.1%}{ranked}; {summary.covered} of {summary.cases} lie in their 80 % "
-        f"interval ({summary.coverage_low:.0%}-{summary.coverage_high:.0%})"
+        f"{summary.bias:+.1%}, worst {summary.worst:+.1%}{ranked}{covered}{first}"
     )
 
 
@@ -99,15 +107,17 @@ def csv_text(results: Sequence[CaseResult]) -> str:
     writer.writerow(CSV_COLUMNS)
     for result in results:
         case, prediction = result.case, result.prediction
-        interval = uncertainty(prediction).tokens_per_s_per_gpu
+        interval = result.interval
         deployment = case.deployment
         writer.writerow(
             [
                 case.id, deployment.phase, case.named, case.source, deployment.hardware, deployment.engine.name,
                 f"{case.measured.tokens_per_s_per_gpu:.6g}", f"{prediction.tokens_per_s_per_gpu:.6g}",
-                f"{result.throughput_error:.4f}", f"{interval.low:.6g}", f"{interval.high:.6g}", case.measured.tpot_s or "",
-                f"{prediction.tpot_s:.6g}" if isinstance(prediction, Prediction) else "",
-                prediction.bottleneck, prediction.calibration,
+                f"{result.throughput_error:.4f}", f"{interval.low:.6g}" if interval else "",
+                f"{interval.high:.6g}" if interval else "", case.measured.tpot_s or "",
+                f"{result.predicted_tpot_s:.6g}" if result.predicted_tpot_s else "", case.measured.ttft_s or "",
+                f"{prediction.ttft_s.mean:.6g}" if isinstance(prediction, ServicePrediction) else "",
+                "" if isinstance(prediction, ServicePrediction) else prediction.bottleneck, prediction.calibration,
             ]
         )  # fmt: skip
     return out.getvalue()

@@ -25,11 +25,14 @@ class Summary(Spec):
     worst: float
     rank_correlation: float | None
     """Spearman's, of predicted and measured throughput; none below three cases."""
-    covered: int
-    """Cases whose measured throughput lies in the 80 % interval."""
+    covered: int | None
+    """Cases whose measured throughput lies in the 80 % interval; none where predictions have no interval."""
     coverage_low: float
     """95 % interval of the coverage itself (Wilson)."""
     coverage_high: float
+    tpot_mean_absolute_error: float | None
+    tpot_median_absolute_error: float | None
+    ttft_median_absolute_error: float | None
 
 
 class Decision(Spec):
@@ -53,8 +56,11 @@ def summarise(results: Sequence[CaseResult]) -> Summary:
     errors = np.array([result.throughput_error for result in results])
     predicted = [result.prediction.tokens_per_s_per_gpu for result in results]
     measured = [result.case.measured.tokens_per_s_per_gpu for result in results]
-    covered = sum(result.covered for result in results)
-    low, high = wilson(covered, len(results))
+    hits = [result.covered for result in results]
+    covered = None if None in hits else sum(map(bool, hits))
+    low, high = (0.0, 1.0) if covered is None else wilson(covered, len(results))
+    tpot = np.abs([e for e in (result.tpot_error for result in results) if e is not None])
+    ttft = np.abs([e for e in (result.ttft_error for result in results) if e is not None])
     return Summary(
         cases=len(errors),
         mean_absolute_error=float(np.abs(errors).mean()),
@@ -65,6 +71,9 @@ def summarise(results: Sequence[CaseResult]) -> Summary:
         covered=covered,
         coverage_low=low,
         coverage_high=high,
+        tpot_mean_absolute_error=float(tpot.mean()) if len(tpot) else None,
+        tpot_median_absolute_error=float(np.median(tpot)) if len(tpot) else None,
+        ttft_median_absolute_error=float(np.median(ttft)) if len(ttft) else None,
     )
 
 
@@ -89,15 +98,25 @@ def _ranks(values: Floats) -> Floats:
 
 
 def decisions(results: Sequence[CaseResult]) -> list[Decision]:
-    """What the predictions would have chosen among measured alternatives."""
-    groups: dict[str, list[CaseResult]] = {}
+    """What the predictions would have chosen among measured alternatives.
+
+    Cases of the same deployment are one alternative, with their mean; without a second there is nothing to choose.
+    """
+    groups: dict[str, dict[str, list[CaseResult]]] = {}
     for result in results:
         if result.case.decision:
-            groups.setdefault(result.case.decision, []).append(result)
-    found = []
-    for name, group in groups.items():
-        best = max(group, key=lambda r: r.case.measured.tokens_per_s_per_gpu)
-        chosen = max(group, key=lambda r: r.prediction.tokens_per_s_per_gpu)
-        regret = 1 - chosen.case.measured.tokens_per_s_per_gpu / best.case.measured.tokens_per_s_per_gpu
-        found.append(Decision(name=name, measured_best=best.case.id, predicted_best=chosen.case.id, regret=regret))
-    return found
+            alternatives = groups.setdefault(result.case.decision, {})
+            alternatives.setdefault(result.case.deployment.model_dump_json(), []).append(result)
+    return [_decision(name, list(group.values())) for name, group in groups.items() if len(group) > 1]
+
+
+def _decision(name: str, alternatives: list[list[CaseResult]]) -> Decision:
+    measured = [float(np.mean([r.case.measured.tokens_per_s_per_gpu for r in group])) for group in alternatives]
+    best = int(np.argmax(measured))
+    chosen = int(np.argmax([group[0].prediction.tokens_per_s_per_gpu for group in alternatives]))
+    return Decision(
+        name=name,
+        measured_best=alternatives[best][0].case.id,
+        predicted_best=alternatives[chosen][0].case.id,
+        regret=1 - measured[chosen] / measured[best],
+    )

@@ -148,6 +148,39 @@ def test_predict_prints_every_part(run, tmp_path):
         assert text in out
 
 
+SERVICE = """
+hardware: gb200-nvl72
+model: deepseek-r1
+precision: nvfp4
+engine: {name: sglang}
+phase: serve
+workload: {isl_tokens: 1024, osl_tokens: 256}
+pools: {serve: {tp: 4}}
+"""
+
+
+def test_predict_replays_a_service(run, tmp_path):
+    document = tmp_path / "service.yaml"
+    document.write_text(SERVICE + "load: {concurrency: 8}\n")
+    code, out, _ = run("predict", str(document))
+    assert code == 0
+    for text in ("tokens/s/GPU", "serve 1 x TP4", "TTFT", "TPOT", "P99", "80 requests replayed", "calibration gb200-sglang"):
+        assert text in out
+    code, out, _ = run("predict", str(document), "--json")
+    assert code == 0
+    assert json.loads(out)["ttft_s"]["p50"] <= json.loads(out)["ttft_s"]["p99"]
+
+
+def test_predict_names_the_line_of_a_bad_trace(run, tmp_path):
+    trace, document = tmp_path / "trace.csv", tmp_path / "service.yaml"
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,0,44\n")
+    document.write_text(SERVICE + f"load: {{trace: {trace}}}\n")
+    code, out, err = run("predict", str(document))
+    assert (code, out) == (1, "")
+    assert "line 2: 0 input and 44 output tokens" in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("kind", ["hw", "model", "engine"])
 def test_catalogues_list_and_show(run, kind):
     code, out, _ = run(kind, "list", "--json")

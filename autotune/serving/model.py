@@ -1,0 +1,98 @@
+"""Deployment of a service -> the times that a replay needs, from the step cost models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from cost_models.arrays import Floats
+from cost_models.machine import Machine
+from cost_models.prefill import PrefillCost, prefill_step
+from cost_models.rows import Rows
+from cost_models.specs.workload import Workload
+from cost_models.step import decode_step
+
+GRID = 28
+"""Points of each tabulated curve, geometric; steps are smooth in batch and tokens."""
+MOE_OPERATORS = frozenset(
+    {
+        "router", "shared_gate_up", "shared_down", "shared_stream", "dispatch", "experts", "combine", "moe_elementwise",
+        "moe_all_reduce", "eplb_moves", "overlap",
+    }
+)  # fmt: skip
+"""Work that attention-DP ranks share, so it follows the mean of their tokens; the rest follows the busiest rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceCoefficients:
+    """Per engine."""
+
+    frontend_s: float
+    """Tokenising, HTTP and scheduling before a prompt can start [s]."""
+    transfer_s: float
+    """Fixed time of handing a KV cache over [s]."""
+    mixed: float
+    """1 where prompts join decode steps, 0 where they get steps of their own [-]."""
+
+
+def curve(x: Floats, y: Floats) -> Callable[[float], float]:
+    """Linear interpolation in a table; beyond its end along the last segment."""
+    xs, ys = x.tolist(), y.tolist()
+    slope = (ys[-1] - ys[-2]) / (xs[-1] - xs[-2]) if len(xs) > 1 else 0.0
+
+    def at(value: float) -> float:
+        if value >= xs[-1]:
+            return float(ys[-1] + slope * (value - xs[-1]))
+        return float(np.interp(value, xs, ys))
+
+    return at
+
+
+def decode_curve(machine: Machine, row: Rows, workload: Workload, most: float) -> Callable[[float], float]:
+    """Sequences in one decode worker -> seconds per token, at the workload's mean context.
+
+    row : one candidate row; its batch is replaced. Below one sequence per rank the step is that of one.
+    """
+    ranks = float(row.dp[0])
+    batch = np.unique(np.rint(np.geomspace(1, max(most / ranks, 2), GRID)))
+    cost = decode_step(machine, row.replace(batch=batch.astype(np.int64)), workload.context_tokens, workload.mtp_acceptance)
+    return curve(batch * ranks, cost.tpot_s)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillCurves:
+    """A prefill step's time in parts, by tokens per rank."""
+
+    busiest: Callable[[float], float]
+    """What follows the tokens of the busiest rank [s]."""
+    shared: Callable[[float], float]
+    """What follows the mean [s]."""
+    gaps: Callable[[float], float]
+    """Eager-launch gaps inside `busiest`: time that a decode step in the same pass would fill [s]."""
+
+    def step_s(self, busy_tokens: float, mean_tokens: float) -> float:
+        return self.busiest(busy_tokens) + self.shared(mean_tokens)
+
+    def extra_s(self, busy_tokens: float, mean_tokens: float, decode_s: float, mixed: bool) -> float:
+        """Seconds that running sequences lose: the whole step, or what it adds to the decode step it joins."""
+        whole = self.step_s(busy_tokens, mean_tokens)
+        if not mixed or not decode_s:
+            return whole
+        gaps = self.gaps(busy_tokens)
+        return max(whole, decode_s + whole - gaps) - decode_s
+
+
+def prefill_curves(machine: Machine, row: Rows, workload: Workload, budget_tokens: float) -> PrefillCurves:
+    """Tabulate prefill steps of up to `budget_tokens` per rank; longer prompts are priced as one long step."""
+    tokens = np.unique(np.rint(np.geomspace(16, max(budget_tokens, workload.isl_tokens, 32), GRID)))
+    cost = prefill_step(machine, row.replace(batched_tokens=tokens.astype(np.int64), graph_tokens=0), workload)
+    shared, gaps = (_part(cost, names) for names in (MOE_OPERATORS, frozenset({"launch_gaps"})))
+    busiest = cost.step_s - shared
+    return PrefillCurves(curve(tokens, busiest), curve(tokens, shared), curve(tokens, gaps))
+
+
+def _part(cost: PrefillCost, names: frozenset[str]) -> Floats:
+    chosen = [timing.time_s for name, timing in cost.operators.items() if name in names]
+    return np.sum(chosen, axis=0) if chosen else np.zeros(len(cost.step_s))

@@ -1,0 +1,229 @@
+"""A service deployment -> what its requests see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autotune.deployment import Deployment, Load, Pool
+from autotune.errors import ProblemError
+from autotune.predicting import DEFAULT_MEMORY_FRACTION, pool_rows, resolve_pool
+from autotune.prediction import Percentiles, ServicePrediction
+from autotune.serving.model import PrefillCurves, ServiceCoefficients, decode_curve, prefill_curves
+from autotune.serving.replay import Replay, ServiceModel, replay
+from autotune.serving.requests import Requests, benchmark_requests, poisson_requests, read_trace
+from cost_models.arrays import Floats
+from cost_models.dispatch import BACKENDS
+from cost_models.machine import Machine
+from cost_models.memory import decode_memory, prefill_memory, sequences_that_fit
+from cost_models.rows import Rows
+from cost_models.specs.workload import Workload
+
+MAX_REPLAYED = 20_000
+REQUESTS_PER_SLOT = 10
+OPEN_LOOP_REQUESTS = 4000
+DEFAULT_PREFILL_TOKENS = 16384
+FIFTHS_NEED = 100
+GROWS = 2.0
+"""Ratio of late to early TTFT from which an open loop's queue is said to grow."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One pool with its documents loaded."""
+
+    machine: Machine
+    pool: Pool
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Token budget per rank and step."""
+        return self.pool.max_batched_tokens or DEFAULT_PREFILL_TOKENS
+
+    @property
+    def limit_bytes(self) -> float:
+        share = self.pool.memory_fraction or DEFAULT_MEMORY_FRACTION
+        return self.machine.hardware.gpu.hbm_visible_bytes.value * share
+
+
+def predict_service(deployment: Deployment) -> ServicePrediction:
+    """Replay the deployment's load through its pools.
+
+    Raises AutotuneError for unknown names and contradictions, ProblemError when a pool does not fit its memory.
+    """
+    load = deployment.load
+    assert load is not None
+    disaggregated = "serve" not in deployment.pools
+    sides = {name: _Side(resolve_pool(deployment, pool), pool) for name, pool in deployment.pools.items()}
+    decode = sides["decode" if disaggregated else "serve"]
+    prefill = sides["prefill" if disaggregated else "serve"]
+    instances = 1 if disaggregated else decode.pool.instances
+    requests = _requests(deployment.workload, load, instances)
+    workload = _as_decoded(deployment.workload, requests)
+    prompts = _as_prefilled(deployment.workload, requests)
+    workers = decode.pool.instances if disaggregated else 1
+    slots = _decode_slots(decode, prefill, workload, prompts) * workers
+    if disaggregated:
+        _check_prefill_fits(prefill, prompts)
+    curves = prefill_curves(prefill.machine, _prefill_rows(prefill), prompts, prefill.prefill_tokens)
+    model = _service_model(decode, prefill, curves, workload, slots, requests.concurrency)
+    computed = Requests(  # cached tokens are not prefilled
+        requests.isl_tokens * (1 - deployment.workload.prefix_cache_hit_rate),
+        requests.osl_tokens,
+        requests.arrival_s,
+        requests.concurrency,
+    )
+    result = replay(computed, model)
+    gpus = sum(side.pool.layout.gpus * side.pool.instances for side in sides.values())
+    rate = result.output_tokens_per_s * instances
+    return ServicePrediction(
+        ttft_s=_percentiles(result.ttft_s),
+        tpot_s=_percentiles(result.tpot_s),
+        tokens_per_s=rate,
+        tokens_per_s_per_gpu=rate / gpus,
+        requests_per_s=rate / float(requests.osl_tokens.mean()),
+        gpus=gpus,
+        requests=len(requests),
+        decode_sequences=_mean_running(result) * instances,
+        decode_slots=slots * instances,
+        prefill_busy=_prefill_busy(result, computed, model, curves),
+        calibration=decode.machine.calibration.id,
+        notes=(*decode.machine.model.flags, *_overload(requests, result)),
+    )
+
+
+def _requests(workload: Workload, load: Load, instances: int) -> Requests:
+    """Traffic of one instance: requests are dealt in turn to identical instances."""
+    if load.trace:
+        requests = read_trace(Path(load.trace))
+        if load.rate_per_s:
+            requests = requests.at_rate(load.rate_per_s)
+        if load.concurrency:
+            requests = requests.closed(load.concurrency)
+        return requests.first(load.requests).every(instances)
+    lengths = (workload.isl_tokens, workload.osl_tokens)
+    if load.concurrency is None:
+        assert load.rate_per_s is not None
+        count = -(-(load.requests or OPEN_LOOP_REQUESTS) // instances)
+        return poisson_requests(*lengths, count=count, rate_per_s=load.rate_per_s / instances, shortest=load.shortest)
+    concurrency = max(round(load.concurrency / instances), 1)
+    count = -(-load.requests // instances) if load.requests else min(REQUESTS_PER_SLOT * concurrency, MAX_REPLAYED)
+    return benchmark_requests(*lengths, count=count, concurrency=concurrency, shortest=load.shortest)
+
+
+def _as_decoded(workload: Workload, requests: Requests) -> Workload:
+    """The lengths of a sequence found decoding: long answers are found more often, E[I O] / E[O] and E[O^2] / E[O]."""
+    isl, osl = requests.isl_tokens, requests.osl_tokens
+    lengths = {"isl_tokens": _whole((isl * osl).mean() / osl.mean()), "osl_tokens": _whole((osl**2).mean() / osl.mean())}
+    return workload.model_copy(update=lengths)
+
+
+def _as_prefilled(workload: Workload, requests: Requests) -> Workload:
+    """The length of the prompt that a token being prefilled belongs to, E[I^2] / E[I]: attention costs the square."""
+    isl = requests.isl_tokens
+    return workload.model_copy(update={"isl_tokens": _whole((isl**2).mean() / isl.mean())})
+
+
+def _whole(length: float) -> int:
+    return max(round(float(length)), 1)
+
+
+def _decode_slots(decode: _Side, prefill: _Side, workload: Workload, prompts: Workload) -> int:
+    """Sequences that one decode worker, or one aggregated instance, holds.
+
+    An aggregated engine needs the larger of what its decode and its prefill steps need beside the KV cache.
+    """
+    pool = decode.pool
+    rows = pool_rows(pool)
+    aggregated = prefill is decode
+    memory = decode_memory(decode.machine, rows.replace(batched_tokens=0) if aggregated else rows, workload)
+    held = float(memory.without_kv_bytes[0])
+    if aggregated:
+        held = max(held, _prefill_bytes(prefill, prompts) - _prefill_bytes(prefill, prompts, "kv_cache"))
+    room = decode.limit_bytes - held
+    fitting = int(sequences_that_fit(np.array([room / float(memory.kv_bytes_per_token[0])]), workload)[0])
+    if fitting < 1:
+        needed = workload.peak_context_tokens * float(memory.kv_bytes_per_token[0])
+        raise ProblemError(
+            f"no sequence of {workload.peak_context_tokens:,.0f} tokens fits beside the weights: its KV cache needs "
+            f"{needed / 1e9:.1f} GB per GPU, {max(room, 0) / 1e9:.1f} GB of {decode.limit_bytes / 1e9:.1f} GB are left; "
+            "use more GPUs, a smaller precision or a higher memory_fraction"
+        )
+    return min(fitting, pool.batch_per_dp_rank or fitting) * pool.dp
+
+
+def _prefill_bytes(side: _Side, prompts: Workload, line: str | None = None) -> float:
+    """What prefill steps need on each GPU: one line of it, or all."""
+    lines = prefill_memory(side.machine, _prefill_rows(side), prompts).lines
+    return float(lines[line][0]) if line else sum(float(value[0]) for value in lines.values())
+
+
+def _check_prefill_fits(side: _Side, prompts: Workload) -> None:
+    needed = _prefill_bytes(side, prompts)
+    if needed > side.limit_bytes:
+        raise ProblemError(
+            f"the prefill pool needs {needed / 1e9:.1f} GB per GPU, {(needed - side.limit_bytes) / 1e9:.1f} GB more than "
+            f"allowed; lower max_batched_tokens ({side.prefill_tokens:,}) or use more GPUs per instance"
+        )
+
+
+def _prefill_rows(side: _Side) -> Rows:
+    """A pool's prefill steps; DeepEP's low-latency kernels are for decode, its engines prefill with the normal ones."""
+    rows = pool_rows(side.pool).replace(batch=1, drafts=0, batched_tokens=side.prefill_tokens)
+    normal = side.pool.all2all_backend == "deepep_low_latency"
+    return rows.replace(backend=BACKENDS.index("deepep_normal")) if normal else rows
+
+
+def _service_model(
+    decode: _Side, prefill: _Side, curves: PrefillCurves, workload: Workload, slots: int, concurrency: int
+) -> ServiceModel:
+    disaggregated = decode is not prefill
+    workers = decode.pool.instances if disaggregated else 1
+    most = min(concurrency or slots, slots) / workers
+    c = decode.machine.coefficients("serving", "default", ServiceCoefficients)
+    return ServiceModel(
+        decode_step_s=decode_curve(decode.machine, pool_rows(decode.pool), workload, most),
+        prefill_s=curves.step_s,
+        prefill_extra_s=lambda busy, mean, step: curves.extra_s(busy, mean, step, bool(c.mixed)),
+        disaggregated=disaggregated,
+        prefill_workers=prefill.pool.instances if disaggregated else 1,
+        prefill_ranks=prefill.pool.dp,
+        prefill_tokens=float(prefill.prefill_tokens),
+        decode_workers=workers,
+        decode_slots=slots,
+        frontend_s=c.frontend_s,
+        transfer_s=c.transfer_s if disaggregated else 0.0,
+        admission_interval_steps=decode.pool.admission_interval_steps,
+        gather_steps=decode.pool.gather_prefill_steps,
+    )
+
+
+def _overload(requests: Requests, result: Replay) -> tuple[str, ...]:
+    """A stationary open loop has the same TTFT early and late."""
+    if requests.rate_per_s is None or len(requests) < FIFTHS_NEED:
+        return ()
+    fifth = len(requests) // 5
+    early_s, late_s = float(result.ttft_s[fifth : 2 * fifth].mean()), float(result.ttft_s[-fifth:].mean())
+    if late_s <= GROWS * early_s:
+        return ()
+    return (f"TTFT grows from {early_s:,.2f} s to {late_s:,.2f} s over the run: the service may not keep up with its requests",)
+
+
+def _percentiles(values: Floats) -> Percentiles:
+    p50, p95, p99 = (float(x) for x in np.quantile(values, (0.5, 0.95, 0.99)))
+    return Percentiles(mean=float(values.mean()), p50=p50, p95=p95, p99=p99)
+
+
+def _mean_running(result: Replay) -> float:
+    span = float(result.finished_s.max() - result.sent_s.min())
+    return float((result.finished_s - result.first_token_s).sum() / span)
+
+
+def _prefill_busy(result: Replay, requests: Requests, model: ServiceModel, curves: PrefillCurves) -> float:
+    """Lower bound of the prefill's use: every prompt at the rate of a full step."""
+    full = model.prefill_tokens
+    per_token_s = curves.step_s(full, full) / (full * model.prefill_ranks)
+    span = float(result.finished_s.max() - result.sent_s.min())
+    return float(requests.isl_tokens.sum()) * per_token_s / model.prefill_workers / span

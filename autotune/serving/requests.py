@@ -1,0 +1,159 @@
+"""The requests a service is sent: synthetic, or read from a trace."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.errors import ProblemError
+from cost_models.arrays import Floats, as_floats
+
+Record = tuple[float, float, float]
+"""Time sent [s], input and output length [token]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Requests in the order they are sent, (n,) each."""
+
+    isl_tokens: Floats
+    osl_tokens: Floats
+    arrival_s: Floats | None = None
+    """Times sent (open loop); none: closed loop, `concurrency` of them in flight."""
+    concurrency: int = 0
+
+    def __len__(self) -> int:
+        return len(self.isl_tokens)
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """Mean rate at which an open loop sends; none for a closed one."""
+        if self.arrival_s is None or len(self) < 2 or self.arrival_s[-1] <= self.arrival_s[0]:
+            return None
+        return float((len(self) - 1) / (self.arrival_s[-1] - self.arrival_s[0]))
+
+    def closed(self, concurrency: int) -> Requests:
+        """The same lengths in the same order, so many in flight."""
+        return Requests(self.isl_tokens, self.osl_tokens, concurrency=concurrency)
+
+    def at_rate(self, rate_per_s: float) -> Requests:
+        """The same arrivals, faster or slower; raises ProblemError where all arrive at once."""
+        rate = self.rate_per_s
+        if rate is None or self.arrival_s is None:
+            raise ProblemError("all requests of the trace arrive at the same time, so they have no rate to scale")
+        return Requests(self.isl_tokens, self.osl_tokens, (self.arrival_s - self.arrival_s[0]) * (rate / rate_per_s))
+
+    def every(self, nth: int) -> Requests:
+        """Every nth request: the share of one of `nth` instances that are dealt requests in turn."""
+        arrival_s = None if self.arrival_s is None else self.arrival_s[::nth]
+        return Requests(self.isl_tokens[::nth], self.osl_tokens[::nth], arrival_s, max(round(self.concurrency / nth), 1))
+
+    def first(self, count: int | None) -> Requests:
+        """The first `count`; all where none."""
+        arrival_s = None if self.arrival_s is None else self.arrival_s[:count]
+        return Requests(self.isl_tokens[:count], self.osl_tokens[:count], arrival_s, self.concurrency)
+
+
+def benchmark_requests(
+    isl_tokens: float, osl_tokens: float, *, count: int, concurrency: int, shortest: float = 1.0, seed: int = 0
+) -> Requests:
+    """Closed-loop benchmark traffic: lengths uniform between `shortest` and 1 of nominal."""
+    return Requests(*_lengths(isl_tokens, osl_tokens, count, shortest, seed), concurrency=concurrency)
+
+
+def poisson_requests(
+    isl_tokens: float, osl_tokens: float, *, count: int, rate_per_s: float, shortest: float = 1.0, seed: int = 0
+) -> Requests:
+    """Open-loop synthetic traffic: Poisson arrivals, lengths uniform between `shortest` and 1 of nominal."""
+    gaps = np.random.default_rng([seed, 1]).exponential(1 / rate_per_s, count)
+    return Requests(*_lengths(isl_tokens, osl_tokens, count, shortest, seed), arrival_s=as_floats(np.cumsum(gaps)))
+
+
+def _lengths(isl_tokens: float, osl_tokens: float, count: int, shortest: float, seed: int) -> tuple[Floats, Floats]:
+    scale: NDArray[np.float64] = np.random.default_rng(seed).uniform(shortest, 1.0, (2, count))
+    isl, osl = np.maximum(np.rint(scale * np.array([[isl_tokens], [osl_tokens]])), 1)
+    return as_floats(isl), as_floats(osl)
+
+
+def read_trace(path: Path) -> Requests:
+    """Requests of an Azure LLM inference trace (CSV) or a Mooncake trace (JSON lines), plain or gzip-compressed.
+
+    Azure: columns TIMESTAMP, ContextTokens, GeneratedTokens. Mooncake: timestamp [ms], input_length, output_length;
+    its block hashes are not used: state the share of cached input as workload.prefix_cache_hit_rate.
+    Raises ProblemError naming the line, for lengths below one token, times that are negative or go backwards, missing
+    values, and files of neither kind.
+    """
+    try:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8") as file:
+            records = list(_records(path, file))
+    except FileNotFoundError as error:
+        raise ProblemError(f"{path}: no such file") from error
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ProblemError(f"{path}: cannot be read: {error}") from error
+    if not records:
+        raise ProblemError(f"{path}: no request in it")
+    sent, isl, osl = np.array(records, dtype=float).T
+    return Requests(as_floats(isl), as_floats(osl), as_floats(sent - sent[0]))
+
+
+def _records(path: Path, file: IO[str]) -> Iterator[Record]:
+    head = file.readline()
+    if head.lstrip().startswith("{"):
+        lines: Iterable[Any] = _chained(head, file)
+        parse: Callable[[Any], Record] = _mooncake
+        first_line = 1
+    elif "ContextTokens" in head:
+        lines = csv.DictReader(file, fieldnames=head.strip().split(","))
+        parse, first_line = _azure, 2
+    else:
+        raise ProblemError(
+            f"{path}: not a request trace; expected the columns TIMESTAMP,ContextTokens,GeneratedTokens (Azure) or JSON lines "
+            "with timestamp, input_length, output_length (Mooncake)"
+        )
+    before = -np.inf
+    for number, line in enumerate(lines, first_line):
+        record = _checked(path, number, line, parse)
+        if record[0] < before:
+            raise ProblemError(
+                f"{path} line {number}: sent {before - record[0]:g} s before the line above; sort the trace by time"
+            )
+        before = record[0]
+        yield record
+
+
+def _chained(head: str, file: IO[str]) -> Iterator[str]:
+    yield head
+    yield from (line for line in file if line.strip())
+
+
+def _checked(path: Path, number: int, line: Any, parse: Callable[[Any], Record]) -> Record:
+    try:
+        record = parse(line)
+    except (KeyError, TypeError, ValueError) as error:
+        shown = line.strip() if isinstance(line, str) else ",".join(str(value) for value in line.values())
+        raise ProblemError(f"{path} line {number}: not a request like those above it: {shown[:80]}") from error
+    sent_s, isl, osl = record
+    if not np.isfinite(record).all() or sent_s < 0:
+        raise ProblemError(f"{path} line {number}: time {sent_s:g} s must be finite and not negative")
+    if isl < 1 or osl < 1:
+        raise ProblemError(f"{path} line {number}: {isl:g} input and {osl:g} output tokens; both must be at least 1")
+    return record
+
+
+def _mooncake(line: str) -> Record:
+    entry = json.loads(line)
+    return entry["timestamp"] / 1e3, float(entry["input_length"]), float(entry["output_length"])
+
+
+def _azure(line: dict[str, str]) -> Record:
+    sent_ns = np.datetime64(line["TIMESTAMP"].strip(), "ns").astype(np.int64)
+    return float(sent_ns) / 1e9, float(line["ContextTokens"]), float(line["GeneratedTokens"])

@@ -105,7 +105,7 @@ def test_an_nsight_export_counts_one_gpu_and_its_gaps(tmp_path):
     ("name", "content", "message"),
     [
         ("t.json", b'{"traceEvents": [', "cannot be read as a profiler trace"),
-        ("t.json.gz", gzip.compress(b'{"traceEvents": []}')[:20], "cannot be read as a profiler trace"),
+        ("t.json.gz", gzip.compress(b'{"traceEvents": []}', mtime=0)[:20], "cannot be read as a profiler trace"),
         ("t.json", b'{"traceEvents": []}', "no GPU kernel"),
         ("t.json", b'{"schemaVersion": 1}', "no traceEvents"),
         ("t.sqlite", b"not a database at all, but long enough to look at", "cannot be read as an Nsight"),

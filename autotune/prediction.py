@@ -79,6 +79,13 @@ class PrefillPrediction(StepPrediction):
     """All steps of one prompt: its time to first token when nothing waits [s]."""
 
 
+class Interval(Spec):
+    """Central 80 % of a predicted quantity."""
+
+    low: float
+    high: float
+
+
 class Percentiles(Spec):
     """A time over requests [s]."""
 
@@ -86,6 +93,14 @@ class Percentiles(Spec):
     p50: float
     p95: float
     p99: float
+
+
+class ServiceIntervals(Spec):
+    """80 % intervals of a service's means."""
+
+    ttft_s: Interval
+    tpot_s: Interval
+    tokens_per_s_per_gpu: Interval
 
 
 class ServicePrediction(Spec):
@@ -97,6 +112,7 @@ class ServicePrediction(Spec):
     """Output tokens of the whole service."""
     tokens_per_s_per_gpu: float
     requests_per_s: float
+    intervals: ServiceIntervals
     gpus: int
     requests: int
     """Replayed."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autotune.prediction import OperatorLine, Prediction, StepPrediction
+from autotune.prediction import Interval, OperatorLine, Prediction, StepPrediction
 from cost_models.arrays import Floats
 from cost_models.specs.base import Spec
 
@@ -30,13 +30,6 @@ OUTSIDE_FACTOR = 1.5
 BALANCE_SIGMA = 0.06
 """Expert imbalance, shared by the operators of the busiest rank."""
 BALANCED = ("experts", "dispatch", "combine")
-
-
-class Interval(Spec):
-    """Central 80 % of a predicted quantity."""
-
-    low: float
-    high: float
 
 
 class Uncertainty(Spec):

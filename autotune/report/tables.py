@@ -258,19 +258,25 @@ def service_report(deployment: Deployment, prediction: ServicePrediction) -> Ren
         f"   {prediction.tokens_per_s:,.0f} tokens/s, {prediction.requests_per_s:,.2f} requests/s on {prediction.gpus} GPUs"
     )
     times = _table("What requests see")
-    for name in ("", "mean", "P50", "P95", "P99"):
+    for name in ("", "mean", "80 % interval of the mean", "P50", "P95", "P99"):
         times.add_column(name, justify="left" if not name else "right", style="cyan" if not name else None)
-    for name, value in (("TTFT", prediction.ttft_s), ("TPOT", prediction.tpot_s)):
-        times.add_row(name, *(ms(x) for x in (value.mean, value.p50, value.p95, value.p99)))
+    bars = prediction.intervals
+    for name, value, bar in (("TTFT", prediction.ttft_s, bars.ttft_s), ("TPOT", prediction.tpot_s, bars.tpot_s)):
+        times.add_row(
+            name, ms(value.mean), f"{ms(bar.low)} - {ms(bar.high)}", *(ms(x) for x in (value.p50, value.p95, value.p99))
+        )
+    rate = bars.tokens_per_s_per_gpu
+    calibration = f"calibration {prediction.calibration}; intervals: where 80 % of measured services lay"
     load = f"{prediction.decode_sequences:,.0f} of {prediction.decode_slots:,} sequences decode at once"
     return Group(
         Text(f"{deployment.model} on {pools}, {deployment.hardware}", style="bold"),
         head,
+        Text(f"80 % interval {rate.low:,.0f}-{rate.high:,.0f} tokens/s/GPU", style="dim"),
         Text(f"{load}; prefill busy at least {prediction.prefill_busy:.0%}; {prediction.requests:,} requests replayed"),
         "",
         times,
         "",
-        Text(f"calibration {prediction.calibration}"),
+        Text("\n".join((calibration, *prediction.notes))),
     )
 
 

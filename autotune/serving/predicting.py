@@ -11,6 +11,7 @@ from autotune.deployment import Deployment, Load, Pool
 from autotune.errors import ProblemError
 from autotune.predicting import DEFAULT_MEMORY_FRACTION, pool_rows, resolve_pool
 from autotune.prediction import Percentiles, ServicePrediction
+from autotune.serving.errors import service_errors
 from autotune.serving.model import PrefillCurves, ServiceCoefficients, decode_curve, prefill_curves
 from autotune.serving.replay import Replay, ServiceModel, replay
 from autotune.serving.requests import Requests, benchmark_requests, poisson_requests, read_trace
@@ -78,9 +79,12 @@ def predict_service(deployment: Deployment) -> ServicePrediction:
     result = replay(computed, model)
     gpus = sum(side.pool.layout.gpus * side.pool.instances for side in sides.values())
     rate = result.output_tokens_per_s * instances
+    ttft_s, tpot_s = _percentiles(result.ttft_s), _percentiles(result.tpot_s)
+    errors = service_errors().disaggregated if disaggregated else service_errors().aggregated
     return ServicePrediction(
-        ttft_s=_percentiles(result.ttft_s),
-        tpot_s=_percentiles(result.tpot_s),
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
+        intervals=errors.intervals(ttft_s.mean, tpot_s.mean, rate / gpus),
         tokens_per_s=rate,
         tokens_per_s_per_gpu=rate / gpus,
         requests_per_s=rate / float(requests.osl_tokens.mean()),

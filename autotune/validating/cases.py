@@ -10,9 +10,9 @@ from pydantic import Field
 
 from autotune.deployment import Deployment
 from autotune.predicting import predict
-from autotune.prediction import Prediction, PrefillPrediction, ServicePrediction
+from autotune.prediction import Interval, Prediction, PrefillPrediction, ServicePrediction
 from autotune.serving.predicting import predict_service
-from autotune.uncertainty import Interval, uncertainty
+from autotune.uncertainty import uncertainty
 from cost_models.catalog import parse_yaml, read_yaml, validated
 from cost_models.specs.base import Spec
 
@@ -85,17 +85,16 @@ class CaseResult(Spec):
         return self.prediction.ttft_s.mean / measured - 1
 
     @property
-    def interval(self) -> Interval | None:
-        """80 % interval of tokens/s/GPU; services have none yet."""
+    def interval(self) -> Interval:
+        """80 % interval of tokens/s/GPU."""
         if isinstance(self.prediction, ServicePrediction):
-            return None
+            return self.prediction.intervals.tokens_per_s_per_gpu
         return uncertainty(self.prediction).tokens_per_s_per_gpu
 
     @property
-    def covered(self) -> bool | None:
+    def covered(self) -> bool:
         """Whether the measured throughput lies in the 80 % interval."""
-        interval = self.interval
-        return None if interval is None else interval.low <= self.case.measured.tokens_per_s_per_gpu <= interval.high
+        return self.interval.low <= self.case.measured.tokens_per_s_per_gpu <= self.interval.high
 
 
 def load_cases(path: Path) -> CaseFile:

@@ -26,8 +26,8 @@ def scatter_plot(results: Sequence[CaseResult], path: Path) -> None:
         measured = [r.case.measured.tokens_per_s_per_gpu for r in group]
         predicted = [r.prediction.tokens_per_s_per_gpu for r in group]
         bars = [r.interval for r in group]
-        below = [p - bar.low if bar else 0.0 for p, bar in zip(predicted, bars, strict=True)]
-        above = [bar.high - p if bar else 0.0 for p, bar in zip(predicted, bars, strict=True)]
+        below = [p - bar.low for p, bar in zip(predicted, bars, strict=True)]
+        above = [bar.high - p for p, bar in zip(predicted, bars, strict=True)]
         axes.errorbar(measured, predicted, yerr=[below, above], fmt="o", ms=4, lw=0.8, color=colour, label=phase, alpha=0.7)
     values = [r.case.measured.tokens_per_s_per_gpu for r in results]
     low, high = min(values) * 0.7, max(values) * 1.4

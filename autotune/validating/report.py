@@ -73,9 +73,7 @@ def errors_text(summary: Summary) -> str:
     """One line of statistics."""
     ranked = "" if summary.rank_correlation is None else f", rank correlation {summary.rank_correlation:.2f}"
     covered = (
-        ""
-        if summary.covered is None
-        else f"; {summary.covered} of {summary.cases} lie in their 80 % interval "
+        f"; {summary.covered} of {summary.cases} lie in their 80 % interval "
         f"({summary.coverage_low:.0%}-{summary.coverage_high:.0%})"
     )
     first = "" if summary.ttft_median_absolute_error is None else f"; TTFT median {summary.ttft_median_absolute_error:.1%}"
@@ -113,8 +111,8 @@ def csv_text(results: Sequence[CaseResult]) -> str:
             [
                 case.id, deployment.phase, case.named, case.source, deployment.hardware, deployment.engine.name,
                 f"{case.measured.tokens_per_s_per_gpu:.6g}", f"{prediction.tokens_per_s_per_gpu:.6g}",
-                f"{result.throughput_error:.4f}", f"{interval.low:.6g}" if interval else "",
-                f"{interval.high:.6g}" if interval else "", case.measured.tpot_s or "",
+                f"{result.throughput_error:.4f}", f"{interval.low:.6g}",
+                f"{interval.high:.6g}", case.measured.tpot_s or "",
                 f"{result.predicted_tpot_s:.6g}" if result.predicted_tpot_s else "", case.measured.ttft_s or "",
                 f"{prediction.ttft_s.mean:.6g}" if isinstance(prediction, ServicePrediction) else "",
                 "" if isinstance(prediction, ServicePrediction) else prediction.bottleneck, prediction.calibration,

@@ -25,8 +25,8 @@ class Summary(Spec):
     worst: float
     rank_correlation: float | None
     """Spearman's, of predicted and measured throughput; none below three cases."""
-    covered: int | None
-    """Cases whose measured throughput lies in the 80 % interval; none where predictions have no interval."""
+    covered: int
+    """Cases whose measured throughput lies in the 80 % interval."""
     coverage_low: float
     """95 % interval of the coverage itself (Wilson)."""
     coverage_high: float
@@ -56,9 +56,8 @@ def summarise(results: Sequence[CaseResult]) -> Summary:
     errors = np.array([result.throughput_error for result in results])
     predicted = [result.prediction.tokens_per_s_per_gpu for result in results]
     measured = [result.case.measured.tokens_per_s_per_gpu for result in results]
-    hits = [result.covered for result in results]
-    covered = None if None in hits else sum(map(bool, hits))
-    low, high = (0.0, 1.0) if covered is None else wilson(covered, len(results))
+    covered = sum(result.covered for result in results)
+    low, high = wilson(covered, len(results))
     tpot = np.abs([e for e in (result.tpot_error for result in results) if e is not None])
     ttft = np.abs([e for e in (result.ttft_error for result in results) if e is not None])
     return Summary(

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from autotune.deployment import Deployment
 from autotune.errors import ProblemError
 from autotune.predicting import predict
+from autotune.serving.errors import service_errors
 from autotune.serving.model import curve
 from autotune.serving.predicting import predict_service
 from autotune.serving.replay import ServiceModel, replay
@@ -267,6 +268,20 @@ def test_lengths_come_from_the_trace(tmp_path):
     service = predict_service(_service({"serve": DECODE}, {"trace": str(path)}))
     assert service.requests == 2
     assert service.requests_per_s == pytest.approx(service.tokens_per_s / ((44 + 109) / 2))
+
+
+def test_intervals_are_the_ratios_of_measured_services():
+    errors = service_errors()
+    together = predict_service(_service({"serve": DECODE}, {"concurrency": 64}))
+    apart = predict_service(_service({"prefill": PREFILL, "decode": DECODE}, {"concurrency": 64}))
+    assert together.intervals.tpot_s.high == pytest.approx(together.tpot_s.mean * errors.aggregated.tpot.high)
+    assert apart.intervals.ttft_s.low == pytest.approx(apart.ttft_s.mean * errors.disaggregated.ttft.low)
+    for service in (together, apart):
+        assert (
+            service.intervals.tokens_per_s_per_gpu.low
+            < service.tokens_per_s_per_gpu
+            < service.intervals.tokens_per_s_per_gpu.high
+        )
 
 
 @pytest.mark.parametrize(

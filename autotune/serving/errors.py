@@ -1,0 +1,54 @@
+"""Error bars of services: how far measured points lay from their predictions."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from pydantic import Field
+
+from autotune.prediction import Interval, ServiceIntervals
+from cost_models.catalog import parse_yaml, validated
+from cost_models.specs.base import Spec
+
+
+class ErrorBand(Spec):
+    """10 % and 90 % quantiles of measured / predicted [-]."""
+
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+
+    def around(self, predicted: float) -> Interval:
+        return Interval(low=predicted * self.low, high=predicted * self.high)
+
+
+class ModeErrors(Spec):
+    """Bands of aggregated, or of disaggregated, services."""
+
+    points: int = Field(gt=0)
+    """Measured."""
+    ttft: ErrorBand
+    tpot: ErrorBand
+    tokens_per_s: ErrorBand
+
+    def intervals(self, ttft_s: float, tpot_s: float, tokens_per_s_per_gpu: float) -> ServiceIntervals:
+        """80 % intervals of the means; not centred, because the errors are not."""
+        return ServiceIntervals(
+            ttft_s=self.ttft.around(ttft_s),
+            tpot_s=self.tpot.around(tpot_s),
+            tokens_per_s_per_gpu=self.tokens_per_s.around(tokens_per_s_per_gpu),
+        )
+
+
+class ServiceErrors(Spec):
+    """Bands that ship with the package."""
+
+    source: str
+    aggregated: ModeErrors
+    disaggregated: ModeErrors
+
+
+def service_errors() -> ServiceErrors:
+    """Load the bands."""
+    name = "service_errors.yaml"
+    text = resources.files("autotune").joinpath("data", name).read_text(encoding="utf-8")
+    return validated(ServiceErrors, parse_yaml(text, name), name)

@@ -21,6 +21,7 @@ from autotune.serving.requests import Requests
 from cost_models.arrays import Floats
 
 NEVER = float("inf")
+TOKEN_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,8 @@ class _Run:
 
     def _one_event(self) -> None:
         self._admit()
-        options = [self.now + self.decode.next_finish_s()]
+        finish_s = self.now + self.decode.next_finish_s()
+        options = [finish_s]
         if self.coming:
             options.append(self.coming[0][0])
         if self.prefilling:
@@ -152,7 +154,10 @@ class _Run:
         if self.waiting:
             options.append(self._next_chance_s())
         until = max(min(options), self.now)
-        self.decode.advance(until - self.now)
+        if until == finish_s:  # exactly: late in a long trace, rounding of seconds is more than a token's last bit
+            self.decode.clock = self.decode.running[0][0]
+        else:
+            self.decode.advance(until - self.now)
         self.now = until
         self._finish()
         while self.coming and self.coming[0][0] <= self.now:
@@ -180,7 +185,7 @@ class _Run:
 
     def _finish(self) -> None:
         running = self.decode.running
-        while running and running[0][0] <= self.decode.clock + 1e-9:
+        while running and running[0][0] <= self.decode.clock + TOKEN_ROUNDING:
             request = heapq.heappop(running)[1]
             self.finished[request] = self.now
             self.left -= 1

@@ -57,6 +57,12 @@ def test_a_lone_request_waits_for_nothing():
     assert result.finished_s == pytest.approx([0.2 + 99 * STEP_S])
 
 
+def test_rounding_late_in_a_long_trace_stops_nothing():
+    sparse = poisson_requests(1000, 2, count=3000, rate_per_s=1e-4)  # a year
+    result = replay(sparse, _model(decode_step_s=lambda _: 0.0123))
+    assert result.tpot_s == pytest.approx(np.full(3000, 0.0123), rel=1e-4)
+
+
 def test_a_prefill_step_of_an_aggregated_engine_delays_what_runs():
     both = _requests((0, 1000, 100), (0.5, 1000, 100))
     result = replay(both, _model(disaggregated=False))

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from cost_models.arrays import Floats, as_floats
 
 POPULARITY_POINTS = 64
-"""Tiles per expert beyond which the last, partial tile counts as half a tile on average."""
+"""Quantiles that stand for the popularity distribution."""
 
 
 def normal_quantile(p: ArrayLike) -> Floats:

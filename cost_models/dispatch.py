@@ -144,7 +144,6 @@ def volumes(
     grouped = contiguous | (np.mod(groups, domains) == 0)
     hit_domains = expected_domains(top_k, domains, groups, top_k_groups, grouped)
     share = np.where(contiguous, reachable_share(ranks, groups, top_k_groups, contiguous), hit_domains / domains)
-    share = np.where(domains > 1, share, np.where(contiguous, share, 1.0))
     per_rank = expected_destinations(top_k, ranks, share) * own * (ranks - 1) / ranks
     if backend == "nvlink_one_sided":
         return Volumes(per_rank * (local - 1) / np.maximum(ranks - 1, 1), per_rank * remote_share, np.zeros(tokens.shape))

@@ -62,7 +62,7 @@ class Fit:
     """Measured / predicted of every held-out row."""
 
 
-def held_out_mask(shapes: Sequence[Sequence[float]], share: float = HELD_OUT_SHARE) -> NDArray[np.bool_]:
+def held_out_mask(shapes: Sequence[Sequence[float]], share: float = HELD_OUT_SHARE) -> Mask:
     """Rows whose shape is held out; equal shapes stay together and the split never changes between runs.
 
     shapes : one tuple per row, e.g. (n, k) so that all m of a weight matrix are held out together.
@@ -78,7 +78,7 @@ def fit_model(
     measured_s: ArrayLike,
     coefficients: Mapping[str, Coefficient],
     shape: Sequence[int],
-    held_out: NDArray[np.bool_] | None = None,
+    held_out: Mask | None = None,
 ) -> Fit:
     """Fit a cost model `time_s(*columns, coefficients=kind(...))`, whole shapes held out.
 
@@ -99,7 +99,7 @@ def fit_coefficients(
     predict_s: Callable[[Mapping[str, float], NDArray[np.int64]], Floats],
     measured_s: ArrayLike,
     coefficients: Mapping[str, Coefficient],
-    held_out: NDArray[np.bool_],
+    held_out: Mask,
 ) -> Fit:
     """Fit `predict_s(values, rows)` to measured times.
 

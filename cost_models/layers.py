@@ -8,15 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.arrays import Floats
+from cost_models.arrays import Floats, as_floats, ceil_div
 from cost_models.dispatch import BACKENDS
 from cost_models.host import HostCoefficients
 from cost_models.machine import Machine
-from cost_models.memory import offload_settings, offloadable_layer_bytes, offloaded_layers
+from cost_models.memory import by_layer, offload_settings, offloadable_layer_bytes
+from cost_models.moe_layer import Phase, moe_operators
 from cost_models.offload import OffloadCoefficients, prefetch_pass_s, zero_copy_pass_s
-from cost_models.operators import Timing
+from cost_models.operators import Timing, dense_ffn_operators
 from cost_models.overlap import OVERLAPS, OverlapCoefficients, single_batch_hidden_s, two_batch_time_s
 from cost_models.rows import Rows
+from cost_models.specs.model import ModelSpec
 
 COMMUNICATION = ("dispatch", "combine")
 ROUNDING_S = 1e-9
@@ -32,17 +34,44 @@ class Layer:
 
 
 def whole_model(
-    dense: Layer | None, moe: Layer | None, counts: tuple[int, int], stretch: Floats
+    model: ModelSpec, rows: Rows, dense: Layer | None, moe: Layer | None
 ) -> tuple[dict[str, Timing], dict[str, Floats]]:
-    """Operators over all layers, and time by layer kind; counts : dense and MoE layers, stretch : uneven stages."""
+    """Operators over all layers, and time by layer kind; the longest pipeline stage sets the pace of all."""
+    stretch = as_floats(rows.pp * ceil_div(model.layers, rows.pp) / model.layers)
     operators: dict[str, Timing] = {}
     kinds = {}
-    for name, layer, count in (("dense_layers", dense, counts[0]), ("moe_layers", moe, counts[1])):
+    counts = (("dense_layers", dense, model.layers - model.moe_layers), ("moe_layers", moe, model.moe_layers))
+    for name, layer, count in counts:
         kinds[name] = np.zeros(len(stretch)) if layer is None else layer.time_s * count * stretch
         for operator, timing in (layer.operators if layer else {}).items():
             scaled = timing.scaled(count * stretch)
             operators[operator] = operators[operator] + scaled if operator in operators else scaled
     return operators, kinds
+
+
+def both_layers(
+    machine: Machine,
+    rows: Rows,
+    attention: Mapping[str, Timing],
+    tokens: Floats,
+    split: NDArray[np.bool_],
+    captured: NDArray[np.bool_],
+    phase: Phase,
+) -> tuple[Layer | None, Layer | None]:
+    """The dense and the MoE layer around an attention block, none where the model has no such layer.
+
+    attention, tokens : of one microbatch; split : rows that run two; captured : rows whose step is a CUDA graph.
+    """
+    host = machine.coefficients("host", "default", HostCoefficients)
+    microbatches = np.where(split, 2.0, 1.0)
+    dense = moe = None
+    if machine.model.layers > machine.model.moe_layers:
+        ffn = dense_ffn_operators(machine, tokens, as_floats(rows.tp))
+        dense = finished({**attention, **ffn}, rows, captured, microbatches, host)
+    if machine.model.moe_layers:
+        operators = {**attention, **moe_operators(machine, rows, tokens, phase)}
+        moe = overlapped(machine, finished(operators, rows, captured, microbatches, host), rows, split)
+    return dense, moe
 
 
 def finished(
@@ -66,7 +95,7 @@ def finished(
     return Layer(scaled, busy + gaps)
 
 
-def overlapped(machine: Machine, layer: Layer, rows: Rows, split: Floats) -> Layer:
+def overlapped(machine: Machine, layer: Layer, rows: Rows, split: NDArray[np.bool_]) -> Layer:
     """Take off what overlap hides; recorded as the negative operator `overlap`."""
     hidden = np.zeros(len(rows))
     communication = sum((layer.operators[name].time_s for name in COMMUNICATION), np.zeros(len(rows)))
@@ -100,16 +129,14 @@ def offload_stall(machine: Machine, rows: Rows, dense: Layer | None, moe: Layer 
     zero = np.zeros(len(rows))
     stall = zero
     model = machine.model
-    bytes_by_kind = offloadable_layer_bytes(machine, rows)
-    first_moe = model.layers - model.moe_layers
-    for group, number, step in offload_settings(rows):
+    for setting in offload_settings(model, rows):
         c = machine.coefficients("offload", "default", OffloadCoefficients)
-        chosen = (rows.offload_group_size == group) & (rows.offload_in_group == number) & (rows.offload_prefetch_step == step)
         bandwidth = machine.hardware.host_link_bytes_per_s * c.link_efficiency
-        is_dense = (np.arange(model.layers) < first_moe)[:, None]
-        compute = np.where(is_dense, dense.time_s if dense else zero, moe.time_s if moe else zero)
-        copies = np.where(is_dense, *bytes_by_kind) / bandwidth
-        mask = offloaded_layers(model, group, number)
-        timeline = prefetch_pass_s(compute, copies, mask, step) if step else zero_copy_pass_s(compute, copies, mask)
-        stall = np.where(chosen, timeline - compute.sum(axis=0), stall)
+        compute = by_layer(model, dense.time_s if dense else zero, moe.time_s if moe else zero)
+        copies = by_layer(model, *offloadable_layer_bytes(machine, rows)) / bandwidth
+        if setting.prefetch_step:
+            timeline = prefetch_pass_s(compute, copies, setting.layers, setting.prefetch_step)
+        else:
+            timeline = zero_copy_pass_s(compute, copies, setting.layers)
+        stall = np.where(setting.rows, timeline - compute.sum(axis=0), stall)
     return Timing(np.where(stall > ROUNDING_S, stall, 0.0), zero)

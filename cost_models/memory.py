@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,11 +61,9 @@ def decode_memory(machine: Machine, rows: Rows, workload: Workload) -> Memory:
     DeepEP low-latency buffer: 4 E T (2H + H/32) bytes (DeepEP csrc/legacy/config.hpp).
     """
     c = machine.coefficients("memory", "default", MemoryCoefficients)
-    stages = ceil_div(machine.model.layers, rows.pp) / machine.model.layers
-    kv_token = kv_bytes_per_token(machine, rows)
     tokens = _buffer_tokens(rows)
     activations = _activation_bytes(machine, rows, tokens, _absorbed_width(machine), tokens, c)
-    return _memory(machine, rows, c, stages, kv_token, kv_tokens_needed(rows.batch, workload), tokens, activations)
+    return _memory(machine, rows, c, kv_tokens_needed(rows.batch, workload), tokens, activations)
 
 
 def prefill_memory(machine: Machine, rows: Rows, workload: Workload) -> Memory:
@@ -74,26 +73,21 @@ def prefill_memory(machine: Machine, rows: Rows, workload: Workload) -> Memory:
     its cached prefix.
     """
     c = machine.coefficients("memory", "default", MemoryCoefficients)
-    stages = ceil_div(machine.model.layers, rows.pp) / machine.model.layers
     tokens = as_floats(rows.batched_tokens)
     cached = 1 / (1 - workload.prefix_cache_hit_rate)
     resident = KV_STEPS_RESIDENT * np.maximum(tokens * cached, workload.isl_tokens)
     finishing = np.ceil(tokens / max(workload.isl_tokens * (1 - workload.prefix_cache_hit_rate), 1.0))
     activations = _activation_bytes(machine, rows, tokens, _expanded_width(machine), finishing, c)
-    return _memory(machine, rows, c, stages, kv_bytes_per_token(machine, rows), resident, tokens, activations)
+    return _memory(machine, rows, c, resident, tokens, activations)
 
 
 def _memory(
-    machine: Machine,
-    rows: Rows,
-    c: MemoryCoefficients,
-    stages: Floats,
-    kv_token: Floats,
-    kv_tokens: Floats,
-    tokens: Floats,
-    activations: Floats,
+    machine: Machine, rows: Rows, c: MemoryCoefficients, kv_tokens: Floats, tokens: Floats, activations: Floats
 ) -> Memory:
+    """All lines; kv_tokens : resident, tokens : that buffers are sized for, per rank."""
     model = machine.model
+    stages = ceil_div(model.layers, rows.pp) / model.layers
+    kv_token = kv_bytes_per_token(machine, rows)
     lines = {
         "expert weights": expert_bytes(machine, rows) * stages,
         "other weights": _replicated_bytes(machine, rows) * stages + _head_bytes(machine, rows),
@@ -160,29 +154,37 @@ def offloadable_layer_bytes(machine: Machine, rows: Rows) -> tuple[Floats, Float
 
 def offloaded_bytes(machine: Machine, rows: Rows) -> Floats:
     """Device memory that weight offload frees, over all layers [B]."""
-    dense, moe = offloadable_layer_bytes(machine, rows)
     freed = np.zeros(len(rows))
-    for group, number, step in offload_settings(rows):
-        chosen = (rows.offload_group_size == group) & (rows.offload_in_group == number) & (rows.offload_prefetch_step == step)
-        mask = offloaded_layers(machine.model, group, number)
-        layer = np.where(np.arange(machine.model.layers)[:, None] < machine.model.layers - machine.model.moe_layers, dense, moe)
-        freed = np.where(chosen, freed_bytes(layer, mask, step), freed)
+    for setting in offload_settings(machine.model, rows):
+        layer = by_layer(machine.model, *offloadable_layer_bytes(machine, rows))
+        freed = np.where(setting.rows, freed_bytes(layer, setting.layers, setting.prefetch_step), freed)
     return freed
 
 
-def offload_settings(rows: Rows) -> list[tuple[int, int, int]]:
-    """Distinct (group size, layers in group, prefetch step) of rows that offload."""
-    used = rows.offload_group_size > 0
-    columns = (rows.offload_group_size[used], rows.offload_in_group[used], rows.offload_prefetch_step[used])
-    return sorted({(int(g), int(n), int(s)) for g, n, s in zip(*columns, strict=True)})
+@dataclass(frozen=True, slots=True)
+class OffloadSetting:
+    """One way of offloading that candidate rows use."""
+
+    rows: NDArray[np.bool_]
+    """Which rows, (rows,)."""
+    layers: NDArray[np.bool_]
+    """Layers with something to offload that it takes, (layers,)."""
+    prefetch_step: int
 
 
-def offloaded_layers(model: ModelSpec, group_size: int, in_group: int) -> NDArray[np.bool_]:
-    """Layers with something to offload that the setting takes, (layers,)."""
-    mask = offloaded_mask(model.layers, group_size, in_group)
-    if model.moe:
-        mask[: model.layers - model.moe_layers] = False
-    return mask
+def offload_settings(model: ModelSpec, rows: Rows) -> Iterator[OffloadSetting]:
+    """Distinct settings of the rows that offload."""
+    columns = np.stack([rows.offload_group_size, rows.offload_in_group, rows.offload_prefetch_step], axis=1)
+    for group, number, step in np.unique(columns[rows.offload_group_size > 0], axis=0):
+        layers = offloaded_mask(model.layers, int(group), int(number))
+        if model.moe:
+            layers[: model.layers - model.moe_layers] = False
+        yield OffloadSetting((columns == (group, number, step)).all(axis=1), layers, int(step))
+
+
+def by_layer(model: ModelSpec, dense: Floats, moe: Floats) -> Floats:
+    """Values of a dense and of an MoE layer, (rows,) each, as (layers, rows)."""
+    return np.where(np.arange(model.layers)[:, None] < model.layers - model.moe_layers, dense, moe)
 
 
 def _replicated_bytes(machine: Machine, rows: Rows) -> Floats:

@@ -10,10 +10,9 @@ import numpy as np
 from cost_models.arrays import Floats, as_floats, ceil_div, evaluate_distinct
 from cost_models.elementwise import ElementwiseCoefficients
 from cost_models.host import HostCoefficients, host_step_s
-from cost_models.layers import Layer, finished, offload_stall, overlapped, whole_model
+from cost_models.layers import Layer, both_layers, offload_stall, whole_model
 from cost_models.machine import Machine
-from cost_models.moe_layer import moe_operators
-from cost_models.operators import Timing, dense_ffn_operators, gemm, head_operators, matrix_gemm, tp_all_reduce, traffic
+from cost_models.operators import Timing, gemm, head_operators, matrix_gemm, tp_all_reduce, traffic
 from cost_models.overlap import OVERLAPS
 from cost_models.prefill_attention import PrefillAttentionCoefficients, prefill_attention_bound_s, prefill_attention_time_s
 from cost_models.rows import Rows
@@ -87,11 +86,9 @@ def prefill_step(machine: Machine, rows: Rows, workload: Workload) -> PrefillCos
     Raises MissingFactError where a coefficient or peak is unknown.
     """
     c = machine.coefficients("host", "default", HostCoefficients)
-    model = machine.model
     batch = prompt_batch(rows, workload)
-    dense, moe = _layers(machine, rows, batch, c)
-    stretch = as_floats(rows.pp * ceil_div(model.layers, rows.pp) / model.layers)
-    operators, kinds = whole_model(dense, moe, (model.layers - model.moe_layers, model.moe_layers), stretch)
+    dense, moe = _layers(machine, rows, batch)
+    operators, kinds = whole_model(machine.model, rows, dense, moe)
     finishing = as_floats(batch.sequences / batch.steps)
     head = head_operators(machine, finishing, as_floats(rows.tp), c.sampling_bytes_per_logit)
     operators |= head
@@ -108,21 +105,13 @@ def prefill_step(machine: Machine, rows: Rows, workload: Workload) -> PrefillCos
     return PrefillCost(operators, kinds, step_s, step_s * batch.steps, rate)
 
 
-def _layers(machine: Machine, rows: Rows, batch: PromptBatch, host: HostCoefficients) -> tuple[Layer | None, Layer | None]:
+def _layers(machine: Machine, rows: Rows, batch: PromptBatch) -> tuple[Layer | None, Layer | None]:
     """The dense and the MoE layer of every row; two-batch rows are priced on half batches."""
     split = (rows.overlap == OVERLAPS.index("two_batch")) & (batch.tokens >= 2) & (rows.dp > 1)
-    halves = np.where(split, 2.0, 1.0)
-    part = batch.scaled(1 / halves)
+    part = batch.scaled(np.where(split, 0.5, 1.0))
     captured = np.asarray(rows.graph_tokens >= np.ceil(batch.tokens))
     attention = attention_operators(machine, part, as_floats(rows.tp))
-    dense = moe = None
-    if machine.model.layers > machine.model.moe_layers:
-        ffn = dense_ffn_operators(machine, part.tokens, as_floats(rows.tp))
-        dense = finished(attention | ffn, rows, captured, halves, host)
-    if machine.model.moe_layers:
-        operators = attention | moe_operators(machine, rows, part.tokens, phase="prefill")
-        moe = overlapped(machine, finished(operators, rows, captured, halves, host), rows, split)
-    return dense, moe
+    return both_layers(machine, rows, attention, part.tokens, split, captured, "prefill")
 
 
 def attention_operators(machine: Machine, batch: PromptBatch, tp: Floats) -> dict[str, Timing]:

@@ -10,10 +10,9 @@ import numpy as np
 from cost_models.arrays import Floats, as_floats, ceil_div
 from cost_models.collectives import pipeline_hop_time_s
 from cost_models.host import HostCoefficients, host_step_s, output_processing_s
-from cost_models.layers import Layer, finished, offload_stall, overlapped, whole_model
+from cost_models.layers import Layer, both_layers, offload_stall, whole_model
 from cost_models.machine import Machine
-from cost_models.moe_layer import moe_operators
-from cost_models.operators import Timing, attention_operators, dense_ffn_operators, head_operators
+from cost_models.operators import Timing, attention_operators, head_operators
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
 from cost_models.speculative import accepted_tokens_per_step
@@ -46,12 +45,9 @@ def decode_step(machine: Machine, rows: Rows, context_tokens: float, mtp_accepta
     longest stage sets the pace. Raises MissingFactError where a coefficient or peak is unknown.
     """
     c = machine.coefficients("host", "default", HostCoefficients)
-    model = machine.model
     in_flight = ceil_div(rows.batch, rows.pp)
-    stage_stretch = rows.pp * ceil_div(model.layers, rows.pp) / model.layers
-    dense, moe = _layers(machine, rows, in_flight, context_tokens, c)
-    counts = (model.layers - model.moe_layers, model.moe_layers)
-    operators, kinds = whole_model(dense, moe, counts, as_floats(stage_stretch))
+    dense, moe = _layers(machine, rows, in_flight, context_tokens)
+    operators, kinds = whole_model(machine.model, rows, dense, moe)
     tokens = in_flight * (1 + rows.drafts)
     head = head_operators(machine, as_floats(tokens), as_floats(rows.tp), c.sampling_bytes_per_logit)
     operators |= head
@@ -72,25 +68,15 @@ def decode_step(machine: Machine, rows: Rows, context_tokens: float, mtp_accepta
     return StepCost(operators, kinds, step_s, accepted, tpot_s, rate)
 
 
-def _layers(
-    machine: Machine, rows: Rows, sequences: Floats, context: float, host: HostCoefficients
-) -> tuple[Layer | None, Layer | None]:
+def _layers(machine: Machine, rows: Rows, sequences: Floats, context: float) -> tuple[Layer | None, Layer | None]:
     """The dense and the MoE layer of every row; two-batch rows are priced on half batches."""
     split = (rows.overlap == OVERLAPS.index("two_batch")) & (sequences >= 2) & (rows.dp > 1)
-    halves = np.where(split, 2.0, 1.0)
-    sequences = sequences / halves
+    sequences = sequences / np.where(split, 2.0, 1.0)
     queries = as_floats(1 + rows.drafts)
     tokens = sequences * queries
     attention = attention_operators(machine, sequences, queries, as_floats(rows.tp), context)
-    captured = rows.graph_tokens >= np.ceil(rows.batch / rows.pp) * (1 + rows.drafts)
-    dense = moe = None
-    if machine.model.layers > machine.model.moe_layers:
-        ffn = dense_ffn_operators(machine, tokens, as_floats(rows.tp))
-        dense = finished(attention | ffn, rows, captured, halves, host)
-    if machine.model.moe_layers:
-        operators = attention | moe_operators(machine, rows, tokens)
-        moe = overlapped(machine, finished(operators, rows, captured, halves, host), rows, split)
-    return dense, moe
+    captured = np.asarray(rows.graph_tokens >= np.ceil(rows.batch / rows.pp) * (1 + rows.drafts))
+    return both_layers(machine, rows, attention, tokens, split, captured, "decode")
 
 
 def _draft_passes(layer: Layer | None, head: Mapping[str, Timing], rows: Rows) -> Timing:

@@ -1,12 +1,30 @@
-"""Writing files so that nothing is ever half-written."""
+"""Files: written so that nothing is ever half-written, read plain or compressed, or shipped with the package."""
 
 from __future__ import annotations
 
+import gzip
 import os
 import tempfile
+from importlib import resources
 from pathlib import Path
+from typing import IO, TypeVar
 
 from autotune.errors import OutputError
+from cost_models.catalog import parse_yaml, validated
+from cost_models.specs.base import Spec
+
+S = TypeVar("S", bound=Spec)
+
+
+def open_text(path: Path) -> IO[str]:
+    """A text file, gzip-compressed where its name ends so."""
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+
+
+def packaged(kind: type[S], *parts: str) -> S:
+    """A document under autotune/data, checked against its schema."""
+    text = resources.files("autotune").joinpath("data", *parts).read_text(encoding="utf-8")
+    return validated(kind, parse_yaml(text, parts[-1]), parts[-1])
 
 
 def write_whole(path: Path, text: str) -> None:

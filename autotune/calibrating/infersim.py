@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autotune.calibrating.operators import CONTIGUOUS, MASKED
-from autotune.calibrating.timings import TimingTable, checked, merge, require_pandas, sha256_of
+from autotune.calibrating.timings import TimingTable, collected, merge, require_pandas
 from autotune.errors import ProblemError
 
 if TYPE_CHECKING:
@@ -54,12 +54,7 @@ def _table(path: Path, gpu: str, kind: str, rest: str) -> TimingTable:
         raw = pd.read_csv(path, names=DECODE_HEADER)
     readers = {"gemm": _gemm, "mla_decode": _mla_decode, "mha_decode": _gqa_decode, "mla_prefill": _mla_prefill}
     rows, dropped = readers[kind](raw, rest) if kind in readers else _experts(raw, kind.endswith("decode"))
-    if rows.empty:
-        return TimingTable(rows, dropped)
-    table = checked(
-        rows.assign(gpu=gpu), str(path), f"alibaba/InferSim bench_data {path.name} of {kind} sha256 {sha256_of(path)}"
-    )
-    return TimingTable(table.rows, {**table.dropped, **dropped})
+    return collected(path, rows, dropped, gpu, f"alibaba/InferSim bench_data {path.name} of {kind}")
 
 
 def _gemm(raw: pd.DataFrame, _rest: str) -> tuple[pd.DataFrame, dict[str, int]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from autotune.calibrating import silicon_kernels as kernels
 from autotune.calibrating import silicon_links as links
 from autotune.calibrating.silicon_kernels import Rows
-from autotune.calibrating.timings import TimingTable, checked, merge, require_pandas, sha256_of
+from autotune.calibrating.timings import TimingTable, collected, merge, require_pandas
 from autotune.errors import ProblemError
 
 if TYPE_CHECKING:
@@ -127,9 +127,4 @@ def _table(path: Path, gpu: str, engine: str, read: Callable[[pd.DataFrame, str]
         dropped["latency not positive"] = lost
         raw = raw[raw.latency > 0]
     rows, left_out = read(raw, engine)
-    dropped |= left_out
-    if rows.empty:
-        return TimingTable(rows, dropped)
-    source = f"aiconfigurator-core {'/'.join(path.parts[-5:])} sha256 {sha256_of(path)}"
-    table = checked(rows.assign(gpu=gpu), str(path), source)
-    return TimingTable(table.rows, {**table.dropped, **dropped})
+    return collected(path, rows, dropped | left_out, gpu, f"aiconfigurator-core {'/'.join(path.parts[-5:])}")

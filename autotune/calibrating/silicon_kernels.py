@@ -115,9 +115,9 @@ def mla_decode(raw: pd.DataFrame, engine: str) -> Rows:
 
 def gqa_decode(raw: pd.DataFrame, _engine: str) -> Rows:
     """GQA decode."""
-    kv_heads = raw.num_key_value_heads.where(raw.num_key_value_heads > 0, raw.num_heads)
+    kv_heads = _kv_heads(raw)
     context = raw.isl + raw.step
-    keep = _grouped_heads(raw, kv_heads) & (context >= SMALLEST_CONTEXT)
+    keep = _grouped_heads(raw) & (context >= SMALLEST_CONTEXT)
     dropped = {"gqa: other head sizes, fewer than 4 query heads per KV head, windows, context below 64": int((~keep).sum())}
     kept = raw[keep]
     rows = kept.assign(
@@ -133,9 +133,14 @@ def gqa_decode(raw: pd.DataFrame, _engine: str) -> Rows:
     return median_of_duplicates(rows, keys, dropped), dropped
 
 
-def _grouped_heads(raw: pd.DataFrame, kv_heads: pd.Series) -> pd.Series:
+def _kv_heads(raw: pd.DataFrame) -> pd.Series:
+    """KV heads; zero in the table means one per query head."""
+    return raw.num_key_value_heads.where(raw.num_key_value_heads > 0, raw.num_heads)
+
+
+def _grouped_heads(raw: pd.DataFrame) -> pd.Series:
     """Rows of today's GQA models: 128-wide heads, 4 or more per KV head, no window, a cache dtype we model."""
-    grouped = (raw.num_heads / kv_heads >= 4) & (raw.head_dim == HEAD_DIM)
+    grouped = (raw.num_heads / _kv_heads(raw) >= 4) & (raw.head_dim == HEAD_DIM)
     plain = (raw.window_size <= 0) if "window_size" in raw else grouped | True
     return grouped & plain & raw.kv_cache_dtype.isin(KV_DTYPES)
 
@@ -148,36 +153,27 @@ def mla_prefill(raw: pd.DataFrame, _engine: str) -> Rows:
         "mla prefill: absorbed path (sglang on Hopper)": int(absorbed.sum()),
         f"mla prefill: prompts below {SMALLEST_PROMPT}": int((~absorbed & short).sum()),
     }
-    kept = raw[~absorbed & ~short]
-    rows = kept.assign(
-        operator="mla_prefill",
-        dtype=kept.kv_cache_dtype.map(KV_DTYPES),
-        sequences=kept.batch_size,
-        new_tokens=kept.isl,
-        prefix_tokens=kept.step,
-        heads=kept.num_heads,
-        latency_ms=kept.latency,
-    )
-    keys = ["operator", "dtype", "sequences", "new_tokens", "prefix_tokens", "heads"]
-    return median_of_duplicates(rows, keys, dropped), dropped
+    return _prefill_rows(raw[~absorbed & ~short], "mla_prefill", [], dropped)
 
 
 def gqa_prefill(raw: pd.DataFrame, _engine: str) -> Rows:
     """Causal GQA over whole prompts."""
-    kv_heads = raw.num_key_value_heads.where(raw.num_key_value_heads > 0, raw.num_heads)
-    keep = _grouped_heads(raw, kv_heads) & (raw.isl >= SMALLEST_PROMPT)
+    keep = _grouped_heads(raw) & (raw.isl >= SMALLEST_PROMPT)
     dropped = {"gqa prefill: other head sizes, fewer than 4 query heads per KV head, windows, short prompts": int((~keep).sum())}
-    kept = raw[keep]
-    rows = kept.assign(
-        operator="gqa_prefill",
-        dtype=kept.kv_cache_dtype.map(KV_DTYPES),
-        sequences=kept.batch_size,
-        new_tokens=kept.isl,
-        prefix_tokens=kept.step,
-        heads=kept.num_heads,
-        latency_ms=kept.latency,
+    return _prefill_rows(raw[keep], "gqa_prefill", ["head_dim"], dropped)
+
+
+def _prefill_rows(raw: pd.DataFrame, operator: str, more_keys: list[str], dropped: dict[str, int]) -> Rows:
+    rows = raw.assign(
+        operator=operator,
+        dtype=raw.kv_cache_dtype.map(KV_DTYPES),
+        sequences=raw.batch_size,
+        new_tokens=raw.isl,
+        prefix_tokens=raw.step,
+        heads=raw.num_heads,
+        latency_ms=raw.latency,
     )
-    keys = ["operator", "dtype", "sequences", "new_tokens", "prefix_tokens", "heads", "head_dim"]
+    keys = ["operator", "dtype", "sequences", "new_tokens", "prefix_tokens", "heads", *more_keys]
     return median_of_duplicates(rows, keys, dropped), dropped
 
 
@@ -199,45 +195,41 @@ def experts(raw: pd.DataFrame, _engine: str) -> Rows:
         experts, top_k, tokens, distribution, ranks = key
         cache[key] = busiest_rank(tokens, float(distribution.rsplit("_", 1)[1]), ranks, rng, experts=experts, top_k=top_k)
     loads = [cache[key] for key in draws]
-    rows = kept.assign(
+    pairs, active = [load.pairs for load in loads], [load.active_experts for load in loads]
+    loaded = kept.assign(pairs=pairs, active_experts=active, input_tokens=kept.num_tokens)
+    return _expert_rows(loaded, "", dropped)
+
+
+def _expert_rows(loaded: pd.DataFrame, kernel: str, dropped: dict[str, int]) -> Rows:
+    """Raw rows with their loads (pairs, active_experts, input_tokens) -> timing rows; kernel : suffix of the dtype."""
+    rows = loaded.assign(
         operator="grouped_gemm",
-        dtype=kept.moe_dtype.map(MOE_DTYPES),
-        pairs=[load.pairs for load in loads],
-        active_experts=[load.active_experts for load in loads],
-        local_experts=kept.num_experts / kept.moe_ep_size,
-        input_tokens=kept.num_tokens,
-        moe_tp=kept.moe_tp_size,
-        hidden=kept.hidden_size,
-        intermediate=kept.inter_size,
-        latency_ms=kept.latency,
+        dtype=loaded.moe_dtype.map(MOE_DTYPES) + kernel,
+        local_experts=loaded.num_experts / loaded.moe_ep_size,
+        moe_tp=loaded.moe_tp_size,
+        hidden=loaded.hidden_size,
+        intermediate=loaded.inter_size,
+        latency_ms=loaded.latency,
     )
     return median_of_duplicates(rows, EXPERT_KEYS, dropped), dropped
+
+
+def _with_even_loads(raw: pd.DataFrame) -> pd.DataFrame:
+    """Raw rows with the pairs of the group dealt out evenly."""
+    pairs = raw.num_tokens * raw.topk / raw.moe_ep_size
+    return raw.assign(pairs=pairs, active_experts=np.minimum(pairs, raw.num_experts / raw.moe_ep_size))
 
 
 def masked_experts(raw: pd.DataFrame, _engine: str) -> Rows:
     """Experts behind DeepEP low-latency (masked DeepGEMM); uniform rows deal the pairs out evenly over the group."""
     uniform = raw.distribution == "uniform"
-    kept = raw[uniform]
-    local = kept.num_experts / kept.moe_ep_size
-    pairs = kept.num_tokens * kept.topk / kept.moe_ep_size
-    enough = pairs >= 1
+    kept = _with_even_loads(raw[uniform])
+    enough = kept.pairs >= 1
     dropped = {
         "masked experts: skewed rows (loads not recorded)": int((~uniform).sum()),
         "masked experts: less than one pair on the rank": int((~enough).sum()),
     }
-    rows = kept.assign(
-        operator="grouped_gemm",
-        dtype=kept.moe_dtype.map(MOE_DTYPES) + MASKED,
-        pairs=pairs,
-        active_experts=np.minimum(pairs, local),
-        local_experts=local,
-        input_tokens=pairs,
-        moe_tp=kept.moe_tp_size,
-        hidden=kept.hidden_size,
-        intermediate=kept.inter_size,
-        latency_ms=kept.latency,
-    )[enough]
-    return median_of_duplicates(rows, EXPERT_KEYS, dropped), dropped
+    return _expert_rows(kept[enough].assign(input_tokens=kept.pairs), MASKED, dropped)
 
 
 def contiguous_experts(raw: pd.DataFrame, _engine: str) -> Rows:
@@ -247,26 +239,12 @@ def contiguous_experts(raw: pd.DataFrame, _engine: str) -> Rows:
     """
     uniform = raw.distribution == "uniform"
     launched = raw.latency < EAGER_EXPERTS_MS
-    kept = raw[uniform & ~launched]
-    pairs = kept.num_tokens * kept.topk / kept.moe_ep_size
-    local = kept.num_experts / kept.moe_ep_size
     dropped = {
         "contiguous experts: skewed rows (loads not recorded)": int((~uniform).sum()),
         f"contiguous experts: below {EAGER_EXPERTS_MS} ms (eager launch)": int((uniform & launched).sum()),
     }
-    rows = kept.assign(
-        operator="grouped_gemm",
-        dtype=kept.moe_dtype.map(MOE_DTYPES) + CONTIGUOUS,
-        pairs=pairs,
-        active_experts=np.minimum(pairs, local),
-        local_experts=local,
-        input_tokens=kept.num_tokens,
-        moe_tp=kept.moe_tp_size,
-        hidden=kept.hidden_size,
-        intermediate=kept.inter_size,
-        latency_ms=kept.latency,
-    )
-    return median_of_duplicates(rows, EXPERT_KEYS, dropped), dropped
+    kept = _with_even_loads(raw[uniform & ~launched])
+    return _expert_rows(kept.assign(input_tokens=kept.num_tokens), CONTIGUOUS, dropped)
 
 
 def _is_layer(raw: pd.DataFrame, dtype: str, layer: dict[str, int]) -> pd.Series:

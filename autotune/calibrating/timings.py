@@ -83,6 +83,14 @@ def _read(path: Path) -> pd.DataFrame:
     return frame
 
 
+def collected(path: Path, rows: pd.DataFrame, dropped: dict[str, int], gpu: str, source: str) -> TimingTable:
+    """Rows made from a raw file of a collection, with what its reader left out; source : how the collection names it."""
+    if rows.empty:
+        return TimingTable(rows, dropped)
+    table = checked(rows.assign(gpu=gpu), str(path), f"{source} sha256 {sha256_of(path)}")
+    return TimingTable(table.rows, {**table.dropped, **dropped})
+
+
 def checked(frame: pd.DataFrame, name: str, source: str) -> TimingTable:
     """Latencies in seconds, complete shapes, known operators; unknown operators are counted."""
     import pandas as pd

@@ -8,13 +8,11 @@ step; Nsight summaries (`nsys stats --report cuda_gpu_kern_sum --format csv`) an
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import re
 import sqlite3
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +20,8 @@ from pydantic import Field, field_validator
 
 from autotune.calibrating.timings import sha256_of
 from autotune.errors import ProblemError
-from cost_models.catalog import parse_yaml, read_yaml, validated
+from autotune.files import open_text, packaged
+from cost_models.catalog import read_yaml, validated
 from cost_models.specs.base import Spec
 
 Family = Literal["attention", "dense_gemm", "experts", "dispatch", "combine", "all_reduce", "elementwise", "sampling", "ignore"]
@@ -93,8 +92,7 @@ def load_rules(path: Path | None = None) -> KernelRules:
     """The user's rules, or the shipped ones."""
     if path is not None:
         return validated(KernelRules, read_yaml(path), str(path))
-    text = resources.files("autotune").joinpath("data", "kernel_rules.yaml").read_text(encoding="utf-8")
-    return validated(KernelRules, parse_yaml(text, "kernel_rules.yaml"), "kernel_rules.yaml")
+    return packaged(KernelRules, "kernel_rules.yaml")
 
 
 def read_trace(path: Path) -> KernelTimes:
@@ -135,9 +133,8 @@ def family_times(times: KernelTimes, rules: KernelRules, steps: int | None) -> F
 
 
 def _from_profiler(path: Path, source: str) -> KernelTimes:
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with open_text(path) as file:
             document: Any = json.load(file)
     except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ProblemError(f"{path}: cannot be read as a profiler trace: {error}") from error
@@ -147,14 +144,18 @@ def _from_profiler(path: Path, source: str) -> KernelTimes:
     kernels = [e for e in events if isinstance(e, dict) and e.get("cat") == "kernel" and "dur" in e]
     marks = {e["name"] for e in events if isinstance(e, dict) and str(e.get("name", "")).startswith(STEP_MARK)}
     device = min((e.get("pid", 0) for e in kernels), default=0, key=str)
-    mine = [e for e in kernels if e.get("pid", 0) == device]
+    mine = [(e["name"], float(e["ts"]), float(e["dur"])) for e in kernels if e.get("pid", 0) == device]
+    return _timeline(mine, 1e-6, len(marks) or None, source)
+
+
+def _timeline(kernels: list[tuple[str, float, float]], unit_s: float, steps: int | None, source: str) -> KernelTimes:
+    """Sums over (name, start, duration) of one GPU's kernels."""
     total, launches = defaultdict[str, float](float), Counter[str]()
-    for event in mine:
-        total[event["name"]] += float(event["dur"]) * 1e-6
-        launches[event["name"]] += 1
-    spans = [(float(e["ts"]), float(e["ts"]) + float(e["dur"])) for e in mine]
-    wall, busy = _wall_and_busy(spans)
-    return KernelTimes(dict(total), dict(launches), len(marks) or None, wall * 1e-6, busy * 1e-6, source)
+    for name, _, duration in kernels:
+        total[name] += duration * unit_s
+        launches[name] += 1
+    wall, busy = _wall_and_busy([(start, start + duration) for _, start, duration in kernels])
+    return KernelTimes(dict(total), dict(launches), steps, wall * unit_s, busy * unit_s, source)
 
 
 def _wall_and_busy(spans: list[tuple[float, float]]) -> tuple[float, float]:
@@ -197,10 +198,5 @@ def _from_sqlite(path: Path, source: str) -> KernelTimes:
             connection.close()
     except sqlite3.Error as error:
         raise ProblemError(f"{path}: cannot be read as an Nsight Systems export: {error}") from error
-    mine = [row for row in rows if row[3] == rows[0][3]]
-    total, launches = defaultdict[str, float](float), Counter[str]()
-    for name, start, end, _ in mine:
-        total[name] += (end - start) * 1e-9
-        launches[name] += 1
-    wall, busy = _wall_and_busy([(start, end) for _, start, end, _ in mine])
-    return KernelTimes(dict(total), dict(launches), None, wall * 1e-9, busy * 1e-9, source)
+    mine = [(name, start, end - start) for name, start, end, device in rows if device == rows[0][3]]
+    return _timeline(mine, 1e-9, None, source)

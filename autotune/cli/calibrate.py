@@ -148,11 +148,9 @@ NAME_SHOWN = 100
 
 
 def _report_fits(table: TimingTable, fitted: list[FittedEntry], skipped: dict[str, str]) -> None:
-    from rich.table import Table
+    from autotune.report.tables import new_table, show
 
-    from autotune.report.tables import show
-
-    view = Table(title="Fits", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    view = new_table("Fits")
     for column in ("operator", "variant", "fitted rows", "held out", "median error", "P90", "bias"):
         view.add_column(column, justify="left" if column in ("operator", "variant") else "right")
     for item in fitted:

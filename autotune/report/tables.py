@@ -19,7 +19,8 @@ SHOWN_GAIN = 0.0005
 PLAIN_STATUS = {"measured": "measured", "transferred": "sibling GPU or kernel", "assumed": "assumed", "datasheet": "datasheet"}
 
 
-def _table(title: str) -> Table:
+def new_table(title: str) -> Table:
+    """An empty table in the style of all reports."""
     return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
 
 
@@ -64,7 +65,7 @@ def prefill_headline(prediction: PrefillPrediction) -> Text:
 
 def operator_table(prediction: StepPrediction) -> Table:
     """Operators by time; the small ones in one line."""
-    table = _table("Step time by operator")
+    table = new_table("Step time by operator")
     for name, justify in (
         ("operator", "left"),
         ("time", "right"),
@@ -90,7 +91,7 @@ def operator_table(prediction: StepPrediction) -> Table:
 
 def layer_table(prediction: StepPrediction) -> Table:
     """Step time by kind of layer."""
-    table = _table("Step time by layer kind")
+    table = new_table("Step time by layer kind")
     table.add_column("part", style="cyan")
     table.add_column("time", justify="right")
     table.add_column("share", justify="right")
@@ -101,7 +102,7 @@ def layer_table(prediction: StepPrediction) -> Table:
 
 def memory_table(prediction: StepPrediction) -> Table:
     """Memory of one GPU by line."""
-    table = _table("Memory per GPU")
+    table = new_table("Memory per GPU")
     table.add_column("line", style="cyan")
     table.add_column("GB", justify="right")
     for line in prediction.memory:
@@ -145,7 +146,7 @@ def measurements_text(result: SearchResult) -> str:
 
 def runners_up_table(result: SearchResult) -> Table:
     """Ranked plans."""
-    table = _table("Plans")
+    table = new_table("Plans")
     columns = ("#", "layout", "seq/rank", "tokens/s/GPU", "TPOT", "GPUs", "P(best)", "solver")
     for name in columns:
         table.add_column(name, justify="left" if name in ("layout", "solver") else "right")
@@ -169,7 +170,7 @@ def runners_up_table(result: SearchResult) -> Table:
 
 def alternatives_table(result: SearchResult) -> Table:
     """Why the other kinds of layout lost."""
-    table = _table("Why not")
+    table = new_table("Why not")
     table.add_column("kind of layout", style="cyan")
     table.add_column("best of it")
     table.add_column("reason", overflow="fold")
@@ -257,7 +258,7 @@ def service_report(deployment: Deployment, prediction: ServicePrediction) -> Ren
     head.append(
         f"   {prediction.tokens_per_s:,.0f} tokens/s, {prediction.requests_per_s:,.2f} requests/s on {prediction.gpus} GPUs"
     )
-    times = _table("What requests see")
+    times = new_table("What requests see")
     for name in ("", "mean", "80 % interval of the mean", "P50", "P95", "P99"):
         times.add_column(name, justify="left" if not name else "right", style="cyan" if not name else None)
     bars = prediction.intervals

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import resources
-
 from pydantic import Field
 
+from autotune.files import packaged
 from autotune.prediction import Interval, ServiceIntervals
-from cost_models.catalog import parse_yaml, validated
 from cost_models.specs.base import Spec
 
 
@@ -49,6 +47,4 @@ class ServiceErrors(Spec):
 
 def service_errors() -> ServiceErrors:
     """Load the bands."""
-    name = "service_errors.yaml"
-    text = resources.files("autotune").joinpath("data", name).read_text(encoding="utf-8")
-    return validated(ServiceErrors, parse_yaml(text, name), name)
+    return packaged(ServiceErrors, "service_errors.yaml")

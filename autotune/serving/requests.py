@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.errors import ProblemError
+from autotune.files import open_text
 from cost_models.arrays import Floats, as_floats
 
 Record = tuple[float, float, float]
@@ -92,8 +92,7 @@ def read_trace(path: Path) -> Requests:
     values, and files of neither kind.
     """
     try:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8") as file:
+        with open_text(path) as file:
             records = list(_records(path, file))
     except FileNotFoundError as error:
         raise ProblemError(f"{path}: no such file") from error

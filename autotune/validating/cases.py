@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from autotune.deployment import Deployment
+from autotune.files import packaged
 from autotune.predicting import predict
 from autotune.prediction import Interval, Prediction, PrefillPrediction, ServicePrediction
 from autotune.serving.predicting import predict_service
 from autotune.uncertainty import uncertainty
-from cost_models.catalog import parse_yaml, read_yaml, validated
+from cost_models.catalog import read_yaml, validated
 from cost_models.specs.base import Spec
 
 PUBLISHED = ("published_decode.yaml", "published_prefill.yaml")
@@ -104,11 +104,7 @@ def load_cases(path: Path) -> CaseFile:
 
 def published() -> list[CaseFile]:
     """The published cases that ship with the package, one file per phase."""
-    files = []
-    for name in PUBLISHED:
-        text = resources.files("autotune").joinpath("data", "cases", name).read_text(encoding="utf-8")
-        files.append(validated(CaseFile, parse_yaml(text, name), name))
-    return files
+    return [packaged(CaseFile, "cases", name) for name in PUBLISHED]
 
 
 def run_cases(cases: CaseFile) -> list[CaseResult]:

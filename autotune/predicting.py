@@ -153,6 +153,11 @@ def pool_rows(pool: Pool) -> Rows:
     )
 
 
+def memory_limit_bytes(machine: Machine, pool: Pool) -> float:
+    """Device memory that the pool's engine may fill [B]."""
+    return machine.hardware.gpu.hbm_visible_bytes.value * (pool.memory_fraction or DEFAULT_MEMORY_FRACTION)
+
+
 def resolve_pool(deployment: Deployment, pool: Pool) -> Machine:
     """What one pool of a service is priced on; raises AutotuneError as `resolve` does."""
     alone = {"phase": "decode", "load": None, "pools": {"decode": pool.model_copy(update={"batch_per_dp_rank": 1})}}
@@ -225,7 +230,7 @@ def _common(
     lines = {name: float(line[0]) for name, line in memory.lines.items()}
     shown = _operator_lines(operators, provenance, step_s)
     total = sum(lines.values())
-    limit = machine.hardware.gpu.hbm_visible_bytes.value * (pool.memory_fraction or DEFAULT_MEMORY_FRACTION)
+    limit = memory_limit_bytes(machine, pool)
     room = max(limit - (total - lines["kv_cache"]), 0.0)
     busy = max((line for line in shown if line.name != "overlap"), key=lambda line: line.time_s)
     return {

@@ -9,7 +9,7 @@ import numpy as np
 
 from autotune.deployment import Deployment, Load, Pool
 from autotune.errors import ProblemError
-from autotune.predicting import DEFAULT_MEMORY_FRACTION, pool_rows, resolve_pool
+from autotune.predicting import memory_limit_bytes, pool_rows, resolve_pool
 from autotune.prediction import Percentiles, ServicePrediction
 from autotune.serving.errors import service_errors
 from autotune.serving.model import PrefillCurves, ServiceCoefficients, decode_curve, prefill_curves
@@ -18,7 +18,7 @@ from autotune.serving.requests import Requests, benchmark_requests, poisson_requ
 from cost_models.arrays import Floats
 from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
-from cost_models.memory import decode_memory, prefill_memory, sequences_that_fit
+from cost_models.memory import Memory, decode_memory, prefill_memory, sequences_that_fit
 from cost_models.rows import Rows
 from cost_models.specs.workload import Workload
 
@@ -45,8 +45,7 @@ class _Side:
 
     @property
     def limit_bytes(self) -> float:
-        share = self.pool.memory_fraction or DEFAULT_MEMORY_FRACTION
-        return self.machine.hardware.gpu.hbm_visible_bytes.value * share
+        return memory_limit_bytes(self.machine, self.pool)
 
 
 def predict_service(deployment: Deployment) -> ServicePrediction:
@@ -70,12 +69,7 @@ def predict_service(deployment: Deployment) -> ServicePrediction:
         _check_prefill_fits(prefill, prompts)
     curves = prefill_curves(prefill.machine, _prefill_rows(prefill), prompts, prefill.prefill_tokens)
     model = _service_model(decode, prefill, curves, workload, slots, requests.concurrency)
-    computed = Requests(  # cached tokens are not prefilled
-        requests.isl_tokens * (1 - deployment.workload.prefix_cache_hit_rate),
-        requests.osl_tokens,
-        requests.arrival_s,
-        requests.concurrency,
-    )
+    computed = requests.without_cached(deployment.workload.prefix_cache_hit_rate)
     result = replay(computed, model)
     gpus = sum(side.pool.layout.gpus * side.pool.instances for side in sides.values())
     rate = result.output_tokens_per_s * instances
@@ -145,7 +139,7 @@ def _decode_slots(decode: _Side, prefill: _Side, workload: Workload, prompts: Wo
     memory = decode_memory(decode.machine, rows.replace(batched_tokens=0) if aggregated else rows, workload)
     held = float(memory.without_kv_bytes[0])
     if aggregated:
-        held = max(held, _prefill_bytes(prefill, prompts) - _prefill_bytes(prefill, prompts, "kv_cache"))
+        held = max(held, float(_prefill_memory(prefill, prompts).without_kv_bytes[0]))
     room = decode.limit_bytes - held
     fitting = int(sequences_that_fit(np.array([room / float(memory.kv_bytes_per_token[0])]), workload)[0])
     if fitting < 1:
@@ -158,14 +152,12 @@ def _decode_slots(decode: _Side, prefill: _Side, workload: Workload, prompts: Wo
     return min(fitting, pool.batch_per_dp_rank or fitting) * pool.dp
 
 
-def _prefill_bytes(side: _Side, prompts: Workload, line: str | None = None) -> float:
-    """What prefill steps need on each GPU: one line of it, or all."""
-    lines = prefill_memory(side.machine, _prefill_rows(side), prompts).lines
-    return float(lines[line][0]) if line else sum(float(value[0]) for value in lines.values())
+def _prefill_memory(side: _Side, prompts: Workload) -> Memory:
+    return prefill_memory(side.machine, _prefill_rows(side), prompts)
 
 
 def _check_prefill_fits(side: _Side, prompts: Workload) -> None:
-    needed = _prefill_bytes(side, prompts)
+    needed = float(_prefill_memory(side, prompts).total_bytes[0])
     if needed > side.limit_bytes:
         raise ProblemError(
             f"the prefill pool needs {needed / 1e9:.1f} GB per GPU, {(needed - side.limit_bytes) / 1e9:.1f} GB more than "

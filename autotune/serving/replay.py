@@ -208,8 +208,8 @@ class _Run:
                 return
             if free > self.now:
                 continue
-            batch = self._next_batch(len(self.waiting))
-            done = self.now + self._prefill_s(batch)
+            batch, busy, mean = self._next_batch(len(self.waiting))
+            done = self.now + self.model.prefill_s(busy, mean)
             self.free_at[worker] = done
             for request in batch:
                 self.first[request] = done + self.model.transfer_s
@@ -227,9 +227,8 @@ class _Run:
             if self.now < self.gathering_since + model.gather_steps * decode.step_s() - 1e-12:
                 return
         self.gathering_since = None
-        batch = self._next_batch(room)
+        batch, busy, mean = self._next_batch(room)
         step_s = decode.step_s() if decode.running else 0.0
-        busy, mean = self._tokens(batch)
         self.now += model.prefill_extra_s(busy, mean, step_s)
         for request in batch:
             self.first[request] = self.now
@@ -238,8 +237,11 @@ class _Run:
         if self.waiting:  # prompts that were seen already need no new look
             self.next_look_s = self.now
 
-    def _next_batch(self, room: int) -> list[int]:
-        """Prompts in order, while the busiest rank stays inside its budget; a longer prompt goes alone."""
+    def _next_batch(self, room: int) -> tuple[list[int], float, float]:
+        """Prompts in order, dealt to the emptiest rank while it stays inside its budget; a longer prompt goes alone.
+
+        Also returns tokens of the busiest rank and mean per rank.
+        """
         batch: list[int] = []
         loads = [0.0] * self.model.prefill_ranks
         while self.waiting and len(batch) < room:
@@ -249,14 +251,4 @@ class _Run:
                 break
             loads[rank] += tokens
             batch.append(self.waiting.popleft())
-        return batch
-
-    def _tokens(self, batch: list[int]) -> tuple[float, float]:
-        """Tokens of the busiest rank and mean per rank, prompts dealt to the emptiest rank."""
-        loads = [0.0] * self.model.prefill_ranks
-        for request in batch:
-            loads[loads.index(min(loads))] += self.isl[request]
-        return max(loads), sum(loads) / len(loads)
-
-    def _prefill_s(self, batch: list[int]) -> float:
-        return self.model.prefill_s(*self._tokens(batch))
+        return batch, max(loads), sum(loads) / len(loads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -42,24 +43,30 @@ class Requests:
 
     def closed(self, concurrency: int) -> Requests:
         """The same lengths in the same order, so many in flight."""
-        return Requests(self.isl_tokens, self.osl_tokens, concurrency=concurrency)
+        return dataclasses.replace(self, arrival_s=None, concurrency=concurrency)
 
     def at_rate(self, rate_per_s: float) -> Requests:
         """The same arrivals, faster or slower; raises ProblemError where all arrive at once."""
         rate = self.rate_per_s
         if rate is None or self.arrival_s is None:
             raise ProblemError("all requests of the trace arrive at the same time, so they have no rate to scale")
-        return Requests(self.isl_tokens, self.osl_tokens, (self.arrival_s - self.arrival_s[0]) * (rate / rate_per_s))
+        return dataclasses.replace(self, arrival_s=(self.arrival_s - self.arrival_s[0]) * (rate / rate_per_s))
 
     def every(self, nth: int) -> Requests:
         """Every nth request: the share of one of `nth` instances that are dealt requests in turn."""
-        arrival_s = None if self.arrival_s is None else self.arrival_s[::nth]
-        return Requests(self.isl_tokens[::nth], self.osl_tokens[::nth], arrival_s, max(round(self.concurrency / nth), 1))
+        return dataclasses.replace(self._part(slice(None, None, nth)), concurrency=max(round(self.concurrency / nth), 1))
 
     def first(self, count: int | None) -> Requests:
         """The first `count`; all where none."""
-        arrival_s = None if self.arrival_s is None else self.arrival_s[:count]
-        return Requests(self.isl_tokens[:count], self.osl_tokens[:count], arrival_s, self.concurrency)
+        return self._part(slice(count))
+
+    def without_cached(self, hit_rate: float) -> Requests:
+        """Input lengths less what the prefix cache holds."""
+        return dataclasses.replace(self, isl_tokens=self.isl_tokens * (1 - hit_rate))
+
+    def _part(self, rows: slice) -> Requests:
+        arrival_s = None if self.arrival_s is None else self.arrival_s[rows]
+        return Requests(self.isl_tokens[rows], self.osl_tokens[rows], arrival_s, self.concurrency)
 
 
 def benchmark_requests(

@@ -5,10 +5,23 @@ from __future__ import annotations
 from typing import Literal
 
 from autotune.deployment import Deployment
-from autotune.prediction import Prediction
+from autotune.prediction import Prediction, PrefillPrediction
 from autotune.uncertainty import MeasurementValue, PlanOdds
 from cost_models.specs.base import Spec
 from cost_models.specs.layout import Layout
+from search_spaces.schema import Value
+
+
+class Setting(Spec):
+    """A flag that the plan sets otherwise than the engine would, and what the engine's value would cost."""
+
+    name: str
+    chosen: Value
+    default: Value
+    loss: float
+    """Throughput lost with the default, everything else as chosen, relative."""
+    violates: tuple[str, ...]
+    """Constraints that the default breaks."""
 
 
 class FlagSummary(Spec):
@@ -18,7 +31,7 @@ class FlagSummary(Spec):
     """Which candidate won: study, exact, analytic or defaults."""
     tuned: float
     defaults: float
-    defaults_tpot_s: float
+    defaults_latency_s: float
     defaults_violate: tuple[str, ...]
     random: float | None
     """Random search with as many trials; null without trials or when none was feasible."""
@@ -28,6 +41,7 @@ class FlagSummary(Spec):
     space_size: int
     trials: int
     feasible_trials: int
+    settings: tuple[Setting, ...] = ()
 
 
 class SolverSummary(Spec):
@@ -45,8 +59,25 @@ class AlternativeSummary(Spec):
     kind: str
     label: str
     tokens_per_s_per_gpu: float
-    tpot_s: float
+    latency_s: float
+    """Time per output token, or of one prompt."""
     reason: str
+
+
+class SizeSummary(Spec):
+    """The best plan of one instance size; shares are of its step."""
+
+    gpus: int
+    label: str
+    tokens_per_rank: int
+    tokens_per_s_per_gpu: float
+    compute_share: float
+    """Kernels and small-kernel traffic."""
+    communication_share: float
+    """Dispatch, combine and all-reduces, less what overlap hides."""
+    waiting_share: float
+    """Host, launch gaps and copies of offloaded weights that are not hidden."""
+    memory_bytes: float
 
 
 class Plan(Spec):
@@ -55,7 +86,7 @@ class Plan(Spec):
     rank: int
     label: str
     deployment: Deployment
-    prediction: Prediction
+    prediction: Prediction | PrefillPrediction
     flags: FlagSummary
     solver: SolverSummary
     odds: PlanOdds
@@ -82,6 +113,8 @@ class SearchResult(Spec):
     format: Literal["autotune-plan/1"] = "autotune-plan/1"
     plans: tuple[Plan, ...]
     alternatives: tuple[AlternativeSummary, ...]
+    sizes: tuple[SizeSummary, ...] = ()
+    """Prefill: the best of every instance size."""
     statistics: SearchStatistics
     assumed: tuple[str, ...]
     notes: tuple[str, ...]

@@ -67,6 +67,11 @@ class Prediction(StepPrediction):
     """Sequences decoding at once in all instances."""
     context_tokens: float
 
+    @property
+    def latency_s(self) -> float:
+        """Time per output token."""
+        return self.tpot_s
+
 
 class PrefillPrediction(StepPrediction):
     """A predicted prefill step and what follows from it."""
@@ -77,6 +82,11 @@ class PrefillPrediction(StepPrediction):
     """Prompts of one attention-DP rank in a step; below one, a prompt takes several steps."""
     prompt_s: float
     """All steps of one prompt: its time to first token when nothing waits [s]."""
+
+    @property
+    def latency_s(self) -> float:
+        """Time of one prompt."""
+        return self.prompt_s
 
 
 class Interval(Spec):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from autotune.deployment import CalibrationChoice
+from autotune.deployment import CalibrationChoice, Phase
 from autotune.errors import ProblemError
 from autotune.predicting import DEFAULT_MEMORY_FRACTION, resolve_calibration
 from cost_models import catalog
@@ -22,12 +22,14 @@ from cost_models.specs.workload import Workload
 from search_spaces.loader import load_engine, resolve_version
 from search_spaces.schema import EngineSpec
 
-Objective = Literal["tokens_per_s_per_gpu", "tokens_per_s", "tpot"]
+Objective = Literal["tokens_per_s_per_gpu", "tokens_per_s", "tpot", "ttft"]
+Target = Literal["decode", "prefill"]
 
 RECIPE_PREFERENCE = ("nvfp4", "fp8-block", "mxfp4", "int8", "bf16")
 DEFAULT_MODEL = "deepseek-v3"
 DEFAULT_LENGTH_TOKENS = 2000
 DEFAULT_TPOT_S = 0.1
+DEFAULT_TTFT_S = 3.0
 MAX_GPUS = 20_000
 
 
@@ -36,7 +38,7 @@ class Problem(Spec):
 
     hardware: str
     model: str = DEFAULT_MODEL
-    target: Literal["decode"] = "decode"
+    target: Target = "decode"
     precision: str | None = None
     """Best recipe that the hardware has kernels for when absent."""
     engine: str | None = None
@@ -48,6 +50,8 @@ class Problem(Spec):
     """GPU budget; one scale-up domain (or the whole fixed cluster) when absent."""
     objective: Objective = "tokens_per_s_per_gpu"
     tpot_limit_s: float = Field(default=DEFAULT_TPOT_S, gt=0, le=60)
+    ttft_limit_s: float = Field(default=DEFAULT_TTFT_S, gt=0, le=3600)
+    """Prefill: all steps of one prompt, when nothing waits."""
     min_concurrency: int = Field(default=0, ge=0)
     """Sequences that must decode at once over all instances."""
     min_tokens_per_s: float = Field(default=0.0, ge=0)
@@ -72,6 +76,13 @@ class ResolvedProblem:
     version: str
     gpus: int
     assumed: tuple[str, ...]
+    pool: Phase = "decode"
+    """Which pool is planned; `serve` is an aggregated one."""
+
+    @property
+    def phase(self) -> Literal["decode", "prefill"]:
+        """What the pool's steps mainly compute."""
+        return "prefill" if self.pool == "prefill" else "decode"
 
     @property
     def hardware(self) -> HardwareSpec:
@@ -80,6 +91,11 @@ class ResolvedProblem:
     @property
     def model(self) -> ModelSpec:
         return self.machine.model
+
+    @property
+    def latency_limit_s(self) -> float:
+        """Limit on the time per output token (decode) or of one prompt (prefill)."""
+        return self.problem.tpot_limit_s if self.phase == "decode" else self.problem.ttft_limit_s
 
     @property
     def memory_limit_bytes(self) -> float:
@@ -107,6 +123,7 @@ def resolve_problem(problem: Problem) -> ResolvedProblem:
         version=version,
         gpus=gpus,
         assumed=_assumed(problem, engine, version, recipe, gpus),
+        pool=problem.target,
     )
 
 
@@ -159,6 +176,13 @@ def why_not(recipe: PrecisionRecipe, model: ModelSpec, hardware: HardwareSpec, c
 
 
 def _check_sizes(problem: Problem, hardware: HardwareSpec, model: ModelSpec, gpus: int) -> None:
+    wrong = {"decode": "ttft", "prefill": "tpot"}[problem.target]
+    if problem.objective == wrong:
+        raise ProblemError(
+            f"objective {wrong} says nothing about {problem.target} pools; use tokens_per_s_per_gpu or tokens_per_s"
+        )
+    if problem.target == "prefill" and problem.min_concurrency:
+        raise ProblemError("a prefill pool has no concurrency to reach; ask for prompt tokens/s (min_tokens_per_s)")
     if hardware.max_gpus and gpus > hardware.max_gpus:
         raise ProblemError(f"{gpus} GPUs asked for, {hardware.name} has {hardware.max_gpus}")
     longest = problem.workload.peak_context_tokens
@@ -178,6 +202,12 @@ def _check_sizes(problem: Problem, hardware: HardwareSpec, model: ModelSpec, gpu
 def _assumed(problem: Problem, engine: EngineSpec, version: str, recipe: PrecisionRecipe, gpus: int) -> tuple[str, ...]:
     """Every default that was filled in, as `name value (why)`."""
     given = problem.model_fields_set
+    decode = problem.target == "decode"
+    limit = (
+        {"tpot_limit_s": f"TPOT limit {problem.tpot_limit_s * 1e3:.0f} ms"}
+        if decode
+        else {"ttft_limit_s": f"{problem.ttft_limit_s:g} s for one prompt when nothing waits"}
+    )
     lines = {
         "model": f"model {problem.model}",
         "engine": f"engine {engine.title}",
@@ -185,7 +215,7 @@ def _assumed(problem: Problem, engine: EngineSpec, version: str, recipe: Precisi
         "precision": f"precision {recipe.name} (best the hardware has kernels for)",
         "workload": f"workload {problem.workload.isl_tokens:,} in / {problem.workload.osl_tokens:,} out",
         "gpus": f"{gpus} GPUs (one scale-up domain or the whole cluster)",
-        "tpot_limit_s": f"TPOT limit {problem.tpot_limit_s * 1e3:.0f} ms",
+        **limit,
         "objective": f"objective {problem.objective}",
         "memory_fraction": f"memory filled to {problem.memory_fraction:.0%} at most",
     }

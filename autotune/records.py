@@ -23,6 +23,7 @@ from autotune.errors import ExportError, OutputError
 from autotune.exporters import Script, export, feed_requirement, has_exporter
 from autotune.flags.study import TrialRow
 from autotune.plan import Plan, SearchResult
+from autotune.prediction import Prediction
 from autotune.problem import Problem
 from cost_models.catalog import read_yaml, validated
 
@@ -133,13 +134,13 @@ def trials_csv(trials: dict[int, tuple[TrialRow, ...]]) -> str:
     knobs = list(dict.fromkeys(name for rows in trials.values() for row in rows for name in row.params))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["plan", "trial", "origin", "tokens_per_s_per_gpu", "tpot_s", "batch_per_dp_rank", "violated", *knobs])
+    writer.writerow(["plan", "trial", "origin", "tokens_per_s_per_gpu", "latency_s", "size_per_dp_rank", "violated", *knobs])
     for rank, rows in trials.items():
         for row in rows:
             values = [row.params.get(name, "") for name in knobs]
             violated = " ".join(row.violated)
             rate = f"{row.tokens_per_s_per_gpu:.3f}"
-            writer.writerow([rank, row.number, row.origin, rate, f"{row.tpot_s:.6f}", row.batch, violated, *values])
+            writer.writerow([rank, row.number, row.origin, rate, f"{row.latency_s:.6f}", row.size, violated, *values])
     return text.getvalue()
 
 
@@ -191,9 +192,16 @@ def launch_readme(plan: Plan, scripts: list[str]) -> str:
         f"# Plan {plan.rank}: {plan.label}\n\n"
         f"{pool.instances} instance(s) of {pool.layout.gpus} GPUs. Scripts: {names}; each checks the variables it needs.\n\n"
         f"{feed_requirement(plan.deployment, plan.prediction.tokens_per_s)}\n\n"
-        f"Predicted: {plan.prediction.tokens_per_s_per_gpu:,.0f} tokens/s/GPU at {plan.prediction.tpot_s * 1e3:.1f} ms per "
-        f"output token with {pool.batch_per_dp_rank} sequences per DP rank.\n"
+        f"Predicted: {plan.prediction.tokens_per_s_per_gpu:,.0f} {_pace(plan)}.\n"
     )
+
+
+def _pace(plan: Plan) -> str:
+    pool, prediction = plan.deployment.pool, plan.prediction
+    if isinstance(prediction, Prediction):
+        step = f"output token with {pool.batch_per_dp_rank} sequences per DP rank"
+        return f"tokens/s/GPU at {prediction.tpot_s * 1e3:.1f} ms per {step}"
+    return f"prompt tokens/s/GPU with {pool.max_batched_tokens:,} tokens per DP rank in a step of {prediction.step_s:.2f} s"
 
 
 def load_plans(path: Path) -> SearchResult:

@@ -10,26 +10,28 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autotune.deployment import Chunks, Deployment, EngineChoice, ExpertBalance, Pool, PrecisionChoice
+from autotune.deployment import Deployment
 from autotune.errors import NoFeasiblePlan
-from autotune.flags.evaluate import FlagEvaluator, api_servers, kv_dtype
-from autotune.flags.space import Params, flag_space
+from autotune.flags.decode import DecodeFlagEvaluator
+from autotune.flags.evaluate import FlagEvaluator
+from autotune.flags.prefill import PrefillFlagEvaluator
+from autotune.flags.space import flag_space
 from autotune.flags.study import FlagResult, TrialRow, tune_flags
-from autotune.layouts.explain import alternatives, explain_infeasible
+from autotune.layouts.explain import alternatives, explain_infeasible, instance_sizes_compared
 from autotune.layouts.families import Limits, feasible
 from autotune.layouts.prune import prune
 from autotune.layouts.select import Selection, instance_of, select_top
-from autotune.layouts.table import LayoutTable, build_table, largest_fitting_batch
+from autotune.layouts.table import LayoutTable, build_table, largest_fitting_size
 from autotune.plan import FlagSummary, Plan, SearchResult, SearchStatistics, SolverSummary
-from autotune.predicting import predict_decode, resolve
-from autotune.prediction import Prediction
+from autotune.predicting import predict
+from autotune.prediction import Prediction, PrefillPrediction
 from autotune.problem import Problem, ResolvedProblem, resolve_problem
+from autotune.realising import deployment_of
 from autotune.uncertainty import PlanOdds, compare, measurement_values
 from cost_models.arrays import Ints
-from cost_models.dispatch import BACKENDS
-from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
 
+EVALUATORS: dict[str, type[FlagEvaluator]] = {"decode": DecodeFlagEvaluator, "prefill": PrefillFlagEvaluator}
 RUNNER_UP_TRIALS = 0
 """Runners-up take their analytic flags; the study is spent on the winner."""
 
@@ -95,6 +97,7 @@ def run_search(problem: Problem, progress: Progress | None = None) -> SearchRun:
     result = SearchResult(
         plans=tuple(plans),
         alternatives=others,
+        sizes=instance_sizes_compared(resolved, table) if resolved.phase == "prefill" else (),
         statistics=statistics,
         assumed=resolved.assumed,
         notes=(*resolved.model.flags, *resolved.engine.notes),
@@ -113,7 +116,7 @@ def _select(resolved: ResolvedProblem, table: LayoutTable, feasible_rows: Ints) 
         table.take(feasible_rows),
         keep_layouts=problem.top_k,
         sequences_matter=problem.min_concurrency > 0,
-        tpot_matters=problem.objective == "tpot",
+        latency_matters=problem.objective in ("tpot", "ttft"),
     )
     kept = feasible_rows[kept]
     candidates = table.take(kept)
@@ -136,8 +139,8 @@ def _plans(
         evaluator, found = _tuned(resolved, row, selection.instances, budget, rank, on_trial)
         deployments.append(deployment_of(resolved, evaluator.effective_row(found.params), selection.instances, found.params))
         results.append(found)
-    predictions = [predict_decode(resolve(deployment)) for deployment in deployments]
-    odds = compare(predictions, resolved.problem.tpot_limit_s)
+    predictions = [predict(deployment) for deployment in deployments]
+    odds = compare(predictions, resolved.latency_limit_s)
     parts = zip(deployments, predictions, results, selections, odds, strict=True)
     plans = [_plan(rank, *part) for rank, part in enumerate(parts, start=1)]
     return plans, {rank: found.trials for rank, found in enumerate(results, start=1)}
@@ -146,8 +149,8 @@ def _plans(
 def _tuned(
     resolved: ResolvedProblem, row: Rows, instances: int, trials: int, rank: int, on_trial: Callable[[], None] | None
 ) -> tuple[FlagEvaluator, FlagResult]:
-    space = flag_space(resolved, row, int(largest_fitting_batch(resolved, row)[0]))
-    evaluator = FlagEvaluator(resolved, row, space, instances)
+    space = flag_space(resolved, row, int(largest_fitting_size(resolved, row)[0]))
+    evaluator = EVALUATORS[resolved.phase](resolved, row, space, instances)
     problem = resolved.problem
     name = f"{study_prefix(resolved)}/plan-{rank}"
     storage = problem.storage if trials else None
@@ -163,7 +166,12 @@ def study_prefix(resolved: ResolvedProblem) -> str:
 
 
 def _plan(
-    rank: int, deployment: Deployment, prediction: Prediction, found: FlagResult, selection: Selection, odds: PlanOdds
+    rank: int,
+    deployment: Deployment,
+    prediction: Prediction | PrefillPrediction,
+    found: FlagResult,
+    selection: Selection,
+    odds: PlanOdds,
 ) -> Plan:
     pool = deployment.pool
     backend = "" if pool.all2all_backend == "none" else f", {pool.all2all_backend.replace('_', ' ')}"
@@ -177,7 +185,7 @@ def _plan(
             origin=found.origin,
             tuned=found.tokens_per_s_per_gpu,
             defaults=found.defaults,
-            defaults_tpot_s=found.defaults_tpot_s,
+            defaults_latency_s=found.defaults_latency_s,
             defaults_violate=found.defaults_violate,
             random=found.random,
             study=found.study,
@@ -185,59 +193,7 @@ def _plan(
             space_size=found.space_size,
             trials=len(found.trials),
             feasible_trials=found.feasible_trials,
+            settings=found.settings,
         ),
         solver=SolverSummary(status=selection.status, objective=selection.objective, bound=selection.bound, gap=selection.gap),
     )
-
-
-def deployment_of(resolved: ResolvedProblem, row: Rows, instances: int, params: Params) -> Deployment:
-    """A candidate row and its flags as a deployment that `predict` prices the same."""
-    problem, engine = resolved.problem, resolved.engine
-    balance = ExpertBalance(kind="none")
-    if row.eplb[0]:
-        balance = ExpertBalance(
-            kind="eplb", window_steps=int(row.eplb_window_steps[0]), interval_steps=int(row.eplb_interval_steps[0])
-        )
-    covers_all = engine.memory_fraction_covers == "everything" and "gpu_memory_fraction" in params
-    output = int(params["output_proc_chunk"]) if "output_proc_chunk" in params else None
-    pool = Pool(
-        tp=int(row.tp[0]),
-        dp=int(row.dp[0]),
-        ep=int(row.ep[0]),
-        pp=int(row.pp[0]),
-        instances=instances,
-        batch_per_dp_rank=int(row.batch[0]),
-        redundant_experts=int(row.redundant_experts[0]),
-        all2all_backend=BACKENDS[int(row.backend[0])],
-        overlap=OVERLAPS[int(row.overlap[0])],
-        expert_balance=balance,
-        draft_tokens=int(row.drafts[0]),
-        cuda_graph=bool(row.graph_tokens[0] >= row.batch[0] * (1 + row.drafts[0]) // row.pp[0]),
-        max_batched_tokens=int(row.batched_tokens[0]),
-        api_servers=api_servers(resolved, row),
-        memory_fraction=float(params["gpu_memory_fraction"]) if covers_all else problem.memory_fraction,
-        chunks=Chunks(
-            moe_dp_tokens=int(row.moe_chunk_tokens[0]), activation_rows=int(row.activation_chunk_rows[0]), output=output
-        ),
-        flags=dict(params),
-    )
-    return Deployment(
-        hardware=problem.hardware,
-        model=problem.model,
-        precision=_precision(resolved, params),
-        engine=EngineChoice(name=engine.name, version=resolved.version),
-        calibration=problem.calibration,
-        workload=problem.workload,
-        pools={"decode": pool},
-    )
-
-
-def _precision(resolved: ResolvedProblem, params: Params) -> str | PrecisionChoice:
-    """The recipe, with the KV dtype that the flags chose."""
-    recipe = resolved.machine.recipe
-    if "kv_cache_dtype" not in params:
-        return recipe.name
-    changed = recipe.with_kv_cache(kv_dtype(params["kv_cache_dtype"]))
-    if changed == recipe:
-        return recipe.name
-    return PrecisionChoice(recipe=recipe.name, kv_cache=changed.kv_cache, attention_compute=changed.attention_compute)

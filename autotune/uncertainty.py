@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autotune.prediction import Interval, OperatorLine, Prediction, StepPrediction
+from autotune.prediction import Interval, OperatorLine, Prediction, PrefillPrediction, StepPrediction
 from cost_models.arrays import Floats
 from cost_models.specs.base import Spec
 
@@ -47,8 +47,8 @@ class PlanOdds(Spec):
     uncertainty: Uncertainty
     best_probability: float
     """Probability of the highest tokens/s/GPU among the plans returned."""
-    tpot_probability: float
-    """Probability of meeting the TPOT limit."""
+    latency_probability: float
+    """Probability of meeting the limit on the time per output token, or of one prompt."""
     expected_regret: float
     """Mean relative throughput lost by choosing it instead of whichever plan turns out best."""
 
@@ -142,18 +142,18 @@ def _uncertainty(prediction: StepPrediction, factors: Floats) -> Uncertainty:
     )
 
 
-def compare(predictions: Sequence[Prediction], tpot_limit_s: float) -> list[PlanOdds]:
+def compare(predictions: Sequence[Prediction | PrefillPrediction], latency_limit_s: float) -> list[PlanOdds]:
     """Odds of each plan against the others, in the given order."""
     factors = np.stack([step_factors(prediction) for prediction in predictions])
     rates = np.array([[prediction.tokens_per_s_per_gpu] for prediction in predictions]) / factors
-    tpot = np.array([[prediction.tpot_s] for prediction in predictions]) * factors
+    latency = np.array([[prediction.latency_s] for prediction in predictions]) * factors
     best = rates.max(axis=0)
     winners = np.bincount(rates.argmax(axis=0), minlength=len(predictions)) / factors.shape[1]
     return [
         PlanOdds(
             uncertainty=_uncertainty(prediction, factors[i]),
             best_probability=float(winners[i]),
-            tpot_probability=float(np.mean(tpot[i] <= tpot_limit_s)),
+            latency_probability=float(np.mean(latency[i] <= latency_limit_s)),
             expected_regret=float(np.mean(1 - rates[i] / best)),
         )
         for i, prediction in enumerate(predictions)

@@ -36,6 +36,10 @@ class Choice(Ranged):
     value: str
     model: str
     """Name in the cost models."""
+    prefill_model: str | None = None
+    """Name in the cost models during prefill, where the engine switches kernels by itself."""
+    dp_chunk: Ranged | None = None
+    """Versions in which MoE DP chunking applies to it; none in none."""
     max_tokens: int | None = None
     """Tokens per rank and step that the engine's kernel accepts."""
     within_domain: bool = False
@@ -46,6 +50,18 @@ class Choice(Ranged):
     """The engine runs it without CUDA graphs."""
     hidden_sizes: tuple[int, ...] = ()
     """Hidden sizes its kernels are built for; empty means any."""
+
+    def model_in(self, phase: str) -> str:
+        """Name in the cost models of what runs in a phase (decode or prefill)."""
+        return self.prefill_model if phase == "prefill" and self.prefill_model else self.model
+
+    def max_tokens_in(self, phase: str) -> int | None:
+        """Token limit of what runs in a phase; none where there is none."""
+        return None if phase == "prefill" and self.prefill_model else self.max_tokens
+
+    def chunked_in(self, version: str) -> bool:
+        """Whether MoE DP chunking applies to it in a version."""
+        return self.dp_chunk is not None and self.dp_chunk.exists_in(version)
 
 
 class Default(Ranged):
@@ -110,6 +126,8 @@ class EngineSpec(Spec):
     """None: plans are made without launch scripts."""
     memory_fraction_covers: Literal["everything", "weights_and_kv"] = "everything"
     """What the engine's memory-fraction flag bounds."""
+    pipeline_pools: tuple[Literal["decode", "prefill", "serve"], ...] = ("serve",)
+    """Pools that may use pipeline parallelism: handing KV caches over between stages needs the connector's support."""
     versions: tuple[EngineVersion, ...] = Field(min_length=1)
     """Oldest first."""
     knobs: tuple[Knob, ...] = ()

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 def search(
     hw: Annotated[str | None, typer.Option("--hw", help="Catalogue name (autotune hw list) or your own YAML file.")] = None,
-    target: Annotated[str | None, typer.Option(help="What to plan: decode.")] = None,
+    target: Annotated[str | None, typer.Option(help="What to plan: decode, prefill or serve.")] = None,
     model: Annotated[str | None, typer.Option(help="Preset or path to a Hugging Face config.json.")] = None,
     precision: Annotated[str | None, typer.Option(help="Precision recipe; the best one the hardware runs by default.")] = None,
     engine: Annotated[str | None, typer.Option(help="vllm, sglang, trtllm or vllm-ascend.")] = None,
@@ -33,10 +33,14 @@ def search(
     context: Annotated[float | None, typer.Option(help="Mean context while decoding, where measured.")] = None,
     mtp_acceptance: Annotated[str | None, typer.Option(help="Acceptance per draft, e.g. 0.8,0.6: searches MTP.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPU budget; one scale-up domain by default.")] = None,
-    objective: Annotated[str | None, typer.Option(help="tokens_per_s_per_gpu, tokens_per_s or tpot.")] = None,
+    objective: Annotated[str | None, typer.Option(help="tokens_per_s_per_gpu, tokens_per_s, tpot or ttft.")] = None,
     tpot: Annotated[str | None, typer.Option(help="Limit on time per output token, e.g. 100ms.")] = None,
+    ttft: Annotated[str | None, typer.Option(help="Prefill: limit on one prompt when nothing waits, e.g. 2s.")] = None,
+    cached: Annotated[float | None, typer.Option(help="Share of input tokens found in the prefix cache.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Sequences that must decode at once.")] = None,
-    throughput: Annotated[float | None, typer.Option(help="Output tokens/s that must be reached.")] = None,
+    throughput: Annotated[
+        float | None, typer.Option(help="Tokens/s that must be reached: generated, or of prompts for prefill.")
+    ] = None,
     memory_fraction: Annotated[float | None, typer.Option(help="Share of device memory a plan may fill.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Plans with distinct layouts to return.")] = None,
     trials: Annotated[int | None, typer.Option(help="Flag trials for the winning layout.")] = None,
@@ -61,6 +65,7 @@ def search(
         "gpus": gpus,
         "objective": objective,
         "tpot_limit_s": duration_s(tpot) if tpot else None,
+        "ttft_limit_s": duration_s(ttft) if ttft else None,
         "min_concurrency": concurrency,
         "min_tokens_per_s": throughput,
         "memory_fraction": memory_fraction,
@@ -73,6 +78,7 @@ def search(
         "isl_tokens": isl,
         "osl_tokens": osl,
         "mean_context_tokens": context,
+        "prefix_cache_hit_rate": cached,
         "mtp_acceptance": rates(mtp_acceptance) if mtp_acceptance else None,
     }
     asked = problem_from(options, workload, problem)

@@ -120,12 +120,20 @@ def checkpoint(deployment: Deployment, model: ModelSpec) -> str:
 
 
 def feed_requirement(deployment: Deployment, tokens_per_s: float) -> str:
-    """What must feed a decode-only plan at its predicted rate."""
-    requests = tokens_per_s / deployment.workload.osl_tokens
-    prompt = requests * deployment.workload.isl_tokens
+    """What must feed, or take from, the one pool of a pair that a plan holds, at its predicted rate."""
+    workload = deployment.workload
+    if deployment.phase == "prefill":
+        requests = tokens_per_s / (workload.isl_tokens * (1 - workload.prefix_cache_hit_rate))
+        return (
+            f"Prefill side of a disaggregated pair: it generates no answers. At the predicted {tokens_per_s:,.0f} prompt "
+            f"tokens/s it fills the KV caches of {requests:,.1f} requests/s, for decode instances that generate "
+            f"{requests * workload.osl_tokens:,.0f} tokens/s, and a router that sends each request to one of either."
+        )
+    requests = tokens_per_s / workload.osl_tokens
     return (
         f"Decode side of a disaggregated pair: it computes no prompts. At the predicted {tokens_per_s:,.0f} tokens/s it "
-        f"needs prefill instances that deliver the KV cache of {requests:,.1f} requests/s ({prompt:,.0f} prompt tokens/s), "
+        f"needs prefill instances that deliver the KV cache of {requests:,.1f} requests/s "
+        f"({requests * workload.isl_tokens:,.0f} prompt tokens/s), "
         "and a router that sends each request to one prefill and one decode instance."
     )
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.layouts.enumerate import Shape, backend_admissible
+from autotune.layouts.table import phase_of
 from autotune.problem import ResolvedProblem
 from cost_models.arrays import Ints
 from cost_models.dispatch import BACKENDS
-from cost_models.memory import decode_memory
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
 from search_spaces.schema import Knob, Value
@@ -20,6 +20,10 @@ from search_spaces.schema import Knob, Value
 BATCH_FACTORS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.125)
 GRAPH_STEP = 16
 BLACKWELL_GRAPH_DEFAULT = 1024
+LARGE_GPU_BYTES = 160 * 2**30
+LARGE_GPU_BATCHED_TOKENS = 16384
+"""vLLM's default token budget on such GPUs (engine/arg_utils.py)."""
+TOKEN_FACTORS = (0.5,)
 Params = dict[str, Value]
 
 
@@ -68,10 +72,10 @@ class FlagSpace:
         return {name: chosen[name] for name in self.values}
 
 
-def flag_space(resolved: ResolvedProblem, row: Rows, fitting_batch: int) -> FlagSpace:
+def flag_space(resolved: ResolvedProblem, row: Rows, fitting_size: int) -> FlagSpace:
     """Space of one layout row.
 
-    row : the chosen layout with its batch; fitting_batch : largest batch that fits memory.
+    row : the chosen layout with its step; fitting_size : largest step that fits memory.
     """
     version = resolved.version
     analytic = _analytic(resolved, row)
@@ -81,7 +85,7 @@ def flag_space(resolved: ResolvedProblem, row: Rows, fitting_batch: int) -> Flag
         if knob.spelling(version) is None or knob.name not in analytic:
             continue
         default = _default(resolved, knob, row)
-        options = _options(resolved, knob, row, fitting_batch)
+        options = _options(resolved, knob, row, fitting_size)
         values[knob.name] = tuple(dict.fromkeys([default, analytic[knob.name], *options]))
         defaults[knob.name] = default
     return FlagSpace(values, defaults, {name: analytic[name] for name in values})
@@ -89,24 +93,11 @@ def flag_space(resolved: ResolvedProblem, row: Rows, fitting_batch: int) -> Flag
 
 def _analytic(resolved: ResolvedProblem, row: Rows) -> Params:
     """Knob values that realise the layout row; knobs without effect here are left out."""
-    batch, tokens = int(row.batch[0]), step_tokens(row)
-    params: Params = {"max_num_seqs": batch, "cudagraph_max_tokens": -(-tokens // GRAPH_STEP) * GRAPH_STEP}
-    params["max_num_batched_tokens"] = max(tokens, batch)
+    params = _prefill_analytic(row) if resolved.phase == "prefill" else _decode_analytic(resolved, row)
     params["gpu_memory_fraction"] = _needed_fraction(resolved, row)
     params["kv_cache_dtype"] = kv_value(resolved, resolved.machine.recipe.kv_cache)
-    params["output_proc_chunk"] = 2048
-    if resolved.problem.workload.mtp_acceptance:
-        params["draft_tokens"] = int(row.drafts[0])
     if row.dp[0] > 1:
-        overlap = OVERLAPS[int(row.overlap[0])]
-        params["all2all_backend"] = backend_value(resolved, BACKENDS[int(row.backend[0])])
-        params["enable_dbo"] = overlap == "two_batch"
-        params["enable_sbo"] = overlap == "single_batch"
-        params["dbo_decode_token_threshold"] = 32
-        params["moe_dp_chunk_tokens"] = tokens
-        params["enable_moe_dp_chunk"] = False
-        params["enable_activation_chunk"] = False
-        params["activation_chunk_rows"] = 32768
+        params |= _dispatch_analytic(resolved, row)
     if row.ep[0] > 1 and row.dp[0] > 1:
         params["enable_eplb"] = bool(row.eplb[0])
         params["eplb_window_steps"] = 1000
@@ -115,15 +106,56 @@ def _analytic(resolved: ResolvedProblem, row: Rows) -> Params:
     return params
 
 
-def step_tokens(row: Rows) -> int:
+def _decode_analytic(resolved: ResolvedProblem, row: Rows) -> Params:
+    batch, tokens = int(row.batch[0]), step_tokens(resolved, row)
+    params: Params = {"max_num_seqs": batch, "cudagraph_max_tokens": -(-tokens // GRAPH_STEP) * GRAPH_STEP}
+    params["max_num_batched_tokens"] = max(tokens, batch)
+    params["output_proc_chunk"] = 2048
+    if resolved.problem.workload.mtp_acceptance:
+        params["draft_tokens"] = int(row.drafts[0])
+    return params
+
+
+def _prefill_analytic(row: Rows) -> Params:
+    return {
+        "max_num_batched_tokens": int(row.batched_tokens[0]),
+        "offload_group_size": int(row.offload_group_size[0]),
+        "offload_num_in_group": int(row.offload_in_group[0]),
+        "offload_prefetch_step": int(row.offload_prefetch_step[0]),
+    }
+
+
+def _dispatch_analytic(resolved: ResolvedProblem, row: Rows) -> Params:
+    """Communication, overlap and chunks: nothing chunked, and chunk buffers that hold the whole step where they are used."""
+    overlap, backend = OVERLAPS[int(row.overlap[0])], BACKENDS[int(row.backend[0])]
+    chunk = resolved.engine.knob("moe_dp_chunk_tokens")
+    default = chunk.default(resolved.version) if chunk else None
+    whole = backend == "deepep_low_latency" or default is None
+    return {
+        "all2all_backend": backend_value(resolved, backend),
+        "enable_dbo": overlap == "two_batch",
+        "enable_sbo": overlap == "single_batch",
+        "dbo_prefill_token_threshold" if resolved.phase == "prefill" else "dbo_decode_token_threshold": (
+            512 if resolved.phase == "prefill" else 32
+        ),
+        "moe_dp_chunk_tokens": step_tokens(resolved, row) if whole or default is None else default,
+        "enable_moe_dp_chunk": False,
+        "enable_activation_chunk": False,
+        "activation_chunk_rows": 32768,
+    }
+
+
+def step_tokens(resolved: ResolvedProblem, row: Rows) -> int:
     """Tokens per DP rank and step."""
+    if resolved.phase == "prefill":
+        return int(row.batched_tokens[0])
     return int(-(-row.batch[0] // row.pp[0]) * (1 + row.drafts[0]))
 
 
 def backend_value(resolved: ResolvedProblem, model_name: str) -> str:
     """The engine's name of a cost-model backend."""
     choices = resolved.engine.backend_choices(resolved.version)
-    return next(choice.value for choice in choices if choice.model == model_name)
+    return next(choice.value for choice in choices if choice.model_in(resolved.phase) == model_name)
 
 
 def kv_value(resolved: ResolvedProblem, dtype: str) -> str:
@@ -140,7 +172,7 @@ def _needed_fraction(resolved: ResolvedProblem, row: Rows) -> float:
     Never more than the safety margin leaves: an engine that bounds weights and KV alone also needs
     room for everything else beside them.
     """
-    memory = decode_memory(resolved.machine, row, resolved.problem.workload)
+    memory = phase_of(resolved).memory(resolved.machine, row, resolved.problem.workload)
     total = float(memory.total_bytes[0])
     covered = total
     if resolved.engine.memory_fraction_covers == "weights_and_kv":
@@ -154,11 +186,13 @@ def _needed_fraction(resolved: ResolvedProblem, row: Rows) -> float:
 def _default(resolved: ResolvedProblem, knob: Knob, row: Rows) -> Value:
     """The version's default, with what the engine derives at run time filled in."""
     default = knob.default(resolved.version)
-    tokens = step_tokens(row)
+    tokens = step_tokens(resolved, row)
     if knob.name == "cudagraph_max_tokens" and resolved.hardware.gpu.architecture == "blackwell":
         default = BLACKWELL_GRAPH_DEFAULT
     if knob.name == "max_num_batched_tokens":
-        default = max(int(default or 0), tokens)
+        large = resolved.hardware.gpu.hbm_visible_bytes.value >= LARGE_GPU_BYTES
+        default = LARGE_GPU_BATCHED_TOKENS if large else default
+        default = default if resolved.phase == "prefill" else max(int(default or 0), tokens)
     if knob.name == "all2all_backend" and default not in _admissible_backends(resolved, row):
         default = backend_value(resolved, BACKENDS[int(row.backend[0])])
     if knob.name in ("redundant_experts", "enable_eplb") and resolved.model.moe:
@@ -169,12 +203,14 @@ def _default(resolved: ResolvedProblem, knob: Knob, row: Rows) -> Value:
     return default
 
 
-def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, fitting_batch: int) -> list[Value]:
+def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, fitting_size: int) -> list[Value]:
     if knob.name == "max_num_seqs":
         batches = [int(round(int(row.batch[0]) * factor / 8) * 8) or 1 for factor in BATCH_FACTORS]
-        return [batch for batch in [*batches, fitting_batch] if 1 <= batch <= fitting_batch]
+        return [batch for batch in [*batches, fitting_size] if 1 <= batch <= fitting_size]
     if knob.name == "max_num_batched_tokens":
-        return []  # the default and the batch itself are already in
+        # decode: the default and the batch itself are already in
+        tokens: list[Value] = [max(int(row.batched_tokens[0] * factor), 1) for factor in TOKEN_FACTORS]
+        return tokens if resolved.phase == "prefill" else []
     if knob.name == "redundant_experts" and resolved.model.moe:
         experts, ep = resolved.model.moe.experts, int(row.ep[0])
         return [int(c) + (-(experts + int(c))) % ep for c in knob.candidates]

@@ -12,6 +12,7 @@ import numpy as np
 from autotune.errors import OutputError
 from autotune.flags.evaluate import Evaluation, FlagEvaluator
 from autotune.flags.space import FlagSpace, Params
+from autotune.plan import Setting
 from search_spaces.schema import Value
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ class TrialRow:
     params: Params
     score: float
     tokens_per_s_per_gpu: float
-    tpot_s: float
-    batch: int
+    latency_s: float
+    size: int
+    """Sequences (decode) or tokens (prefill) per DP rank and step."""
     violated: tuple[str, ...]
 
 
@@ -50,7 +52,7 @@ class FlagResult:
     tokens_per_s_per_gpu: float
     defaults: float
     """With the engine's defaults, which may violate constraints."""
-    defaults_tpot_s: float
+    defaults_latency_s: float
     defaults_violate: tuple[str, ...]
     study: float | None
     random: float | None
@@ -59,6 +61,8 @@ class FlagResult:
     space_size: int
     trials: tuple[TrialRow, ...]
     feasible_trials: int
+    settings: tuple[Setting, ...]
+    """Flags set otherwise than the engine would."""
 
 
 class Scores:
@@ -116,7 +120,7 @@ def tune_flags(
         origin=origin,
         tokens_per_s_per_gpu=float(evaluation.tokens_per_s_per_gpu[at]),
         defaults=float(defaults.tokens_per_s_per_gpu[defaults_at]),
-        defaults_tpot_s=float(defaults.tpot_s[defaults_at]),
+        defaults_latency_s=float(defaults.latency_s[defaults_at]),
         defaults_violate=violations(defaults, defaults_at),
         study=study_best.tokens_per_s_per_gpu if study_best else None,
         random=random_search(scores, trials, seed),
@@ -124,7 +128,19 @@ def tune_flags(
         space_size=space.size,
         trials=tuple(rows),
         feasible_trials=sum(not row.violated for row in rows),
+        settings=tuple(default_costs(scores, params)),
     )
+
+
+def default_costs(scores: Scores, params: Params) -> Iterator[Setting]:
+    """Each flag put back to the engine's default, one at a time."""
+    evaluation, at = scores.of(params)
+    for name, default in scores.space.defaults.items():
+        if params[name] == default:
+            continue
+        changed, where = scores.of({**params, name: default})
+        loss = (evaluation.score[at] - changed.score[where]) / abs(evaluation.score[at])
+        yield Setting(name=name, chosen=params[name], default=default, loss=float(loss), violates=violations(changed, where))
 
 
 def violations(evaluation: Evaluation, at: int) -> tuple[str, ...]:
@@ -239,7 +255,7 @@ def _trial_row(number: int, origin: str, params: Params, evaluation: Evaluation,
         params=params,
         score=float(evaluation.score[at]),
         tokens_per_s_per_gpu=float(evaluation.tokens_per_s_per_gpu[at]),
-        tpot_s=float(evaluation.tpot_s[at]),
-        batch=int(evaluation.batch[at]),
+        latency_s=float(evaluation.latency_s[at]),
+        size=int(evaluation.size[at]),
         violated=violations(evaluation, at),
     )

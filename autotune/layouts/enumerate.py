@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,18 +12,18 @@ from autotune.problem import ResolvedProblem
 from cost_models.arrays import Ints
 from cost_models.dispatch import BACKENDS
 from cost_models.overlap import OVERLAPS
-from cost_models.rows import UNLIMITED, Rows
+from cost_models.rows import NO_GRAPH, UNLIMITED, Rows
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import Choice
 
-BATCH_GRID_LARGEST = 8192
-BATCH_STEPS_PER_OCTAVE = 4
 MIN_EXPERT_WIDTH = 128
 """Narrowest shard of an expert: one 128-wide scale block."""
 SPARE_EXPERTS = 32
 EPLB_INTERVAL_STEPS = 3000
 MAX_TP = 16
+OFFLOAD_GROUPS = (2, 4, 8)
+NO_OFFLOAD = (0, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,32 +92,54 @@ def redundancy_choices(experts: int, ep: int, eplb: bool) -> list[int]:
     return sorted({fewest, spare})
 
 
-def batch_grid(largest: int = BATCH_GRID_LARGEST) -> Ints:
-    """Batch sizes: four per octave, multiples of eight from 16 on."""
-    raw = 2 ** np.arange(0, np.log2(largest) + 1e-9, 1 / BATCH_STEPS_PER_OCTAVE)
-    stepped = np.where(raw >= 16, np.round(raw / 8) * 8, np.round(raw))
-    return np.unique(stepped.astype(np.int64))
-
-
 def layout_rows(resolved: ResolvedProblem, gpus: int | None = None) -> Rows:
-    """All admissible layouts as rows with batch 1; empty when no layout divides.
+    """All admissible layouts as rows with a step of size 1; empty when no layout divides.
 
     gpus : budget, the problem's own when absent.
     """
-    model, hardware = resolved.model, resolved.hardware
-    columns: dict[str, list[int]] = {
-        name: [] for name in ("tp", "dp", "ep", "pp", "redundant_experts", "backend", "overlap", "eplb", "drafts", "graph_tokens")
-    }
-    drafts = (0, 1, 2, 3) if resolved.problem.workload.mtp_acceptance else (0,)
-    for shape in shapes(model, hardware, gpus or resolved.gpus):
-        for spare, eplb in _expert_options(resolved, shape):
-            for backend, overlap, graph in _backend_options(resolved, shape):
-                for draft in drafts:
-                    values = (shape.tp, shape.dp, shape.ep, shape.pp, spare, backend, overlap, eplb, draft, graph)
-                    for name, value in zip(columns, values, strict=True):
-                        columns[name].append(value)
-    rows = Rows.of(**{name: np.array(values, dtype=np.int64) for name, values in columns.items()})
-    return rows.replace(eplb_interval_steps=np.where(rows.eplb > 0, EPLB_INTERVAL_STEPS, 0))
+    prefill = resolved.phase == "prefill"
+    drafts = _draft_options(resolved)
+    found: list[tuple[int, ...]] = []
+    for shape in shapes(resolved.model, resolved.hardware, gpus or resolved.gpus):
+        if shape.pp > 1 and resolved.pool not in resolved.engine.pipeline_pools:
+            continue
+        options = itertools.product(
+            _expert_options(resolved, shape), _backend_options(resolved, shape), drafts, _offload_options(resolved, shape)
+        )
+        sizes = (shape.tp, shape.dp, shape.ep, shape.pp)
+        found += [(*sizes, *experts, *backend, draft, *offload) for experts, backend, draft, offload in options]
+    values = np.array(found, dtype=np.int64).reshape(len(found), len(LAYOUT_COLUMNS)).T
+    rows = Rows.of(**dict(zip(LAYOUT_COLUMNS, values, strict=True)))
+    return rows.replace(
+        eplb_interval_steps=np.where(rows.eplb > 0, EPLB_INTERVAL_STEPS, 0),
+        graph_tokens=NO_GRAPH if prefill else rows.graph_tokens,
+        batched_tokens=1 if prefill else 0,
+    )
+
+
+LAYOUT_COLUMNS = (
+    "tp", "dp", "ep", "pp", "redundant_experts", "eplb", "backend", "overlap", "graph_tokens", "drafts",
+    "offload_group_size", "offload_in_group", "offload_prefetch_step",
+)  # fmt: skip
+
+
+def _draft_options(resolved: ResolvedProblem) -> tuple[int, ...]:
+    """Draft tokens of a decode step; a prefill step fills the MTP module's cache once."""
+    if not resolved.problem.workload.mtp_acceptance:
+        return (0,)
+    return (1,) if resolved.phase == "prefill" else (0, 1, 2, 3)
+
+
+def _offload_options(resolved: ResolvedProblem, shape: Shape) -> tuple[tuple[int, int, int], ...]:
+    """(group size, layers in it, prefetch step): none, or one layer of every few where prefill can hide the copies.
+
+    The flag search refines what is chosen here. A decode step is far too short to hide them, and engines number layers
+    within a pipeline stage.
+    """
+    possible = resolved.phase == "prefill" and shape.pp == 1
+    if not possible or not resolved.engine.has("offload_group_size", resolved.version):
+        return (NO_OFFLOAD,)
+    return (NO_OFFLOAD, *((group, 1, 1) for group in OFFLOAD_GROUPS))
 
 
 def _expert_options(resolved: ResolvedProblem, shape: Shape) -> list[tuple[int, int]]:
@@ -139,19 +162,20 @@ def _backend_options(resolved: ResolvedProblem, shape: Shape) -> list[tuple[int,
     for choice in resolved.engine.backend_choices(resolved.version):
         if not backend_admissible(choice, shape, resolved):
             continue
-        graph = 0 if choice.needs_graph_off else UNLIMITED
-        code = BACKENDS.index(choice.model)
-        options += [(code, OVERLAPS.index(overlap), graph) for overlap in overlaps_for(choice.model, resolved)]
+        graph = NO_GRAPH if choice.needs_graph_off else UNLIMITED
+        backend = choice.model_in(resolved.phase)
+        options += [(BACKENDS.index(backend), OVERLAPS.index(overlap), graph) for overlap in overlaps_for(backend, resolved)]
     return options
 
 
 def backend_admissible(choice: Choice, shape: Shape, resolved: ResolvedProblem) -> bool:
     """Whether a backend runs on a shape: expert parallelism, domain, hidden size, coefficients."""
+    backend = choice.model_in(resolved.phase)
     if shape.ep == 1:
-        return choice.model == "allgather_reducescatter"
+        return backend == "allgather_reducescatter"
     inside = shape.tp * shape.dp <= resolved.hardware.scale_up.domain_gpus
     built = not choice.hidden_sizes or resolved.model.hidden in choice.hidden_sizes
-    known = resolved.machine.calibration.has("dispatch", f"{choice.model}.dispatch")
+    known = resolved.machine.calibration.has("dispatch", f"{backend}.dispatch")
     spread = shape.tp == 1 or not choice.needs_full_dp
     return built and known and spread and (inside or not choice.within_domain)
 
@@ -170,6 +194,6 @@ def token_limits(resolved: ResolvedProblem) -> Ints:
     """Tokens per rank and step that each backend's kernels accept, by backend code."""
     limits = np.full(len(BACKENDS), UNLIMITED, dtype=np.int64)
     for choice in resolved.engine.backend_choices(resolved.version):
-        if choice.max_tokens:
-            limits[BACKENDS.index(choice.model)] = choice.max_tokens
+        if limit := choice.max_tokens_in(resolved.phase):
+            limits[BACKENDS.index(choice.model)] = limit
     return limits

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.layouts.families import FAMILIES, Family, Limits, excess, feasible
-from autotune.layouts.table import LayoutTable, build_table, kernel_batch_limit
-from autotune.plan import AlternativeSummary
-from autotune.problem import Problem, ResolvedProblem, resolve_problem, usable_recipes
-from cost_models.memory import decode_memory
+from autotune.layouts.table import LayoutTable, build_table, kernel_size_limit, phase_of
+from autotune.plan import AlternativeSummary, SizeSummary
+from autotune.problem import ResolvedProblem, resolve_problem, usable_recipes
+from cost_models.arrays import Floats, as_floats
+from cost_models.prefill import prefill_step
 from cost_models.specs.layout import Layout
 
 GB = 1e9
@@ -75,21 +76,21 @@ def _missing(resolved: ResolvedProblem, table: LayoutTable, limits: Limits, fami
 
 def _describe_memory(resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
     one = table.rows.take(np.array([row]))
-    memory = decode_memory(resolved.machine, one, resolved.problem.workload)
+    memory = phase_of(resolved).memory(resolved.machine, one, resolved.problem.workload)
     lines = sorted(((float(v[0]), name) for name, v in memory.lines.items()), reverse=True)
     parts = " + ".join(f"{name} {value / GB:.1f} GB" for value, name in lines[:5] if value > 0)
     total = float(memory.total_bytes[0])
     return (
-        f"Closest is {row_label(table, row)} with {int(one.batch[0])} sequences per DP rank: {parts} + rest = "
+        f"Closest is {_sized_label(resolved, table, row)}: {parts} + rest = "
         f"{total / GB:.1f} GB per GPU exceeds {limits.memory_bytes / GB:.1f} GB by {(total - limits.memory_bytes) / GB:.1f} GB."
     )
 
 
-def _describe_tpot(_resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
-    tpot = table.tpot_s[row]
+def _describe_latency(resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
+    found, limit = table.latency_s[row], limits.latency_s
     return (
-        f"Closest is {row_label(table, row)} with {int(table.rows.batch[row])} sequences per DP rank at TPOT "
-        f"{tpot * 1e3:.1f} ms, {(tpot - limits.tpot_s) * 1e3:.1f} ms over the {limits.tpot_s * 1e3:.1f} ms limit."
+        f"Closest is {_sized_label(resolved, table, row)} at {phase_of(resolved).latency} {found * 1e3:,.1f} ms, "
+        f"{(found - limit) * 1e3:,.1f} ms over the {limit * 1e3:,.1f} ms limit."
     )
 
 
@@ -116,10 +117,16 @@ def _describe_budget(_resolved: ResolvedProblem, table: LayoutTable, row: int, l
 DESCRIBE: dict[str, Callable[[ResolvedProblem, LayoutTable, int, Limits], str]] = {
     "gpu_budget": _describe_budget,
     "gpu_memory": _describe_memory,
-    "tpot_limit": _describe_tpot,
+    "latency_limit": _describe_latency,
     "concurrency": _describe_concurrency,
     "throughput": _describe_throughput,
 }
+
+
+def _sized_label(resolved: ResolvedProblem, table: LayoutTable, row: int) -> str:
+    """Layout and step of a row, e.g. DP48 EP48 with 512 sequences per DP rank."""
+    phase = phase_of(resolved)
+    return f"{row_label(table, row)} with {int(phase.size_of(table.rows)[row]):,} {phase.unit}"
 
 
 def row_label(table: LayoutTable, row: int) -> str:
@@ -132,7 +139,7 @@ def _changes(resolved: ResolvedProblem, table: LayoutTable) -> list[str]:
     """Single changes of the problem that make it feasible, each searched."""
     found = [_with_more_gpus(resolved), *_with_other_precision(resolved)]
     if len(table):
-        found += _with_looser_limits(resolved.problem, table, Limits.of(resolved))
+        found += _with_looser_limits(resolved, table, Limits.of(resolved))
     return [text for text in found if text]
 
 
@@ -160,16 +167,17 @@ def _with_other_precision(resolved: ResolvedProblem) -> list[str]:
     return texts
 
 
-def _with_looser_limits(problem: Problem, table: LayoutTable, limits: Limits) -> list[str]:
+def _with_looser_limits(resolved: ResolvedProblem, table: LayoutTable, limits: Limits) -> list[str]:
     """The tightest value of one SLO at which the others can hold."""
+    problem = resolved.problem
     texts = []
     kept = {f.__name__: f for f in FAMILIES}
 
     def best(dropped: str) -> LayoutTable:
         return table.take(feasible(table, limits, tuple(f for name, f in kept.items() if name != dropped)))
 
-    if len(rows := best("tpot_limit")) and rows.tpot_s.min() > limits.tpot_s:
-        texts.append(f"TPOT limit {np.ceil(rows.tpot_s.min() * 1e4) / 10:.1f} ms")
+    if len(rows := best("latency_limit")) and rows.latency_s.min() > limits.latency_s:
+        texts.append(f"{phase_of(resolved).latency} limit {np.ceil(rows.latency_s.min() * 1e4) / 10:.1f} ms")
     if problem.min_concurrency and len(rows := best("concurrency")):
         most = int((rows.instance_sequences * np.maximum(rows.max_instances, 1)).max())
         if most < problem.min_concurrency:
@@ -211,6 +219,37 @@ def alternatives(resolved: ResolvedProblem, table: LayoutTable, chosen: int) -> 
     return tuple(result)
 
 
+COMMUNICATION = ("dispatch", "combine", "tp_all_reduce", "moe_all_reduce", "pipeline_hops", "overlap")
+WAITING = ("host", "launch_gaps", "offload_stall")
+
+
+def instance_sizes_compared(resolved: ResolvedProblem, table: LayoutTable) -> tuple[SizeSummary, ...]:
+    """Prefill: the best feasible row of every instance size, and where its step goes."""
+    rows = np.flatnonzero(feasible(table, Limits.of(resolved)))
+    sizes = table.rows.gpus[rows]
+    best = [int(rows[sizes == n][np.argmax(table.tokens_per_s_per_gpu[rows[sizes == n]])]) for n in np.unique(sizes)]
+    chosen = table.take(np.array(best))
+    cost = prefill_step(resolved.machine, chosen.rows, resolved.problem.workload)
+
+    def share(names: tuple[str, ...]) -> Floats:
+        return as_floats(sum(t.time_s for n, t in cost.operators.items() if n in names) / cost.step_s)
+
+    communication, waiting = share(COMMUNICATION), share(WAITING)
+    return tuple(
+        SizeSummary(
+            gpus=int(chosen.rows.gpus[i]),
+            label=row_label(chosen, i),
+            tokens_per_rank=int(chosen.rows.batched_tokens[i]),
+            tokens_per_s_per_gpu=float(chosen.tokens_per_s_per_gpu[i]),
+            compute_share=float(1 - communication[i] - waiting[i]),
+            communication_share=float(communication[i]),
+            waiting_share=float(waiting[i]),
+            memory_bytes=float(chosen.memory_bytes[i]),
+        )
+        for i in range(len(chosen))
+    )
+
+
 def _why_none(resolved: ResolvedProblem, table: LayoutTable) -> str:
     limits = Limits.of(resolved)
     clash = clashing_families(table, limits)
@@ -219,31 +258,34 @@ def _why_none(resolved: ResolvedProblem, table: LayoutTable) -> str:
 
 
 def _alternative(resolved: ResolvedProblem, table: LayoutTable, chosen: int, row: int, kind: str) -> AlternativeSummary:
-    rows = table.rows
+    rows, phase = table.rows, phase_of(resolved)
     rate = float(table.tokens_per_s_per_gpu[row])
     loss = 1 - rate / float(table.tokens_per_s_per_gpu[chosen])
-    sequences = {r: rows.batch[r] * rows.dp[r] / rows.gpus[r] for r in (chosen, row)}
-    reason = f"{loss:.0%} slower per GPU: {sequences[row]:,.0f} sequences per GPU against {sequences[chosen]:,.0f}"
+    per_gpu = phase.size_of(rows) * rows.dp / rows.gpus
+    noun = phase.unit.split(maxsplit=1)[0]
+    reason = f"{loss:.0%} slower per GPU: {per_gpu[row]:,.0f} {noun} per GPU against {per_gpu[chosen]:,.0f}"
     cause = _what_caps(resolved, table, row)
     reason += f", {cause}" if cause else ""
-    reason += f"; TPOT {table.tpot_s[row] * 1e3:.0f} against {table.tpot_s[chosen] * 1e3:.0f} ms"
-    return _summary(kind, row_label(table, row), rate, float(table.tpot_s[row]), reason)
+    reason += f"; {phase.latency} {table.latency_s[row] * 1e3:,.0f} against {table.latency_s[chosen] * 1e3:,.0f} ms"
+    return _summary(kind, row_label(table, row), rate, float(table.latency_s[row]), reason)
 
 
-def _summary(kind: str, label: str, rate: float, tpot_s: float, reason: str) -> AlternativeSummary:
-    return AlternativeSummary(kind=kind, label=label, tokens_per_s_per_gpu=rate, tpot_s=tpot_s, reason=reason)
+def _summary(kind: str, label: str, rate: float, latency_s: float, reason: str) -> AlternativeSummary:
+    return AlternativeSummary(kind=kind, label=label, tokens_per_s_per_gpu=rate, latency_s=latency_s, reason=reason)
 
 
 def _what_caps(resolved: ResolvedProblem, table: LayoutTable, row: int) -> str:
-    """What keeps the batch of a row from growing."""
+    """What keeps the step of a row from growing."""
+    phase = phase_of(resolved)
     one = table.rows.take(np.array([row]))
     tp = int(one.tp[0])
-    limit = int(kernel_batch_limit(resolved, one)[0])
-    if int(one.batch[0]) >= limit:
+    limit = int(kernel_size_limit(resolved, one)[0])
+    if int(phase.size_of(one)[0]) >= limit:
         return f"the most that its all-to-all kernel takes ({limit:,} per DP rank)"
     if table.memory_bytes[row] > NEAR_LIMIT * resolved.memory_limit_bytes:
         copies = tp / min(tp, resolved.model.attention.max_kv_shards)
-        return f"because TP{tp} keeps {copies:.0f} copies of each KV cache" if copies > 1 else "the most that fit in memory"
-    if table.tpot_s[row] > NEAR_LIMIT * resolved.problem.tpot_limit_s:
-        return "the most that the TPOT limit allows"
+        duplicated = copies > 1 and phase.name == "decode"
+        return f"because TP{tp} keeps {copies:.0f} copies of each KV cache" if duplicated else "the most that fit in memory"
+    if table.latency_s[row] > NEAR_LIMIT * resolved.latency_limit_s:
+        return f"the most that the {phase.latency} limit allows"
     return ""

@@ -24,7 +24,7 @@ class Limits:
 
     gpus: int
     memory_bytes: float
-    tpot_s: float
+    latency_s: float
     sequences: int
     tokens_per_s: float
 
@@ -34,7 +34,7 @@ class Limits:
         return cls(
             gpus or resolved.gpus,
             resolved.memory_limit_bytes,
-            problem.tpot_limit_s,
+            resolved.latency_limit_s,
             problem.min_concurrency,
             problem.min_tokens_per_s,
         )
@@ -50,9 +50,9 @@ def gpu_memory(table: LayoutTable, _n: Ints, limits: Limits) -> Floats:
     return table.memory_bytes / limits.memory_bytes - 1
 
 
-def tpot_limit(table: LayoutTable, _n: Ints, limits: Limits) -> Floats:
-    """The time per output token stays under its limit."""
-    return table.tpot_s / limits.tpot_s - 1
+def latency_limit(table: LayoutTable, _n: Ints, limits: Limits) -> Floats:
+    """The time per output token, or of one prompt, stays under its limit."""
+    return table.latency_s / limits.latency_s - 1
 
 
 def concurrency(table: LayoutTable, n: Ints, limits: Limits) -> Floats:
@@ -72,7 +72,7 @@ def _shortage(required: float, available: Floats | Ints) -> Floats:
 
 
 Family = Callable[[LayoutTable, Ints, Limits], Floats]
-FAMILIES: tuple[Family, ...] = (gpu_budget, gpu_memory, tpot_limit, concurrency, throughput)
+FAMILIES: tuple[Family, ...] = (gpu_budget, gpu_memory, latency_limit, concurrency, throughput)
 TOLERANCE = 1e-9
 
 

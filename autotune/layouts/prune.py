@@ -8,24 +8,24 @@ from autotune.layouts.table import LayoutTable
 from cost_models.arrays import Floats, Ints
 
 
-def criteria(table: LayoutTable, *, sequences_matter: bool, tpot_matters: bool) -> Floats:
+def criteria(table: LayoutTable, *, sequences_matter: bool, latency_matters: bool) -> Floats:
     """(rows, criteria), larger is better: what the objective and the remaining constraints see."""
     columns = [table.instance_tokens_per_s]
     if sequences_matter:
         columns.append(table.instance_sequences.astype(float))
-    if tpot_matters:
-        columns.append(-table.tpot_s)
+    if latency_matters:
+        columns.append(-table.latency_s)
     return np.stack(columns, axis=1)
 
 
-def prune(table: LayoutTable, *, keep_layouts: int, sequences_matter: bool, tpot_matters: bool) -> Ints:
+def prune(table: LayoutTable, *, keep_layouts: int, sequences_matter: bool, latency_matters: bool) -> Ints:
     """Indices of the rows worth giving to the solver.
 
     Rows must already satisfy the per-row limits (memory, TPOT). Among rows of one instance size the
     instance counts are interchangeable, so a row is useless for the k best distinct layouts once k
     other layouts of that size hold a row at least as good in every criterion, or its own layout does.
     """
-    values = criteria(table, sequences_matter=sequences_matter, tpot_matters=tpot_matters)
+    values = criteria(table, sequences_matter=sequences_matter, latency_matters=latency_matters)
     kept: list[int] = []
     for size in np.unique(table.rows.gpus):
         members = np.flatnonzero(table.rows.gpus == size)

@@ -28,14 +28,14 @@ class Instance:
     gpus: Ints
     max_instances: Ints
     memory_mib: Ints
-    tpot_us: Ints
+    latency_us: Ints
     sequences: Ints
     tokens_per_s: Ints
     score: Ints
     """Primary objective of one row."""
     gpu_budget: int
     memory_limit_mib: int
-    tpot_limit_us: int
+    latency_limit_us: int
     required_sequences: int
     required_tokens_per_s: int
 
@@ -66,20 +66,20 @@ def instance_of(table: LayoutTable, limits: Limits, objective: Objective) -> Ins
     than the quantum were dropped before, on the unrounded numbers.
     """
     tokens = np.floor(table.instance_tokens_per_s).astype(np.int64)
-    tpot_us = np.ceil(table.tpot_s * MICRO - 1e-6).astype(np.int64)
+    latency_us = np.ceil(table.latency_s * MICRO - 1e-6).astype(np.int64)
     per_gpu = np.floor(table.tokens_per_s_per_gpu * 100).astype(np.int64)
-    scores = {"tokens_per_s_per_gpu": per_gpu, "tokens_per_s": np.zeros_like(tokens), "tpot": -tpot_us}
+    scores = {"tokens_per_s_per_gpu": per_gpu, "tokens_per_s": np.zeros_like(tokens), "tpot": -latency_us, "ttft": -latency_us}
     return Instance(
         gpus=table.rows.gpus,
         max_instances=table.max_instances,
         memory_mib=np.ceil(table.memory_bytes / MIB).astype(np.int64),
-        tpot_us=tpot_us,
+        latency_us=latency_us,
         sequences=table.instance_sequences,
         tokens_per_s=tokens,
         score=scores[objective],
         gpu_budget=limits.gpus,
         memory_limit_mib=int(np.ceil(limits.memory_bytes / MIB)),
-        tpot_limit_us=int(np.ceil(limits.tpot_s * MICRO)),
+        latency_limit_us=int(np.ceil(limits.latency_s * MICRO)),
         required_sequences=limits.sequences,
         required_tokens_per_s=int(np.floor(limits.tokens_per_s)),
     )
@@ -123,9 +123,9 @@ def gpu_memory(i: Instance, v: Variables) -> Iterable[Named]:
     yield "gpu_memory", v.chosen_total(i.memory_mib) <= i.memory_limit_mib
 
 
-def tpot_limit(i: Instance, v: Variables) -> Iterable[Named]:
-    """The chosen row meets the TPOT limit."""
-    yield "tpot_limit", v.chosen_total(i.tpot_us) <= i.tpot_limit_us
+def latency_limit(i: Instance, v: Variables) -> Iterable[Named]:
+    """The chosen row meets the limit on the time per output token, or of one prompt."""
+    yield "latency_limit", v.chosen_total(i.latency_us) <= i.latency_limit_us
 
 
 def concurrency(i: Instance, v: Variables) -> Iterable[Named]:
@@ -140,7 +140,7 @@ def throughput(i: Instance, v: Variables) -> Iterable[Named]:
         yield "throughput", v.total(i.tokens_per_s) >= i.required_tokens_per_s
 
 
-MODEL_FAMILIES = (one_configuration, gpu_budget, gpu_memory, tpot_limit, concurrency, throughput)
+MODEL_FAMILIES = (one_configuration, gpu_budget, gpu_memory, latency_limit, concurrency, throughput)
 
 
 def select(i: Instance, *, seed: int = 0, excluded: Ints | None = None) -> Selection | None:

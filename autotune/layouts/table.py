@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.layouts.enumerate import batch_grid, layout_rows, token_limits
+from autotune.layouts.enumerate import layout_rows, token_limits
+from autotune.layouts.phases import PHASES, Phase
 from autotune.problem import ResolvedProblem
 from cost_models.arrays import Floats, Ints, distinct_rows
-from cost_models.memory import decode_memory
 from cost_models.rows import Rows
-from cost_models.step import decode_step
 
-LARGEST_BATCH = 2**14
-
-VARIANT_COLUMNS = ("tp", "dp", "ep", "pp", "drafts", "redundant_experts", "backend", "overlap", "eplb")
-"""Columns in which rows of an enumeration differ, besides the batch."""
+VARIANT_COLUMNS = (
+    "tp", "dp", "ep", "pp", "drafts", "redundant_experts", "backend", "overlap", "eplb",
+    "offload_group_size", "offload_in_group", "offload_prefetch_step",
+)  # fmt: skip
+"""Columns in which rows of an enumeration differ, besides the size of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class LayoutTable:
     rows: Rows
     layout: Ints
     """Id of the row's layout (tp, dp, ep, pp): distinct plans differ in it."""
-    tpot_s: Floats
+    latency_s: Floats
+    """Time per output token (decode), or of one prompt (prefill)."""
     instance_tokens_per_s: Floats
     instance_sequences: Ints
     memory_bytes: Floats
@@ -46,7 +47,7 @@ class LayoutTable:
         return LayoutTable(
             self.rows.take(index),
             self.layout[index],
-            self.tpot_s[index],
+            self.latency_s[index],
             self.instance_tokens_per_s[index],
             self.instance_sequences[index],
             self.memory_bytes[index],
@@ -55,44 +56,49 @@ class LayoutTable:
 
     @staticmethod
     def concatenate(parts: list[LayoutTable]) -> LayoutTable:
-        names = ("layout", "tpot_s", "instance_tokens_per_s", "instance_sequences", "memory_bytes", "max_instances")
+        names = ("layout", "latency_s", "instance_tokens_per_s", "instance_sequences", "memory_bytes", "max_instances")
         merged = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
         return LayoutTable(Rows.concatenate([part.rows for part in parts]), *merged)
 
 
-def build_table(resolved: ResolvedProblem, gpus: int | None = None) -> LayoutTable:
-    """Enumerate and cost: a batch grid, then for every layout the largest batch each limit allows.
+def phase_of(resolved: ResolvedProblem) -> Phase:
+    """The phase that a problem's pool runs."""
+    return PHASES[resolved.phase]
 
-    The second pass adds, per layout, the batch that just fits the memory and the one that just
-    meets the TPOT limit, so the answer does not hang on the grid.
+
+def build_table(resolved: ResolvedProblem, gpus: int | None = None) -> LayoutTable:
+    """Enumerate and cost: a grid of step sizes, then for every layout the largest step each limit allows.
+
+    The second pass adds, per layout, the size that just fits the memory and the one that just
+    meets the latency limit, so the answer does not hang on the grid.
     """
+    phase = phase_of(resolved)
     layouts = layout_rows(resolved, gpus)
     if not len(layouts):
         return cost_rows(resolved, layouts, gpus)
-    grid = batch_grid()
-    repeated = layouts.take(np.repeat(np.arange(len(layouts)), len(grid)))
-    gridded = _within_kernel_limits(resolved, repeated.replace(batch=np.tile(grid, len(layouts))))
+    repeated = layouts.take(np.repeat(np.arange(len(layouts)), len(phase.grid)))
+    gridded = _within_kernel_limits(resolved, phase.sized(repeated, np.tile(phase.grid, len(layouts))))
     coarse = cost_rows(resolved, gridded, gpus)
-    fitting = cost_rows(resolved, layouts.replace(batch=largest_fitting_batch(resolved, layouts)), gpus)
-    meeting = cost_rows(resolved, _rows_at_tpot_limit(resolved, LayoutTable.concatenate([coarse, fitting])), gpus)
+    fitting = cost_rows(resolved, phase.sized(layouts, largest_fitting_size(resolved, layouts)), gpus)
+    meeting = cost_rows(resolved, _rows_at_latency_limit(resolved, LayoutTable.concatenate([coarse, fitting])), gpus)
     return LayoutTable.concatenate([coarse, fitting, meeting])
 
 
 def cost_rows(resolved: ResolvedProblem, rows: Rows, gpus: int | None = None) -> LayoutTable:
     """Cost and memory of complete rows."""
-    workload = resolved.problem.workload
+    phase, workload = phase_of(resolved), resolved.problem.workload
     budget = gpus or resolved.gpus
     if not len(rows):
         empty = np.zeros(0)
         ints = np.zeros(0, dtype=np.int64)
         return LayoutTable(rows, ints, empty, empty, ints, empty, ints)
-    step = decode_step(resolved.machine, rows, workload.context_tokens, workload.mtp_acceptance)
-    memory = decode_memory(resolved.machine, rows, workload)
+    cost = phase.cost(resolved.machine, rows, workload)
+    memory = phase.memory(resolved.machine, rows, workload)
     return LayoutTable(
         rows=rows,
         layout=layout_id(rows),
-        tpot_s=step.tpot_s,
-        instance_tokens_per_s=step.tokens_per_s_per_gpu * rows.gpus,
+        latency_s=cost.latency_s,
+        instance_tokens_per_s=cost.tokens_per_s_per_gpu * rows.gpus,
         instance_sequences=rows.batch * rows.dp,
         memory_bytes=memory.total_bytes,
         max_instances=max_instances(resolved, rows.gpus, budget),
@@ -112,40 +118,41 @@ def max_instances(resolved: ResolvedProblem, gpus_per_instance: Ints, budget: in
     return np.asarray(np.where(gpus_per_instance <= domain, inside, budget // gpus_per_instance), dtype=np.int64)
 
 
-def kernel_batch_limit(resolved: ResolvedProblem, rows: Rows) -> Ints:
-    """Largest batch per DP rank that the all-to-all kernels accept, at least 1."""
-    limit = token_limits(resolved)[rows.backend] // (1 + rows.drafts) * rows.pp
-    return np.asarray(np.maximum(limit, 1), dtype=np.int64)
+def kernel_size_limit(resolved: ResolvedProblem, rows: Rows) -> Ints:
+    """Largest step that the all-to-all kernels accept, at least 1."""
+    return phase_of(resolved).kernel_size(rows, token_limits(resolved)[rows.backend])
 
 
-def largest_fitting_batch(resolved: ResolvedProblem, layouts: Rows) -> Ints:
-    """Largest batch of each layout that fits memory and kernels, by bisection; at least 1."""
+def largest_fitting_size(resolved: ResolvedProblem, layouts: Rows) -> Ints:
+    """Largest step of each layout that fits memory and kernels, by bisection; at least 1."""
+    phase = phase_of(resolved)
 
-    def fits(batch: Ints) -> NDArray[np.bool_]:
-        memory = decode_memory(resolved.machine, layouts.replace(batch=batch), resolved.problem.workload)
+    def fits(size: Ints) -> NDArray[np.bool_]:
+        memory = phase.memory(resolved.machine, phase.sized(layouts, size), resolved.problem.workload)
         return memory.total_bytes <= resolved.memory_limit_bytes
 
-    high = np.minimum(kernel_batch_limit(resolved, layouts), LARGEST_BATCH)
-    return _bisect(fits, high)
+    return _bisect(fits, np.minimum(kernel_size_limit(resolved, layouts), phase.largest))
 
 
-def _rows_at_tpot_limit(resolved: ResolvedProblem, table: LayoutTable) -> Rows:
-    """Rows between a grid batch that meets the TPOT limit and the next, which does not.
+def _rows_at_latency_limit(resolved: ResolvedProblem, table: LayoutTable) -> Rows:
+    """Rows between a size that meets the latency limit and the next, which does not.
 
-    Linear interpolation of TPOT in the batch, and one per cent below it in case the curve bends.
+    Linear interpolation of the latency in the size, and one per cent below it in case the curve bends.
     """
+    phase = phase_of(resolved)
     keys = [getattr(table.rows, name) for name in VARIANT_COLUMNS]
     _, variant = distinct_rows(*keys)
-    order = np.lexsort((table.rows.batch, variant))
+    sizes = phase.size_of(table.rows)
+    order = np.lexsort((sizes, variant))
     low, high = order[:-1], order[1:]
-    limit = resolved.problem.tpot_limit_s
-    crossing = (variant[low] == variant[high]) & (table.tpot_s[low] <= limit) & (table.tpot_s[high] > limit)
+    limit = resolved.latency_limit_s
+    crossing = (variant[low] == variant[high]) & (table.latency_s[low] <= limit) & (table.latency_s[high] > limit)
     low, high = low[crossing], high[crossing]
-    step = (limit - table.tpot_s[low]) / (table.tpot_s[high] - table.tpot_s[low])
-    batch = table.rows.batch[low] + step * (table.rows.batch[high] - table.rows.batch[low])
-    edges = [np.maximum(np.floor(batch * share), 1).astype(np.int64) for share in (1.0, 0.99)]
+    step = (limit - table.latency_s[low]) / (table.latency_s[high] - table.latency_s[low])
+    size = sizes[low] + step * (sizes[high] - sizes[low])
+    edges = [np.maximum(np.floor(size * share), 1).astype(np.int64) for share in (1.0, 0.99)]
     base = table.rows.take(low)
-    return Rows.concatenate([base.replace(batch=edge) for edge in edges])
+    return Rows.concatenate([phase.sized(base, edge) for edge in edges])
 
 
 def _bisect(holds: Callable[[Ints], NDArray[np.bool_]], high: Ints) -> Ints:
@@ -159,5 +166,5 @@ def _bisect(holds: Callable[[Ints], NDArray[np.bool_]], high: Ints) -> Ints:
 
 
 def _within_kernel_limits(resolved: ResolvedProblem, rows: Rows) -> Rows:
-    """Drop rows whose batch the all-to-all kernels do not accept."""
-    return rows.take(rows.batch <= kernel_batch_limit(resolved, rows))
+    """Drop rows whose step the all-to-all kernels do not accept."""
+    return rows.take(phase_of(resolved).size_of(rows) <= kernel_size_limit(resolved, rows))

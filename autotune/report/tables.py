@@ -9,13 +9,15 @@ from rich.text import Text
 
 from autotune.deployment import Deployment
 from autotune.exporters import feed_requirement
-from autotune.plan import Plan, SearchResult
+from autotune.plan import Plan, SearchResult, Setting
 from autotune.prediction import Prediction, PrefillPrediction, ServicePrediction, StepPrediction
-from autotune.uncertainty import PlanOdds, Uncertainty, uncertainty
+from autotune.uncertainty import Uncertainty, uncertainty
+from search_spaces.schema import Value
 
 GB = 1e9
 SMALL_SHARE = 0.01
 SHOWN_GAIN = 0.0005
+SIZES_SHOWN = 8
 PLAIN_STATUS = {"measured": "measured", "transferred": "sibling GPU or kernel", "assumed": "assumed", "datasheet": "datasheet"}
 
 
@@ -37,16 +39,22 @@ def error_bars(bars: Uncertainty) -> str:
     return f"80 % interval {rate.low:,.0f}-{rate.high:,.0f} tokens/s/GPU, {span}"
 
 
-def odds_line(odds: PlanOdds) -> str:
+def odds_line(plan: Plan) -> str:
     """What the error bars mean for the choice."""
+    odds, limit = plan.odds, "TPOT" if isinstance(plan.prediction, Prediction) else "TTFT"
     return (
-        f"{error_bars(odds.uncertainty)}; meets the TPOT limit with {odds.tpot_probability:.0%}, best of these plans with "
+        f"{error_bars(odds.uncertainty)}; meets the {limit} limit with {odds.latency_probability:.0%}, best of these plans with "
         f"{odds.best_probability:.0%}, expected regret {odds.expected_regret:.1%}"
     )
 
 
-def headline(prediction: Prediction) -> Text:
+def headline(prediction: Prediction | PrefillPrediction) -> Text:
     """The numbers people came for."""
+    return decode_headline(prediction) if isinstance(prediction, Prediction) else prefill_headline(prediction)
+
+
+def decode_headline(prediction: Prediction) -> Text:
+    """The numbers of a decode pool."""
     text = Text()
     text.append(f"{prediction.tokens_per_s_per_gpu:,.0f} tokens/s/GPU", style="bold green")
     text.append(f"   TPOT {ms(prediction.tpot_s)}   {prediction.tokens_per_s:,.0f} tokens/s on {prediction.gpus} GPUs")
@@ -122,7 +130,7 @@ def flags_text(plan: Plan) -> str:
     if flags.defaults:
         violated = f", violating {', '.join(flags.defaults_violate)}" if flags.defaults_violate else ""
         gain = f"gain {flags.tuned / flags.defaults - 1:+.1%}"
-        parts.append(f"engine defaults {flags.defaults:,.0f} at {ms(flags.defaults_tpot_s)}{violated} ({gain})")
+        parts.append(f"engine defaults {flags.defaults:,.0f} at {ms(flags.defaults_latency_s)}{violated} ({gain})")
     if flags.trials:
         study = f"{flags.study:,.0f}" if flags.study else "none feasible"
         parts.append(f"Optuna {study} in {flags.trials} trials, {flags.feasible_trials} feasible")
@@ -147,19 +155,21 @@ def measurements_text(result: SearchResult) -> str:
 def runners_up_table(result: SearchResult) -> Table:
     """Ranked plans."""
     table = new_table("Plans")
-    columns = ("#", "layout", "seq/rank", "tokens/s/GPU", "TPOT", "GPUs", "P(best)", "solver")
+    decode = isinstance(result.best.prediction, Prediction)
+    sized = ("seq/rank", "tokens/s/GPU", "TPOT") if decode else ("tokens/rank", "prompt tokens/s/GPU", "one prompt")
+    columns = ("#", "layout", *sized, "GPUs", "P(best)", "solver")
     for name in columns:
         table.add_column(name, justify="left" if name in ("layout", "solver") else "right")
     for plan in result.plans:
         p = plan.prediction
         proof = f"{plan.solver.status.lower()}, gap {plan.solver.gap:.1%}"
-        batch = plan.deployment.pool.batch_per_dp_rank
+        pool = plan.deployment.pool
         row = (
             str(plan.rank),
             plan.label,
-            f"{batch:,}",
+            f"{pool.batch_per_dp_rank if decode else pool.max_batched_tokens:,}",
             f"{p.tokens_per_s_per_gpu:,.0f}",
-            ms(p.tpot_s),
+            ms(p.latency_s),
             str(p.gpus),
             f"{plan.odds.best_probability:.0%}",
             proof,
@@ -179,6 +189,40 @@ def alternatives_table(result: SearchResult) -> Table:
     return table
 
 
+def settings_table(settings: tuple[Setting, ...]) -> Table:
+    """Flags set otherwise than the engine would, dearest default first."""
+    table = new_table("What the engine's defaults would cost, one at a time")
+    for name in ("flag", "chosen", "default", "throughput lost"):
+        table.add_column(name, style="cyan" if name == "flag" else None, justify="right" if name == "throughput lost" else "left")
+    for setting in sorted(settings, key=lambda s: (not s.violates, -s.loss)):
+        lost = f"violates {', '.join(setting.violates)}" if setting.violates else f"{max(setting.loss, 0.0):.1%}"
+        table.add_row(setting.name, flag_value(setting.chosen), flag_value(setting.default), lost)
+    return table
+
+
+def flag_value(value: Value) -> str:
+    """true and false as engines write them."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def sizes_table(result: SearchResult) -> Table:
+    """Prefill: the best of every instance size, and what sets it apart."""
+    table = new_table("Instance sizes")
+    for name in ("GPUs", "best layout", "tokens/rank", "prompt tokens/s/GPU", "compute", "communication", "waiting", "memory"):
+        table.add_column(name, justify="left" if name == "best layout" else "right")
+    shown = sorted(result.sizes, key=lambda size: -size.tokens_per_s_per_gpu)[:SIZES_SHOWN]
+    for size in sorted(shown, key=lambda size: size.gpus):
+        shares = (size.compute_share, size.communication_share, size.waiting_share)
+        row = (f"{size.tokens_per_rank:,}", f"{size.tokens_per_s_per_gpu:,.0f}", *(f"{share:.0%}" for share in shares))
+        table.add_row(str(size.gpus), size.label, *row, f"{size.memory_bytes / GB:,.0f} GB")
+    return table
+
+
+def _if(present: object, part: RenderableType) -> list[RenderableType]:
+    """A part and an empty line, or nothing."""
+    return [part, ""] if present else []
+
+
 def _paragraph(title: str, text: str) -> RenderableType:
     return Group(Text(title, style="bold"), Padding(Text(text), (0, 0, 0, 2)))
 
@@ -187,7 +231,7 @@ def search_report(result: SearchResult) -> RenderableType:
     """The whole report of a search."""
     best = result.best
     chosen = best.deployment.pool.flags
-    flags = "  ".join(f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in chosen.items())
+    flags = "  ".join(f"{name}={flag_value(value)}" for name, value in chosen.items())
     statistics = result.statistics
     searched = (
         f"{statistics.layouts} layouts, {statistics.rows:,} rows costed, {statistics.feasible_rows:,} feasible, "
@@ -198,12 +242,13 @@ def search_report(result: SearchResult) -> RenderableType:
         Text(best.label, style="bold"),
         headline(best.prediction),
         Text(f"bottleneck: {best.prediction.bottleneck}"),
-        Text(odds_line(best.odds)),
+        Text(odds_line(best)),
         "",
         runners_up_table(result),
         "",
         alternatives_table(result),
         "",
+        *_if(result.sizes, sizes_table(result)),
         operator_table(best.prediction),
         "",
         layer_table(best.prediction),
@@ -213,6 +258,7 @@ def search_report(result: SearchResult) -> RenderableType:
         _paragraph("Flags", flags),
         Padding(Text(flags_text(best)), (0, 0, 0, 2)),
         "",
+        *_if(best.flags.settings, settings_table(best.flags.settings)),
         *([_paragraph("Measuring would tell most", measurements_text(result))] if result.measurements else []),
         _paragraph("Searched", searched),
         _paragraph("Assumed", "; ".join(result.assumed) or "nothing"),
@@ -229,13 +275,12 @@ def prediction_report(deployment: Deployment, prediction: Prediction | PrefillPr
     title = f"{deployment.model} on {pool.instances} x {pool.layout.label()}, {deployment.hardware}"
     fits = "fits" if prediction.fits else "DOES NOT FIT"
     if isinstance(prediction, Prediction):
-        head, load = headline(prediction), f"mean context {prediction.context_tokens:,.0f} tokens"
+        load = f"mean context {prediction.context_tokens:,.0f} tokens"
     else:
-        head = prefill_headline(prediction)
         load = f"{prediction.tokens_per_step:,.0f} tokens, {prediction.prompts_per_step:,.2g} prompts per rank and step"
     parts: list[RenderableType] = [
         Text(title, style="bold"),
-        head,
+        headline(prediction),
         Text(f"bottleneck: {prediction.bottleneck}; memory {fits}; {load}"),
         Text(error_bars(uncertainty(prediction))),
         "",

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from autotune.errors import OutputError
-from autotune.flags.evaluate import CONSTRAINTS, FlagEvaluator, api_servers
+from autotune.flags.decode import DecodeFlagEvaluator, api_servers
+from autotune.flags.evaluate import CONSTRAINTS, FlagEvaluator
 from autotune.flags.space import FlagSpace, flag_space
 from autotune.flags.study import tune_flags
-from autotune.layouts.table import largest_fitting_batch
+from autotune.layouts.table import largest_fitting_size
 from autotune.predicting import predict
 from autotune.problem import Problem, resolve_problem
-from autotune.searching import deployment_of
+from autotune.realising import deployment_of
 from cost_models.dispatch import BACKENDS
 from cost_models.rows import Rows
 
@@ -26,8 +27,8 @@ def evaluator_of(
 ) -> FlagEvaluator:
     resolved = resolve_problem(Problem(hardware="gb200-nvl72", gpus=8, engine=engine, engine_version=version, **problem))
     row = Rows.of(dp=8, ep=8, batch=batch, backend=backend, eplb=1, eplb_interval_steps=3000)
-    space = flag_space(resolved, row, int(largest_fitting_batch(resolved, row)[0]))
-    return FlagEvaluator(resolved, row, space, 1)
+    space = flag_space(resolved, row, int(largest_fitting_size(resolved, row)[0]))
+    return DecodeFlagEvaluator(resolved, row, space, 1)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_the_evaluator_and_predict_price_the_same_deployment(engine, version):
         deployment = deployment_of(evaluator.resolved, evaluator.effective_row(params), 1, params)
         prediction = predict(deployment)
         assert prediction.tokens_per_s_per_gpu == pytest.approx(evaluation.tokens_per_s_per_gpu[0], rel=1e-6)
-        assert prediction.tpot_s == pytest.approx(evaluation.tpot_s[0], rel=1e-6)
+        assert prediction.tpot_s == pytest.approx(evaluation.latency_s[0], rel=1e-6)
         checked += 1
     assert checked >= 3
 
@@ -124,7 +125,7 @@ def test_constraints_name_what_is_wrong(change, violated):
     for name, value in change.items():
         values[name] = tuple(dict.fromkeys([*values[name], value]))
     space = FlagSpace(values, evaluator.space.defaults, evaluator.space.analytic)
-    evaluator = FlagEvaluator(evaluator.resolved, evaluator.row, space, 1)
+    evaluator = DecodeFlagEvaluator(evaluator.resolved, evaluator.row, space, 1)
     params = {**space.analytic, **change}
     assert evaluator.one(params).constraints[violated][0] > 0
     assert evaluator.one(space.analytic).constraints[violated][0] <= 1e-9
@@ -133,10 +134,10 @@ def test_constraints_name_what_is_wrong(change, violated):
 def test_the_batch_is_what_the_cache_holds():
     evaluator = evaluator_of()
     small = {**evaluator.space.analytic, "gpu_memory_fraction": 0.85, "max_num_seqs": 256}
-    assert evaluator.one(small).batch[0] == 256
+    assert evaluator.one(small).size[0] == 256
     defaults = {**evaluator.space.analytic, "kv_cache_dtype": "auto", "max_num_seqs": max(evaluator.space.values["max_num_seqs"])}
     fp8 = {**defaults, "kv_cache_dtype": "fp8"}
-    assert evaluator.one(defaults).batch[0] < evaluator.one(fp8).batch[0]
+    assert evaluator.one(defaults).size[0] < evaluator.one(fp8).size[0]
 
 
 def test_dp_chunk_equal_to_the_batch_wins_in_0_17():

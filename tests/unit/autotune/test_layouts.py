@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autotune.errors import NoFeasiblePlan
-from autotune.layouts.enumerate import batch_grid, instance_sizes, layout_rows, redundancy_choices, shapes
+from autotune.layouts.enumerate import instance_sizes, layout_rows, redundancy_choices, shapes
 from autotune.layouts.explain import alternatives, clashing_families, explain_infeasible
 from autotune.layouts.families import FAMILIES, Limits, excess, feasible
+from autotune.layouts.phases import DECODE
 from autotune.layouts.prune import prune
 from autotune.layouts.select import instance_of, select, select_top
 from autotune.layouts.table import LayoutTable, build_table
@@ -46,7 +47,7 @@ def test_redundant_experts_make_ep_divide():
 
 
 def test_batch_grid_covers_four_sizes_an_octave():
-    grid = batch_grid()
+    grid = DECODE.grid
     assert grid[0] == 1
     assert np.all(np.diff(grid) > 0)
     assert np.all(grid[1:] / grid[:-1] <= 2)
@@ -67,7 +68,7 @@ def synthetic_table(rng: np.random.Generator, size: int) -> LayoutTable:
     return LayoutTable(
         rows=rows,
         layout=rows.tp * 100 + rows.dp,
-        tpot_s=rng.uniform(0.01, 0.2, size),
+        latency_s=rng.uniform(0.01, 0.2, size),
         instance_tokens_per_s=rng.integers(100, 10_000, size).astype(float),
         instance_sequences=rows.batch * rows.dp,
         memory_bytes=rng.uniform(50e9, 120e9, size),
@@ -84,7 +85,7 @@ def brute_force(table: LayoutTable, limits: Limits, objective: str) -> tuple[int
             ok = (
                 n * i.gpus[r] <= i.gpu_budget
                 and i.memory_mib[r] <= i.memory_limit_mib
-                and i.tpot_us[r] <= i.tpot_limit_us
+                and i.latency_us[r] <= i.latency_limit_us
                 and n * i.sequences[r] >= i.required_sequences
                 and n * i.tokens_per_s[r] >= i.required_tokens_per_s
             )
@@ -108,9 +109,9 @@ def test_cp_sat_agrees_with_brute_force_over_all_rows(seed, size, gpus, tpot_ms,
     limits = Limits(gpus, 100e9, tpot_ms / 1e3, sequences, float(rate))
     expected = brute_force(table, limits, objective)
     # the pipeline: per-row limits, exact pruning, CP-SAT
-    ok = np.flatnonzero((table.memory_bytes <= limits.memory_bytes) & (table.tpot_s <= limits.tpot_s))
+    ok = np.flatnonzero((table.memory_bytes <= limits.memory_bytes) & (table.latency_s <= limits.latency_s))
     kept = table.take(ok)
-    kept = kept.take(prune(kept, keep_layouts=1, sequences_matter=sequences > 0, tpot_matters=objective == "tpot"))
+    kept = kept.take(prune(kept, keep_layouts=1, sequences_matter=sequences > 0, latency_matters=objective == "tpot"))
     instance = instance_of(kept, limits, objective)
     found = select(instance)
     if expected is None:
@@ -132,7 +133,7 @@ def test_pruning_keeps_the_k_best_distinct_layouts(seed, k, sequences):
         instance = instance_of(t, limits, "tokens_per_s_per_gpu")
         return [int(instance.score[s.row]) for s in select_top(instance, t.layout, k)]
 
-    kept = table.take(prune(table, keep_layouts=k, sequences_matter=sequences > 0, tpot_matters=False))
+    kept = table.take(prune(table, keep_layouts=k, sequences_matter=sequences > 0, latency_matters=False))
     assert scores(kept) == scores(table)
 
 
@@ -140,7 +141,7 @@ def test_top_plans_have_distinct_layouts_in_falling_order(small_problem):
     table = build_table(small_problem)
     limits = Limits.of(small_problem)
     kept = table.take(feasible(table, limits))
-    kept = kept.take(prune(kept, keep_layouts=3, sequences_matter=False, tpot_matters=False))
+    kept = kept.take(prune(kept, keep_layouts=3, sequences_matter=False, latency_matters=False))
     instance = instance_of(kept, limits, "tokens_per_s_per_gpu")
     found = select_top(instance, kept.layout, 3)
     assert len({int(kept.layout[s.row]) for s in found}) == 3
@@ -153,7 +154,7 @@ def test_the_second_pass_reaches_the_tpot_limit(small_problem):
     # without it the best batch would be one of four per octave
     table = build_table(small_problem)
     ok = table.take(feasible(table, Limits.of(small_problem)))
-    assert ok.tpot_s.max() > 0.99 * small_problem.problem.tpot_limit_s
+    assert ok.latency_s.max() > 0.99 * small_problem.problem.tpot_limit_s
 
 
 def one_row(**changes) -> tuple[LayoutTable, Limits]:
@@ -161,13 +162,13 @@ def one_row(**changes) -> tuple[LayoutTable, Limits]:
     values = {
         "rows": rows,
         "layout": np.array([1]),
-        "tpot_s": np.array([0.05]),
+        "latency_s": np.array([0.05]),
         "instance_tokens_per_s": np.array([800.0]),
         "instance_sequences": np.array([40]),
         "memory_bytes": np.array([80e9]),
         "max_instances": np.array([2]),
     }
-    limits = {"gpus": 8, "memory_bytes": 100e9, "tpot_s": 0.1, "sequences": 60, "tokens_per_s": 1500.0}
+    limits = {"gpus": 8, "memory_bytes": 100e9, "latency_s": 0.1, "sequences": 60, "tokens_per_s": 1500.0}
     table_changes = {k: np.array([v]) for k, v in changes.items() if k in values}
     limit_changes = {k: v for k, v in changes.items() if k in limits and k not in values}
     return LayoutTable(**{**values, **table_changes}), Limits(**{**limits, **limit_changes})
@@ -176,7 +177,7 @@ def one_row(**changes) -> tuple[LayoutTable, Limits]:
 VIOLATIONS = {
     "gpu_budget": {"gpus": 3, "max_instances": 0, "sequences": 0, "tokens_per_s": 0.0},
     "gpu_memory": {"memory_bytes": 120e9},
-    "tpot_limit": {"tpot_s": 0.3},
+    "latency_limit": {"latency_s": 0.3},
     "concurrency": {"sequences": 81},
     "throughput": {"tokens_per_s": 1601.0},
 }
@@ -184,10 +185,10 @@ VIOLATIONS = {
 
 def violated_table(name: str) -> tuple[LayoutTable, Limits]:
     changes = dict(VIOLATIONS[name])
-    if name == "tpot_limit":
+    if name == "latency_limit":
         table, limits = one_row()
         return LayoutTable(
-            **{f: getattr(table, f) for f in LayoutTable.__slots__ if f != "tpot_s"}, tpot_s=np.array([0.3])
+            **{f: getattr(table, f) for f in LayoutTable.__slots__ if f != "latency_s"}, latency_s=np.array([0.3])
         ), limits
     if name == "gpu_memory":
         table, limits = one_row()
@@ -223,7 +224,7 @@ def test_infeasible_memory_says_which_lines_and_what_fits():
 @pytest.mark.parametrize(
     ("changes", "family", "option"),
     [
-        ({"tpot_limit_s": 0.004}, "tpot_limit", "TPOT limit"),
+        ({"tpot_limit_s": 0.004}, "latency_limit", "TPOT limit"),
         ({"min_concurrency": 10**6}, "concurrency", "concurrency "),
         ({"min_tokens_per_s": 1e9}, "throughput", "tokens/s"),
     ],

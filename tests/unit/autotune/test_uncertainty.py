@@ -67,7 +67,7 @@ def test_outside_its_box_an_operator_is_less_sure():
 def test_equal_plans_are_never_regretted_and_a_slower_copy_never_wins():
     fast = prediction(line("attention", 0.1))
     slow = prediction(line("attention", 0.1), line("attention2", 0.05, status="assumed"))
-    odds = compare([fast, fast, slow], tpot_limit_s=0.1)
+    odds = compare([fast, fast, slow], latency_limit_s=0.1)
     assert odds[0].expected_regret == pytest.approx(0, abs=1e-12)
     assert odds[2].best_probability == 0
     assert odds[2].expected_regret > 0.2
@@ -75,7 +75,7 @@ def test_equal_plans_are_never_regretted_and_a_slower_copy_never_wins():
 
 def test_odds_of_a_limit_are_a_half_at_the_median_and_rise_with_it():
     plan = prediction(line("attention", 0.1))
-    tight, median, loose = (compare([plan], limit)[0].tpot_probability for limit in (0.07, 0.1, 0.15))
+    tight, median, loose = (compare([plan], limit)[0].latency_probability for limit in (0.07, 0.1, 0.15))
     assert tight < 0.1
     assert median == pytest.approx(0.5, abs=0.04)
     assert loose > 0.95

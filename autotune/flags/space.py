@@ -22,7 +22,8 @@ GRAPH_STEP = 16
 BLACKWELL_GRAPH_DEFAULT = 1024
 LARGE_GPU_BYTES = 160 * 2**30
 LARGE_GPU_BATCHED_TOKENS = 16384
-"""vLLM's default token budget on such GPUs (engine/arg_utils.py)."""
+LOW_LATENCY_BATCHED_TOKENS = 256
+"""vLLM's default token budgets (engine/arg_utils.py)."""
 TOKEN_FACTORS = (0.5,)
 Params = dict[str, Value]
 
@@ -192,6 +193,7 @@ def _default(resolved: ResolvedProblem, knob: Knob, row: Rows) -> Value:
     if knob.name == "max_num_batched_tokens":
         large = resolved.hardware.gpu.hbm_visible_bytes.value >= LARGE_GPU_BYTES
         default = LARGE_GPU_BATCHED_TOKENS if large else default
+        default = LOW_LATENCY_BATCHED_TOKENS if BACKENDS[int(row.backend[0])] == "deepep_low_latency" else default
         default = default if resolved.phase == "prefill" else max(int(default or 0), tokens)
     if knob.name == "all2all_backend" and default not in _admissible_backends(resolved, row):
         default = backend_value(resolved, BACKENDS[int(row.backend[0])])

@@ -195,7 +195,8 @@ def settings_table(settings: tuple[Setting, ...]) -> Table:
     for name in ("flag", "chosen", "default", "throughput lost"):
         table.add_column(name, style="cyan" if name == "flag" else None, justify="right" if name == "throughput lost" else "left")
     for setting in sorted(settings, key=lambda s: (not s.violates, -s.loss)):
-        lost = f"violates {', '.join(setting.violates)}" if setting.violates else f"{max(setting.loss, 0.0):.1%}"
+        broken = f"violates {', '.join(setting.violates)}" if setting.violates else ""
+        lost = " and ".join(text for text in (f"{max(setting.loss, 0.0):.1%}", broken) if text)
         table.add_row(setting.name, flag_value(setting.chosen), flag_value(setting.default), lost)
     return table
 

@@ -97,6 +97,10 @@ class Chunks(Spec):
 class Pool(Spec):
     """One pool of identical engine instances."""
 
+    hardware: str | None = None
+    """Where it differs from the deployment's."""
+    precision: str | PrecisionChoice | None = None
+    """Where it differs from the deployment's."""
     tp: int = Field(default=1, gt=0)
     dp: int = Field(default=1, gt=0)
     ep: int = Field(default=1, gt=0)
@@ -152,8 +156,8 @@ class Load(Spec):
     trace: str | None = None
     """Azure or Mooncake request trace; its lengths replace the workload's, its times hold unless one of the above is given."""
     requests: int | None = Field(default=None, gt=0, le=1_000_000)
-    """Requests replayed. Absent: all of a trace, 4,000 of an open loop, of a closed loop ten per sequence in flight, at most
-    20,000."""
+    """Requests replayed, from an empty service on. Absent: all of a trace; of a closed loop ten per sequence in flight, at most
+    20,000; a synthetic open loop is looked at in its steady state."""
     shortest: float = Field(default=1.0, gt=0, le=1)
     """Synthetic lengths are uniform between this share of the workload's and all of it."""
 

@@ -69,17 +69,18 @@ def check_model_on_engine(model: ModelSpec, layout_tp: int) -> None:
 
 def resolve(deployment: Deployment) -> Resolved:
     """Load what a deployment names; raises AutotuneError with one clear message."""
-    hardware = catalog.load_hardware(deployment.hardware)
+    pool = deployment.pool
+    hardware = catalog.load_hardware(pool.hardware or deployment.hardware)
     model = catalog.load_model(deployment.model)
     if deployment.layers:
         model = model.scaled_to_layers(deployment.layers)
     engine = load_engine(deployment.engine.name)
     version = resolve_version(engine, deployment.engine.version)
-    pool = deployment.pool
     _check_pool(model, hardware, pool)
     _check_flags(engine, version, pool)
-    recipe = resolve_recipe(deployment.precision)
-    calibration = resolve_calibration(deployment.calibration, hardware.gpu.name, engine.calibration_engine)
+    recipe = resolve_recipe(pool.precision or deployment.precision)
+    choice = CalibrationChoice() if pool.hardware else deployment.calibration
+    calibration = resolve_calibration(choice, hardware.gpu.name, engine.calibration_engine)
     machine = Machine(model, hardware, recipe, calibration)
     if pool.draft_tokens and deployment.phase == "decode" and not deployment.workload.mtp_acceptance:
         raise ProblemError(f"draft_tokens {pool.draft_tokens} need workload.mtp_acceptance (one rate per draft)")

@@ -132,5 +132,7 @@ class ServicePrediction(Spec):
     """Sequences that fit: KV memory, or the pool's batch limit."""
     prefill_busy: float
     """Least share of the time that prefill runs: of the prefill workers, or of an aggregated engine."""
+    overloaded: bool = False
+    """Requests come faster than they are answered; the notes say where it stops."""
     calibration: str
     notes: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from autotune.deployment import CalibrationChoice, Phase
+from autotune.deployment import CalibrationChoice, Load, Phase
 from autotune.errors import ProblemError
 from autotune.predicting import DEFAULT_MEMORY_FRACTION, resolve_calibration
 from cost_models import catalog
@@ -23,7 +23,7 @@ from search_spaces.loader import load_engine, resolve_version
 from search_spaces.schema import EngineSpec
 
 Objective = Literal["tokens_per_s_per_gpu", "tokens_per_s", "tpot", "ttft"]
-Target = Literal["decode", "prefill"]
+Target = Literal["decode", "prefill", "serve"]
 
 RECIPE_PREFERENCE = ("nvfp4", "fp8-block", "mxfp4", "int8", "bf16")
 DEFAULT_MODEL = "deepseek-v3"
@@ -52,6 +52,20 @@ class Problem(Spec):
     tpot_limit_s: float = Field(default=DEFAULT_TPOT_S, gt=0, le=60)
     ttft_limit_s: float = Field(default=DEFAULT_TTFT_S, gt=0, le=3600)
     """Prefill: all steps of one prompt, when nothing waits."""
+    ttft_p50_limit_s: float | None = Field(default=None, gt=0, le=3600)
+    """Serve: limits on percentiles of the time to first token; P99 within DEFAULT_TTFT_S when none is given."""
+    ttft_p95_limit_s: float | None = Field(default=None, gt=0, le=3600)
+    ttft_p99_limit_s: float | None = Field(default=None, gt=0, le=3600)
+    load: Load | None = None
+    """Serve: what must be served. Without it the plan serves as much as its limits allow."""
+    prefill_hardware: str | None = None
+    """Serve: hardware of the prefill pool, where it differs."""
+    prefill_gpus: int | None = Field(default=None, gt=0, le=MAX_GPUS)
+    """GPU budget of that hardware; one scale-up domain when absent."""
+    prefill_precision: str | None = None
+    gpu_hour_usd: float | None = Field(default=None, gt=0)
+    """Serve: with a price, plans are compared by cost per token."""
+    prefill_gpu_hour_usd: float | None = Field(default=None, gt=0)
     min_concurrency: int = Field(default=0, ge=0)
     """Sequences that must decode at once over all instances."""
     min_tokens_per_s: float = Field(default=0.0, ge=0)
@@ -91,6 +105,17 @@ class ResolvedProblem:
     @property
     def model(self) -> ModelSpec:
         return self.machine.model
+
+    @property
+    def ttft_limits_s(self) -> dict[str, float]:
+        """Limits of a service on percentiles of its time to first token.
+
+        A closed loop has only those given: it starts with all its prompts at once.
+        """
+        given = {name: getattr(self.problem, f"ttft_{name}_limit_s") for name in ("p50", "p95", "p99")}
+        limits = {name: limit for name, limit in given.items() if limit is not None}
+        closed = self.problem.load is not None and self.problem.load.concurrency is not None
+        return limits or ({} if closed else {"p99": DEFAULT_TTFT_S})
 
     @property
     def latency_limit_s(self) -> float:
@@ -176,13 +201,7 @@ def why_not(recipe: PrecisionRecipe, model: ModelSpec, hardware: HardwareSpec, c
 
 
 def _check_sizes(problem: Problem, hardware: HardwareSpec, model: ModelSpec, gpus: int) -> None:
-    wrong = {"decode": "ttft", "prefill": "tpot"}[problem.target]
-    if problem.objective == wrong:
-        raise ProblemError(
-            f"objective {wrong} says nothing about {problem.target} pools; use tokens_per_s_per_gpu or tokens_per_s"
-        )
-    if problem.target == "prefill" and problem.min_concurrency:
-        raise ProblemError("a prefill pool has no concurrency to reach; ask for prompt tokens/s (min_tokens_per_s)")
+    _check_target(problem)
     if hardware.max_gpus and gpus > hardware.max_gpus:
         raise ProblemError(f"{gpus} GPUs asked for, {hardware.name} has {hardware.max_gpus}")
     longest = problem.workload.peak_context_tokens
@@ -199,15 +218,44 @@ def _check_sizes(problem: Problem, hardware: HardwareSpec, model: ModelSpec, gpu
         raise ProblemError(f"MTP acceptance rates must lie in (0, 1], got {list(problem.workload.mtp_acceptance)}")
 
 
+ONLY_SERVE = (
+    "load", "ttft_p50_limit_s", "ttft_p95_limit_s", "ttft_p99_limit_s", "prefill_hardware", "prefill_gpus",
+    "prefill_precision", "gpu_hour_usd", "prefill_gpu_hour_usd",
+)  # fmt: skip
+
+
+def _check_target(problem: Problem) -> None:
+    """Refuse what the target cannot be asked."""
+    target = problem.target
+    wrong = {"decode": ("ttft",), "prefill": ("tpot",), "serve": ("ttft", "tpot")}[target]
+    if problem.objective in wrong:
+        raise ProblemError(
+            f"objective {problem.objective} does not fit target {target}; use tokens_per_s_per_gpu or tokens_per_s"
+        )
+    given = [name for name in ONLY_SERVE if getattr(problem, name) is not None]
+    if target != "serve" and given:
+        raise ProblemError(f"{', '.join(given)} belong to --target serve, not {target}")
+    if target == "prefill" and problem.min_concurrency:
+        raise ProblemError("a prefill pool has no concurrency to reach; ask for prompt tokens/s (min_tokens_per_s)")
+    if target == "serve" and (problem.min_concurrency or problem.min_tokens_per_s):
+        raise ProblemError("a service is asked for a load: requests per second, requests in flight or a trace")
+    if not problem.prefill_hardware and (problem.prefill_gpus or problem.prefill_gpu_hour_usd or problem.prefill_precision):
+        raise ProblemError("prefill_gpus, prefill_precision and prefill_gpu_hour_usd describe prefill_hardware; name it as well")
+    if problem.prefill_hardware and (problem.gpu_hour_usd is None) != (problem.prefill_gpu_hour_usd is None):
+        raise ProblemError("two kinds of hardware are compared by cost only when both have a price per GPU hour")
+
+
 def _assumed(problem: Problem, engine: EngineSpec, version: str, recipe: PrecisionRecipe, gpus: int) -> tuple[str, ...]:
     """Every default that was filled in, as `name value (why)`."""
     given = problem.model_fields_set
-    decode = problem.target == "decode"
-    limit = (
-        {"tpot_limit_s": f"TPOT limit {problem.tpot_limit_s * 1e3:.0f} ms"}
-        if decode
-        else {"ttft_limit_s": f"{problem.ttft_limit_s:g} s for one prompt when nothing waits"}
-    )
+    limits = {
+        "decode": {"tpot_limit_s": f"TPOT limit {problem.tpot_limit_s * 1e3:.0f} ms"},
+        "prefill": {"ttft_limit_s": f"{problem.ttft_limit_s:g} s for one prompt when nothing waits"},
+        "serve": {
+            "tpot_limit_s": f"mean TPOT limit {problem.tpot_limit_s * 1e3:.0f} ms",
+            "load": "as many requests as the limits allow",
+        },
+    }
     lines = {
         "model": f"model {problem.model}",
         "engine": f"engine {engine.title}",
@@ -215,9 +263,13 @@ def _assumed(problem: Problem, engine: EngineSpec, version: str, recipe: Precisi
         "precision": f"precision {recipe.name} (best the hardware has kernels for)",
         "workload": f"workload {problem.workload.isl_tokens:,} in / {problem.workload.osl_tokens:,} out",
         "gpus": f"{gpus} GPUs (one scale-up domain or the whole cluster)",
-        **limit,
+        **limits[problem.target],
         "objective": f"objective {problem.objective}",
         "memory_fraction": f"memory filled to {problem.memory_fraction:.0%} at most",
     }
+    given_ttft = any((problem.ttft_p50_limit_s, problem.ttft_p95_limit_s, problem.ttft_p99_limit_s))
+    if problem.target == "serve" and not given_ttft:
+        closed = problem.load is not None and problem.load.concurrency is not None
+        lines["ttft_p99_limit_s"] = "no TTFT limit" if closed else f"TTFT P99 limit {DEFAULT_TTFT_S:g} s"
     unset = [text for name, text in lines.items() if name not in given or getattr(problem, name) is None]
     return tuple(unset)

@@ -12,6 +12,7 @@ import re
 import shutil
 import stat
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,8 +26,11 @@ from autotune.flags.study import TrialRow
 from autotune.plan import Plan, SearchResult
 from autotune.prediction import Prediction
 from autotune.problem import Problem
+from autotune.services.plan import ServicePlan, ServiceResult
 from cost_models.catalog import read_yaml, validated
 
+Result = SearchResult | ServiceResult
+SERVICE_FORMAT = ServiceResult.model_fields["format"].default
 LIBRARIES = ("moe-autotune", "numpy", "ortools", "optuna", "pydantic")
 
 
@@ -60,7 +64,7 @@ def check_writable(out: Path) -> None:
 
 
 def write_run(
-    out: Path, problem: Problem, result: SearchResult, trials: dict[int, tuple[TrialRow, ...]], command: list[str]
+    out: Path, problem: Problem, result: Result, trials: dict[int, tuple[TrialRow, ...]], command: list[str]
 ) -> RunRecord:
     """Write the folder under a temporary name, then rename it: nothing is ever half-written."""
     stamp = datetime.datetime.now(datetime.UTC)
@@ -89,7 +93,7 @@ def _free_name(out: Path, name: str) -> Path:
 def _fill(
     folder: Path,
     problem: Problem,
-    result: SearchResult,
+    result: Result,
     trials: dict[int, tuple[TrialRow, ...]],
     command: list[str],
     stamp: datetime.datetime,
@@ -98,7 +102,8 @@ def _fill(
     (folder / "run.json").write_text(
         json.dumps(_run_document(problem, result, command, stamp), indent=2) + "\n", encoding="utf-8"
     )
-    (folder / "trials.csv").write_text(trials_csv(trials), encoding="utf-8")
+    if trials:
+        (folder / "trials.csv").write_text(trials_csv(trials), encoding="utf-8")
     return write_launch(folder / "launch", result.plans)
 
 
@@ -108,7 +113,7 @@ def dump_yaml(data: Any) -> str:
     return text
 
 
-def _run_document(problem: Problem, result: SearchResult, command: list[str], stamp: datetime.datetime) -> dict[str, Any]:
+def _run_document(problem: Problem, result: Result, command: list[str], stamp: datetime.datetime) -> dict[str, Any]:
     return {
         "command": command,
         "time_utc": stamp.isoformat(timespec="seconds"),
@@ -144,7 +149,7 @@ def trials_csv(trials: dict[int, tuple[TrialRow, ...]]) -> str:
     return text.getvalue()
 
 
-def write_launch(folder: Path, plans: tuple[Plan, ...]) -> str | None:
+def write_launch(folder: Path, plans: Sequence[Plan | ServicePlan]) -> str | None:
     """Scripts of every plan in plan-<rank>/; returns why there are none, where there are none."""
     engine = plans[0].deployment.engine.name
     if not has_exporter(engine):
@@ -161,7 +166,7 @@ def write_launch(folder: Path, plans: tuple[Plan, ...]) -> str | None:
     return "; ".join(notes) or None
 
 
-def _write_files(folder: Path, plan: Plan, scripts: list[Script]) -> None:
+def _write_files(folder: Path, plan: Plan | ServicePlan, scripts: list[Script]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for script in scripts:
         path = folder / script.name
@@ -171,7 +176,7 @@ def _write_files(folder: Path, plan: Plan, scripts: list[Script]) -> None:
     (folder / "README.md").write_text(launch_readme(plan, [s.name for s in scripts]), encoding="utf-8")
 
 
-def write_scripts(out: Path, plan: Plan, scripts: list[Script]) -> None:
+def write_scripts(out: Path, plan: Plan | ServicePlan, scripts: list[Script]) -> None:
     """Scripts into a folder of the user's; each file is replaced whole or left alone."""
     check_writable(out)
     try:
@@ -184,15 +189,32 @@ def write_scripts(out: Path, plan: Plan, scripts: list[Script]) -> None:
         raise OutputError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
-def launch_readme(plan: Plan, scripts: list[str]) -> str:
+def launch_readme(plan: Plan | ServicePlan, scripts: list[str]) -> str:
     """What to run where, and what must feed it."""
-    pool = plan.deployment.pool
     names = ", ".join(f"`{name}`" for name in scripts)
+    if isinstance(plan, ServicePlan):
+        return f"# Plan {plan.rank}: {plan.label}\n\n{service_steps(plan, names)}"
+    pool = plan.deployment.pool
     return (
         f"# Plan {plan.rank}: {plan.label}\n\n"
         f"{pool.instances} instance(s) of {pool.layout.gpus} GPUs. Scripts: {names}; each checks the variables it needs.\n\n"
         f"{feed_requirement(plan.deployment, plan.prediction.tokens_per_s)}\n\n"
         f"Predicted: {plan.prediction.tokens_per_s_per_gpu:,.0f} {_pace(plan)}.\n"
+    )
+
+
+def service_steps(plan: ServicePlan, names: str) -> str:
+    """What to start in which order, and what was predicted."""
+    prediction = plan.prediction
+    pools = "\n".join(f"- {pool.phase}: {pool.label} ({pool.gpus} GPUs of {pool.hardware})" for pool in plan.pools)
+    order = "Start every instance, then `router.sh`." if len(plan.pools) > 1 else "Start every instance behind a load balancer."
+    limits = "; ".join(
+        f"{o.name} {o.predicted * 1e3:,.0f} of {o.limit * 1e3:,.0f} ms (met with {o.probability:.0%})" for o in plan.objectives
+    )
+    return (
+        f"{pools}\n\nScripts: {names}; each checks the variables it needs. {order}\n\n"
+        f"Predicted: {prediction.requests_per_s:,.1f} requests/s, {prediction.tokens_per_s_per_gpu:,.0f} tokens/s/GPU. "
+        f"{limits}.\n"
     )
 
 
@@ -204,7 +226,10 @@ def _pace(plan: Plan) -> str:
     return f"prompt tokens/s/GPU with {pool.max_batched_tokens:,} tokens per DP rank in a step of {prediction.step_s:.2f} s"
 
 
-def load_plans(path: Path) -> SearchResult:
+def load_plans(path: Path) -> Result:
     """plan.yaml, or the run folder that holds it."""
     file = path / "plan.yaml" if path.is_dir() else path
-    return validated(SearchResult, read_yaml(file), str(file))
+    data = read_yaml(file)
+    if isinstance(data, dict) and data.get("format") == SERVICE_FORMAT:
+        return validated(ServiceResult, data, str(file))
+    return validated(SearchResult, data, str(file))

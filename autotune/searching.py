@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,6 +24,7 @@ from autotune.plan import FlagSummary, Plan, SearchResult, SearchStatistics, Sol
 from autotune.predicting import predict
 from autotune.prediction import Prediction, PrefillPrediction
 from autotune.problem import Problem, ResolvedProblem, resolve_problem
+from autotune.progress import Progress
 from autotune.realising import deployment_of
 from autotune.uncertainty import PlanOdds, compare, measurement_values
 from cost_models.arrays import Ints
@@ -34,23 +33,6 @@ from cost_models.rows import Rows
 EVALUATORS: dict[str, type[FlagEvaluator]] = {"decode": DecodeFlagEvaluator, "prefill": PrefillFlagEvaluator}
 RUNNER_UP_TRIALS = 0
 """Runners-up take their analytic flags; the study is spent on the winner."""
-
-
-@dataclass
-class Progress:
-    """Callbacks and timings of a run."""
-
-    on_trial: Callable[[], None] | None = None
-    on_stage: Callable[[str], None] | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        if self.on_stage:
-            self.on_stage(name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True, slots=True)

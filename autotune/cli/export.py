@@ -23,6 +23,7 @@ def export(
     from autotune.errors import ProblemError
     from autotune.exporters import export as scripts_of
     from autotune.exporters import feed_requirement
+    from autotune.plan import Plan
     from autotune.records import load_plans, write_scripts
 
     plans = load_plans(run).plans
@@ -36,7 +37,8 @@ def export(
     if out is not None:
         write_scripts(out, plan, scripts)
         typer.echo(f"wrote {', '.join(s.name for s in scripts)} and README.md to {out}")
-        typer.echo(feed_requirement(plan.deployment, plan.prediction.tokens_per_s))
+        if isinstance(plan, Plan):
+            typer.echo(feed_requirement(plan.deployment, plan.prediction.tokens_per_s))
         return
     for script in scripts:
         typer.echo(script.text)

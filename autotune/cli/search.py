@@ -11,8 +11,10 @@ import typer
 from autotune.cli.parsing import duration_s, rates
 
 if TYPE_CHECKING:
+    from autotune.flags.study import TrialRow
+    from autotune.plan import SearchResult
     from autotune.problem import Problem
-    from autotune.searching import SearchRun
+    from autotune.services.plan import ServiceResult
 
 
 def register(app: typer.Typer) -> None:
@@ -36,8 +38,18 @@ def search(
     objective: Annotated[str | None, typer.Option(help="tokens_per_s_per_gpu, tokens_per_s, tpot or ttft.")] = None,
     tpot: Annotated[str | None, typer.Option(help="Limit on time per output token, e.g. 100ms.")] = None,
     ttft: Annotated[str | None, typer.Option(help="Prefill: limit on one prompt when nothing waits, e.g. 2s.")] = None,
+    ttft_p50: Annotated[str | None, typer.Option(help="Serve: limit on the median time to first token.")] = None,
+    ttft_p95: Annotated[str | None, typer.Option(help="Serve: limit on its 95th percentile.")] = None,
+    ttft_p99: Annotated[str | None, typer.Option(help="Serve: limit on its 99th percentile; 3 s if none is given.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Serve: requests/s to carry; without a load, as many as possible.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Serve: Azure or Mooncake request trace to carry.")] = None,
+    prefill_hw: Annotated[str | None, typer.Option("--prefill-hw", help="Serve: other hardware for the prefill pool.")] = None,
+    prefill_gpus: Annotated[int | None, typer.Option(help="Serve: GPU budget of that hardware.")] = None,
+    prefill_precision: Annotated[str | None, typer.Option(help="Serve: precision recipe of that hardware.")] = None,
+    gpu_hour_usd: Annotated[float | None, typer.Option(help="Serve: price of a GPU hour; ranks by cost.")] = None,
+    prefill_gpu_hour_usd: Annotated[float | None, typer.Option(help="Serve: the same of the prefill hardware.")] = None,
     cached: Annotated[float | None, typer.Option(help="Share of input tokens found in the prefix cache.")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Sequences that must decode at once.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Sequences to decode at once; serve: requests in flight.")] = None,
     throughput: Annotated[
         float | None, typer.Option(help="Tokens/s that must be reached: generated, or of prompts for prefill.")
     ] = None,
@@ -52,8 +64,12 @@ def search(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the report.")] = False,
 ) -> None:
     """Find the best deployment: layout, flags, prediction and launch scripts."""
+    from autotune.plan import SearchResult
     from autotune.records import check_writable, write_run
 
+    serve = target == "serve" or (target is None and problem is not None and _target_of(problem) == "serve")
+    percentiles = {"p50": ttft_p50, "p95": ttft_p95, "p99": ttft_p99}
+    load = {"rate_per_s": rate, "concurrency": concurrency if serve else None, "trace": str(trace) if trace else None}
     options: dict[str, Any] = {
         "hardware": hw,
         "target": target,
@@ -66,7 +82,14 @@ def search(
         "objective": objective,
         "tpot_limit_s": duration_s(tpot) if tpot else None,
         "ttft_limit_s": duration_s(ttft) if ttft else None,
-        "min_concurrency": concurrency,
+        **{f"ttft_{name}_limit_s": duration_s(v) if v else None for name, v in percentiles.items()},
+        "load": {name: value for name, value in load.items() if value is not None} or None,
+        "prefill_hardware": prefill_hw,
+        "prefill_gpus": prefill_gpus,
+        "prefill_precision": prefill_precision,
+        "gpu_hour_usd": gpu_hour_usd,
+        "prefill_gpu_hour_usd": prefill_gpu_hour_usd,
+        "min_concurrency": None if serve else concurrency,
         "min_tokens_per_s": throughput,
         "memory_fraction": memory_fraction,
         "top_k": top_k,
@@ -84,14 +107,15 @@ def search(
     asked = problem_from(options, workload, problem)
     if save:
         check_writable(out)
-    run = _run(asked, quiet=json)
-    record = write_run(out, asked, run.result, run.trials, sys.argv) if save else None
+    result, rows = _run_services(asked) if serve else _run(asked, quiet=json)
+    record = write_run(out, asked, result, rows, sys.argv) if save else None
     if json:
-        typer.echo(run.result.model_dump_json(indent=2))
+        typer.echo(result.model_dump_json(indent=2))
         return
+    from autotune.report.services import service_search_report
     from autotune.report.tables import search_report, show
 
-    show(search_report(run.result))
+    show(search_report(result) if isinstance(result, SearchResult) else service_search_report(result))
     if record:
         typer.echo(f"\nwrote {record.folder}")
         if record.launch_note:
@@ -117,16 +141,37 @@ def problem_from(options: dict[str, Any], workload: dict[str, Any], file: Path |
     return validated(Problem, data, str(file) if file else "search options")
 
 
-def _run(problem: Problem, *, quiet: bool) -> SearchRun:
+def _target_of(file: Path) -> str | None:
+    """The target that a problem file names."""
+    from cost_models.catalog import read_yaml
+
+    data: Any = read_yaml(file)
+    return data.get("target") if isinstance(data, dict) else None
+
+
+Run = tuple["SearchResult | ServiceResult", dict[int, tuple["TrialRow", ...]]]
+
+
+def _run_services(problem: Problem) -> Run:
+    """Plan a service; there are no flag trials to show."""
+    from autotune.services.searching import search_services
+
+    return search_services(problem), {}
+
+
+def _run(problem: Problem, *, quiet: bool) -> Run:
     """Run with a progress bar on the error stream when someone watches."""
-    from autotune.searching import Progress, run_search
+    from autotune.progress import Progress
+    from autotune.searching import run_search
 
     if quiet or not sys.stderr.isatty() or not problem.trials:
-        return run_search(problem)
+        run = run_search(problem)
+        return run.result, run.trials
     from rich.console import Console
     from rich.progress import Progress as Bar
 
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading", total=problem.trials)
         progress = Progress(on_trial=lambda: bar.advance(task), on_stage=lambda name: bar.update(task, description=name))
-        return run_search(problem, progress)
+        run = run_search(problem, progress)
+        return run.result, run.trials

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from autotune.deployment import Deployment
 from autotune.errors import ExportError
-from autotune.exporters.base import Script, feed_requirement
+from autotune.exporters.base import Script, feed_requirement, single_pools
+from autotune.exporters.router import router_script
 from cost_models.catalog import load_hardware, load_model
+from cost_models.specs.hardware import HardwareSpec
+from cost_models.specs.model import ModelSpec
 from search_spaces.loader import load_engine, resolve_version
+from search_spaces.schema import EngineSpec
 
 __all__ = ["Script", "export", "feed_requirement", "has_exporter"]
 
@@ -17,7 +23,7 @@ def has_exporter(engine: str) -> bool:
 
 
 def export(deployment: Deployment) -> list[Script]:
-    """Launch scripts of a decode deployment, one per node role.
+    """Launch scripts of every pool, one per node role, and of the router that joins two pools.
 
     Raises ExportError for an engine without an exporter and for a layout the engine cannot launch.
     """
@@ -25,12 +31,27 @@ def export(deployment: Deployment) -> list[Script]:
     if engine.exporter is None:
         raise ExportError(f"{engine.title} has no exporter yet: the plan stands, without launch scripts")
     version = resolve_version(engine, deployment.engine.version)
-    hardware = load_hardware(deployment.hardware)
     model = load_model(deployment.model)
-    if engine.exporter == "vllm":
-        from autotune.exporters.vllm import vllm_scripts
+    pool_scripts = SCRIPTS[engine.exporter]
+    scripts = []
+    for part in single_pools(deployment):
+        scripts += pool_scripts()(part, engine, version, load_hardware(part.hardware), model)
+    if {"prefill", "decode"} <= set(deployment.pools):
+        scripts.append(router_script(deployment, engine.exporter))
+    return scripts
 
-        return vllm_scripts(deployment, engine, version, hardware, model)
+
+def _vllm() -> PoolScripts:
+    from autotune.exporters.vllm import vllm_scripts
+
+    return vllm_scripts
+
+
+def _sglang() -> PoolScripts:
     from autotune.exporters.sglang import sglang_scripts
 
-    return sglang_scripts(deployment, engine, version, hardware, model)
+    return sglang_scripts
+
+
+PoolScripts = Callable[[Deployment, EngineSpec, str, HardwareSpec, ModelSpec], list[Script]]
+SCRIPTS: dict[str, Callable[[], PoolScripts]] = {"vllm": _vllm, "sglang": _sglang}

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from autotune.deployment import Deployment, Pool
+from autotune.deployment import Deployment, Phase, Pool
 from autotune.errors import ExportError
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import EngineSpec, Value
 
 CONTEXT_ROUNDING_TOKENS = 64
+PHASES: tuple[Phase, ...] = ("prefill", "decode", "serve")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,22 @@ class Placement:
     """GPUs of one instance on each node."""
     per_node: int
     """Instances that share one node (1 when an instance fills it)."""
+
+
+def single_pools(deployment: Deployment) -> list[Deployment]:
+    """A deployment for every pool, prefill first, with the hardware and precision that the pool has."""
+    phases: list[Phase] = [phase for phase in PHASES if phase in deployment.pools]
+    parts = []
+    for phase in phases:
+        pool = deployment.pools[phase]
+        changes = {
+            "phase": phase,
+            "pools": {phase: pool},
+            "hardware": pool.hardware or deployment.hardware,
+            "precision": pool.precision or deployment.precision,
+        }
+        parts.append(deployment.model_copy(update=changes))
+    return parts
 
 
 def placement(pool: Pool, hardware: HardwareSpec) -> Placement:
@@ -138,6 +155,16 @@ def feed_requirement(deployment: Deployment, tokens_per_s: float) -> str:
     )
 
 
+OFFLOAD_KNOBS = ("offload_group_size", "offload_num_in_group", "offload_prefetch_step")
+
+
+def offload_arguments(engine: EngineSpec, version: str, flags: dict[str, Value]) -> list[Argument]:
+    """Weight offload; nothing where no layer is offloaded."""
+    if not flags.get("offload_group_size"):
+        return []
+    return [argument for name in OFFLOAD_KNOBS for argument in knob_argument(engine, version, flags, name)]
+
+
 def render(
     *,
     title: str,
@@ -150,9 +177,27 @@ def render(
     arguments: list[Argument],
 ) -> str:
     """A bash script from the shared template."""
+    strides = {"PORT": 1, "NIXL_PORT": place.gpus_per_node, "BOOTSTRAP_PORT": 1}  # NIXL listens on one port per rank
+    quoted = {k: v.text if isinstance(v, Shell) else shlex.quote(v) for k, v in environment.items()}
+    return render_template(
+        "node.sh.j2",
+        title=title,
+        comments=comments,
+        required=required,
+        optional={name: shlex.quote(value) for name, value in optional.items()},
+        place=place,
+        slot_ports={name: stride for name, stride in strides.items() if name in optional},
+        environment=quoted,
+        command=command,
+        arguments=[argument.rendered() for argument in arguments],
+    )
+
+
+def render_template(name: str, **values: Any) -> str:
+    """A packaged bash template, with delimiters that bash does not use."""
     from jinja2 import Environment, StrictUndefined
 
-    template = resources.files("autotune").joinpath("exporters", "templates", "node.sh.j2").read_text(encoding="utf-8")
+    template = resources.files("autotune").joinpath("exporters", "templates", name).read_text(encoding="utf-8")
     jinja = Environment(
         variable_start_string="<<",
         variable_end_string=">>",
@@ -164,14 +209,4 @@ def render(
         undefined=StrictUndefined,
         autoescape=False,  # noqa: S701  (bash, not HTML; values are shell-quoted)
     )
-    quoted = {k: v.text if isinstance(v, Shell) else shlex.quote(v) for k, v in environment.items()}
-    return jinja.from_string(template).render(
-        title=title,
-        comments=comments,
-        required=required,
-        optional={name: shlex.quote(value) for name, value in optional.items()},
-        place=place,
-        environment=quoted,
-        command=command,
-        arguments=[argument.rendered() for argument in arguments],
-    )
+    return jinja.from_string(template).render(**values)

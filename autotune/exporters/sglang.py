@@ -1,4 +1,4 @@
-"""SGLang launch scripts: `sglang.launch_server` as the decode side of a disaggregated pair."""
+"""SGLang launch scripts: `sglang.launch_server`, alone or as one side of a disaggregated pair."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from autotune.exporters.base import (
     checkpoint,
     knob_argument,
     max_model_len,
+    offload_arguments,
     placement,
     render,
 )
@@ -20,6 +21,8 @@ from cost_models.specs.model import ModelSpec
 from search_spaces.schema import EngineSpec
 
 DIST_INIT_PORT = 5757
+DEEPEP_MODES = {"prefill": "normal", "decode": "low_latency", "serve": "auto"}
+ROLES = {"prefill": "prefill", "decode": "decode", "serve": "aggregated"}
 PLAIN_KNOBS = ("enable_dbo", "enable_sbo", "cudagraph_max_tokens", "gpu_memory_fraction")
 EPLB_KNOBS = ("enable_eplb", "eplb_interval_steps", "eplb_window_steps", "redundant_experts")
 
@@ -29,6 +32,7 @@ def sglang_scripts(
 ) -> list[Script]:
     """One script for every node of an instance."""
     pool = deployment.pool
+    name = f"{deployment.phase}_node.sh"
     place = placement(pool, hardware)
     required = []
     layout = _layout_arguments(deployment)
@@ -43,10 +47,14 @@ def sglang_scripts(
             Argument("--dist-init-addr", Shell(f'"$HEAD_ADDRESS:{DIST_INIT_PORT}"')),
         ]
     text = render(
-        title=f"decode_node.sh: SGLang decode instance, {pool.layout.label()} on {deployment.hardware}",
+        title=f"{name}: SGLang {ROLES[deployment.phase]} instance, {pool.layout.label()} on {deployment.hardware}",
         comments=_comments(deployment, version, place),
         required=required,
-        optional={"MODEL": checkpoint(deployment, model), "PORT": "30000"},
+        optional={
+            "MODEL": checkpoint(deployment, model),
+            "PORT": "30000",
+            **({"BOOTSTRAP_PORT": "8998"} if deployment.phase == "prefill" else {}),
+        },
         place=place,
         environment=_environment(deployment),
         command="python3 -m sglang.launch_server",
@@ -58,7 +66,7 @@ def sglang_scripts(
             *_serving_arguments(deployment, engine, version, model),
         ],
     )
-    return [Script("decode_node.sh", text)]
+    return [Script(name, text)]
 
 
 def _layout_arguments(deployment: Deployment) -> list[Argument]:
@@ -81,14 +89,11 @@ def _layout_arguments(deployment: Deployment) -> list[Argument]:
 def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str, model: ModelSpec) -> list[Argument]:
     pool = deployment.pool
     flags = pool.flags
-    arguments = [
-        Argument("--context-length", max_model_len(deployment, model)),
-        Argument("--max-running-requests", pool.batch_per_dp_rank * pool.dp),
-    ]
+    arguments = [Argument("--context-length", max_model_len(deployment, model)), *_sizes(deployment)]
     if flags.get("all2all_backend", "none") != "none":
         arguments += knob_argument(engine, version, flags, "all2all_backend")
     if flags.get("all2all_backend") == "deepep":
-        arguments.append(Argument("--deepep-mode", "low_latency"))
+        arguments.append(Argument("--deepep-mode", DEEPEP_MODES[deployment.phase]))
     for name in PLAIN_KNOBS:
         arguments += knob_argument(engine, version, flags, name)
     if flags.get("enable_eplb"):
@@ -106,16 +111,39 @@ def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str,
     recipe = deployment.precision if isinstance(deployment.precision, str) else deployment.precision.recipe
     if recipe == "nvfp4":
         arguments.append(Argument("--quantization", "modelopt_fp4"))
-    arguments += [
-        Argument("--disaggregation-mode", "decode"),
+    return [*arguments, *offload_arguments(engine, version, flags), *_transfer(deployment)]
+
+
+def _sizes(deployment: Deployment) -> list[Argument]:
+    """Batch and token budgets; SGLang takes totals over the attention-DP ranks."""
+    pool = deployment.pool
+    arguments = []
+    if pool.batch_per_dp_rank:
+        arguments.append(Argument("--max-running-requests", pool.batch_per_dp_rank * pool.dp))
+    if deployment.phase != "decode" and pool.max_batched_tokens:
+        budget = pool.max_batched_tokens * pool.dp
+        arguments += [Argument("--chunked-prefill-size", budget), Argument("--max-prefill-tokens", budget)]
+    if deployment.phase == "prefill":
+        arguments.append(Argument("--disable-cuda-graph"))
+    return arguments
+
+
+def _transfer(deployment: Deployment) -> list[Argument]:
+    """How KV caches are handed over; nothing for an aggregated instance."""
+    if deployment.phase == "serve":
+        return []
+    arguments = [
+        Argument("--disaggregation-mode", deployment.phase),
         Argument("--disaggregation-transfer-backend", "nixl"),
     ]
+    if deployment.phase == "prefill":
+        arguments.append(Argument("--disaggregation-bootstrap-port", Shell('"$BOOTSTRAP_PORT"')))
     return arguments
 
 
 def _environment(deployment: Deployment) -> dict[str, str | Shell]:
     pool = deployment.pool
-    if pool.flags.get("all2all_backend") != "deepep":
+    if pool.flags.get("all2all_backend") != "deepep" or deployment.phase == "prefill":
         return {}
     tokens = pool.batch_per_dp_rank * (1 + pool.draft_tokens)
     return {"SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK": str(tokens)}
@@ -124,8 +152,12 @@ def _environment(deployment: Deployment) -> dict[str, str | Shell]:
 def _comments(deployment: Deployment, version: str, place: Placement) -> list[str]:
     pool = deployment.pool
     where = f"{place.nodes} node(s) x {place.gpus_per_node} GPUs per instance"
-    return [
-        f"SGLang {version}; {where}, {pool.instances} instance(s); written by autotune.",
-        "Decode side of a prefill/decode pair: prefill servers must run with --disaggregation-mode prefill and the same",
-        "transfer backend; sglang_router pairs them (--pd-disaggregation).",
-    ]
+    others = {"prefill": "decode", "decode": "prefill"}
+    lines = [f"SGLang {version}; {where}, {pool.instances} instance(s); written by autotune."]
+    if deployment.phase in others:
+        other = others[deployment.phase]
+        lines += [
+            f"{deployment.phase.capitalize()} side of a prefill/decode pair: {other} servers must run with",
+            f"--disaggregation-mode {other} and the same transfer backend; sglang_router pairs them (--pd-disaggregation).",
+        ]
+    return lines

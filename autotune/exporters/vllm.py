@@ -1,4 +1,4 @@
-"""vLLM launch scripts: `vllm serve`, hybrid load balancing over nodes, NIXL as KV consumer."""
+"""vLLM launch scripts: `vllm serve`, hybrid load balancing over nodes, NIXL between prefill and decode."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from autotune.exporters.base import (
     knob_argument,
     knob_environment,
     max_model_len,
+    offload_arguments,
     placement,
     render,
 )
@@ -35,6 +36,11 @@ PLAIN_KNOBS = (
     "cudagraph_max_tokens",
     "gpu_memory_fraction",
 )
+DBO_KNOBS = ("dbo_decode_token_threshold", "dbo_prefill_token_threshold")
+OFFLOADED_PARAMETERS = "experts"
+"""Parameters that weight offload moves, as a segment of their names."""
+KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
+ROLES = {"prefill": "prefill", "decode": "decode", "serve": "aggregated"}
 EPLB_FIELDS = {
     "eplb_window_steps": "window_size",
     "eplb_interval_steps": "step_interval",
@@ -47,6 +53,8 @@ def vllm_scripts(
 ) -> list[Script]:
     """One script per node role of an instance; raises ExportError for what vLLM cannot launch."""
     pool = deployment.pool
+    if pool.pp > 1 and deployment.phase not in engine.pipeline_pools:
+        raise ExportError(f"vLLM's NixlConnector takes no pipeline stages: pp {pool.pp} cannot hand KV caches over")
     place = placement(pool, hardware)
     if pool.dp > 1 and pool.tp > place.gpus_per_node:
         raise ExportError(f"vLLM places each DP rank on one node: tp {pool.tp} exceeds its {place.gpus_per_node} GPUs")
@@ -72,7 +80,7 @@ def _data_parallel_script(
     pool = deployment.pool
     local = pool.dp // place.nodes
     layout = [Argument("--tensor-parallel-size", pool.tp), Argument("--data-parallel-size", pool.dp)]
-    required = [Required("NODE_ADDRESS", "address of this node, reachable from the prefill nodes")]
+    required = _address(deployment)
     if place.nodes > 1:
         layout += [
             Argument("--data-parallel-size-local", local),
@@ -87,7 +95,9 @@ def _data_parallel_script(
         ]
     if pool.ep > 1:
         layout.append(Argument("--enable-expert-parallel"))
-    return _script("decode_node.sh", deployment, model, place, required, environment, [*layout, *arguments], comments)
+    return _script(
+        f"{deployment.phase}_node.sh", deployment, model, place, required, environment, [*layout, *arguments], comments
+    )
 
 
 def _tensor_parallel_scripts(
@@ -105,9 +115,13 @@ def _tensor_parallel_scripts(
         layout.append(Argument("--pipeline-parallel-size", pool.pp))
     if pool.ep > 1:
         layout.append(Argument("--enable-expert-parallel"))
-    required = [Required("NODE_ADDRESS", "address of this node, reachable from the prefill nodes")]
+    required = _address(deployment)
     if place.nodes == 1:
-        return [_script("decode_node.sh", deployment, model, place, required, environment, [*layout, *arguments], comments)]
+        return [
+            _script(
+                f"{deployment.phase}_node.sh", deployment, model, place, required, environment, [*layout, *arguments], comments
+            )
+        ]
     required += [
         Required("HEAD_ADDRESS", "address of the head node"),
         Required("NODE_RANK", f"rank of this node: 0 on the head, 1..{place.nodes - 1} on workers"),
@@ -118,10 +132,20 @@ def _tensor_parallel_scripts(
         Argument("--master-addr", Shell('"$HEAD_ADDRESS"')),
         Argument("--master-port", MASTER_PORT),
     ]
-    head = _script("decode_head.sh", deployment, model, place, required, environment, [*layout, *arguments], comments)
+    head = _script(
+        f"{deployment.phase}_head.sh", deployment, model, place, required, environment, [*layout, *arguments], comments
+    )
     headless = [*layout, Argument("--headless"), *arguments]
-    worker = _script("decode_worker.sh", deployment, model, place, required, environment, headless, comments)
+    worker = _script(f"{deployment.phase}_worker.sh", deployment, model, place, required, environment, headless, comments)
     return [head, worker]
+
+
+def _address(deployment: Deployment) -> list[Required]:
+    """What the other side of a pair reaches this node by."""
+    others = {"prefill": "decode", "decode": "prefill"}
+    if deployment.phase not in others:
+        return []
+    return [Required("NODE_ADDRESS", f"address of this node, reachable from the {others[deployment.phase]} nodes")]
 
 
 def _script(
@@ -135,10 +159,14 @@ def _script(
     comments: list[str],
 ) -> Script:
     text = render(
-        title=f"{name}: vLLM decode instance, {deployment.pool.layout.label()} on {deployment.hardware}",
+        title=f"{name}: vLLM {ROLES[deployment.phase]} instance, {deployment.pool.layout.label()} on {deployment.hardware}",
         comments=comments,
         required=required,
-        optional={"MODEL": checkpoint(deployment, model), "PORT": "8000", "NIXL_PORT": "5600"},
+        optional={
+            "MODEL": checkpoint(deployment, model),
+            "PORT": "8000",
+            **({"NIXL_PORT": "5600"} if deployment.phase in KV_ROLES else {}),
+        },
         place=place,
         environment=environment,
         command='vllm serve "$MODEL"',
@@ -154,7 +182,11 @@ def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str,
     for name in PLAIN_KNOBS:
         arguments += knob_argument(engine, version, flags, name)
     if flags.get("enable_dbo"):
-        arguments += knob_argument(engine, version, flags, "dbo_decode_token_threshold")
+        for name in DBO_KNOBS:
+            arguments += knob_argument(engine, version, flags, name)
+    arguments += offload_arguments(engine, version, flags)
+    if flags.get("offload_group_size"):
+        arguments.append(Argument("--offload-params", OFFLOADED_PARAMETERS))
     if flags.get("kv_cache_dtype", "auto") != "auto":
         arguments += knob_argument(engine, version, flags, "kv_cache_dtype")
     if flags.get("enable_eplb"):
@@ -167,8 +199,9 @@ def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str,
         arguments.append(Argument("--compilation-config", json_value({"cudagraph_mode": "FULL_DECODE_ONLY"})))
     else:
         arguments.append(Argument("--enforce-eager"))
-    transfer: dict[str, Any] = {"kv_connector": "NixlConnector", "kv_role": "kv_consumer"}
-    arguments.append(Argument("--kv-transfer-config", json_value(transfer)))
+    if deployment.phase in KV_ROLES:
+        transfer: dict[str, Any] = {"kv_connector": "NixlConnector", "kv_role": KV_ROLES[deployment.phase]}
+        arguments.append(Argument("--kv-transfer-config", json_value(transfer)))
     return arguments
 
 
@@ -183,8 +216,9 @@ def _environment(
         environment["VLLM_DEEPEP_LOW_LATENCY_USE_MNNVL"] = "1"
     if backend == "deepep_low_latency" and _dispatches_nvfp4(deployment) and version_key(version) >= (0, 13):
         environment["VLLM_DEEPEPLL_NVFP4_DISPATCH"] = "1"
-    environment["VLLM_NIXL_SIDE_CHANNEL_HOST"] = Shell('"$NODE_ADDRESS"')
-    environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] = Shell('"$NIXL_PORT"')
+    if deployment.phase in KV_ROLES:
+        environment["VLLM_NIXL_SIDE_CHANNEL_HOST"] = Shell('"$NODE_ADDRESS"')
+        environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] = Shell('"$NIXL_PORT"')
     return environment
 
 
@@ -195,10 +229,12 @@ def _dispatches_nvfp4(deployment: Deployment) -> bool:
 def _comments(deployment: Deployment, version: str, place: Placement) -> list[str]:
     pool = deployment.pool
     where = f"{place.nodes} node(s) x {place.gpus_per_node} GPUs per instance"
-    lines = [
-        f"vLLM {version}; {where}, {pool.instances} instance(s); written by autotune.",
-        "KV consumer of a prefill/decode pair: prefill instances must run with the same NixlConnector as kv_producer.",
-    ]
+    pairs = {
+        "decode": "KV consumer of a prefill/decode pair: prefill instances must run with the same NixlConnector as kv_producer.",
+        "prefill": "KV producer of a prefill/decode pair: decode instances must run with the same NixlConnector as kv_consumer.",
+    }
+    lines = [f"vLLM {version}; {where}, {pool.instances} instance(s); written by autotune."]
+    lines += [pairs[deployment.phase]] if deployment.phase in pairs else []
     if place.nodes > 1 and pool.dp > 1:
         lines.append("Run it on every node of an instance; each node serves its own DP ranks, put a load balancer in front.")
     return lines

@@ -15,6 +15,7 @@ from cost_models.overlap import OVERLAPS
 from cost_models.rows import NO_GRAPH, UNLIMITED, Rows
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
+from cost_models.specs.workload import Workload
 from search_spaces.schema import Choice
 
 MIN_EXPERT_WIDTH = 128
@@ -24,6 +25,7 @@ EPLB_INTERVAL_STEPS = 3000
 MAX_TP = 16
 OFFLOAD_GROUPS = (2, 4, 8)
 NO_OFFLOAD = (0, 1, 1)
+AGGREGATED_BUDGET = (8192, 32768)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +115,13 @@ def layout_rows(resolved: ResolvedProblem, gpus: int | None = None) -> Rows:
     return rows.replace(
         eplb_interval_steps=np.where(rows.eplb > 0, EPLB_INTERVAL_STEPS, 0),
         graph_tokens=NO_GRAPH if prefill else rows.graph_tokens,
-        batched_tokens=1 if prefill else 0,
+        batched_tokens={"decode": 0, "prefill": 1, "serve": aggregated_budget(resolved.problem.workload)}[resolved.pool],
     )
+
+
+def aggregated_budget(workload: Workload) -> int:
+    """Tokens per rank and step of an aggregated engine: whole prompts where they are not very long."""
+    return int(np.clip(2 ** np.ceil(np.log2(workload.isl_tokens)), *AGGREGATED_BUDGET))
 
 
 LAYOUT_COLUMNS = (

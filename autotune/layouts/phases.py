@@ -8,11 +8,13 @@ from typing import Literal
 
 import numpy as np
 
-from cost_models.arrays import Floats, Ints
+from autotune.serving.model import ServiceCoefficients, split_step
+from cost_models.arrays import Floats, Ints, as_floats
+from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
 from cost_models.memory import Memory, decode_memory, prefill_memory
 from cost_models.prefill import prefill_step
-from cost_models.rows import Rows
+from cost_models.rows import NO_GRAPH, Rows
 from cost_models.specs.workload import Workload
 from cost_models.step import decode_step
 
@@ -32,7 +34,7 @@ class PhaseCost:
 class Phase:
     """One phase of inference as layout selection sees it."""
 
-    name: Literal["decode", "prefill"]
+    name: Literal["decode", "prefill", "serve"]
     size: str
     """Column of the candidate rows that a step grows with."""
     unit: str
@@ -54,7 +56,7 @@ class Phase:
 
     def kernel_size(self, rows: Rows, token_limit: Ints) -> Ints:
         """Largest step of each row whose tokens an all-to-all kernel with that limit accepts, at least 1."""
-        limit = token_limit // (1 + rows.drafts) * rows.pp if self.name == "decode" else token_limit
+        limit = token_limit if self.name == "prefill" else token_limit // (1 + rows.drafts) * rows.pp
         return np.asarray(np.maximum(limit, 1), dtype=np.int64)
 
 
@@ -73,6 +75,55 @@ def _decode_cost(machine: Machine, rows: Rows, workload: Workload) -> PhaseCost:
 def _prefill_cost(machine: Machine, rows: Rows, workload: Workload) -> PhaseCost:
     step = prefill_step(machine, rows, workload)
     return PhaseCost(step.prompt_s, step.tokens_per_s_per_gpu)
+
+
+def _aggregated_cost(machine: Machine, rows: Rows, workload: Workload) -> PhaseCost:
+    """A full aggregated engine: every decode step is followed by the prefill of as many prompts as answers finished in it.
+
+    N sequences finish N / osl answers per step; their places are taken by prompts, whose prefill the others wait for.
+    """
+    decode = decode_step(machine, rows, workload.context_tokens, workload.mtp_acceptance)
+    sequences = rows.batch * rows.dp
+    extra_s = prefill_extra_s(machine, rows, workload, sequences / workload.osl_tokens, decode.tpot_s)
+    tpot_s = decode.tpot_s + extra_s
+    return PhaseCost(tpot_s, as_floats(sequences / tpot_s / rows.gpus))
+
+
+def prefill_extra_s(machine: Machine, rows: Rows, workload: Workload, prompts: Floats, decode_s: Floats) -> Floats:
+    """What prefilling `prompts` prompts after every decode step of `decode_s` adds to it, (rows,) each [s].
+
+    The busiest attention-DP rank holds whole prompts; MoE layers follow the mean of the ranks. Below one prompt per
+    step, a step now and then.
+    """
+    c = machine.coefficients("serving", "default", ServiceCoefficients)
+    prompt = workload.isl_tokens * (1 - workload.prefix_cache_hit_rate)
+    budget = np.maximum(rows.batched_tokens, prompt)
+    busiest = np.maximum(np.ceil(prompts / rows.dp), 1.0) * prompt
+    mean = np.maximum(prompts, 1.0) * prompt / rows.dp
+    steps = np.maximum(busiest / budget, 1.0)
+    as_prefill = prefill_rows(rows)
+    sized = [as_prefill.replace(batched_tokens=np.maximum(t / steps, 1.0).astype(np.int64)) for t in (busiest, mean)]
+    (own_s, _, gaps_s), (_, shared_s, _) = (split_step(prefill_step(machine, part, workload)) for part in sized)
+    whole_s = own_s + shared_s
+    joined_s = np.maximum(whole_s, decode_s + whole_s - gaps_s) - decode_s
+    return as_floats(np.where(c.mixed > 0, joined_s, whole_s) * steps * np.minimum(prompts, 1.0))
+
+
+def prefill_rows(rows: Rows) -> Rows:
+    """Rows as they prefill: eagerly, without drafts, DeepEP with its normal kernels."""
+    low_latency, normal = BACKENDS.index("deepep_low_latency"), BACKENDS.index("deepep_normal")
+    backend = np.where(rows.backend == low_latency, normal, rows.backend)
+    return rows.replace(batch=1, drafts=0, graph_tokens=NO_GRAPH, backend=backend, moe_chunk_tokens=0)
+
+
+def _aggregated_memory(machine: Machine, rows: Rows, workload: Workload) -> Memory:
+    """The larger of what decode and prefill steps need, and the KV cache of the decode batch."""
+    decode = decode_memory(machine, rows.replace(batched_tokens=0), workload)
+    prefill = prefill_memory(machine, prefill_rows(rows), workload)
+    names = [name for name in decode.lines if name != "kv_cache"]
+    needs_more = prefill.without_kv_bytes > decode.without_kv_bytes
+    lines = {name: np.where(needs_more, prefill.lines[name], decode.lines[name]) for name in names}
+    return Memory({**lines, "kv_cache": decode.lines["kv_cache"]}, decode.kv_bytes_per_token)
 
 
 DECODE = Phase(
@@ -95,4 +146,14 @@ PREFILL = Phase(
     cost=_prefill_cost,
     memory=prefill_memory,
 )
-PHASES = {phase.name: phase for phase in (DECODE, PREFILL)}
+AGGREGATED = Phase(
+    name="serve",
+    size="batch",
+    unit="sequences per DP rank",
+    latency="TPOT",
+    grid=geometric_grid(1, 8192, 8),
+    largest=2**14,
+    cost=_aggregated_cost,
+    memory=_aggregated_memory,
+)
+PHASES = {phase.name: phase for phase in (DECODE, PREFILL, AGGREGATED)}

@@ -63,7 +63,7 @@ class LayoutTable:
 
 def phase_of(resolved: ResolvedProblem) -> Phase:
     """The phase that a problem's pool runs."""
-    return PHASES[resolved.phase]
+    return PHASES[resolved.pool]
 
 
 def build_table(resolved: ResolvedProblem, gpus: int | None = None) -> LayoutTable:

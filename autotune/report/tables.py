@@ -224,7 +224,8 @@ def _if(present: object, part: RenderableType) -> list[RenderableType]:
     return [part, ""] if present else []
 
 
-def _paragraph(title: str, text: str) -> RenderableType:
+def paragraph(title: str, text: str) -> RenderableType:
+    """A title and a text below it, indented."""
     return Group(Text(title, style="bold"), Padding(Text(text), (0, 0, 0, 2)))
 
 
@@ -256,17 +257,17 @@ def search_report(result: SearchResult) -> RenderableType:
         "",
         memory_table(best.prediction),
         "",
-        _paragraph("Flags", flags),
+        paragraph("Flags", flags),
         Padding(Text(flags_text(best)), (0, 0, 0, 2)),
         "",
         *_if(best.flags.settings, settings_table(best.flags.settings)),
-        *([_paragraph("Measuring would tell most", measurements_text(result))] if result.measurements else []),
-        _paragraph("Searched", searched),
-        _paragraph("Assumed", "; ".join(result.assumed) or "nothing"),
-        _paragraph("Feeding it", feed_requirement(best.deployment, best.prediction.tokens_per_s)),
+        *([paragraph("Measuring would tell most", measurements_text(result))] if result.measurements else []),
+        paragraph("Searched", searched),
+        paragraph("Assumed", "; ".join(result.assumed) or "nothing"),
+        paragraph("Feeding it", feed_requirement(best.deployment, best.prediction.tokens_per_s)),
     ]
     if result.notes:
-        parts.append(_paragraph("Notes", " ".join(result.notes)))
+        parts.append(paragraph("Notes", " ".join(result.notes)))
     return Group(*parts)
 
 
@@ -292,7 +293,7 @@ def prediction_report(deployment: Deployment, prediction: Prediction | PrefillPr
         memory_table(prediction),
     ]
     if prediction.notes:
-        parts += ["", _paragraph("Notes", "; ".join(prediction.notes))]
+        parts += ["", paragraph("Notes", "; ".join(prediction.notes))]
     return Group(*parts)
 
 

@@ -15,6 +15,7 @@ from autotune.serving.errors import service_errors
 from autotune.serving.model import PrefillCurves, ServiceCoefficients, decode_curve, prefill_curves
 from autotune.serving.replay import Replay, ServiceModel, replay
 from autotune.serving.requests import Requests, benchmark_requests, poisson_requests, read_trace
+from autotune.serving.steady import steady_state
 from cost_models.arrays import Floats
 from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
@@ -60,9 +61,9 @@ def predict_service(deployment: Deployment) -> ServicePrediction:
     decode = sides["decode" if disaggregated else "serve"]
     prefill = sides["prefill" if disaggregated else "serve"]
     instances = 1 if disaggregated else decode.pool.instances
-    requests = _requests(deployment.workload, load, instances)
-    workload = _as_decoded(deployment.workload, requests)
-    prompts = _as_prefilled(deployment.workload, requests)
+    requests = requests_of(deployment.workload, load, instances)
+    workload = as_decoded(deployment.workload, requests)
+    prompts = as_prefilled(deployment.workload, requests)
     workers = decode.pool.instances if disaggregated else 1
     slots = _decode_slots(decode, prefill, workload, prompts) * workers
     if disaggregated:
@@ -70,10 +71,13 @@ def predict_service(deployment: Deployment) -> ServicePrediction:
     curves = prefill_curves(prefill.machine, _prefill_rows(prefill), prompts, prefill.prefill_tokens)
     model = _service_model(decode, prefill, curves, workload, slots, requests.concurrency)
     computed = requests.without_cached(deployment.workload.prefix_cache_hit_rate)
-    result = replay(computed, model)
+    if load.rate_per_s and not load.trace and not load.requests:
+        seen = _settled(deployment.workload, model, load.rate_per_s / instances, load.shortest)
+    else:
+        seen = _replayed(requests, computed, model)
     gpus = sum(side.pool.layout.gpus * side.pool.instances for side in sides.values())
-    rate = result.output_tokens_per_s * instances
-    ttft_s, tpot_s = _percentiles(result.ttft_s), _percentiles(result.tpot_s)
+    rate = seen.tokens_per_s * instances
+    ttft_s, tpot_s = _percentiles(seen.replay.ttft_s), _percentiles(seen.replay.tpot_s)
     errors = service_errors().disaggregated if disaggregated else service_errors().aggregated
     return ServicePrediction(
         ttft_s=ttft_s,
@@ -83,16 +87,42 @@ def predict_service(deployment: Deployment) -> ServicePrediction:
         tokens_per_s_per_gpu=rate / gpus,
         requests_per_s=rate / float(requests.osl_tokens.mean()),
         gpus=gpus,
-        requests=len(requests),
-        decode_sequences=_mean_running(result) * instances,
+        requests=len(seen.replay.osl_tokens),
+        decode_sequences=seen.sequences * instances,
         decode_slots=slots * instances,
-        prefill_busy=_prefill_busy(result, computed, model, curves),
+        prefill_busy=_prefill_busy(rate / instances, requests, computed, model, curves),
+        overloaded=bool(seen.overload),
         calibration=decode.machine.calibration.id,
-        notes=(*decode.machine.model.flags, *_overload(requests, result)),
+        notes=(*decode.machine.model.flags, *([seen.overload] if seen.overload else [])),
     )
 
 
-def _requests(workload: Workload, load: Load, instances: int) -> Requests:
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a replay showed of one instance (or of both pools)."""
+
+    replay: Replay
+    tokens_per_s: float
+    sequences: float
+    overload: str
+
+
+def _replayed(requests: Requests, computed: Requests, model: ServiceModel) -> _Seen:
+    """All requests, from an empty service to its end."""
+    result = replay(computed, model)
+    return _Seen(result, result.output_tokens_per_s, _mean_running(result), _overload(requests.rate_per_s is not None, result))
+
+
+def _settled(workload: Workload, model: ServiceModel, rate_per_s: float, shortest: float) -> _Seen:
+    """The steady state under Poisson arrivals."""
+    state = steady_state(workload, model, rate_per_s, shortest)
+    tokens = rate_per_s * float(state.replay.osl_tokens.mean())
+    if state.overload:
+        tokens = min(tokens, state.sequences / float(state.replay.tpot_s.mean()))
+    return _Seen(state.replay, tokens, state.sequences, state.overload or _overload(True, state.replay))
+
+
+def requests_of(workload: Workload, load: Load, instances: int) -> Requests:
     """Traffic of one instance: requests are dealt in turn to identical instances."""
     if load.trace:
         requests = read_trace(Path(load.trace))
@@ -111,14 +141,14 @@ def _requests(workload: Workload, load: Load, instances: int) -> Requests:
     return benchmark_requests(*lengths, count=count, concurrency=concurrency, shortest=load.shortest)
 
 
-def _as_decoded(workload: Workload, requests: Requests) -> Workload:
+def as_decoded(workload: Workload, requests: Requests) -> Workload:
     """The lengths of a sequence found decoding: long answers are found more often, E[I O] / E[O] and E[O^2] / E[O]."""
     isl, osl = requests.isl_tokens, requests.osl_tokens
     lengths = {"isl_tokens": _whole((isl * osl).mean() / osl.mean()), "osl_tokens": _whole((osl**2).mean() / osl.mean())}
     return workload.model_copy(update=lengths)
 
 
-def _as_prefilled(workload: Workload, requests: Requests) -> Workload:
+def as_prefilled(workload: Workload, requests: Requests) -> Workload:
     """The length of the prompt that a token being prefilled belongs to, E[I^2] / E[I]: attention costs the square."""
     isl = requests.isl_tokens
     return workload.model_copy(update={"isl_tokens": _whole((isl**2).mean() / isl.mean())})
@@ -196,15 +226,15 @@ def _service_model(
     )
 
 
-def _overload(requests: Requests, result: Replay) -> tuple[str, ...]:
+def _overload(open_loop: bool, result: Replay) -> str:
     """A stationary open loop has the same TTFT early and late."""
-    if requests.rate_per_s is None or len(requests) < FIFTHS_NEED:
-        return ()
-    fifth = len(requests) // 5
+    if not open_loop or len(result.ttft_s) < FIFTHS_NEED:
+        return ""
+    fifth = len(result.ttft_s) // 5
     early_s, late_s = float(result.ttft_s[fifth : 2 * fifth].mean()), float(result.ttft_s[-fifth:].mean())
     if late_s <= GROWS * early_s:
-        return ()
-    return (f"TTFT grows from {early_s:,.2f} s to {late_s:,.2f} s over the run: the service may not keep up with its requests",)
+        return ""
+    return f"TTFT grows from {early_s:,.2f} s to {late_s:,.2f} s over the run: the service may not keep up with its requests"
 
 
 def _percentiles(values: Floats) -> Percentiles:
@@ -217,9 +247,11 @@ def _mean_running(result: Replay) -> float:
     return float((result.finished_s - result.first_token_s).sum() / span)
 
 
-def _prefill_busy(result: Replay, requests: Requests, model: ServiceModel, curves: PrefillCurves) -> float:
+def _prefill_busy(
+    tokens_per_s: float, requests: Requests, computed: Requests, model: ServiceModel, curves: PrefillCurves
+) -> float:
     """Lower bound of the prefill's use: every prompt at the rate of a full step."""
     full = model.prefill_tokens
     per_token_s = curves.step_s(full, full) / (full * model.prefill_ranks)
-    span = float(result.finished_s.max() - result.sent_s.min())
-    return float(requests.isl_tokens.sum()) * per_token_s / model.prefill_workers / span
+    prompt_tokens_per_s = tokens_per_s * float(computed.isl_tokens.sum() / requests.osl_tokens.sum())
+    return prompt_tokens_per_s * per_token_s / model.prefill_workers

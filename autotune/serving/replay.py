@@ -22,6 +22,8 @@ from cost_models.arrays import Floats
 
 NEVER = float("inf")
 TOKEN_ROUNDING = 1e-9
+BACKGROUND = -1
+"""A sequence that ran before the first request came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,15 @@ def replay(requests: Requests, model: ServiceModel) -> Replay:
     return _Run(requests, model).run()
 
 
+def replay_steady(requests: Requests, model: ServiceModel, sequences: int) -> Replay:
+    """Run an open loop on a service that has long been running, until every request has its first token.
+
+    sequences : decoding at the start, at independent points of their answers, as Little's law has them. What follows a
+    first token runs at the pace of the whole run: the answers outlast it.
+    """
+    return _Run(requests, model).run_steady(sequences)
+
+
 class _Run:
     """State of one replay."""
 
@@ -134,6 +145,22 @@ class _Run:
         while self.left:
             self._one_event()
         return Replay(self.sent, self.first, self.finished, self.requests.osl_tokens)
+
+    def run_steady(self, sequences: int) -> Replay:
+        """From a running service until every request has its first token."""
+        mean_osl = float(self.requests.osl_tokens.mean())
+        left = [(mean_osl * (i + 0.5) / sequences, BACKGROUND) for i in range(sequences)]
+        self.decode.running = left  # ascending, so a heap
+        for _ in range(len(self.isl)):
+            self._send_next()
+        awaited = 0  # requests are admitted in order, so the last one's first token is the last
+        while awaited < len(self.isl):
+            self._one_event()
+            while awaited < len(self.isl) and self.first[awaited] < NEVER:
+                awaited += 1
+        pace_s = self.now / self.decode.clock if self.decode.clock else self.decode.step_s()
+        osl = self.requests.osl_tokens
+        return Replay(self.sent, self.first, self.first + np.maximum(osl - 1, 0) * pace_s, osl)
 
     def _send_next(self) -> None:
         request = next(self.unsent, None)
@@ -187,6 +214,8 @@ class _Run:
         running = self.decode.running
         while running and running[0][0] <= self.decode.clock + TOKEN_ROUNDING:
             request = heapq.heappop(running)[1]
+            if request == BACKGROUND:
+                continue
             self.finished[request] = self.now
             self.left -= 1
             if self.requests.arrival_s is None:
@@ -234,7 +263,7 @@ class _Run:
             self.first[request] = self.now
             decode.start(request, self.osl[request])
         self.next_look_s = self.now + model.admission_interval_steps * decode.step_s()
-        if self.waiting:  # prompts that were seen already need no new look
+        if self.waiting and len(decode.running) < model.decode_slots:  # seen already: no new look; but slots free up in steps
             self.next_look_s = self.now
 
     def _next_batch(self, room: int) -> tuple[list[int], float, float]:

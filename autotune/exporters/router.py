@@ -1,0 +1,40 @@
+"""The router in front of a prefill and a decode pool."""
+
+from __future__ import annotations
+
+from autotune.deployment import Deployment
+from autotune.exporters.base import Required, Script, render_template
+
+ROUTERS = {
+    "vllm": ("vllm-router --vllm-pd-disaggregation --policy round_robin", "pip install vllm-router", ""),
+    "sglang": (
+        "python3 -m sglang_router.launch_router --pd-disaggregation --policy round_robin",
+        "pip install sglang-router",
+        "BOOTSTRAP_PORT",
+    ),
+}
+"""Exporter -> command, where it comes from, and the variable of the port at which prefill hands caches over."""
+
+
+def router_script(deployment: Deployment, exporter: str) -> Script:
+    """router.sh: sends each request to one prefill and one decode server."""
+    command, source, bootstrap = ROUTERS[exporter]
+    servers = {phase: pool.instances for phase, pool in deployment.pools.items()}
+    text = render_template(
+        "router.sh.j2",
+        title="router.sh: one endpoint for both pools",
+        comments=[
+            f"Written by autotune; the router is not part of the engine: {source}.",
+            "Start it when the servers answer. A server is a node that listens: every node of a data-parallel instance under "
+            "hybrid load balancing, else the head of an instance.",
+            f"The plan has {servers['prefill']} prefill and {servers['decode']} decode instances.",
+        ],
+        required=[
+            Required("PREFILL_URLS", "prefill servers, separated by spaces, e.g. http://10.0.0.1:8000 http://10.0.0.2:8000"),
+            Required("DECODE_URLS", "decode servers, separated by spaces"),
+        ],
+        optional={"PORT": "9000", **({bootstrap: "8998"} if bootstrap else {})},
+        command=command,
+        bootstrap=f'"${bootstrap}"' if bootstrap else "",
+    )
+    return Script("router.sh", text)

@@ -1,0 +1,1 @@
+"""Planning whole services: aggregated engines, or prefill and decode pools chosen together."""

@@ -1,0 +1,137 @@
+"""A candidate service as a deployment, replayed, and the largest load with which its limits hold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.deployment import Deployment, EngineChoice, Load, Phase, Pool
+from autotune.errors import ProblemError
+from autotune.flags.space import Params, flag_space
+from autotune.layouts.table import largest_fitting_size
+from autotune.prediction import Interval, ServicePrediction
+from autotune.problem import ResolvedProblem
+from autotune.realising import pool_of, precision_of
+from autotune.services.choosing import Candidate, Chosen
+from autotune.services.plan import Objective
+from autotune.services.sides import Pools
+from autotune.serving.predicting import predict_service
+
+SEARCHED = (0.5, 1.2)
+"""Share of the candidate's own rate between which the goodput is looked for."""
+HALVINGS = 4
+QUANTILE_SIGMAS = 2.563
+"""Standard deviations between the 10 % and 90 % quantiles of a normal distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A service at one load."""
+
+    candidate: Candidate
+    deployment: Deployment
+    prediction: ServicePrediction
+    objectives: tuple[Objective, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every limit is met and the load carried."""
+        return all(objective.met for objective in self.objectives) and not self.prediction.overloaded
+
+
+def goodput(pools: Pools, candidate: Candidate, halvings: int = HALVINGS) -> Evaluated | None:
+    """The candidate at the largest load with which its limits hold; at the asked load where there is one.
+
+    None when the pools do not fit their memory after all, or when no load is small enough.
+    """
+    load = pools.traffic.load
+    deployment = deployment_of(pools, candidate, load or Load(rate_per_s=candidate.requests_per_s))
+    try:
+        if load is not None:
+            return at_load(pools, candidate, deployment)
+        return _largest(pools, candidate, deployment, halvings)
+    except ProblemError:
+        return None
+
+
+def _largest(pools: Pools, candidate: Candidate, deployment: Deployment, halvings: int) -> Evaluated | None:
+    """Bisection in the rate, starting from the candidate's own."""
+    low, high = SEARCHED
+    share, best = 1.0, None
+    for _ in range(halvings + 1):
+        load = Load(rate_per_s=candidate.requests_per_s * share)
+        found = at_load(pools, candidate, deployment.model_copy(update={"load": load}))
+        if found.holds:
+            low, best = share, found
+        else:
+            high = share
+        share = (low + high) / 2
+    return best
+
+
+def at_load(pools: Pools, candidate: Candidate, deployment: Deployment) -> Evaluated:
+    """The candidate under its deployment's load."""
+    prediction = predict_service(deployment)
+    return Evaluated(candidate, deployment, prediction, objectives_of(pools.decode, prediction))
+
+
+def deployment_of(pools: Pools, candidate: Candidate, load: Load) -> Deployment:
+    """A candidate as a service deployment, with the analytic flags of each pool."""
+    problem = pools.decode.problem
+    chosen = {pool.resolved.pool: pool for pool in candidate.pools}
+    params = {phase: _params(pool) for phase, pool in chosen.items()}
+    phase: Phase = "decode" if "decode" in chosen else "serve"
+    main = chosen[phase]
+    return Deployment(
+        hardware=problem.hardware,
+        model=problem.model,
+        precision=precision_of(main.resolved, params[phase]),
+        engine=EngineChoice(name=main.resolved.engine.name, version=main.resolved.version),
+        calibration=problem.calibration,
+        phase="serve",
+        workload=pools.traffic.asked,
+        pools={name: _pool(pools, pool, params[name]) for name, pool in chosen.items()},
+        load=load,
+    )
+
+
+def _params(chosen: Chosen) -> Params:
+    space = flag_space(chosen.resolved, chosen.row, int(largest_fitting_size(chosen.resolved, chosen.row)[0]))
+    params = dict(space.analytic)
+    if chosen.resolved.pool == "serve" and "max_num_batched_tokens" in params:
+        params["max_num_batched_tokens"] = int(chosen.row.batched_tokens[0])
+    return params
+
+
+def _pool(pools: Pools, chosen: Chosen, params: Params) -> Pool:
+    pool = pool_of(chosen.resolved, chosen.row, chosen.instances, params)
+    if chosen.resolved.pool == "prefill" and pools.own_hardware:
+        changes = {"hardware": chosen.resolved.problem.hardware, "precision": precision_of(chosen.resolved, params)}
+        return pool.model_copy(update=changes)
+    return pool
+
+
+def objectives_of(resolved: ResolvedProblem, prediction: ServicePrediction) -> tuple[Objective, ...]:
+    """Each limit with the probability of meeting it."""
+    bands = prediction.intervals
+    found = [
+        Objective(
+            name=f"TTFT {name.upper()}",
+            predicted=getattr(prediction.ttft_s, name),
+            limit=limit,
+            probability=_probability(getattr(prediction.ttft_s, name), limit, prediction.ttft_s.mean, bands.ttft_s),
+        )
+        for name, limit in resolved.ttft_limits_s.items()
+    ]
+    mean_s, limit_s = prediction.tpot_s.mean, resolved.problem.tpot_limit_s
+    chance = _probability(mean_s, limit_s, mean_s, bands.tpot_s)
+    return (*found, Objective(name="mean TPOT", predicted=mean_s, limit=limit_s, probability=chance))
+
+
+def _probability(predicted: float, limit: float, mean: float, band: Interval) -> float:
+    """Of staying under a limit, the measured-to-predicted ratio log-normal between its quantiles (a band around a mean)."""
+    low, high = np.log(band.low / mean), np.log(band.high / mean)
+    z = (math.log(limit / predicted) - (low + high) / 2) / ((high - low) / QUANTILE_SIGMAS)
+    return float(0.5 * math.erfc(-z / math.sqrt(2)))

@@ -1,0 +1,88 @@
+"""A service plan: both pools or an aggregated one, what requests see, and what it costs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from autotune.deployment import Deployment
+from autotune.plan import SearchStatistics, SolverSummary
+from autotune.prediction import ServicePrediction
+from cost_models.specs.base import Spec
+
+Kind = Literal["aggregated", "disaggregated"]
+
+
+class Objective(Spec):
+    """One limit on what requests see."""
+
+    name: str
+    predicted: float
+    limit: float
+    probability: float
+    """Of meeting it, from how far measured services lay from their predictions."""
+
+    @property
+    def met(self) -> bool:
+        """Whether the prediction meets it."""
+        return self.predicted <= self.limit
+
+
+class PoolSummary(Spec):
+    """One pool of a service plan."""
+
+    phase: Literal["prefill", "decode", "serve"]
+    label: str
+    hardware: str
+    gpus: int
+    capacity_requests_per_s: float
+    """What its steps can serve, steady and full."""
+    transfer_requests_per_s: float | None
+    """What its links can hand over; none for an aggregated pool."""
+
+
+class ServicePlan(Spec):
+    """One ranked service."""
+
+    rank: int
+    kind: Kind
+    label: str
+    deployment: Deployment
+    prediction: ServicePrediction
+    objectives: tuple[Objective, ...]
+    pools: tuple[PoolSummary, ...]
+    bound_by: str
+    """What keeps it from serving more."""
+    usd_per_million_tokens: float | None
+    """Of output, where prices are given."""
+    solver: SolverSummary
+
+    @property
+    def meets_limits(self) -> bool:
+        """Whether every limit is predicted to hold and the load is carried."""
+        return all(objective.met for objective in self.objectives) and not self.prediction.overloaded
+
+
+class ParetoPoint(Spec):
+    """The best of one kind at one speed per user, before rounding to whole instances."""
+
+    kind: Kind
+    tokens_per_s_per_user: float
+    tokens_per_s_per_gpu: float
+    label: str
+
+
+class ServiceResult(Spec):
+    """Everything a service search returns; the same document as --json prints and plan.yaml stores."""
+
+    format: Literal["autotune-service-plan/1"] = "autotune-service-plan/1"
+    plans: tuple[ServicePlan, ...]
+    verdict: str
+    """Aggregated or disaggregated, by how much and why."""
+    pareto: tuple[ParetoPoint, ...]
+    statistics: SearchStatistics
+    assumed: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def best(self) -> ServicePlan:
+        return self.plans[0]

@@ -1,0 +1,176 @@
+"""Problem -> ranked services."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from autotune.errors import NoFeasiblePlan
+from autotune.layouts.explain import explain_infeasible
+from autotune.plan import SearchStatistics
+from autotune.problem import Problem, resolve_problem
+from autotune.progress import Progress
+from autotune.services.choosing import Candidate, Chosen, aggregated, disaggregated
+from autotune.services.comparing import bound_by, kind_of, pareto, verdict
+from autotune.services.evaluating import SEARCHED, Evaluated, goodput
+from autotune.services.plan import PoolSummary, ServicePlan, ServiceResult
+from autotune.services.sides import (
+    Candidates,
+    Pools,
+    aggregated_candidates,
+    decode_candidates,
+    pools_of,
+    prefill_candidates,
+)
+from cost_models.specs.layout import Layout
+
+RUNNER_UP_HALVINGS = 1
+SECONDS_PER_HOUR = 3600.0
+
+
+def search_services(problem: Problem, progress: Progress | None = None) -> ServiceResult:
+    """Best services for a problem with target `serve`.
+
+    Raises NoFeasiblePlan (exit 2) with what is missing, and AutotuneError (exit 1) for input that makes no sense.
+    """
+    progress = progress or Progress()
+    with progress.stage("load"):
+        resolved = resolve_problem(problem)
+        pools = pools_of(resolved)
+    with progress.stage("cost layouts"), ThreadPoolExecutor() as threads:  # numpy works outside the interpreter lock
+        costed = [threads.submit(cost, pools) for cost in (prefill_candidates, decode_candidates, aggregated_candidates)]
+        prefill, decode, together = (future.result() for future in costed)
+    with progress.stage("select pools"):
+        apart_found = disaggregated(pools, prefill, decode, problem.top_k)
+        together_found = aggregated(pools, together, problem.top_k)
+    with progress.stage("replay"):
+        ranked = _evaluated(pools, apart_found, together_found)
+    if not ranked or not ranked[0].holds:
+        raise NoFeasiblePlan(_why_none(pools, prefill, decode, together, ranked))
+    plans = tuple(_plan(pools, rank, e) for rank, e in enumerate(ranked[: problem.top_k], start=1))
+    tables = (prefill, decode, together)
+    best = [
+        next((e for e in ranked if e.holds and kind_of(e.candidate) == kind), None) for kind in ("aggregated", "disaggregated")
+    ]
+    return ServiceResult(
+        plans=plans,
+        verdict=verdict(pools, *best),
+        pareto=pareto(pools, prefill, decode, together),
+        statistics=SearchStatistics(
+            layouts=sum(len(np.unique(c.table.layout)) for c in tables),
+            rows=sum(len(c.table) for c in tables),
+            feasible_rows=sum(len(c.rows) for c in tables),
+            rows_after_pruning=len(apart_found) + len(together_found),
+            seconds=dict(progress.seconds),
+        ),
+        assumed=resolved.assumed,
+        notes=(*resolved.model.flags, *resolved.engine.notes),
+    )
+
+
+def _evaluated(pools: Pools, apart: list[Candidate], together: list[Candidate]) -> list[Evaluated]:
+    """Candidates at their largest loads, best first: the best of each kind, then all that might still be among the plans."""
+    heads = [found[0] for found in (apart, together) if found]
+    rest = sorted([*apart[1:], *together[1:]], key=lambda c: -_claimed(pools, c))
+    found = [e for c in heads if (e := goodput(pools, c))]
+    for candidate in rest:
+        worths = sorted((_worth(pools, e) for e in found if e.holds), reverse=True)
+        wanted = pools.decode.problem.top_k
+        if len(worths) >= wanted and _claimed(pools, candidate) * SEARCHED[1] < worths[wanted - 1]:
+            break
+        evaluated = goodput(pools, candidate, RUNNER_UP_HALVINGS)
+        found += [evaluated] if evaluated else []
+    return sorted(found, key=lambda e: (not e.holds, -_worth(pools, e)))
+
+
+def _claimed(pools: Pools, candidate: Candidate) -> float:
+    """What a candidate is worth before it is replayed."""
+    tokens_per_s = candidate.requests_per_s * pools.traffic.osl_tokens
+    if pools.decode.problem.objective == "tokens_per_s":
+        return tokens_per_s
+    return tokens_per_s / (usd_per_hour(pools, candidate) or sum(int(p.row.gpus[0]) * p.instances for p in candidate.pools))
+
+
+def _worth(pools: Pools, evaluated: Evaluated) -> float:
+    """What plans are ranked by: output per GPU, per dollar, or in all."""
+    prediction = evaluated.prediction
+    if pools.decode.problem.objective == "tokens_per_s":
+        return prediction.tokens_per_s
+    cost = usd_per_hour(pools, evaluated.candidate)
+    return prediction.tokens_per_s / cost if cost else prediction.tokens_per_s_per_gpu
+
+
+def usd_per_hour(pools: Pools, candidate: Candidate) -> float | None:
+    """Price of a candidate's GPUs; none where no price is given."""
+    problem = pools.decode.problem
+    if problem.gpu_hour_usd is None:
+        return None
+    prices = {"prefill": problem.prefill_gpu_hour_usd or problem.gpu_hour_usd}
+    return sum(int(p.row.gpus[0]) * p.instances * prices.get(p.resolved.pool, problem.gpu_hour_usd) for p in candidate.pools)
+
+
+def _plan(pools: Pools, rank: int, evaluated: Evaluated) -> ServicePlan:
+    candidate = evaluated.candidate
+    cost = usd_per_hour(pools, candidate)
+    tokens_per_hour = evaluated.prediction.tokens_per_s * SECONDS_PER_HOUR
+    summaries = tuple(_pool_summary(chosen) for chosen in candidate.pools)
+    return ServicePlan(
+        rank=rank,
+        kind=kind_of(candidate),
+        label=" + ".join(f"{summary.label} {summary.phase}" for summary in summaries),
+        deployment=evaluated.deployment,
+        prediction=evaluated.prediction,
+        objectives=evaluated.objectives,
+        pools=summaries,
+        bound_by=bound_by(pools, evaluated),
+        usd_per_million_tokens=None if cost is None else cost / tokens_per_hour * 1e6,
+        solver=candidate.solver,
+    )
+
+
+def _pool_summary(chosen: Chosen) -> PoolSummary:
+    row = chosen.row
+    layout = Layout(tp=int(row.tp[0]), dp=int(row.dp[0]), ep=int(row.ep[0]), pp=int(row.pp[0]))
+    finite = np.isfinite(chosen.transfer_per_s)
+    return PoolSummary(
+        phase=chosen.resolved.pool,
+        label=f"{chosen.instances} x {layout.label()}",
+        hardware=chosen.resolved.hardware.name,
+        gpus=layout.gpus * chosen.instances,
+        capacity_requests_per_s=chosen.requests_per_s,
+        transfer_requests_per_s=chosen.transfer_per_s if finite else None,
+    )
+
+
+def _why_none(pools: Pools, prefill: Candidates, decode: Candidates, together: Candidates, ranked: list[Evaluated]) -> str:
+    """Every kind with what keeps it from working."""
+    parts = []
+    for name, candidates in (("Prefill pool", prefill), ("Decode pool", decode), ("Aggregated", together)):
+        if not len(candidates.rows):
+            explained = explain_infeasible(candidates.resolved, candidates.table).message()
+            parts.append(f"{name}: {explained.removeprefix('no feasible plan: ')}")
+    if ranked:
+        closest = min(ranked, key=lambda e: max(o.predicted / o.limit for o in e.objectives))
+        missed = [f"{o.name} {o.predicted * 1e3:,.0f} ms, limit {o.limit * 1e3:,.0f} ms" for o in closest.objectives if not o.met]
+        overload = closest.prediction.notes[-1:] if closest.prediction.overloaded else ()
+        parts.append(f"Closest is {_plan(pools, 1, closest).label}: {'; '.join((*missed, *overload))}.")
+    elif not parts:
+        parts.append(_too_much(pools, prefill, decode, together))
+    return f"no feasible service. {' '.join(parts)}"
+
+
+def _too_much(pools: Pools, prefill: Candidates, decode: Candidates, together: Candidates) -> str:
+    """The load is more than the GPUs carry: how much they carry at most."""
+    traffic = pools.traffic
+    if not traffic.rate_per_s:
+        gpus = min(int(c.rows.rows.gpus.min()) for c in (together, decode) if len(c.rows))
+        return f"No load meets the limits in a replay, although single steps do; loosen the TTFT limit ({gpus} GPUs would do)."
+    most = max((float((c.requests_per_s * c.rows.max_instances).max()) for c in (together,) if len(c.rows)), default=0.0)
+    if len(prefill.rows) and len(decode.rows):
+        per_gpu = [float((c.requests_per_s / c.rows.rows.gpus).max()) for c in (prefill, decode)]
+        most = max(most, pools.decode.gpus / (1 / per_gpu[0] + 1 / per_gpu[1]))
+    return (
+        f"{traffic.rate_per_s:,.1f} requests/s were asked for, at most {most:,.1f} are served on {pools.decode.gpus} GPUs within "
+        f"the limits: use {int(np.ceil(pools.decode.gpus * traffic.rate_per_s / max(most, 1e-9))):,} GPUs, or looser limits."
+    )

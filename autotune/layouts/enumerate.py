@@ -184,7 +184,9 @@ def backend_admissible(choice: Choice, shape: Shape, resolved: ResolvedProblem) 
     built = not choice.hidden_sizes or resolved.model.hidden in choice.hidden_sizes
     known = resolved.machine.calibration.has("dispatch", f"{backend}.dispatch")
     spread = shape.tp == 1 or not choice.needs_full_dp
-    return built and known and spread and (inside or not choice.within_domain)
+    # an engine that prefills and decodes through one kernel needs one that takes whole prompts
+    mixes = resolved.pool != "serve" or choice.prefill_model is not None or not choice.max_tokens
+    return built and known and spread and mixes and (inside or not choice.within_domain)
 
 
 def overlaps_for(backend: str, resolved: ResolvedProblem) -> list[str]:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 TIME_LIMIT_S = 10.0
 MOST_ROUNDS = 60
-SLACK_PER_MILLE = 5
-"""Among pairs this close to the best ratio the one that serves most is taken: idle GPUs serve nobody."""
+SLACK_PER_MILLE = 30
+"""Among pairs this close to the best ratio (3 %) the one that serves most is taken: idle GPUs serve nobody."""
 
 
 @dataclass(frozen=True, slots=True)

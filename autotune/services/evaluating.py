@@ -84,6 +84,10 @@ def deployment_of(pools: Pools, candidate: Candidate, load: Load) -> Deployment:
     params = {phase: _params(pool) for phase, pool in chosen.items()}
     phase: Phase = "decode" if "decode" in chosen else "serve"
     main = chosen[phase]
+    built = {name: _pool(pools, pool, params[name]) for name, pool in chosen.items()}
+    if "prefill" in built:  # both sides of a pair run the same drafter, or neither
+        drafts = built["decode"].draft_tokens
+        built["prefill"] = built["prefill"].model_copy(update={"draft_tokens": drafts})
     return Deployment(
         hardware=problem.hardware,
         model=problem.model,
@@ -92,7 +96,7 @@ def deployment_of(pools: Pools, candidate: Candidate, load: Load) -> Deployment:
         calibration=problem.calibration,
         phase="serve",
         workload=pools.traffic.asked,
-        pools={name: _pool(pools, pool, params[name]) for name, pool in chosen.items()},
+        pools=built,
         load=load,
     )
 

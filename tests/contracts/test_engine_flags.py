@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from autotune.deployment import Deployment
+from autotune.errors import ExportError
 from autotune.exporters import export
 from autotune.problem import Problem
 from autotune.searching import search
+from autotune.services.searching import search_services
 from search_spaces.loader import engine_names, load_engine
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "engine_cli"
@@ -34,7 +36,7 @@ def fixture(engine: str, release: str) -> dict:
 
 def run_script(text: str, tmp_path: Path, **variables: str) -> dict:
     """Run a launch script with `vllm` and `python3 -m sglang...` replaced by a recorder."""
-    for name in ("vllm", "python3"):
+    for name in ("vllm", "python3", "vllm-router"):
         shim = tmp_path / name
         shim.write_text(RECORDER.replace("#!/usr/bin/env python3", f"#!{os.sys.executable}"))
         shim.chmod(0o755)
@@ -56,6 +58,7 @@ def emitted_flags(argv: list[str]) -> dict[str, str | None]:
     return flags
 
 
+ROUTED = {"PREFILL_URLS": "http://10.0.0.1:8000 http://10.0.0.1:8001", "DECODE_URLS": "http://10.0.0.2:8000"}
 NODE = {"HEAD_ADDRESS": "10.0.0.1", "NODE_ADDRESS": "10.0.0.2", "NODE_RANK": "1"}
 
 
@@ -85,6 +88,95 @@ def test_the_top_three_plans_start_as_far_as_the_parser_can_tell(engine, version
             check_against_parser(recorded, engine, release)
             local = emitted_flags(recorded["argv"]).get("--data-parallel-size-local")
             assert local is None or int(local) * plan.layout.tp <= node
+
+
+SERVICES = [
+    (name, version, release)
+    for name, version, release in EXPORTED
+    if (name, version) in (("vllm", "0.11"), ("vllm", "0.17"), ("vllm", "0.33")) or name == "sglang"
+]
+ROUTERS = {"vllm": "vllm-router_0.1.17", "sglang": "sglang-router_0.3.2"}
+
+
+@pytest.mark.parametrize(("engine", "version", "release"), SERVICES)
+@pytest.mark.parametrize("hardware", ["gb200-nvl72", "hgx-h200"])
+def test_services_start_as_far_as_the_parsers_can_tell(engine, version, release, hardware, tmp_path):
+    result = search_services(Problem(hardware=hardware, target="serve", engine=engine, engine_version=version, gpus=24, top_k=2))
+    for plan in result.plans:
+        scripts = {script.name: script.text for script in export(plan.deployment)}
+        assert ("router.sh" in scripts) is (plan.kind == "disaggregated")
+        for name, text in scripts.items():
+            recorded = run_script(text, tmp_path, **NODE, **ROUTED)
+            if name != "router.sh":
+                check_against_parser(recorded, engine, release)
+                continue
+            flags = recorded["argv"]
+            known = json.loads((FIXTURES / f"{ROUTERS[engine]}.json").read_text())
+            options = {flag for option in known["options"] for flag in option["flags"]}
+            assert {flag for flag in flags if flag.startswith("--")} <= options
+            assert flags.count("--prefill") == 2
+            assert flags.count("--decode") == 1
+
+
+def prefill_deployment(engine: str, version: str | None, **pool) -> Deployment:
+    hardware = "gb200-nvl72"
+    return Deployment.model_validate(
+        {
+            "hardware": hardware,
+            "model": "deepseek-v3",
+            "precision": "nvfp4",
+            "engine": {"name": engine, "version": version},
+            "phase": "prefill",
+            "workload": {"isl_tokens": 1000, "osl_tokens": 1000},
+            "pools": {"prefill": {"max_batched_tokens": 16384, "cuda_graph": False, **pool}},
+        }
+    )
+
+
+OFFLOAD = {"offload_group_size": 8, "offload_num_in_group": 2, "offload_prefetch_step": 2, "enable_dbo": True}
+
+
+def test_a_vllm_prefill_instance_offloads_and_produces(tmp_path):
+    flags = {**OFFLOAD, "all2all_backend": "deepep_high_throughput", "dbo_prefill_token_threshold": 512}
+    plan = prefill_deployment("vllm", "0.17", dp=4, ep=4, all2all_backend="deepep_normal", overlap="two_batch", flags=flags)
+    recorded = run_script(export(plan)[0].text, tmp_path, **NODE)
+    check_against_parser(recorded, "vllm", "0.17.0")
+    emitted = emitted_flags(recorded["argv"])
+    assert [emitted[f"--offload-{name}"] for name in ("group-size", "num-in-group", "prefetch-step")] == ["8", "2", "2"]
+    assert emitted["--offload-params"] == "experts"
+    assert emitted["--dbo-prefill-token-threshold"] == "512"
+    assert json.loads(emitted["--kv-transfer-config"])["kv_role"] == "kv_producer"
+    assert "--enforce-eager" in emitted
+
+
+def test_an_sglang_prefill_instance_gets_totals_and_a_bootstrap_port(tmp_path):
+    flags = {**OFFLOAD, "all2all_backend": "deepep"}
+    plan = prefill_deployment("sglang", None, dp=4, ep=4, all2all_backend="deepep_normal", overlap="two_batch", flags=flags)
+    recorded = run_script(export(plan)[0].text, tmp_path, **NODE, BOOTSTRAP_PORT="9100")
+    check_against_parser(recorded, "sglang", "0.5.23")
+    emitted = emitted_flags(recorded["argv"])
+    assert emitted["--chunked-prefill-size"] == str(4 * 16384)  # SGLang divides it by the attention-DP size
+    assert emitted["--deepep-mode"] == "normal"
+    assert emitted["--disaggregation-mode"] == "prefill"
+    assert emitted["--disaggregation-bootstrap-port"] == "9100"
+
+
+def test_no_offload_no_offload_flags():
+    flags = {**OFFLOAD, "offload_group_size": 0, "all2all_backend": "deepep_high_throughput", "enable_dbo": False}
+    plan = prefill_deployment("vllm", "0.17", dp=4, ep=4, all2all_backend="deepep_normal", flags=flags)
+    assert "--offload" not in export(plan)[0].text
+
+
+def test_vllm_pools_that_hand_caches_over_have_no_pipeline():
+    with pytest.raises(ExportError, match="takes no pipeline stages"):
+        export(deployment("vllm", None, tp=4, pp=2))
+
+
+def test_two_prefill_instances_of_a_node_listen_on_their_own_ports(tmp_path):
+    text = export(prefill_deployment("vllm", None, dp=2, ep=2, all2all_backend="nvlink_one_sided"))[0].text
+    recorded = run_script(text, tmp_path, **NODE, SLOT="1")
+    assert emitted_flags(recorded["argv"])["--port"] == "8001"
+    assert recorded["env"]["VLLM_NIXL_SIDE_CHANNEL_PORT"] == "5602"  # one port for each of the other instance's two ranks
 
 
 def load_gpus_per_node(hardware: str) -> int:

@@ -1,0 +1,182 @@
+"""Searching whole services: rates, limits, kinds, prices, loads and what cannot be had."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from autotune.errors import NoFeasiblePlan, ProblemError
+from autotune.layouts.phases import AGGREGATED
+from autotune.problem import Problem, resolve_problem
+from autotune.services.choosing import aggregated, disaggregated
+from autotune.services.plan import ServiceResult
+from autotune.services.searching import search_services
+from autotune.services.sides import (
+    aggregated_candidates,
+    decode_candidates,
+    pools_of,
+    prefill_candidates,
+    transfer_per_s,
+)
+from autotune.serving.predicting import predict_service
+
+
+def service(hardware: str = "hgx-h200", gpus: int = 16, **changes) -> Problem:
+    return Problem(**{"hardware": hardware, "target": "serve", "gpus": gpus, "top_k": 2, **changes})
+
+
+@pytest.fixture(scope="module")
+def default() -> ServiceResult:
+    return search_services(service(gpus=32))
+
+
+def test_the_best_plan_meets_its_limits_on_the_gpus_there_are(default):
+    best = default.best
+    assert best.meets_limits
+    assert best.prediction.gpus <= 32
+    assert {o.name for o in best.objectives} == {"TTFT P99", "mean TPOT"}
+    assert all(0 <= o.probability <= 1 for o in best.objectives)
+    rates = [plan.prediction.tokens_per_s_per_gpu for plan in default.plans]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_predict_gives_a_plan_its_own_prediction(default):
+    for plan in default.plans:
+        assert predict_service(plan.deployment) == plan.prediction
+
+
+def test_the_service_serves_what_its_slower_pool_takes(default):
+    for plan in (p for p in default.plans if p.kind == "disaggregated"):
+        slower = min(pool.capacity_requests_per_s for pool in plan.pools)
+        assert plan.prediction.requests_per_s <= 1.2 * slower  # a replay may find the margin for fluctuations too careful
+        assert plan.solver.gap == 0
+
+
+def test_both_kinds_are_compared(default):
+    assert default.verdict.startswith(("Disaggregated serves", "Aggregated serves"))
+    assert {p.kind for p in default.pareto} == {"aggregated", "disaggregated"}
+    for kind in ("aggregated", "disaggregated"):
+        points = [p for p in default.pareto if p.kind == kind]
+        speeds = [p.tokens_per_s_per_user for p in points]
+        rates = [p.tokens_per_s_per_gpu for p in points]
+        assert speeds == sorted(speeds, reverse=True)
+        assert rates == sorted(rates)
+
+
+def test_short_answers_to_long_prompts_take_more_prefill():
+    def share(isl: int, osl: int) -> float:
+        pools = pools_of(resolve_problem(service(gpus=64, workload={"isl_tokens": isl, "osl_tokens": osl})))
+        found = disaggregated(pools, prefill_candidates(pools), decode_candidates(pools), 1)[0]
+        gpus = [int(p.row.gpus[0]) * p.instances for p in found.pools]
+        return gpus[0] / sum(gpus)
+
+    assert share(8000, 500) > share(2000, 2000) > share(500, 4000)
+
+
+def test_a_rate_is_carried_on_as_few_gpus_as_it_takes():
+    few, many = (search_services(service(gpus=64, load={"rate_per_s": rate})).best for rate in (4.0, 30.0))
+    assert few.prediction.gpus < many.prediction.gpus <= 64
+    assert few.prediction.requests_per_s == pytest.approx(4.0)
+    assert few.bound_by == "the load asked for"
+
+
+def test_a_closed_loop_fixes_the_batch():
+    best = search_services(service(load={"concurrency": 64})).best
+    in_flight = best.prediction.requests_per_s * (best.prediction.ttft_s.mean + 2000 * best.prediction.tpot_s.mean)
+    assert in_flight == pytest.approx(64, rel=0.15)  # Little's law; the start and end of the run are not full
+    assert [o.name for o in best.objectives] == ["mean TPOT"]
+
+
+def test_a_trace_is_planned_for_with_its_own_lengths(tmp_path):
+    lines = ["TIMESTAMP,ContextTokens,GeneratedTokens"]
+    for i in range(400):
+        second = i * 0.25
+        lines.append(f"2023-11-16 18:{int(second // 60):02d}:{second % 60:09.6f},{1000 + 2000 * (i % 2)},{100 + i % 7}")
+    trace = tmp_path / "trace.csv"
+    trace.write_text("\n".join(lines))
+    best = search_services(service(load={"trace": str(trace)})).best
+    assert best.prediction.requests == 400
+    assert best.prediction.requests_per_s == pytest.approx(4.0, rel=0.25)
+
+
+def test_tighter_limits_serve_less():
+    rates = [search_services(service(tpot_limit_s=limit)).best.prediction.tokens_per_s_per_gpu for limit in (0.1, 0.04)]
+    assert rates[0] > rates[1]
+
+
+def test_a_price_ranks_by_cost_and_cheap_prefill_is_taken():
+    prices = {"prefill_hardware": "hgx-h20", "prefill_gpus": 32, "gpu_hour_usd": 4.0, "prefill_gpu_hour_usd": 1.0}
+    best = search_services(service(gpus=32, **prices)).best
+    prefill = next(pool for pool in best.pools if pool.phase == "prefill")
+    assert prefill.hardware == "hgx-h20"
+    assert best.deployment.pools["prefill"].hardware == "hgx-h20"
+    decode_gpus = next(pool.gpus for pool in best.pools if pool.phase == "decode")
+    dollars_per_s = (prefill.gpus * 1.0 + decode_gpus * 4.0) / 3600
+    assert best.usd_per_million_tokens == pytest.approx(dollars_per_s / best.prediction.tokens_per_s * 1e6)
+
+
+def test_links_bound_the_requests():
+    # an FP8 latent cache of 576 B x 61 layers = 35,136 B per token makes 70.3 MB per prompt of 2,000 tokens: one 400 Gb/s NIC per
+    # GPU hands over 711 prompts a second
+    pools = pools_of(resolve_problem(service(gpus=16)))
+    rows = decode_candidates(pools)
+    one = np.flatnonzero((rows.rows.rows.dp == 8) & (rows.rows.rows.tp == 1))[0]
+    bytes_per_token = pools.decode.model.kv_bytes_per_token(pools.decode.machine.recipe)
+    expected = 8 * 50e9 / (2000 * bytes_per_token)
+    assert transfer_per_s(pools, pools.decode, rows.rows)[one] == pytest.approx(expected)
+
+
+def test_an_aggregated_engine_is_slower_than_its_decode_steps_alone():
+    resolved = dataclasses.replace(resolve_problem(service()), pool="serve")
+    pools = pools_of(resolve_problem(service()))
+    rows = aggregated_candidates(pools).rows.rows
+    cost = AGGREGATED.cost(resolved.machine, rows, pools.traffic.decoded)
+    from cost_models.step import decode_step
+
+    alone = decode_step(resolved.machine, rows, pools.traffic.decoded.context_tokens)
+    assert (cost.latency_s > alone.tpot_s).all()
+
+
+def test_the_closed_form_of_an_aggregated_engine_agrees_with_its_replay():
+    pools = pools_of(resolve_problem(service()))
+    found = aggregated(pools, aggregated_candidates(pools), 3)
+    from autotune.deployment import Load
+    from autotune.services.evaluating import deployment_of
+
+    for candidate in found:
+        load = Load(rate_per_s=candidate.requests_per_s)
+        replayed = predict_service(deployment_of(pools, candidate, load))
+        chosen = candidate.pools[0]
+        full = AGGREGATED.cost(chosen.resolved.machine, chosen.row, pools.traffic.decoded).latency_s[0]
+        assert not replayed.overloaded
+        assert replayed.tpot_s.mean < 1.1 * full  # the candidate keeps room for fluctuations, so it runs a smaller batch
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"tpot_limit_s": 0.001}, NoFeasiblePlan, r"Decode pool: latency_limit cannot hold.*over the 1\.0 ms limit"),
+        ({"ttft_p99_limit_s": 0.05}, ProblemError, r"TTFT P99 limit of 50 ms.*before anything is computed"),
+        ({"ttft_p99_limit_s": 0.25}, NoFeasiblePlan, r"Prefill pool: latency_limit cannot hold"),
+        (
+            {"load": {"rate_per_s": 5000.0}},
+            NoFeasiblePlan,
+            r"5,000\.0 requests/s were asked for, at most .* are served on 16 GPUs",
+        ),
+        ({"prefill_hardware": "ascend-910c"}, ProblemError, r"cannot reach each other|does not run on"),
+        ({"prefill_hardware": "hgx-b300"}, ProblemError, r"cannot reach each other: hgx-b300 has Ethernet"),
+        ({"prefill_gpus": 8}, ProblemError, r"name it as well"),
+        ({"min_concurrency": 8}, ProblemError, r"a service is asked for a load"),
+        ({"objective": "tpot"}, ProblemError, r"does not fit target serve"),
+    ],
+)
+def test_what_cannot_be_had_says_why(changes, error, message):
+    with pytest.raises(error, match=message):
+        search_services(service(**changes))
+
+
+def test_only_a_service_has_a_load():
+    with pytest.raises(ProblemError, match="load belong to --target serve"):
+        resolve_problem(Problem(hardware="hgx-h200", load={"rate_per_s": 1.0}))

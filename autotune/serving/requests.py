@@ -91,10 +91,12 @@ def _lengths(isl_tokens: float, osl_tokens: float, count: int, shortest: float, 
 
 
 def read_trace(path: Path) -> Requests:
-    """Requests of an Azure LLM inference trace (CSV) or a Mooncake trace (JSON lines), plain or gzip-compressed.
+    """Requests of an Azure LLM inference trace or BurstGPT (CSV), or a Mooncake trace (JSON lines), plain or gzip-compressed.
 
-    Azure: columns TIMESTAMP, ContextTokens, GeneratedTokens. Mooncake: timestamp [ms], input_length, output_length;
-    its block hashes are not used: state the share of cached input as workload.prefix_cache_hit_rate.
+    Azure: columns TIMESTAMP, ContextTokens, GeneratedTokens. BurstGPT (a dataset of `vllm bench`): Timestamp [s], Request tokens,
+    Response tokens; requests without a response failed and are left out, as vLLM does. Mooncake: timestamp [ms],
+    input_length, output_length; its block hashes are not used: state the share of cached input as
+    workload.prefix_cache_hit_rate.
     Raises ProblemError naming the line, for lengths below one token, times that are negative or go backwards, missing
     values, and files of neither kind.
     """
@@ -120,13 +122,19 @@ def _records(path: Path, file: IO[str]) -> Iterator[Record]:
     elif "ContextTokens" in head:
         lines = csv.DictReader(file, fieldnames=head.strip().split(","))
         parse, first_line = _azure, 2
+    elif "Response tokens" in head:
+        lines = csv.DictReader(file, fieldnames=head.strip().split(","))
+        parse, first_line = _burst_gpt, 2
     else:
         raise ProblemError(
-            f"{path}: not a request trace; expected the columns TIMESTAMP,ContextTokens,GeneratedTokens (Azure) or JSON lines "
-            "with timestamp, input_length, output_length (Mooncake)"
+            f"{path}: not a request trace; expected the columns TIMESTAMP,ContextTokens,GeneratedTokens (Azure), or "
+            "Timestamp,Request tokens,Response tokens (BurstGPT), or JSON lines with timestamp, input_length, output_length "
+            "(Mooncake)"
         )
     before = -np.inf
     for number, line in enumerate(lines, first_line):
+        if parse is _burst_gpt and line.get("Response tokens") == "0":
+            continue
         record = _checked(path, number, line, parse)
         if record[0] < before:
             raise ProblemError(
@@ -163,3 +171,7 @@ def _mooncake(line: str) -> Record:
 def _azure(line: dict[str, str]) -> Record:
     sent_ns = np.datetime64(line["TIMESTAMP"].strip(), "ns").astype(np.int64)
     return float(sent_ns) / 1e9, float(line["ContextTokens"]), float(line["GeneratedTokens"])
+
+
+def _burst_gpt(line: dict[str, str]) -> Record:
+    return float(line["Timestamp"]), float(line["Request tokens"]), float(line["Response tokens"])

@@ -179,6 +179,18 @@ def test_azure_and_mooncake_traces_are_read_plain_or_compressed(tmp_path):
     assert one.closed(8).arrival_s is None
 
 
+def test_burst_gpt_leaves_out_what_failed(tmp_path):
+    path = tmp_path / "burst.csv"
+    path.write_text(
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "5,ChatGPT,472,18,490,Conversation log\n45,GPT-4,1087,0,1087,API log\n118,GPT-4,417,276,693,API log\n"
+    )
+    requests = read_trace(path)
+    assert requests.isl_tokens.tolist() == [472, 417]
+    assert requests.osl_tokens.tolist() == [18, 276]
+    assert requests.arrival_s.tolist() == [0, 113]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -11,9 +11,8 @@ from typing import Any
 
 from autotune.deployment import CalibrationChoice, Deployment
 from autotune.files import write_whole
-from autotune.predicting import predict
 from autotune.records import dump_yaml
-from autotune.validating.cases import published
+from autotune.validating.cases import predict_any, published
 from cost_models.calibration import Entry
 from cost_models.catalog import load_hardware, raw_calibration
 from cost_models.errors import AutotuneError
@@ -78,7 +77,7 @@ def changes(document: dict[str, Any]) -> list[Change]:
         for case in (case for file in published() for case in file.cases):
             if _prices(document, case.deployment):
                 swapped = case.deployment.model_copy(update={"calibration": CalibrationChoice(file=str(path))})
-                before, after = (predict(d).tokens_per_s_per_gpu for d in (case.deployment, swapped))
+                before, after = (predict_any(d).tokens_per_s_per_gpu for d in (case.deployment, swapped))
                 found.append(Change(case.id, before, after))
     return found
 

@@ -104,7 +104,7 @@ def prefill_extra_s(machine: Machine, rows: Rows, workload: Workload, prompts: F
     as_prefill = prefill_rows(rows)
     sized = [as_prefill.replace(batched_tokens=np.maximum(t / steps, 1.0).astype(np.int64)) for t in (busiest, mean)]
     (own_s, _, gaps_s), (_, shared_s, _) = (split_step(prefill_step(machine, part, workload)) for part in sized)
-    whole_s = own_s + shared_s
+    whole_s = own_s + shared_s + c.prefill_switch_s
     joined_s = np.maximum(whole_s, decode_s + whole_s - gaps_s) - decode_s
     return as_floats(np.where(c.mixed > 0, joined_s, whole_s) * steps * np.minimum(prompts, 1.0))
 

@@ -34,6 +34,8 @@ class ServiceCoefficients:
     """Tokenising, HTTP and scheduling before a prompt can start [s]."""
     transfer_s: float
     """Fixed time of handing a KV cache over [s]."""
+    prefill_switch_s: float
+    """What an aggregated engine adds to every prefill step: leaving the decode loop, scheduling, allocation [s]."""
     mixed: float
     """1 where prompts join decode steps, 0 where they get steps of their own [-]."""
 
@@ -71,11 +73,13 @@ class PrefillCurves:
     """What follows the tokens of the busiest rank [s]."""
     shared: Callable[[float], float]
     """What follows the mean [s]."""
+    step_start_s: float
+    """What every step costs on top, whatever its tokens [s]."""
     gaps: Callable[[float], float]
     """Eager-launch gaps inside `busiest`: time that a decode step in the same pass would fill [s]."""
 
     def step_s(self, busy_tokens: float, mean_tokens: float) -> float:
-        return self.busiest(busy_tokens) + self.shared(mean_tokens)
+        return self.step_start_s + self.busiest(busy_tokens) + self.shared(mean_tokens)
 
     def extra_s(self, busy_tokens: float, mean_tokens: float, decode_s: float, mixed: bool) -> float:
         """Seconds that running sequences lose: the whole step, or what it adds to the decode step it joins."""
@@ -92,12 +96,14 @@ def split_step(cost: PrefillCost) -> tuple[Floats, Floats, Floats]:
     return cost.step_s - shared, shared, gaps
 
 
-def prefill_curves(machine: Machine, row: Rows, workload: Workload, budget_tokens: float) -> PrefillCurves:
+def prefill_curves(
+    machine: Machine, row: Rows, workload: Workload, budget_tokens: float, step_start_s: float = 0.0
+) -> PrefillCurves:
     """Tabulate prefill steps of up to `budget_tokens` per rank; longer prompts are priced as one long step."""
     tokens = np.unique(np.rint(np.geomspace(16, max(budget_tokens, workload.isl_tokens, 32), GRID)))
     cost = prefill_step(machine, row.replace(batched_tokens=tokens.astype(np.int64), graph_tokens=0), workload)
     busiest, shared, gaps = split_step(cost)
-    return PrefillCurves(curve(tokens, busiest), curve(tokens, shared), curve(tokens, gaps))
+    return PrefillCurves(curve(tokens, busiest), curve(tokens, shared), step_start_s, curve(tokens, gaps))
 
 
 def _part(cost: PrefillCost, names: frozenset[str]) -> Floats:

@@ -68,7 +68,9 @@ def predict_service(deployment: Deployment) -> ServicePrediction:
     slots = _decode_slots(decode, prefill, workload, prompts) * workers
     if disaggregated:
         _check_prefill_fits(prefill, prompts)
-    curves = prefill_curves(prefill.machine, _prefill_rows(prefill), prompts, prefill.prefill_tokens)
+    coefficients = prefill.machine.coefficients("serving", "default", ServiceCoefficients)
+    start_s = 0.0 if disaggregated else coefficients.prefill_switch_s
+    curves = prefill_curves(prefill.machine, _prefill_rows(prefill), prompts, prefill.prefill_tokens, start_s)
     model = _service_model(decode, prefill, curves, workload, slots, requests.concurrency)
     computed = requests.without_cached(deployment.workload.prefix_cache_hit_rate)
     if load.rate_per_s and not load.trace and not load.requests:

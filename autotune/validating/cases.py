@@ -16,7 +16,7 @@ from autotune.uncertainty import uncertainty
 from cost_models.catalog import read_yaml, validated
 from cost_models.specs.base import Spec
 
-PUBLISHED = ("published_decode.yaml", "published_prefill.yaml")
+PUBLISHED = ("published_decode.yaml", "published_prefill.yaml", "published_service.yaml")
 
 
 class Measured(Spec):
@@ -109,8 +109,9 @@ def published() -> list[CaseFile]:
 
 def run_cases(cases: CaseFile) -> list[CaseResult]:
     """Predict every case."""
-    return [CaseResult(case=case, prediction=_predicted(case.deployment)) for case in cases.cases]
+    return [CaseResult(case=case, prediction=predict_any(case.deployment)) for case in cases.cases]
 
 
-def _predicted(deployment: Deployment) -> Prediction | PrefillPrediction | ServicePrediction:
+def predict_any(deployment: Deployment) -> Prediction | PrefillPrediction | ServicePrediction:
+    """The prediction of a deployment of any phase."""
     return predict_service(deployment) if deployment.phase == "serve" else predict(deployment)

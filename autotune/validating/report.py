@@ -55,7 +55,8 @@ def _row(result: CaseResult, decode: bool) -> str:
 def summary_text(results: list[CaseResult]) -> str:
     """The errors in words."""
     named = summarise([r for r in results if r.case.named])
-    text = f"Over the {named.cases} cases named beforehand: {errors_text(named)}."
+    noun = "case" if named.cases == 1 else f"{named.cases} cases"
+    text = f"Over the {noun} named beforehand: {errors_text(named)}."
     if len(results) > named.cases:
         text += (
             " Rows marked * are reported but not counted: their set-up is not fully published, or the hardware has no measured"

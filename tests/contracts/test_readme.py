@@ -22,7 +22,7 @@ def test_the_accuracy_table_is_what_validate_prints():
 
 
 def test_published_decode_deployments_stay_within_reach():
-    decode, _ = published()
+    decode, _, _ = published()
     named = [r for r in run_cases(decode) if r.case.named]
     assert {r.case.id for r in named} == {
         "vllm-gb200-decode-ep8",
@@ -38,7 +38,7 @@ def test_published_decode_deployments_stay_within_reach():
 
 
 def test_published_prefill_deployments_stay_within_reach_and_in_order():
-    _, prefill = published()
+    _, prefill, _ = published()
     results = run_cases(prefill)
     named = [r for r in results if r.case.named]
     assert summarise(named).mean_absolute_error < 0.10

@@ -199,6 +199,62 @@ def test_schemas_are_published(run, document):
     assert json.loads(out)["type"] == "object"
 
 
+def test_a_service_is_searched_recorded_and_exported(run, tmp_path):
+    out = tmp_path / "runs"
+    code, text, _ = run("search", "--hw", "hgx-h200", "--target", "serve", "--gpus", "16", "--ttft-p99", "2s", "--out", str(out))
+    assert code == 0
+    for part in ("What requests see", "Pools", "Aggregated or disaggregated", "tokens/s/user", "TTFT P99 limit"):
+        assert part in text
+    (folder,) = out.iterdir()
+    assert folder.name.endswith("_hgx-h200_deepseek-v3_serve")
+    assert not (folder / "trials.csv").exists()
+    assert (folder / "launch" / "plan-1" / "README.md").read_text().startswith("# Plan 1: ")
+    scripts = tmp_path / "scripts"
+    code, text, _ = run("export", str(folder), "--out", str(scripts))
+    assert code == 0
+    assert sorted(path.name for path in scripts.iterdir()) == sorted(p.name for p in (folder / "launch" / "plan-1").iterdir())
+
+
+def test_a_problem_file_names_the_target(run, tmp_path):
+    problem = tmp_path / "problem.yaml"
+    problem.write_text("hardware: hgx-h200\ntarget: serve\ngpus: 16\ntop_k: 1\n")
+    code, text, _ = run("search", "--problem", str(problem), "--rate", "4", "--no-save", "--json")
+    assert code == 0
+    document = json.loads(text)
+    assert document["format"] == "autotune-service-plan/1"
+    assert document["plans"][0]["prediction"]["requests_per_s"] == pytest.approx(4.0)
+
+
+def test_a_prefill_pool_is_searched_and_recorded(run, tmp_path):
+    code, text, _ = run("search", "--hw", "gb200-nvl72", "--gpus", "8", "--target", "prefill", "--out", str(tmp_path), *FAST)
+    assert code == 0
+    assert "prompt tokens/s/GPU" in text
+    assert "Instance sizes" in text
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "launch" / "plan-1" / "prefill_node.sh").exists()
+    assert "Prefill side of a disaggregated pair" in (folder / "launch" / "plan-1" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--target", "serve", "--tpot", "1ms"), 2, "latency_limit cannot hold"),
+        (("--target", "serve", "--ttft-p99", "10ms"), 1, "before anything is computed"),
+        (("--target", "serve", "--rate", "4000", "--gpus", "16"), 2, "requests/s were asked for"),
+        (("--target", "serve", "--trace", "nothing.csv"), 1, "no such file"),
+        (("--target", "serve", "--prefill-hw", "ascend-910c"), 1, "cannot reach each other"),
+        (("--target", "prefill", "--ttft", "1ms"), 2, "TTFT limit"),
+        (("--target", "decode", "--rate", "4"), 1, "belong to --target serve"),
+        (("--target", "train"), 1, "target"),
+    ],
+)
+def test_what_a_service_cannot_be_is_one_message(run, options, code, message):
+    got, _, err = run("search", "--hw", "hgx-h200", "--no-save", *options)
+    assert got == code
+    assert message in err
+    assert "Traceback" not in err
+
+
 def test_validate_prints_and_updates_the_table(run, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- autotune validate: begin -->\nold\n<!-- autotune validate: end -->\nafter\n")
@@ -210,7 +266,7 @@ def test_validate_prints_and_updates_the_table(run, tmp_path):
     assert "old" not in text
     assert out.strip() in text
     code, out, _ = run("validate", "--json")
-    assert [document["named"]["cases"] for document in json.loads(out)] == [7, 13]
+    assert [document["named"]["cases"] for document in json.loads(out)] == [7, 13, 1]
 
 
 def _deployment(tmp_path: Path, **changes) -> Path:

@@ -271,5 +271,7 @@ def _assumed(problem: Problem, engine: EngineSpec, version: str, recipe: Precisi
     if problem.target == "serve" and not given_ttft:
         closed = problem.load is not None and problem.load.concurrency is not None
         lines["ttft_p99_limit_s"] = "no TTFT limit" if closed else f"TTFT P99 limit {DEFAULT_TTFT_S:g} s"
+    if problem.load is not None and problem.load.trace:
+        del lines["workload"]
     unset = [text for name, text in lines.items() if name not in given or getattr(problem, name) is None]
     return tuple(unset)

@@ -23,6 +23,7 @@ MIN_EXPERT_WIDTH = 128
 SPARE_EXPERTS = 32
 EPLB_INTERVAL_STEPS = 3000
 MAX_TP = 16
+MAX_DRAFTS = 3
 OFFLOAD_GROUPS = (2, 4, 8)
 NO_OFFLOAD = (0, 1, 1)
 AGGREGATED_BUDGET = (8192, 32768)
@@ -132,9 +133,10 @@ LAYOUT_COLUMNS = (
 
 def _draft_options(resolved: ResolvedProblem) -> tuple[int, ...]:
     """Draft tokens of a decode step; a prefill step fills the MTP module's cache once."""
-    if not resolved.problem.workload.mtp_acceptance:
+    known = len(resolved.problem.workload.mtp_acceptance)
+    if not known:
         return (0,)
-    return (1,) if resolved.phase == "prefill" else (0, 1, 2, 3)
+    return (1,) if resolved.phase == "prefill" else tuple(range(min(known, MAX_DRAFTS) + 1))
 
 
 def _offload_options(resolved: ResolvedProblem, shape: Shape) -> tuple[tuple[int, int, int], ...]:

@@ -200,6 +200,10 @@ class PairSolver:
         largest_cost = sum(s.gpu_cost * int(np.max(s.size * s.instances * np.maximum(s.most_units, 0))) for s in v.sides) + 1
         if cost_weight:
             model.maximize(rate_weight * v.rate - cost_weight * v.cost)
+        elif self.pair.required_rate:  # of the cheapest the one with most room
+            room = v.total(0, self.pair.prefill.rate) + v.total(1, self.pair.decode.rate)
+            most = sum(int(np.max(s.rate * np.maximum(s.most_units, 0))) for s in v.sides) + 1
+            model.maximize(room - most * v.cost)
         else:
             model.maximize(largest_cost * v.rate - v.cost)
         solver = cp_model.CpSolver()

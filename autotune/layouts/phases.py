@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from autotune.serving.model import ServiceCoefficients, split_step
+from autotune.serving.model import ServiceCoefficients, interrupted_step_s, split_step
 from cost_models.arrays import Floats, Ints, as_floats
 from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
@@ -19,6 +19,7 @@ from cost_models.specs.workload import Workload
 from cost_models.step import decode_step
 
 STEPS_PER_OCTAVE = 4
+FIXED_POINT_ROUNDS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,35 +79,40 @@ def _prefill_cost(machine: Machine, rows: Rows, workload: Workload) -> PhaseCost
 
 
 def _aggregated_cost(machine: Machine, rows: Rows, workload: Workload) -> PhaseCost:
-    """A full aggregated engine: every decode step is followed by the prefill of as many prompts as answers finished in it.
+    """A full aggregated engine: N sequences finish N / (osl x TPOT) answers a second, and as many prompts take their places.
 
-    N sequences finish N / osl answers per step; their places are taken by prompts, whose prefill the others wait for.
+    TPOT is the fixed point of that rate and of what prefill steps at that rate add to decode steps.
     """
     decode = decode_step(machine, rows, workload.context_tokens, workload.mtp_acceptance)
     sequences = rows.batch * rows.dp
-    extra_s = prefill_extra_s(machine, rows, workload, sequences / workload.osl_tokens, decode.tpot_s)
-    tpot_s = decode.tpot_s + extra_s
+    per_step = sequences / workload.osl_tokens
+    prefill_s = prefill_extra_s(machine, rows, workload, per_step, decode.tpot_s)
+    tpot_s = decode.tpot_s + prefill_s
+    for _ in range(FIXED_POINT_ROUNDS):
+        found = interrupted_step_s(decode.tpot_s, prefill_s, per_step / tpot_s, decode.tpot_s)
+        tpot_s = (tpot_s + found) / 2
     return PhaseCost(tpot_s, as_floats(sequences / tpot_s / rows.gpus))
 
 
 def prefill_extra_s(machine: Machine, rows: Rows, workload: Workload, prompts: Floats, decode_s: Floats) -> Floats:
-    """What prefilling `prompts` prompts after every decode step of `decode_s` adds to it, (rows,) each [s].
+    """What one prefill step adds to the decode step of `decode_s` that it joins or delays, (rows,) each [s].
 
-    The busiest attention-DP rank holds whole prompts; MoE layers follow the mean of the ranks. Below one prompt per
-    step, a step now and then.
+    prompts : that come per decode step; a step takes at least one. The busiest attention-DP rank holds whole prompts;
+    MoE layers follow the mean of the ranks.
     """
     c = machine.coefficients("serving", "default", ServiceCoefficients)
     prompt = workload.isl_tokens * (1 - workload.prefix_cache_hit_rate)
     budget = np.maximum(rows.batched_tokens, prompt)
-    busiest = np.maximum(np.ceil(prompts / rows.dp), 1.0) * prompt
-    mean = np.maximum(prompts, 1.0) * prompt / rows.dp
+    batch = prompts / -np.expm1(-prompts)
+    busiest = np.ceil(batch / rows.dp) * prompt
+    mean = batch * prompt / rows.dp
     steps = np.maximum(busiest / budget, 1.0)
     as_prefill = prefill_rows(rows)
     sized = [as_prefill.replace(batched_tokens=np.maximum(t / steps, 1.0).astype(np.int64)) for t in (busiest, mean)]
     (own_s, _, gaps_s), (_, shared_s, _) = (split_step(prefill_step(machine, part, workload)) for part in sized)
     whole_s = own_s + shared_s + c.prefill_switch_s
     joined_s = np.maximum(whole_s, decode_s + whole_s - gaps_s) - decode_s
-    return as_floats(np.where(c.mixed > 0, joined_s, whole_s) * steps * np.minimum(prompts, 1.0))
+    return as_floats(np.where(c.mixed > 0, joined_s, whole_s) * steps)
 
 
 def prefill_rows(rows: Rows) -> Rows:

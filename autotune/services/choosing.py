@@ -44,8 +44,11 @@ class Candidate:
     solver: SolverSummary
 
 
-def disaggregated(pools: Pools, prefill: Candidates, decode: Candidates, count: int) -> list[Candidate]:
-    """The best pairs with distinct layouts, best first; fewer, or none, when there are no more."""
+def disaggregated(pools: Pools, prefill: Candidates, decode: Candidates, count: int, headroom: float = 1.0) -> list[Candidate]:
+    """The best pairs with distinct layouts, best first; fewer, or none, when there are no more.
+
+    headroom : capacity planned for over the mean rate that is asked for; bursts need it.
+    """
     sides = []
     units = []
     for candidates in (prefill, decode):
@@ -59,7 +62,7 @@ def disaggregated(pools: Pools, prefill: Candidates, decode: Candidates, count: 
     sides = [dataclasses.replace(side, gpu_cost=weight) for side, weight in zip(sides, weights, strict=True)]
     budgets = (pools.prefill.gpus, pools.decode.gpus) if pools.own_hardware else pools.decode.gpus
     domain = pools.decode.hardware.scale_up.domain_gpus
-    required = int(np.ceil(pools.traffic.rate_per_s * MILLI)) if pools.traffic.rate_per_s else 0
+    required = int(np.ceil(pools.traffic.rate_per_s * headroom * MILLI)) if pools.traffic.rate_per_s else 0
     domains = None if pools.own_hardware else Domains(pools.decode.gpus, domain)
     solver = PairSolver(Pair(sides[0], sides[1], budgets, domains, required), pools.decode.problem.seed)
     goal: Goal = "total" if pools.decode.problem.objective == "tokens_per_s" else "ratio"
@@ -158,9 +161,10 @@ def closed_options(pools: Pools, candidates: Candidates) -> tuple[LayoutTable, I
     return options.take(ok), instances[ok]
 
 
-def aggregated(pools: Pools, candidates: Candidates, count: int) -> list[Candidate]:
+def aggregated(pools: Pools, candidates: Candidates, count: int, headroom: float = 1.0) -> list[Candidate]:
     """The best aggregated services with distinct layouts, best first: one row, so every one is looked at."""
     traffic = pools.traffic
+    wanted_per_s = traffic.rate_per_s * headroom if traffic.rate_per_s else None
     if traffic.concurrency:
         table, instances = closed_options(pools, candidates)
         rate = table.instance_tokens_per_s / traffic.osl_tokens * instances
@@ -168,17 +172,17 @@ def aggregated(pools: Pools, candidates: Candidates, count: int) -> list[Candida
     else:
         table, instances = candidates.rows, candidates.rows.max_instances
         rate = candidates.requests_per_s * instances
-        if traffic.rate_per_s and len(table):
-            instances = np.ceil(traffic.rate_per_s / candidates.requests_per_s).astype(np.int64)
+        if wanted_per_s and len(table):
+            instances = np.ceil(wanted_per_s / candidates.requests_per_s).astype(np.int64)
             rate = candidates.requests_per_s * instances
             ok = instances <= table.max_instances
             table, instances, rate = table.take(ok), instances[ok], rate[ok]
-        served = np.minimum(rate, traffic.rate_per_s or np.inf)
+        served = np.minimum(rate, wanted_per_s or np.inf)
     if not len(table):
         return []
     gpus = table.rows.gpus * instances
     score = served if pools.decode.problem.objective == "tokens_per_s" else served / gpus
-    order = np.lexsort((-served, -score))
+    order = np.lexsort((-rate, -served, -score))  # of equals the one with most room
     found: list[Candidate] = []
     seen: set[int] = set()
     for row in order.tolist():

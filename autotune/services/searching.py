@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -26,6 +27,8 @@ from autotune.services.sides import (
 from cost_models.specs.layout import Layout
 
 RUNNER_UP_HALVINGS = 1
+HEADROOM = (1.0, 1.3, 1.7, 2.2, 3.0, 4.0)
+"""Capacities over the asked mean rate that are tried until the limits hold: traces come in bursts."""
 SECONDS_PER_HOUR = 3600.0
 
 
@@ -41,11 +44,12 @@ def search_services(problem: Problem, progress: Progress | None = None) -> Servi
     with progress.stage("cost layouts"), ThreadPoolExecutor() as threads:  # numpy works outside the interpreter lock
         costed = [threads.submit(cost, pools) for cost in (prefill_candidates, decode_candidates, aggregated_candidates)]
         prefill, decode, together = (future.result() for future in costed)
-    with progress.stage("select pools"):
-        apart_found = disaggregated(pools, prefill, decode, problem.top_k)
-        together_found = aggregated(pools, together, problem.top_k)
-    with progress.stage("replay"):
-        ranked = _evaluated(pools, apart_found, together_found)
+    with progress.stage("select and replay"):
+        kinds = [
+            _first_that_holds(pools, lambda headroom: disaggregated(pools, prefill, decode, problem.top_k, headroom)),
+            _first_that_holds(pools, lambda headroom: aggregated(pools, together, problem.top_k, headroom)),
+        ]
+        ranked = _evaluated(pools, kinds)
     if not ranked or not ranked[0].holds:
         raise NoFeasiblePlan(_why_none(pools, prefill, decode, together, ranked))
     plans = tuple(_plan(pools, rank, e) for rank, e in enumerate(ranked[: problem.top_k], start=1))
@@ -61,7 +65,7 @@ def search_services(problem: Problem, progress: Progress | None = None) -> Servi
             layouts=sum(len(np.unique(c.table.layout)) for c in tables),
             rows=sum(len(c.table) for c in tables),
             feasible_rows=sum(len(c.rows) for c in tables),
-            rows_after_pruning=len(apart_found) + len(together_found),
+            rows_after_pruning=sum(len(candidates) for candidates, _ in kinds),
             seconds=dict(progress.seconds),
         ),
         assumed=resolved.assumed,
@@ -69,11 +73,26 @@ def search_services(problem: Problem, progress: Progress | None = None) -> Servi
     )
 
 
-def _evaluated(pools: Pools, apart: list[Candidate], together: list[Candidate]) -> list[Evaluated]:
+Tried = tuple[list[Candidate], Evaluated | None]
+
+
+def _first_that_holds(pools: Pools, choose: Callable[[float], list[Candidate]]) -> Tried:
+    """Candidates of one kind with the least headroom at which the best of them meets the limits, and that one evaluated."""
+    tried: Tried = ([], None)
+    for headroom in HEADROOM if pools.traffic.rate_per_s else HEADROOM[:1]:
+        candidates = choose(headroom)
+        if not candidates:
+            break
+        tried = candidates, goodput(pools, candidates[0])
+        if tried[1] and tried[1].holds:
+            break
+    return tried
+
+
+def _evaluated(pools: Pools, kinds: list[Tried]) -> list[Evaluated]:
     """Candidates at their largest loads, best first: the best of each kind, then all that might still be among the plans."""
-    heads = [found[0] for found in (apart, together) if found]
-    rest = sorted([*apart[1:], *together[1:]], key=lambda c: -_claimed(pools, c))
-    found = [e for c in heads if (e := goodput(pools, c))]
+    found = [best for _, best in kinds if best]
+    rest = sorted((c for candidates, _ in kinds for c in candidates[1:]), key=lambda c: -_claimed(pools, c))
     for candidate in rest:
         worths = sorted((_worth(pools, e) for e in found if e.holds), reverse=True)
         wanted = pools.decode.problem.top_k

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from cost_models.arrays import Floats
+from cost_models.arrays import Floats, as_floats
 from cost_models.machine import Machine
 from cost_models.prefill import PrefillCost, prefill_step
 from cost_models.rows import Rows
@@ -38,6 +39,18 @@ class ServiceCoefficients:
     """What an aggregated engine adds to every prefill step: leaving the decode loop, scheduling, allocation [s]."""
     mixed: float
     """1 where prompts join decode steps, 0 where they get steps of their own [-]."""
+
+
+def interrupted_step_s(step_s: ArrayLike, prefill_s: ArrayLike, rate_per_s: ArrayLike, looks_s: ArrayLike) -> Floats:
+    """Seconds per decode step of an aggregated engine whose prompts come at random.
+
+    A renewal argument: a prefill step of `prefill_s`, at least `looks_s` of decode before the engine looks again, and,
+    if nothing came meanwhile (probability exp(-rate x both)), the mean wait 1 / rate for the next prompt. Of that cycle
+    everything but the prefill step decodes.
+    """
+    step, prefill, rate, looks = (as_floats(x) for x in np.broadcast_arrays(step_s, prefill_s, rate_per_s, looks_s))
+    decoding = looks + np.exp(-rate * (prefill + looks)) / np.maximum(rate, 1e-12)
+    return step * (prefill + decoding) / decoding
 
 
 def curve(x: Floats, y: Floats) -> Callable[[float], float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -101,10 +102,18 @@ def read_trace(path: Path) -> Requests:
     values, and files of neither kind.
     """
     try:
+        state = path.stat()
+    except OSError as error:
+        raise ProblemError(f"{path}: no such file") from error
+    return _parsed(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _parsed(path: Path, _changed_ns: int, _size: int) -> Requests:
+    """A trace as it was at a time: a search replays the same one for every candidate."""
+    try:
         with open_text(path) as file:
             records = list(_records(path, file))
-    except FileNotFoundError as error:
-        raise ProblemError(f"{path}: no such file") from error
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ProblemError(f"{path}: cannot be read: {error}") from error
     if not records:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.serving.model import interrupted_step_s
 from autotune.serving.replay import Replay, ServiceModel, replay, replay_steady
 from autotune.serving.requests import poisson_requests
 from cost_models.specs.workload import Workload
@@ -61,22 +63,20 @@ def steady_state(workload: Workload, model: ServiceModel, rate_per_s: float, sho
 
 
 def _prefill_share_s(workload: Workload, model: ServiceModel, rate_per_s: float, step_s: float, shortest: float) -> float:
-    """What prompts add to every decode step of an aggregated engine: one prefill step for those that came since the last."""
+    """What prompts add to every decode step of an aggregated engine."""
     prompt = workload.isl_tokens * (1 - workload.prefix_cache_hit_rate) * (1 + shortest) / 2
-    ranks, extra_s = model.prefill_ranks, 0.0
+    ranks, looks_s = model.prefill_ranks, model.admission_interval_steps * step_s
+    batch, tpot_s = 1.0, step_s
     for _ in range(ROUNDS):
-        prompts = rate_per_s * (step_s + extra_s)
-        busiest = max(np.ceil(prompts / ranks), 1.0) * prompt
-        mean = max(prompts, 1.0) * prompt / ranks
+        busiest = max(math.ceil(batch / ranks - SETTLED), 1) * prompt
         steps = max(busiest / max(model.prefill_tokens, prompt), 1.0)
-        whole_s = model.prefill_extra_s(busiest / steps, mean / steps, step_s) * steps
-        found = whole_s * min(prompts, 1.0)
-        if abs(found - extra_s) <= SETTLED * step_s:
-            return float(found)
-        if found > LONGEST * step_s:  # prompts come faster than they are prefilled: the batch fills until fewer are admitted
-            return LONGEST * step_s
-        extra_s = found
-    return extra_s
+        prefill_s = model.prefill_extra_s(busiest / steps, max(batch, 1.0) * prompt / ranks / steps, step_s) * steps
+        tpot_s = float(interrupted_step_s(step_s, prefill_s, rate_per_s, looks_s))
+        found = max(rate_per_s * prefill_s * tpot_s / max(tpot_s - step_s, 1e-12), 1.0)  # prompts of one cycle
+        if abs(found - batch) <= 1e-3 * batch or tpot_s > LONGEST * step_s:
+            break
+        batch = (batch + found) / 2
+    return min(tpot_s - step_s, LONGEST * step_s)
 
 
 def _count(workload: Workload, model: ServiceModel, workers: int) -> int:

@@ -16,7 +16,7 @@ from autotune.deployment import Deployment
 from autotune.errors import ProblemError
 from autotune.predicting import predict
 from autotune.serving.errors import service_errors
-from autotune.serving.model import curve
+from autotune.serving.model import curve, interrupted_step_s
 from autotune.serving.predicting import predict_service
 from autotune.serving.replay import ServiceModel, replay
 from autotune.serving.requests import Requests, benchmark_requests, poisson_requests, read_trace
@@ -278,6 +278,36 @@ def test_a_load_beyond_capacity_is_called_so():
     assert not any("keep up" in note for note in fine.notes)
     over = predict_service(_service(pools, {"rate_per_s": 400.0, "requests": 4000}))
     assert any("the service may not keep up" in note for note in over.notes)
+
+
+@pytest.mark.parametrize(
+    ("pools", "rate"),
+    [({"serve": DECODE}, 3.0), ({"serve": DECODE}, 6.0), ({"prefill": {**PREFILL, "instances": 4}, "decode": DECODE}, 8.0)],
+)
+def test_the_steady_state_is_where_a_long_replay_settles(pools, rate):
+    steady = predict_service(_service(pools, {"rate_per_s": rate}))
+    long = predict_service(_service(pools, {"rate_per_s": rate, "requests": 6000}))
+    assert not steady.overloaded
+    assert steady.tpot_s.mean == pytest.approx(long.tpot_s.mean, rel=0.05)
+    assert steady.ttft_s.mean == pytest.approx(long.ttft_s.mean, rel=0.05)
+    assert steady.tokens_per_s == pytest.approx(long.tokens_per_s, rel=0.08)  # the long replay starts and ends empty
+    by_little = steady.requests_per_s * 500 * steady.tpot_s.mean
+    assert steady.decode_sequences == pytest.approx(by_little, rel=0.1)  # the closed form's TPOT and the replay's
+
+
+def test_prompts_at_random_interrupt_decode_as_a_renewal_says():
+    # steps of 20 ms, prefill steps of 200 ms, 3 prompts/s: nothing comes in 220 ms with probability exp(-0.66) = 0.517, so a cycle
+    # decodes for 20 + 517 / 3 = 192 ms and prefills for 200: 20 x 392 / 192 = 40.8 ms per step
+    assert interrupted_step_s(0.02, 0.2, 3.0, 0.02) == pytest.approx(0.0408, abs=1e-4)
+    assert interrupted_step_s(0.02, 0.2, 1e-9, 0.02) == pytest.approx(0.02)  # no prompts
+    assert interrupted_step_s(0.02, 0.2, 1e9, 0.02) == pytest.approx(0.22)  # one prefill step after every decode step
+
+
+def test_a_steady_service_says_when_it_cannot_settle():
+    pools = {"prefill": {**PREFILL, "instances": 8}, "decode": {**DECODE, "batch_per_dp_rank": 2}}
+    service = predict_service(_service(pools, {"rate_per_s": 30.0}))
+    assert service.overloaded
+    assert "16 fit" in service.notes[-1]  # eight ranks of two sequences
 
 
 def test_lengths_come_from_the_trace(tmp_path):

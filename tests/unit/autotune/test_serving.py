@@ -288,7 +288,8 @@ def test_the_steady_state_is_where_a_long_replay_settles(pools, rate):
     steady = predict_service(_service(pools, {"rate_per_s": rate}))
     long = predict_service(_service(pools, {"rate_per_s": rate, "requests": 6000}))
     assert not steady.overloaded
-    assert steady.tpot_s.mean == pytest.approx(long.tpot_s.mean, rel=0.05)
+    assert steady.tpot_s.mean == pytest.approx(long.tpot_s.mean, rel=0.1)  # which starts and ends empty, so faster
+    assert steady.tpot_s.mean >= 0.98 * long.tpot_s.mean
     assert steady.ttft_s.mean == pytest.approx(long.ttft_s.mean, rel=0.05)
     assert steady.tokens_per_s == pytest.approx(long.tokens_per_s, rel=0.08)  # the long replay starts and ends empty
     by_little = steady.requests_per_s * 500 * steady.tpot_s.mean
@@ -296,8 +297,8 @@ def test_the_steady_state_is_where_a_long_replay_settles(pools, rate):
 
 
 def test_prompts_at_random_interrupt_decode_as_a_renewal_says():
-    # steps of 20 ms, prefill steps of 200 ms, 3 prompts/s: nothing comes in 220 ms with probability exp(-0.66) = 0.517, so a cycle
-    # decodes for 20 + 517 / 3 = 192 ms and prefills for 200: 20 x 392 / 192 = 40.8 ms per step
+    # steps of 20 ms, prefill steps of 200 ms, 3 prompts/s: nothing comes in 220 ms with probability exp(-0.66) = 0.517, so a
+    # cycle decodes for 20 + 517 / 3 = 192 ms and prefills for 200: 20 x 392 / 192 = 40.8 ms per step
     assert interrupted_step_s(0.02, 0.2, 3.0, 0.02) == pytest.approx(0.0408, abs=1e-4)
     assert interrupted_step_s(0.02, 0.2, 1e-9, 0.02) == pytest.approx(0.02)  # no prompts
     assert interrupted_step_s(0.02, 0.2, 1e9, 0.02) == pytest.approx(0.22)  # one prefill step after every decode step

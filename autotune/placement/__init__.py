@@ -1,0 +1,1 @@
+"""Which expert replicas exist and on which GPU they lie."""

@@ -1,0 +1,71 @@
+"""Placements as the engines read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autotune.files import write_whole
+from autotune.placement.placing import Placement
+from cost_models.specs.model import ModelSpec
+
+
+def sglang_expert_location(placement: Placement, model: ModelSpec) -> str:
+    """`--init-expert-location`: physical to logical experts of every hidden layer (srt/eplb/expert_location.py)."""
+    experts = len({e for gpu in placement.experts[0] for e in gpu})
+    plain = [slot % experts for slot in range(placement.slots)]
+    dense = [plain] * (model.layers - model.moe_layers)
+    return json.dumps({"physical_to_logical_map": [*dense, *(_flat(layer) for layer in placement.experts)]}) + "\n"
+
+
+def trtllm_load_balancer(placement: Placement, model: ModelSpec) -> str:
+    """`moe_config.load_balancer`: slots of every MoE layer by its index in the model; static (0 layer updates)."""
+    first = model.layers - model.moe_layers
+    assignments = {first + i: _flat(layer) for i, layer in enumerate(placement.experts)}
+    document = {"num_slots": placement.slots, "initial_global_assignments": assignments, "layer_updates_per_iter": 0}
+    text: str = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=10**6)
+    return text
+
+
+def ascend_expert_map(placement: Placement, model: ModelSpec) -> str:
+    """vLLM-Ascend `expert_map_path`: experts by MoE layer and device."""
+    first = model.layers - model.moe_layers
+    layers = [
+        {
+            "layer_id": first + i,
+            "device_count": placement.gpus,
+            "device_list": [{"device_id": gpu, "device_expert": list(slots)} for gpu, slots in enumerate(layer)],
+        }
+        for i, layer in enumerate(placement.experts)
+    ]
+    return json.dumps({"moe_layer_count": len(layers), "layer_list": layers}) + "\n"
+
+
+def plain_json(placement: Placement, _model: ModelSpec) -> str:
+    """Everything, with balance and bounds; `autotune place --json` prints the same."""
+    return placement.model_dump_json(indent=1) + "\n"
+
+
+FILES: dict[str, Callable[[Placement, ModelSpec], str]] = {
+    "placement.json": plain_json,
+    "sglang_expert_location.json": sglang_expert_location,
+    "trtllm_moe_load_balancer.yaml": trtllm_load_balancer,
+    "vllm_ascend_expert_map.json": ascend_expert_map,
+}
+
+
+def write_files(placement: Placement, model: ModelSpec, folder: Path) -> list[Path]:
+    """Every format into a folder, each file whole or not at all."""
+    paths = []
+    for name, render in FILES.items():
+        write_whole(folder / name, render(placement, model))
+        paths.append(folder / name)
+    return paths
+
+
+def _flat(layer: tuple[tuple[int, ...], ...]) -> list[Any]:
+    return [expert for gpu in layer for expert in gpu]

@@ -1,0 +1,119 @@
+"""Loads and a topology -> a placement of every layer, beside EPLB's and the bound."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autotune.errors import ProblemError
+from autotune.placement.eplb import global_placement, hierarchical_placement
+from autotune.placement.loads import Loads
+from autotune.placement.solve import gpu_loads, lower_bound, normalised, place_layer
+from cost_models.arrays import Floats, Ints
+from cost_models.specs.base import Spec
+from cost_models.specs.model import ModelSpec
+
+
+class Balance(Spec):
+    """Balancedness (mean / max over GPUs) of a placement, averaged over layers."""
+
+    by_scenario: tuple[float, ...]
+    worst_scenario: float
+    worst_layer: float
+    """Lowest of any layer in any scenario."""
+
+
+class LayerBalance(Spec):
+    """One layer in its worst scenario."""
+
+    layer: int
+    placed: float
+    eplb: float
+    bound: float
+    """No placement is more balanced than this."""
+
+
+class Placement(Spec):
+    """Where every replica lies."""
+
+    model: str
+    gpus: int
+    slots: int
+    """Physical experts."""
+    scenarios: tuple[str, ...]
+    experts: tuple[tuple[tuple[int, ...], ...], ...]
+    """Logical experts by MoE layer, GPU and slot."""
+    balance: Balance
+    eplb: Balance
+    eplb_hierarchical: Balance | None
+    """None where groups do not divide over the nodes."""
+    layers: tuple[LayerBalance, ...]
+    median_gap: float
+    """Busiest GPU above the lower bound in the worst scenario, relative, median over layers."""
+
+
+def place(loads: Loads, model: ModelSpec, gpus: int, redundant_experts: int, gpus_per_node: int) -> Placement:
+    """Place every layer; raises ProblemError for slots that do not divide."""
+    assert model.moe is not None
+    slots = model.moe.experts + redundant_experts
+    _check(model, gpus, slots, redundant_experts)
+    count = loads.counts.shape[1]
+    placed = np.stack([place_layer(loads.layer(i), slots, gpus) for i in range(count)])
+    baseline = np.stack([global_placement(_summed(loads, i), slots, gpus) for i in range(count)])
+    bounds = np.array([lower_bound(loads.layer(i), slots, gpus) for i in range(count)])
+    ours, theirs = balancedness(loads, placed), balancedness(loads, baseline)
+    best = 1 / gpus / bounds
+    dense = model.layers - model.moe_layers
+    return Placement(
+        model=model.name,
+        gpus=gpus,
+        slots=slots,
+        scenarios=loads.names,
+        experts=tuple(tuple(tuple(row) for row in layer) for layer in placed.tolist()),
+        balance=_balance(ours),
+        eplb=_balance(theirs),
+        eplb_hierarchical=_hierarchical(loads, model, gpus, slots, gpus_per_node),
+        layers=tuple(
+            LayerBalance(layer=dense + i, placed=float(ours[:, i].min()), eplb=float(theirs[:, i].min()), bound=float(best[i]))
+            for i in range(count)
+        ),
+        median_gap=float(np.median(best / ours.min(axis=0) - 1)),
+    )
+
+
+def _check(model: ModelSpec, gpus: int, slots: int, redundant_experts: int) -> None:
+    if slots % gpus:
+        nearest = -slots % gpus
+        raise ProblemError(
+            f"{slots} physical experts do not divide over {gpus} GPUs; use {redundant_experts + nearest} redundant experts "
+            f"({(slots + nearest) // gpus} per GPU)"
+        )
+    assert model.moe is not None
+    if redundant_experts < 0:
+        raise ProblemError(f"{slots} slots are fewer than the {model.moe.experts} experts of {model.name}")
+
+
+def _summed(loads: Loads, layer: int) -> Floats:
+    """What EPLB sees: every scenario with the same weight."""
+    summed: Floats = normalised(loads.layer(layer)).sum(axis=0)
+    return summed
+
+
+def balancedness(loads: Loads, placed: Ints) -> Floats:
+    """Mean / max over GPUs, (scenarios, layers), of a placement (layers, gpus, slots)."""
+    busiest = [gpu_loads(normalised(loads.layer(i)), placed[i]).max(axis=1) for i in range(len(placed))]
+    return np.stack([1 / placed.shape[1] / b for b in busiest], axis=1)
+
+
+def _balance(values: Floats) -> Balance:
+    means = values.mean(axis=1)
+    return Balance(by_scenario=tuple(float(x) for x in means), worst_scenario=float(means.min()), worst_layer=float(values.min()))
+
+
+def _hierarchical(loads: Loads, model: ModelSpec, gpus: int, slots: int, gpus_per_node: int) -> Balance | None:
+    assert model.moe is not None
+    nodes, groups = gpus // gpus_per_node, model.moe.groups
+    if not groups or gpus % gpus_per_node or nodes < 2 or groups % nodes or slots % nodes:
+        return None
+    count = loads.counts.shape[1]
+    placed = np.stack([hierarchical_placement(_summed(loads, i), slots, gpus, groups, nodes) for i in range(count)])
+    return _balance(balancedness(loads, placed))

@@ -66,6 +66,8 @@ class ExpertBalance(Spec):
     load; perfect: synthetic routing."""
     max_over_mean: float | None = Field(default=None, ge=1.0)
     """Measured busiest rank / mean, instead of the calibration's prior."""
+    skew: float | None = Field(default=None, ge=1.0)
+    """Busiest rank / mean of recorded loads (see `autotune place`), to which sampling noise is added; instead of the prior."""
     window_steps: int = Field(default=1000, gt=0)
     interval_steps: int = Field(default=3000, gt=0)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from autotune.deployment import CalibrationChoice, Load, Phase
 from autotune.errors import ProblemError
+from autotune.placement.loads import read_loads
+from autotune.placement.skew import RecordedSkew
 from autotune.predicting import DEFAULT_MEMORY_FRACTION, resolve_calibration
 from cost_models import catalog
 from cost_models.calibration import Calibration
@@ -56,6 +59,8 @@ class Problem(Spec):
     """Serve: limits on percentiles of the time to first token; P99 within DEFAULT_TTFT_S when none is given."""
     ttft_p95_limit_s: float | None = Field(default=None, gt=0, le=3600)
     ttft_p99_limit_s: float | None = Field(default=None, gt=0, le=3600)
+    expert_load: tuple[str, ...] = ()
+    """Files of recorded expert loads, one per workload: what imbalance is priced from instead of a prior."""
     load: Load | None = None
     """Serve: what must be served. Without it the plan serves as much as its limits allow."""
     prefill_hardware: str | None = None
@@ -92,6 +97,8 @@ class ResolvedProblem:
     assumed: tuple[str, ...]
     pool: Phase = "decode"
     """Which pool is planned; `serve` is an aggregated one."""
+    skew: RecordedSkew | None = None
+    """Of recorded expert loads, where there are any."""
 
     @property
     def phase(self) -> Literal["decode", "prefill"]:
@@ -149,7 +156,14 @@ def resolve_problem(problem: Problem) -> ResolvedProblem:
         gpus=gpus,
         assumed=_assumed(problem, engine, version, recipe, gpus),
         pool=problem.target,
+        skew=_recorded_skew(problem, model, engine),
     )
+
+
+def _recorded_skew(problem: Problem, model: ModelSpec, engine: EngineSpec) -> RecordedSkew | None:
+    if not problem.expert_load:
+        return None
+    return RecordedSkew(read_loads([Path(name) for name in problem.expert_load], model), loads_maps=engine.loads_expert_maps)
 
 
 def default_engine(hardware: HardwareSpec) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from autotune.deployment import Chunks, Deployment, EngineChoice, ExpertBalance, Offload, Pool, PrecisionChoice
 from autotune.flags.decode import api_servers
 from autotune.flags.evaluate import kv_dtype
@@ -69,10 +71,11 @@ def _prefill_fields(row: Rows) -> dict[str, object]:
 
 
 def _balance(row: Rows) -> ExpertBalance:
+    skew = None if np.isnan(row.skew[0]) else float(row.skew[0])
     if not row.eplb[0]:
-        return ExpertBalance(kind="none")
+        return ExpertBalance(kind="none", skew=skew)
     window, interval = int(row.eplb_window_steps[0]), int(row.eplb_interval_steps[0])
-    return ExpertBalance(kind="eplb", window_steps=window, interval_steps=interval)
+    return ExpertBalance(kind="eplb", skew=skew, window_steps=window, interval_steps=interval)
 
 
 def precision_of(resolved: ResolvedProblem, params: Params) -> str | PrecisionChoice:

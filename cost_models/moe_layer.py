@@ -64,7 +64,9 @@ def imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
     without = families.entry("balance", "none").coefficients
     dynamics = families.get("balance", "dynamics", EplbDynamics)
 
-    def distinct(ep: Floats, t: Floats, eplb: Floats, spare: Floats, window: Floats, interval: Floats) -> Floats:
+    def distinct(
+        ep: Floats, t: Floats, eplb: Floats, spare: Floats, window: Floats, interval: Floats, recorded: Floats
+    ) -> Floats:
         unbalanced = skew_prior(ep, without)
         spare_share = np.minimum(8 * spare / moe.experts, 1.0)
         factor = 1 + (dynamics.no_redundancy_factor - 1) * (1 - spare_share)
@@ -72,11 +74,13 @@ def imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
         drift = dynamics.drift_excess_per_step * interval / 2 * np.log2(np.maximum(ep, 1)) / 3
         balanced = 1 + (skew_prior(ep, with_eplb) - 1) * factor * noise + drift
         skew = np.where(eplb > 0, np.minimum(balanced, unbalanced), unbalanced)
+        skew = np.where(recorded > 0, recorded + np.where(eplb > 0, (noise - 1) * (recorded - 1) + drift, 0.0), skew)
         return combined_max_over_mean(skew, uniform_max_over_mean(t, ep, moe.experts, moe.top_k))
 
     prior = evaluate_distinct(
-        distinct, rows.ep, tokens, rows.eplb, rows.redundant_experts, rows.eplb_window_steps, rows.eplb_interval_steps
-    )
+        distinct, rows.ep, tokens, rows.eplb, rows.redundant_experts, rows.eplb_window_steps, rows.eplb_interval_steps,
+        np.nan_to_num(rows.skew, nan=0.0),
+    )  # fmt: skip
     return np.where(np.isnan(rows.imbalance), prior, rows.imbalance)
 
 

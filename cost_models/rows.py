@@ -58,6 +58,8 @@ class Rows:
     """Layers copied ahead; 0 reads over the host link without copying (UVA)."""
     imbalance: Floats
     """Busiest rank / mean where it is known; NaN uses the calibration's prior."""
+    skew: Floats
+    """Busiest rank / mean of recorded loads, to which sampling noise is added; NaN uses the calibration's prior."""
 
     @classmethod
     def of(cls, **columns: ArrayLike) -> Rows:
@@ -68,7 +70,7 @@ class Rows:
             raise TypeError(f"unknown columns {sorted(unknown)}")
         arrays = np.broadcast_arrays(*[np.atleast_1d(np.asarray(values[name])) for name in names])
         typed: dict[str, Any] = {
-            n: a.astype(np.float64 if n == "imbalance" else np.int64) for n, a in zip(names, arrays, strict=True)
+            n: a.astype(np.float64 if n in FLOAT_COLUMNS else np.int64) for n, a in zip(names, arrays, strict=True)
         }
         return cls(**typed)
 
@@ -104,6 +106,7 @@ class Rows:
         return self.group // self.ep
 
 
+FLOAT_COLUMNS = ("imbalance", "skew")
 DEFAULTS: dict[str, ArrayLike] = {
     "tp": 1,
     "dp": 1,
@@ -127,4 +130,5 @@ DEFAULTS: dict[str, ArrayLike] = {
     "offload_in_group": 1,
     "offload_prefetch_step": 1,
     "imbalance": np.nan,
+    "skew": np.nan,
 }

@@ -126,6 +126,8 @@ class EngineSpec(Spec):
     """None: plans are made without launch scripts."""
     memory_fraction_covers: Literal["everything", "weights_and_kv"] = "everything"
     """What the engine's memory-fraction flag bounds."""
+    loads_expert_maps: bool = False
+    """Whether it can be given a map of experts to ranks."""
     pipeline_pools: tuple[Literal["decode", "prefill", "serve"], ...] = ("serve",)
     """Pools that may use pipeline parallelism: handing KV caches over between stages needs the connector's support."""
     versions: tuple[EngineVersion, ...] = Field(min_length=1)

@@ -49,6 +49,7 @@ def search(
     gpu_hour_usd: Annotated[float | None, typer.Option(help="Serve: price of a GPU hour; ranks by cost.")] = None,
     prefill_gpu_hour_usd: Annotated[float | None, typer.Option(help="Serve: the same of the prefill hardware.")] = None,
     cached: Annotated[float | None, typer.Option(help="Share of input tokens found in the prefix cache.")] = None,
+    expert_load: Annotated[list[Path] | None, typer.Option(help="Recorded expert loads, one file per workload.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Sequences to decode at once; serve: requests in flight.")] = None,
     throughput: Annotated[
         float | None, typer.Option(help="Tokens/s that must be reached: generated, or of prompts for prefill.")
@@ -78,6 +79,7 @@ def search(
         "engine": engine,
         "engine_version": engine_version,
         "calibration": {"file": str(calibration)} if calibration else None,
+        "expert_load": [str(path) for path in expert_load] if expert_load else None,
         "gpus": gpus,
         "objective": objective,
         "tpot_limit_s": duration_s(tpot) if tpot else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.deployment import Deployment
+from autotune.deployment import Deployment, Pool
 from autotune.exporters.base import (
     Argument,
     Placement,
@@ -35,9 +35,12 @@ def sglang_scripts(
     name = f"{deployment.phase}_node.sh"
     place = placement(pool, hardware)
     required = []
+    if _mapped(pool):
+        make = f"autotune place LOADS --gpus {pool.ep} --redundant {pool.redundant_experts} --out FOLDER"
+        required = [Required("EXPERT_LOCATION", f"sglang_expert_location.json, which '{make}' writes")]
     layout = _layout_arguments(deployment)
     if place.nodes > 1:
-        required = [
+        required += [
             Required("HEAD_ADDRESS", "address of the node with NODE_RANK 0"),
             Required("NODE_RANK", f"rank of this node in the instance, 0..{place.nodes - 1}"),
         ]
@@ -96,7 +99,11 @@ def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str,
         arguments.append(Argument("--deepep-mode", DEEPEP_MODES[deployment.phase]))
     for name in PLAIN_KNOBS:
         arguments += knob_argument(engine, version, flags, name)
-    if flags.get("enable_eplb"):
+    if _mapped(pool):
+        arguments += knob_argument(engine, version, flags, "redundant_experts")
+        arguments.append(Argument("--init-expert-location", Shell('"$EXPERT_LOCATION"')))
+        arguments.append(Argument("--ep-dispatch-algorithm", "static"))
+    elif flags.get("enable_eplb"):
         for name in EPLB_KNOBS:
             arguments += knob_argument(engine, version, flags, name)
     if flags.get("kv_cache_dtype", "auto") != "auto":
@@ -112,6 +119,11 @@ def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str,
     if recipe == "nvfp4":
         arguments.append(Argument("--quantization", "modelopt_fp4"))
     return [*arguments, *offload_arguments(engine, version, flags), *_transfer(deployment)]
+
+
+def _mapped(pool: Pool) -> bool:
+    """Whether experts are placed once from recorded loads."""
+    return pool.expert_balance.kind == "eplb" and pool.expert_balance.skew is not None
 
 
 def _sizes(deployment: Deployment) -> list[Argument]:

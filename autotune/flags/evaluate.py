@@ -105,13 +105,18 @@ class FlagEvaluator(ABC):
 
     def evaluate(self, columns: dict[str, Ints]) -> Evaluation:
         """Combinations given as index columns; equal effective rows are costed once."""
-        rows = self.rows_of(columns)
+        rows = self._rows(columns)
         fp8_kv = self._kv_is_fp8(columns)
         fraction = self.column(columns, "gpu_memory_fraction", self.resolved.problem.memory_fraction)
         first, inverse = distinct_rows(*(getattr(rows, name) for name in self.row_keys), fp8_kv, fraction)
         cost = self._costs(rows.take(first), fp8_kv[first], fraction[first])
         gathered = Costs(*(getattr(cost, name)[inverse] for name in Costs.__slots__))
         return self._evaluation(rows, columns, gathered)
+
+    def _rows(self, columns: dict[str, Ints]) -> Rows:
+        rows = self.rows_of(columns)
+        skew = self.resolved.skew
+        return rows if skew is None else rows.replace(skew=skew.of_rows(rows))
 
     def one(self, params: Params) -> Evaluation:
         """A single combination."""
@@ -120,7 +125,7 @@ class FlagEvaluator(ABC):
     def effective_row(self, params: Params) -> Rows:
         """The candidate row that a combination amounts to, with its effective step size."""
         columns = self._indices(params)
-        return self.sized(self.rows_of(columns), self.evaluate(columns).size)
+        return self.sized(self._rows(columns), self.evaluate(columns).size)
 
     def _indices(self, params: Params) -> dict[str, Ints]:
         return {name: np.array([values.index(params[name])]) for name, values in self.space.values.items()}

@@ -113,6 +113,8 @@ def layout_rows(resolved: ResolvedProblem, gpus: int | None = None) -> Rows:
         found += [(*sizes, *experts, *backend, draft, *offload) for experts, backend, draft, offload in options]
     values = np.array(found, dtype=np.int64).reshape(len(found), len(LAYOUT_COLUMNS)).T
     rows = Rows.of(**dict(zip(LAYOUT_COLUMNS, values, strict=True)))
+    if resolved.skew is not None:
+        rows = rows.replace(skew=resolved.skew.of_rows(rows))
     return rows.replace(
         eplb_interval_steps=np.where(rows.eplb > 0, EPLB_INTERVAL_STEPS, 0),
         graph_tokens=NO_GRAPH if prefill else rows.graph_tokens,

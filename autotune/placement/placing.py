@@ -20,6 +20,8 @@ class Balance(Spec):
     worst_scenario: float
     worst_layer: float
     """Lowest of any layer in any scenario."""
+    skew: float
+    """Max / mean over GPUs, averaged over layers, in the worst scenario: `expert_balance.skew` of a deployment."""
 
 
 class LayerBalance(Spec):

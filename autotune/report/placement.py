@@ -27,6 +27,7 @@ def placement_report(placement: Placement, loads: Loads) -> RenderableType:
         head,
         Text(f"busiest expert / mean: {skew}{moved}"),
         Text(f"busiest GPU above the lower bound: {placement.median_gap:.2%} (median over layers)"),
+        Text(f"in a deployment: expert_balance: {{skew: {placement.balance.skew:.4f}}}; with EPLB {placement.eplb.skew:.4f}"),
         "",
         _balance_table(placement),
         "",

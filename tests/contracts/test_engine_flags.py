@@ -286,3 +286,27 @@ def test_a_model_path_with_spaces_and_quotes_survives_the_shell(tmp_path):
     recorded = run_script(text, tmp_path, **NODE, MODEL=nasty)
     assert recorded["argv"][1] == nasty
     assert not (tmp_path / "pwned").exists()
+
+
+def test_sglang_starts_from_a_map_where_loads_were_recorded(tmp_path):
+    balance = {"kind": "eplb", "skew": 1.02}
+    flags = {"all2all_backend": "deepep", "enable_eplb": True, "redundant_experts": 32, "eplb_interval_steps": 3000}
+    plan = deployment(
+        "sglang",
+        None,
+        dp=16,
+        ep=16,
+        redundant_experts=32,
+        all2all_backend="deepep_low_latency",
+        expert_balance=balance,
+        flags=flags,
+    )
+    text = export(plan)[0].text
+    with pytest.raises(AssertionError, match="autotune place LOADS --gpus 16 --redundant 32"):
+        run_script(text, tmp_path, **NODE)
+    recorded = run_script(text, tmp_path, **NODE, EXPERT_LOCATION="/maps/sglang_expert_location.json")
+    check_against_parser(recorded, "sglang", "0.5.23")
+    emitted = emitted_flags(recorded["argv"])
+    assert emitted["--init-expert-location"] == "/maps/sglang_expert_location.json"
+    assert emitted["--ep-num-redundant-experts"] == "32"
+    assert "--enable-eplb" not in emitted

@@ -20,6 +20,7 @@ from autotune.placement.eplb import balanced_packing, global_placement, hierarch
 from autotune.placement.formats import FILES, write_files
 from autotune.placement.loads import Loads, read_loads
 from autotune.placement.placing import place
+from autotune.placement.skew import RecordedSkew
 from autotune.placement.solve import (
     counts_of,
     gpu_loads,
@@ -31,6 +32,9 @@ from autotune.placement.solve import (
     replicate,
     worst_gpu,
 )
+from autotune.predicting import predict
+from autotune.problem import Problem
+from autotune.searching import search
 from cost_models.catalog import load_model
 
 MODEL = load_model("deepseek-v3")
@@ -259,3 +263,40 @@ def test_files_of_other_kinds_are_refused(name, text, message, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(ProblemError, match=message):
         read_loads([tmp_path / name], MODEL)
+
+
+def save_loads(folder: Path, sigma: float) -> list[str]:
+    """Two synthetic workloads."""
+    paths = []
+    for workload in range(2):
+        counts = np.stack([skewed(i, 2, 256, sigma)[workload] for i in range(58)]) * 1e4
+        paths.append(str(_save(folder / f"workload{workload}_{sigma}.npy", np.rint(counts + 1))))
+    return paths
+
+
+def test_recorded_skew_is_that_of_the_placement():
+    loads = synthetic_loads(layers=6)
+    with_map, with_eplb = (RecordedSkew(loads, loads_maps=maps) for maps in (True, False))
+    linear = with_map.of(32, 0, 0)
+    assert linear > with_eplb.of(32, 32, 1) > with_map.of(32, 32, 1) > 1.0
+    expected = np.mean([32 * worst_gpu(layer, np.arange(256).reshape(32, 8)) for layer in with_map.layers])
+    assert linear == pytest.approx(expected, rel=0.02)  # the worst workload on average, against the worst in every layer
+    assert np.isnan(with_map.of(1, 0, 0))
+    assert np.isnan(with_map.of(24, 0, 0))  # 256 experts do not divide
+
+
+def test_recorded_loads_change_the_plan(tmp_path):
+    def best(**changes):
+        return search(Problem(hardware="gb200-nvl72", engine="sglang", gpus=16, trials=0, **changes)).best
+
+    even, skew = (best(expert_load=tuple(save_loads(tmp_path, sigma))) for sigma in (0.05, 2.0))
+    assert even.prediction.tokens_per_s_per_gpu > skew.prediction.tokens_per_s_per_gpu
+    assert even.deployment.pool.expert_balance.skew < skew.deployment.pool.expert_balance.skew
+    assert (even.label, even.deployment.pool.redundant_experts) != (skew.label, skew.deployment.pool.redundant_experts)
+    assert predict(skew.deployment) == skew.prediction
+
+
+def test_loads_of_another_model_are_refused(tmp_path):
+    problem = Problem(hardware="hgx-h200", model="qwen3-235b-a22b", expert_load=tuple(save_loads(tmp_path, 1.0)))
+    with pytest.raises(ProblemError, match="58 layers x 256 experts; qwen3-235b-a22b has"):
+        search(problem)

@@ -1,0 +1,54 @@
+"""How uneven recorded loads leave the ranks of a layout."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autotune.placement.eplb import global_placement
+from autotune.placement.loads import Loads
+from autotune.placement.solve import gpu_loads, normalised, pack, replicate
+from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
+from cost_models.rows import Rows
+
+LAYERS_SAMPLED = 12
+
+
+class RecordedSkew:
+    """Busiest rank / mean of recorded loads, averaged over layers, in the worst workload.
+
+    Engines that load a map are given this program's replicas (packed without swaps: slightly pessimistic), others their own
+    EPLB. Every few layers are looked at; results are kept, because a search asks for the same layouts again and again.
+    """
+
+    def __init__(self, loads: Loads, *, loads_maps: bool) -> None:
+        count = loads.counts.shape[1]
+        chosen = np.unique(np.linspace(0, count - 1, min(count, LAYERS_SAMPLED)).round().astype(np.int64))
+        self.layers = [normalised(loads.layer(int(i))) for i in chosen]
+        self.loads_maps = loads_maps
+        self.known: dict[tuple[int, int, int], float] = {}
+
+    def of_rows(self, rows: Rows) -> Floats:
+        """(rows,); NaN where experts are not spread over ranks."""
+        first, inverse = distinct_rows(rows.ep, rows.redundant_experts, rows.eplb)
+        keys = zip(rows.ep[first], rows.redundant_experts[first], rows.eplb[first], strict=True)
+        return as_floats(np.array([self.of(int(ep), int(spare), int(eplb)) for ep, spare, eplb in keys])[inverse])
+
+    def of(self, ep: int, redundant_experts: int, eplb: int) -> float:
+        """One layout; NaN where its experts do not divide."""
+        key = (ep, redundant_experts, eplb)
+        if key not in self.known:
+            slots = self.layers[0].shape[1] + redundant_experts
+            self.known[key] = np.nan if ep == 1 or slots % ep else self._skew(ep, slots, bool(eplb))
+        return self.known[key]
+
+    def _skew(self, ep: int, slots: int, balanced: bool) -> float:
+        ratios = np.stack([gpu_loads(layer, self._placed(layer, ep, slots, balanced)).max(axis=1) * ep for layer in self.layers])
+        return float(ratios.mean(axis=0).max())
+
+    def _placed(self, layer: Floats, ep: int, slots: int, balanced: bool) -> Ints:
+        if not balanced:
+            linear: Ints = (np.arange(slots) % layer.shape[1]).reshape(ep, -1)
+            return linear
+        if self.loads_maps:
+            return pack(layer, replicate(layer, slots), ep)
+        return global_placement(as_floats(layer.sum(axis=0)), slots, ep)

@@ -108,7 +108,12 @@ def balancedness(loads: Loads, placed: Ints) -> Floats:
 
 def _balance(values: Floats) -> Balance:
     means = values.mean(axis=1)
-    return Balance(by_scenario=tuple(float(x) for x in means), worst_scenario=float(means.min()), worst_layer=float(values.min()))
+    return Balance(
+        by_scenario=tuple(float(x) for x in means),
+        worst_scenario=float(means.min()),
+        worst_layer=float(values.min()),
+        skew=float((1 / values).mean(axis=1).max()),
+    )
 
 
 def _hierarchical(loads: Loads, model: ModelSpec, gpus: int, slots: int, gpus_per_node: int) -> Balance | None:

@@ -253,6 +253,8 @@ def _check_target(problem: Problem) -> None:
         raise ProblemError("a prefill pool has no concurrency to reach; ask for prompt tokens/s (min_tokens_per_s)")
     if target == "serve" and (problem.min_concurrency or problem.min_tokens_per_s):
         raise ProblemError("a service is asked for a load: requests per second, requests in flight or a trace")
+    if target == "serve" and problem.workload.osl_tokens < 2:
+        raise ProblemError("answers of one token need no decoding: plan a prefill pool with --target prefill")
     if not problem.prefill_hardware and (problem.prefill_gpus or problem.prefill_gpu_hour_usd or problem.prefill_precision):
         raise ProblemError("prefill_gpus, prefill_precision and prefill_gpu_hour_usd describe prefill_hardware; name it as well")
     if problem.prefill_hardware and (problem.gpu_hour_usd is None) != (problem.prefill_gpu_hour_usd is None):

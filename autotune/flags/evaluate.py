@@ -132,9 +132,8 @@ class FlagEvaluator(ABC):
 
     def column(self, columns: dict[str, Ints], name: str, fallback: float | int | bool) -> Floats:
         """Numeric values of a knob; the fallback where the space lacks it."""
-        size = len(next(iter(columns.values())))
         if name not in self.space.values:
-            return np.full(size, float(fallback))
+            return np.full(combinations(columns), float(fallback))
         return as_floats([float(v) for v in self.space.values[name]])[columns[name]]
 
     def common_columns(self, columns: dict[str, Ints], tokens: Floats, threshold: Floats) -> dict[str, ArrayLike]:
@@ -174,7 +173,7 @@ class FlagEvaluator(ABC):
 
     def _backend_codes(self, columns: dict[str, Ints]) -> Ints:
         if "all2all_backend" not in self.space.values:
-            return np.full(len(next(iter(columns.values()))), int(self.row.backend[0]), dtype=np.int64)
+            return np.full(combinations(columns), int(self.row.backend[0]), dtype=np.int64)
         choices = self.resolved.engine.backend_choices(self.resolved.version)
         model = {c.value: BACKENDS.index(c.model_in(self.resolved.phase)) for c in choices}
         codes = np.array([model[str(v)] for v in self.space.values["all2all_backend"]], dtype=np.int64)
@@ -182,8 +181,7 @@ class FlagEvaluator(ABC):
 
     def _kv_is_fp8(self, columns: dict[str, Ints]) -> NDArray[np.bool_]:
         if "kv_cache_dtype" not in self.space.values:
-            size = len(next(iter(columns.values())))
-            return np.full(size, self.resolved.machine.recipe.kv_cache == "fp8")
+            return np.full(combinations(columns), self.resolved.machine.recipe.kv_cache == "fp8")
         return np.array([kv_dtype(v) == "fp8" for v in self.space.values["kv_cache_dtype"]])[columns["kv_cache_dtype"]]
 
     def machine(self, fp8_kv: bool) -> Machine:
@@ -247,6 +245,11 @@ class FlagEvaluator(ABC):
             return np.full(len(rows), -1.0)
         whole = (rows.backend == BACKENDS.index("deepep_low_latency")) & ~self._chunking(columns)
         return np.where(whole, tokens / self.column(columns, "moe_dp_chunk_tokens", 1) - 1, -1.0)
+
+
+def combinations(columns: dict[str, Ints]) -> int:
+    """How many combinations index columns hold; an engine without knobs has one."""
+    return len(next(iter(columns.values()))) if columns else 1
 
 
 DEEPEP_CODES = (BACKENDS.index("deepep_low_latency"), BACKENDS.index("deepep_normal"))

@@ -101,7 +101,7 @@ def prefill_extra_s(machine: Machine, rows: Rows, workload: Workload, prompts: F
     MoE layers follow the mean of the ranks.
     """
     c = machine.coefficients("serving", "default", ServiceCoefficients)
-    prompt = workload.isl_tokens * (1 - workload.prefix_cache_hit_rate)
+    prompt = max(workload.isl_tokens * (1 - workload.prefix_cache_hit_rate), 1.0)
     budget = np.maximum(rows.batched_tokens, prompt)
     batch = prompts / -np.expm1(-prompts)
     busiest = np.ceil(batch / rows.dp) * prompt

@@ -136,6 +136,8 @@ def objectives_of(resolved: ResolvedProblem, prediction: ServicePrediction) -> t
 
 def _probability(predicted: float, limit: float, mean: float, band: Interval) -> float:
     """Of staying under a limit, the measured-to-predicted ratio log-normal between its quantiles (a band around a mean)."""
+    if predicted <= 0:  # answers of one token have no time between tokens
+        return 1.0
     low, high = np.log(band.low / mean), np.log(band.high / mean)
     z = (math.log(limit / predicted) - (low + high) / 2) / ((high - low) / QUANTILE_SIGMAS)
     return float(0.5 * math.erfc(-z / math.sqrt(2)))

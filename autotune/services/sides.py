@@ -156,7 +156,7 @@ def prefill_candidates(pools: Pools) -> Candidates:
     """Prefill rows: as many requests as their steps take, less what must be free for Poisson arrivals."""
     resolved = pools.prefill
     table, rows = _feasible_rows(resolved)
-    new_tokens = pools.traffic.isl_tokens * (1 - resolved.problem.workload.prefix_cache_hit_rate)
+    new_tokens = max(pools.traffic.isl_tokens * (1 - resolved.problem.workload.prefix_cache_hit_rate), 1.0)
     prompts = np.maximum(rows.rows.batched_tokens * rows.rows.dp / new_tokens, 1.0)
     share = 1 - PREFILL_SIGMAS / np.sqrt(prompts + 1)
     rate = rows.instance_tokens_per_s / new_tokens * (1.0 if pools.traffic.concurrency else share)

@@ -62,8 +62,8 @@ class Requests:
         return self._part(slice(count))
 
     def without_cached(self, hit_rate: float) -> Requests:
-        """Input lengths less what the prefix cache holds."""
-        return dataclasses.replace(self, isl_tokens=self.isl_tokens * (1 - hit_rate))
+        """Input lengths less what the prefix cache holds; the last token of a prompt is always computed."""
+        return dataclasses.replace(self, isl_tokens=np.maximum(self.isl_tokens * (1 - hit_rate), 1.0))
 
     def _part(self, rows: slice) -> Requests:
         arrival_s = None if self.arrival_s is None else self.arrival_s[rows]

@@ -64,7 +64,7 @@ def steady_state(workload: Workload, model: ServiceModel, rate_per_s: float, sho
 
 def _prefill_share_s(workload: Workload, model: ServiceModel, rate_per_s: float, step_s: float, shortest: float) -> float:
     """What prompts add to every decode step of an aggregated engine."""
-    prompt = workload.isl_tokens * (1 - workload.prefix_cache_hit_rate) * (1 + shortest) / 2
+    prompt = max(workload.isl_tokens * (1 - workload.prefix_cache_hit_rate) * (1 + shortest) / 2, 1.0)
     ranks, looks_s = model.prefill_ranks, model.admission_interval_steps * step_s
     batch, tpot_s = 1.0, step_s
     for _ in range(ROUNDS):

@@ -128,3 +128,9 @@ def test_an_impossible_limit_says_by_how_much():
 def test_what_a_prefill_pool_cannot_be_asked(changes):
     with pytest.raises(ProblemError):
         search(prefill(**changes))
+
+
+def test_an_engine_without_knobs_for_a_layout_still_gets_a_plan():
+    best = search(prefill("hgx-h200", engine="trtllm", model="llama-3.1-70b")).best
+    assert best.flags.space_size == 1
+    assert best.prediction.fits

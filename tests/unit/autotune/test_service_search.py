@@ -168,6 +168,7 @@ def test_the_closed_form_of_an_aggregated_engine_agrees_with_its_replay():
         ({"prefill_hardware": "ascend-910c"}, ProblemError, r"cannot reach each other|does not run on"),
         ({"prefill_hardware": "hgx-b300"}, ProblemError, r"cannot reach each other: hgx-b300 has Ethernet"),
         ({"prefill_gpus": 8}, ProblemError, r"name it as well"),
+        ({"workload": {"isl_tokens": 100, "osl_tokens": 1}}, ProblemError, r"plan a prefill pool"),
         ({"min_concurrency": 8}, ProblemError, r"a service is asked for a load"),
         ({"objective": "tpot"}, ProblemError, r"does not fit target serve"),
     ],

@@ -31,9 +31,8 @@ class Domains:
         if whole < 0:
             return IMPOSSIBLE
         if second_size > self.size:
-            needed = -(-first_count // (self.size // first_size)) if first_count else 0
-            kept = max(needed - (1 if rest // first_size and needed else 0), 0)
-            spare = whole - kept if first_count <= kept * (self.size // first_size) + rest // first_size else whole - needed
+            beyond_rest = first_count - min(first_count, rest // first_size)
+            spare = whole - -(-beyond_rest // (self.size // first_size))
             return spare // (second_size // self.size) if spare >= 0 else IMPOSSIBLE
         best = np.full(first_count + 1, IMPOSSIBLE, dtype=np.int64)
         best[0] = 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from autotune.layouts.packing import Domains
-from autotune.layouts.select import Named
+from autotune.layouts.select import Named, Proof
 from cost_models.arrays import Ints
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class PairSelection:
+class PairSelection(Proof):
     """The solver's answer and its proof."""
 
     rows: tuple[int, int]
@@ -71,14 +71,6 @@ class PairSelection:
     rate: int
     """[mHz]."""
     cost: int
-    status: str
-    objective: float
-    bound: float
-
-    @property
-    def gap(self) -> float:
-        """Relative distance between objective and bound; 0 is proven optimal."""
-        return abs(self.bound - self.objective) / max(abs(self.objective), 1.0)
 
 
 class Variables:

@@ -44,11 +44,9 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """The solver's answer and its proof."""
+class Proof:
+    """What the solver proved about its answer."""
 
-    row: int
-    instances: int
     status: str
     objective: float
     bound: float
@@ -57,6 +55,14 @@ class Selection:
     def gap(self) -> float:
         """Relative distance between objective and bound; 0 is proven optimal."""
         return abs(self.bound - self.objective) / max(abs(self.objective), 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection(Proof):
+    """The solver's answer and its proof."""
+
+    row: int
+    instances: int
 
 
 def instance_of(table: LayoutTable, limits: Limits, objective: Objective) -> Instance:

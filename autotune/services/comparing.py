@@ -27,7 +27,8 @@ def bound_by(pools: Pools, evaluated: Evaluated) -> str:
     if pools.traffic.load is not None:
         return "the load asked for"
     if kind_of(candidate) == "aggregated":
-        return _decode_bound(pools, candidate.pools[0].resolved.memory_limit_bytes, evaluated)
+        near = evaluated.prediction.tpot_s.mean > NEAR * pools.decode.problem.tpot_limit_s
+        return "the TPOT limit" if near else "room for the batch to fluctuate"
     prefill, decode = candidate.pools
     limits = {
         "prefill": prefill.requests_per_s,
@@ -37,11 +38,6 @@ def bound_by(pools: Pools, evaluated: Evaluated) -> str:
     }
     tight = [name for name, limit in limits.items() if limit * NEAR <= candidate.requests_per_s]
     return " and ".join(tight) or "whole instances: neither pool is full"
-
-
-def _decode_bound(pools: Pools, _limit_bytes: float, evaluated: Evaluated) -> str:
-    limit_s = pools.decode.problem.tpot_limit_s
-    return "the TPOT limit" if evaluated.prediction.tpot_s.mean > NEAR * limit_s else "KV-cache memory and its fluctuation"
 
 
 def verdict(pools: Pools, aggregated: Evaluated | None, disaggregated: Evaluated | None) -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from autotune.placement.loads import Loads
+    from cost_models.specs.model import ModelSpec
 
 
 def register(app: typer.Typer) -> None:
@@ -19,19 +23,23 @@ def place(
     redundant: Annotated[int, typer.Option(help="Redundant experts.", min=0)] = 0,
     model: Annotated[str, typer.Option(help="Preset or path to a Hugging Face config.json.")] = "deepseek-v3",
     gpus_per_node: Annotated[int, typer.Option(help="For the hierarchical baseline.", min=1)] = 8,
-    out: Annotated[Path | None, typer.Option(help="Folder for the placement in every engine's format.")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Only compare numbers of redundant experts.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the placement in every engine's format, and pictures.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the report.")] = False,
 ) -> None:
     """Place expert replicas on GPUs, balanced in the worst of the given workloads, beside EPLB and the bound."""
-    from autotune.placement.formats import write_files
+    from autotune.placement.formats import draw, write_files
     from autotune.placement.loads import read_loads
     from autotune.placement.placing import place as solve
     from cost_models.catalog import load_model
 
     spec = load_model(model)
     recorded = read_loads(loads, spec)
+    if sweep:
+        _compare(recorded, spec, gpus, as_json=json)
+        return
     placement = solve(recorded, spec, gpus, redundant, gpus_per_node)
-    written = write_files(placement, spec, out) if out else []
+    written = [*write_files(placement, spec, out), *draw(placement, recorded, out)] if out else []
     if json:
         typer.echo(placement.model_dump_json(indent=2))
         return
@@ -41,3 +49,19 @@ def place(
     show(placement_report(placement, recorded))
     for path in written:
         typer.echo(f"wrote {path}")
+
+
+def _compare(loads: Loads, model: ModelSpec, gpus: int, *, as_json: bool) -> None:
+    """Numbers of redundant experts side by side."""
+    from autotune.placement.placing import sweep
+
+    choices = sweep(loads, model, gpus)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([choice.model_dump() for choice in choices], indent=2))
+        return
+    from autotune.report.placement import redundancy_table
+    from autotune.report.tables import show
+
+    show(redundancy_table(choices))

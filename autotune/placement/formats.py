@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from autotune.files import write_whole
+from autotune.placement.loads import Loads
 from autotune.placement.placing import Placement
 from cost_models.specs.model import ModelSpec
 
@@ -64,6 +65,18 @@ def write_files(placement: Placement, model: ModelSpec, folder: Path) -> list[Pa
     for name, render in FILES.items():
         write_whole(folder / name, render(placement, model))
         paths.append(folder / name)
+    return paths
+
+
+def draw(placement: Placement, loads: Loads, folder: Path) -> list[Path]:
+    """Pictures beside the maps; none without matplotlib (extra `plots`)."""
+    try:
+        from autotune.placement.plots import balance_by_layer, load_by_gpu
+    except ImportError:
+        return []
+    paths = [folder / "balance_by_layer.png", folder / "load_by_gpu.png"]
+    balance_by_layer(placement, paths[0])
+    load_by_gpu(placement, loads, paths[1])
     return paths
 
 

@@ -82,6 +82,40 @@ def place(loads: Loads, model: ModelSpec, gpus: int, redundant_experts: int, gpu
     )
 
 
+class RedundancyChoice(Spec):
+    """One number of redundant experts; balancedness in the worst scenario, averaged over layers."""
+
+    redundant_experts: int
+    slots_per_gpu: int
+    placed: float
+    eplb: float
+    bound: float
+    """No placement of so many slots is more balanced."""
+
+
+MOST_EXTRA_SLOTS = 4
+
+
+def sweep(loads: Loads, model: ModelSpec, gpus: int) -> list[RedundancyChoice]:
+    """The fewest slots per GPU, and up to MOST_EXTRA_SLOTS more: what another replica of everything would buy."""
+    assert model.moe is not None
+    fewest = -model.moe.experts % gpus
+    found = []
+    for extra in range(MOST_EXTRA_SLOTS + 1):
+        redundant = fewest + extra * gpus
+        placement = place(loads, model, gpus, redundant, gpus)
+        found.append(
+            RedundancyChoice(
+                redundant_experts=redundant,
+                slots_per_gpu=placement.slots // gpus,
+                placed=placement.balance.worst_scenario,
+                eplb=placement.eplb.worst_scenario,
+                bound=float(np.mean([layer.bound for layer in placement.layers])),
+            )
+        )
+    return found
+
+
 def _check(model: ModelSpec, gpus: int, slots: int, redundant_experts: int) -> None:
     if slots % gpus:
         nearest = -slots % gpus

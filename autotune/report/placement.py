@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.placement.loads import Loads
-from autotune.placement.placing import Balance, Placement
+from autotune.placement.placing import Balance, Placement, RedundancyChoice
 from autotune.report.tables import new_table, paragraph
 
 LAYERS_SHOWN = 5
@@ -64,4 +64,15 @@ def _layers_table(placement: Placement) -> Table:
         table.add_column(name, justify="right")
     for layer in sorted(placement.layers, key=lambda entry: entry.placed)[:LAYERS_SHOWN]:
         table.add_row(str(layer.layer), f"{layer.placed:.2%}", f"{layer.eplb:.2%}", f"{layer.bound:.2%}")
+    return table
+
+
+def redundancy_table(choices: list[RedundancyChoice]) -> Table:
+    """What more replicas buy, and when they cannot buy more."""
+    table = new_table("Redundant experts (balanced in the worst workload)")
+    for name in ("redundant", "slots per GPU", "placed", "EPLB", "at best"):
+        table.add_column(name, justify="right")
+    for choice in choices:
+        shares = (f"{value:.2%}" for value in (choice.placed, choice.eplb, choice.bound))
+        table.add_row(str(choice.redundant_experts), str(choice.slots_per_gpu), *shares)
     return table

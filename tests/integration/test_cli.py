@@ -7,6 +7,7 @@ import json
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -213,6 +214,27 @@ def test_a_service_is_searched_recorded_and_exported(run, tmp_path):
     code, text, _ = run("export", str(folder), "--out", str(scripts))
     assert code == 0
     assert sorted(path.name for path in scripts.iterdir()) == sorted(p.name for p in (folder / "launch" / "plan-1").iterdir())
+
+
+def test_experts_are_placed_and_written_for_every_engine(run, tmp_path):
+    rng = np.random.default_rng(0)
+    loads = tmp_path / "loads.npz"
+    np.savez(loads, logical_count=np.rint(np.exp(rng.normal(0, 1, (58, 256))) * 1000))
+    out = tmp_path / "map"
+    code, text, _ = run("place", str(loads), "--gpus", "32", "--redundant", "32", "--out", str(out))
+    assert code == 0
+    assert "EPLB, global" in text
+    names = {path.name for path in out.iterdir()}
+    assert {
+        "placement.json",
+        "sglang_expert_location.json",
+        "trtllm_moe_load_balancer.yaml",
+        "vllm_ascend_expert_map.json",
+    } <= names
+    assert {"balance_by_layer.png", "load_by_gpu.png"} <= names
+    code, _, err = run("place", str(loads), "--gpus", "30", "--redundant", "32")
+    assert code == 1
+    assert "288 physical experts do not divide over 30 GPUs; use 44 redundant experts" in err
 
 
 def test_a_problem_file_names_the_target(run, tmp_path):

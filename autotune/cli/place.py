@@ -19,8 +19,10 @@ def register(app: typer.Typer) -> None:
 
 def place(
     loads: Annotated[list[Path], typer.Argument(help="Recorded expert loads, one file per workload: .pt, .npz, .npy or .csv.")],
-    gpus: Annotated[int, typer.Option(help="GPUs that share the experts (EP size).", min=1)],
+    gpus: Annotated[int | None, typer.Option(help="GPUs that share the experts (EP size).", min=1)] = None,
     redundant: Annotated[int, typer.Option(help="Redundant experts.", min=0)] = 0,
+    current: Annotated[Path | None, typer.Option("--from", help="placement.json to change instead of placing afresh.")] = None,
+    max_moves: Annotated[int, typer.Option(help="Replicas that may move from it, over all layers.", min=0)] = 256,
     model: Annotated[str, typer.Option(help="Preset or path to a Hugging Face config.json.")] = "deepseek-v3",
     gpus_per_node: Annotated[int, typer.Option(help="For the hierarchical baseline.", min=1)] = 8,
     sweep: Annotated[bool, typer.Option("--sweep", help="Only compare numbers of redundant experts.")] = False,
@@ -28,17 +30,25 @@ def place(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the report.")] = False,
 ) -> None:
     """Place expert replicas on GPUs, balanced in the worst of the given workloads, beside EPLB and the bound."""
+    from autotune.errors import ProblemError
     from autotune.placement.formats import draw, write_files
     from autotune.placement.loads import read_loads
+    from autotune.placement.placing import Placement, place_again
     from autotune.placement.placing import place as solve
-    from cost_models.catalog import load_model
+    from cost_models.catalog import load_model, read_yaml, validated
 
     spec = load_model(model)
     recorded = read_loads(loads, spec)
-    if sweep:
+    if current is not None:
+        held = validated(Placement, read_yaml(current), str(current))
+        placement = place_again(recorded, spec, held, max_moves, gpus_per_node)
+    elif gpus is None:
+        raise ProblemError("give the GPUs that share the experts: --gpus 32 (or a placement to change: --from placement.json)")
+    elif sweep:
         _compare(recorded, spec, gpus, as_json=json)
         return
-    placement = solve(recorded, spec, gpus, redundant, gpus_per_node)
+    else:
+        placement = solve(recorded, spec, gpus, redundant, gpus_per_node)
     written = [*write_files(placement, spec, out), *draw(placement, recorded, out)] if out else []
     if json:
         typer.echo(placement.model_dump_json(indent=2))

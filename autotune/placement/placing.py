@@ -7,6 +7,7 @@ import numpy as np
 from autotune.errors import ProblemError
 from autotune.placement.eplb import global_placement, hierarchical_placement
 from autotune.placement.loads import Loads
+from autotune.placement.moving import replace_some
 from autotune.placement.solve import gpu_loads, lower_bound, normalised, place_layer
 from cost_models.arrays import Floats, Ints
 from cost_models.specs.base import Spec
@@ -49,6 +50,8 @@ class Placement(Spec):
     eplb_hierarchical: Balance | None
     """None where groups do not divide over the nodes."""
     layers: tuple[LayerBalance, ...]
+    moves: int | None = None
+    """Replicas that move from the placement it starts from; none for a fresh one."""
     median_gap: float
     """Busiest GPU above the lower bound in the worst scenario, relative, median over layers."""
 
@@ -58,8 +61,23 @@ def place(loads: Loads, model: ModelSpec, gpus: int, redundant_experts: int, gpu
     assert model.moe is not None
     slots = model.moe.experts + redundant_experts
     _check(model, gpus, slots, redundant_experts)
-    count = loads.counts.shape[1]
-    placed = np.stack([place_layer(loads.layer(i), slots, gpus) for i in range(count)])
+    placed = np.stack([place_layer(loads.layer(i), slots, gpus) for i in range(loads.counts.shape[1])])
+    return _described(loads, model, placed, gpus_per_node, None)
+
+
+def place_again(loads: Loads, model: ModelSpec, current: Placement, max_moves: int, gpus_per_node: int) -> Placement:
+    """Change a placement by at most `max_moves` replicas for new loads; raises ProblemError where they do not belong together."""
+    found = np.array(current.experts)
+    if current.model != model.name or found.shape[0] != loads.counts.shape[1]:
+        raise ProblemError(f"the placement is of {current.model} with {len(current.experts)} layers, the loads of {model.name}")
+    placed, moves = replace_some(loads, found, max_moves)
+    return _described(loads, model, placed, gpus_per_node, moves)
+
+
+def _described(loads: Loads, model: ModelSpec, placed: Ints, gpus_per_node: int, moves: int | None) -> Placement:
+    """A placement with its balance beside EPLB's and the bound."""
+    count, gpus, per_gpu = placed.shape
+    slots = gpus * per_gpu
     baseline = np.stack([global_placement(_summed(loads, i), slots, gpus) for i in range(count)])
     bounds = np.array([lower_bound(loads.layer(i), slots, gpus) for i in range(count)])
     ours, theirs = balancedness(loads, placed), balancedness(loads, baseline)
@@ -78,6 +96,7 @@ def place(loads: Loads, model: ModelSpec, gpus: int, redundant_experts: int, gpu
             LayerBalance(layer=dense + i, placed=float(ours[:, i].min()), eplb=float(theirs[:, i].min()), bound=float(best[i]))
             for i in range(count)
         ),
+        moves=moves,
         median_gap=float(np.median(best / ours.min(axis=0) - 1)),
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autotune.placement.eplb import global_placement
 from cost_models.arrays import Floats, Ints, as_floats
@@ -88,17 +89,14 @@ def worst_gpu(loads: Floats, placed: Ints) -> float:
 def relieve(loads: Floats, placed: Ints) -> Ints:
     """Swap replicas of the busiest GPU with others' while that lowers the busier of the two."""
     placed = placed.copy()
-    gpus, experts = len(placed), loads.shape[1]
+    experts = loads.shape[1]
     share = loads / counts_of(placed, experts)
     carried: Floats = share[:, placed].sum(axis=2)
-    holds = np.zeros((gpus, experts), dtype=np.bool_)
-    np.put_along_axis(holds, placed, True, axis=1)
+    holds = holders(placed, experts)
     for _ in range(MOST_SWAPS):
         busiest = int(np.argmax(carried.max(axis=0)))
         top = float(carried[:, busiest].max())
-        mine = placed[busiest]
-        after = _after_swaps(share, carried, placed, busiest)
-        after[holds[:, mine].T[:, :, None] | holds[busiest][placed][None]] = np.inf  # twice on a GPU, or within the busiest
+        after = after_swaps(share, carried, placed, busiest, holds)
         slot, gpu, other = np.unravel_index(int(np.argmin(after)), after.shape)
         if after[slot, gpu, other] >= top * (1 - IMPROVES):
             break
@@ -112,14 +110,26 @@ def relieve(loads: Floats, placed: Ints) -> Ints:
     return placed
 
 
-def _after_swaps(share: Floats, carried: Floats, placed: Ints, busiest: int) -> Floats:
-    """Load of the busier GPU after each swap (slot of the busiest, other GPU, its slot), in the worst scenario."""
+def holders(placed: Ints, experts: int) -> NDArray[np.bool_]:
+    """Which GPU holds which expert, (gpus, experts)."""
+    holds = np.zeros((len(placed), experts), dtype=np.bool_)
+    np.put_along_axis(holds, placed, True, axis=1)
+    return holds
+
+
+def after_swaps(share: Floats, carried: Floats, placed: Ints, busiest: int, holds: NDArray[np.bool_]) -> Floats:
+    """Load of the busier GPU after each swap (slot of the busiest, other GPU, its slot), in the worst scenario.
+
+    Infinite for swaps within the busiest GPU and for those that would put an expert twice on one.
+    """
+    mine = placed[busiest]
     worst: Floats | None = None
     for scenario, load in zip(share, carried, strict=True):  # few scenarios: a loop is faster than one more axis
-        moved = scenario[placed[busiest]][:, None, None] - scenario[placed]
+        moved = scenario[mine][:, None, None] - scenario[placed]
         after = np.maximum(load[busiest] - moved, load[:, None] + moved)
         worst = after if worst is None else np.maximum(worst, after)
     assert worst is not None
+    worst[holds[:, mine].T[:, :, None] | holds[busiest][placed][None]] = np.inf
     return worst
 
 

@@ -21,6 +21,8 @@ def placement_report(placement: Placement, loads: Loads) -> RenderableType:
         f" in the worst of {len(placement.scenarios)} workload(s): {placement.slots} physical experts on {placement.gpus} GPUs, "
         f"{len(placement.experts)} layers"
     )
+    if placement.moves is not None:
+        head.append(f"; {placement.moves} of {placement.slots * len(placement.experts):,} replicas move")
     skew = ", ".join(f"{name} {values.mean():.2f}" for name, values in zip(loads.names, loads.skew, strict=True))
     moved = f"; workloads differ in {loads.drift:.0%} of their tokens" if len(loads.names) > 1 else ""
     return Group(

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from autotune.placement.eplb import global_placement
 from autotune.placement.loads import Loads, read_loads
-from autotune.placement.placing import balancedness, place
+from autotune.placement.placing import balancedness, place, place_again
 from autotune.placement.solve import normalised, place_layer
 from cost_models.arrays import Floats
 from cost_models.catalog import load_model
@@ -90,12 +91,28 @@ def left_out(loads: Loads) -> None:
             print(f"| EP{gpus} / {slots} | {name} | {worst[0]:.4f} | {worst[1]:.4f} | {difference(ours, theirs)} |")
 
 
+def few_moves(loads: Loads) -> None:
+    """A placement for one workload, changed for the other."""
+    model = load_model("deepseek-v3")
+    held = place(part(loads, 0), model, 32, 32, 8)
+    print("| replicas moved | balanced |\n|---:|---:|")
+    for moves in (0, 58, 232, 1000):
+        changed = place_again(part(loads, 1), model, held, moves, 8)
+        print(f"| {changed.moves:,} | {changed.balance.worst_scenario:.4f} |")
+    fresh = place(part(loads, 1), model, 32, 32, 8)
+    pairs = zip(np.array(held.experts).reshape(-1, 9), np.array(fresh.experts).reshape(-1, 9), strict=True)
+    moved = sum(9 - (Counter(a.tolist()) & Counter(b.tolist())).total() for a, b in pairs)
+    print(f"| {moved:,} (afresh) | {fresh.balance.worst_scenario:.4f} |")
+
+
 def main() -> None:
-    """Both tables."""
+    """All tables."""
     loads = read_loads([Path(name) for name in sys.argv[1:]], load_model("deepseek-v3"))
     in_sample(loads)
     print()
     left_out(loads)
+    print()
+    few_moves(loads)
 
 
 if __name__ == "__main__":

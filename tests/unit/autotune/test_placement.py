@@ -7,6 +7,7 @@ import itertools
 import json
 import pickle
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from autotune.errors import ProblemError
 from autotune.placement.eplb import balanced_packing, global_placement, hierarchical_placement, replicate_experts
 from autotune.placement.formats import FILES, write_files
 from autotune.placement.loads import Loads, read_loads
-from autotune.placement.placing import place
+from autotune.placement.moving import replace_some
+from autotune.placement.placing import place, place_again
 from autotune.placement.skew import RecordedSkew
 from autotune.placement.solve import (
     counts_of,
@@ -294,6 +296,35 @@ def test_recorded_loads_change_the_plan(tmp_path):
     assert even.deployment.pool.expert_balance.skew < skew.deployment.pool.expert_balance.skew
     assert (even.label, even.deployment.pool.redundant_experts) != (skew.label, skew.deployment.pool.redundant_experts)
     assert predict(skew.deployment) == skew.prediction
+
+
+def set_of(slots: np.ndarray) -> Counter:
+    """What one GPU holds, whatever the order."""
+    return Counter(slots.tolist())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 12))
+def test_few_moves_help_and_never_hurt(seed, max_moves):
+    old, new = (Loads(("a",), np.stack([skewed(seed + shift + i, 1, 16) for i in range(3)], axis=1)) for shift in (0, 100))
+    current = np.stack([place_layer(old.layer(i), 24, 8) for i in range(3)])
+    changed, moves = replace_some(new, current, max_moves)
+    pairs = [(set_of(a), set_of(b)) for a, b in zip(current.reshape(24, 3), changed.reshape(24, 3), strict=True)]
+    really = sum(3 - (before & after).total() for before, after in pairs)
+    assert really <= moves <= max_moves
+    for i in range(3):
+        share = normalised(new.layer(i))
+        assert counts_of(changed[i], 16).min() >= 1
+        assert worst_gpu(share, changed[i]) <= worst_gpu(share, current[i]) + 1e-12
+
+
+def test_more_moves_balance_better_up_to_a_fresh_placement():
+    old, new = synthetic_loads(layers=58, scenarios=1), synthetic_loads(layers=58, scenarios=1, seed=500)
+    held = place(old, MODEL, 32, 32, 8)
+    found = [place_again(new, MODEL, held, moves, 8).balance.worst_scenario for moves in (0, 100, 1000)]
+    fresh = place(new, MODEL, 32, 32, 8).balance.worst_scenario
+    assert found[0] < found[1] < found[2] < fresh
+    assert place_again(new, MODEL, held, 100, 8).moves == 100
 
 
 def test_loads_of_another_model_are_refused(tmp_path):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from autotune.prediction import Prediction
     from autotune.problem import Problem
     from autotune.searching import search
+    from autotune.services.plan import ServicePlan, ServiceResult
+    from autotune.services.searching import search_services
+    from autotune.serving.predicting import predict_service
     from cost_models.errors import AutotuneError
 
 _PUBLIC = {
@@ -29,9 +32,13 @@ _PUBLIC = {
     "Prediction": "autotune.prediction",
     "Problem": "autotune.problem",
     "SearchResult": "autotune.plan",
+    "ServicePlan": "autotune.services.plan",
+    "ServiceResult": "autotune.services.plan",
     "export": "autotune.exporters",
     "predict": "autotune.predicting",
+    "predict_service": "autotune.serving.predicting",
     "search": "autotune.searching",
+    "search_services": "autotune.services.searching",
 }
 
 __all__ = [
@@ -42,9 +49,13 @@ __all__ = [
     "Prediction",
     "Problem",
     "SearchResult",
+    "ServicePlan",
+    "ServiceResult",
     "export",
     "predict",
+    "predict_service",
     "search",
+    "search_services",
 ]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.deployment import Deployment
-from autotune.errors import NoFeasiblePlan
+from autotune.errors import NoFeasiblePlan, ProblemError
 from autotune.flags.decode import DecodeFlagEvaluator
 from autotune.flags.evaluate import FlagEvaluator
 from autotune.flags.prefill import PrefillFlagEvaluator
@@ -55,6 +55,8 @@ def search(problem: Problem, progress: Progress | None = None) -> SearchResult:
 
 def run_search(problem: Problem, progress: Progress | None = None) -> SearchRun:
     """`search` with the flag trials kept."""
+    if problem.target == "serve":
+        raise ProblemError("a service has several pools: use autotune.search_services")
     progress = progress or Progress()
     with progress.stage("load"):
         resolved = resolve_problem(problem)

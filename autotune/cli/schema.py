@@ -21,6 +21,7 @@ def schema(
     from autotune.errors import ProblemError
     from autotune.plan import SearchResult
     from autotune.problem import Problem
+    from autotune.services.plan import ServiceResult
     from autotune.validating.cases import CaseFile
     from cost_models.calibration import Calibration
     from cost_models.errors import unknown_name
@@ -32,6 +33,7 @@ def schema(
         "deployment": Deployment,
         "problem": Problem,
         "plan": SearchResult,
+        "service-plan": ServiceResult,
         "hardware": HardwareSpec,
         "calibration": Calibration,
         "engine": EngineSpec,

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from autotune.errors import NoFeasiblePlan
+from autotune.errors import NoFeasiblePlan, ProblemError
 from autotune.layouts.explain import explain_infeasible
 from autotune.plan import SearchStatistics
 from autotune.problem import Problem, resolve_problem
@@ -37,6 +37,8 @@ def search_services(problem: Problem, progress: Progress | None = None) -> Servi
 
     Raises NoFeasiblePlan (exit 2) with what is missing, and AutotuneError (exit 1) for input that makes no sense.
     """
+    if problem.target != "serve":
+        raise ProblemError(f"target {problem.target} is one pool: use autotune.search")
     progress = progress or Progress()
     with progress.stage("load"):
         resolved = resolve_problem(problem)

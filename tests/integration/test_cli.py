@@ -193,7 +193,9 @@ def test_catalogues_list_and_show(run, kind):
     assert run(kind, "list")[0] == 0
 
 
-@pytest.mark.parametrize("document", ["deployment", "problem", "plan", "hardware", "calibration", "engine", "case"])
+@pytest.mark.parametrize(
+    "document", ["deployment", "problem", "plan", "service-plan", "hardware", "calibration", "engine", "case"]
+)
 def test_schemas_are_published(run, document):
     code, out, _ = run("schema", document)
     assert code == 0

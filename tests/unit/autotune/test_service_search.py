@@ -10,6 +10,7 @@ import pytest
 from autotune.errors import NoFeasiblePlan, ProblemError
 from autotune.layouts.phases import AGGREGATED
 from autotune.problem import Problem, resolve_problem
+from autotune.searching import search
 from autotune.services.choosing import aggregated, disaggregated
 from autotune.services.plan import ServiceResult
 from autotune.services.searching import search_services
@@ -181,3 +182,10 @@ def test_what_cannot_be_had_says_why(changes, error, message):
 def test_only_a_service_has_a_load():
     with pytest.raises(ProblemError, match="load belong to --target serve"):
         resolve_problem(Problem(hardware="hgx-h200", load={"rate_per_s": 1.0}))
+
+
+def test_each_search_names_the_other():
+    with pytest.raises(ProblemError, match=r"use autotune\.search_services"):
+        search(service())
+    with pytest.raises(ProblemError, match=r"use autotune\.search"):
+        search_services(Problem(hardware="hgx-h200"))

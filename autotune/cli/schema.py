@@ -14,7 +14,9 @@ def register(app: typer.Typer) -> None:
 
 
 def schema(
-    document: Annotated[str, typer.Argument(help="deployment, problem, plan, hardware, calibration, engine or case.")],
+    document: Annotated[
+        str, typer.Argument(help="deployment, problem, plan, service-plan, hardware, calibration, engine or case.")
+    ],
 ) -> None:
     """Print the JSON schema of a document."""
     from autotune.deployment import Deployment

@@ -18,11 +18,15 @@ def register(app: typer.Typer) -> None:
 
 
 def place(
-    loads: Annotated[list[Path], typer.Argument(help="Recorded expert loads, one file per workload: .pt, .npz, .npy or .csv.")],
+    loads: Annotated[
+        list[Path] | None, typer.Argument(help="Recorded loads, a file per workload: .pt, .npz, .npy, .csv.")
+    ] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs that share the experts (EP size).", min=1)] = None,
     redundant: Annotated[int, typer.Option(help="Redundant experts.", min=0)] = 0,
     current: Annotated[Path | None, typer.Option("--from", help="placement.json to change instead of placing afresh.")] = None,
     max_moves: Annotated[int, typer.Option(help="Replicas that may move from it, over all layers.", min=0)] = 256,
+    synthetic: Annotated[float | None, typer.Option(help="Log-normal loads of this spread instead.", min=0)] = None,
+    apart: Annotated[float, typer.Option(help="How far two synthetic workloads are apart.", min=0)] = 0.0,
     model: Annotated[str, typer.Option(help="Preset or path to a Hugging Face config.json.")] = "deepseek-v3",
     gpus_per_node: Annotated[int, typer.Option(help="For the hierarchical baseline.", min=1)] = 8,
     sweep: Annotated[bool, typer.Option("--sweep", help="Only compare numbers of redundant experts.")] = False,
@@ -35,10 +39,13 @@ def place(
     from autotune.placement.loads import read_loads
     from autotune.placement.placing import Placement, place_again
     from autotune.placement.placing import place as solve
+    from autotune.placement.synthetic import synthetic_loads
     from cost_models.catalog import load_model, read_yaml, validated
 
     spec = load_model(model)
-    recorded = read_loads(loads, spec)
+    if bool(loads) == (synthetic is not None):
+        raise ProblemError("give recorded loads, or --synthetic 1.7 for loads drawn like DeepSeek-R1's")
+    recorded = read_loads(loads, spec) if loads else synthetic_loads(spec, synthetic or 0.0, 2 if apart else 1, apart)
     if current is not None:
         held = validated(Placement, read_yaml(current), str(current))
         placement = place_again(recorded, spec, held, max_moves, gpus_per_node)

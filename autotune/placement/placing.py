@@ -102,7 +102,7 @@ def _described(loads: Loads, model: ModelSpec, placed: Ints, gpus_per_node: int,
 
 
 class RedundancyChoice(Spec):
-    """One number of redundant experts; balancedness in the worst scenario, averaged over layers."""
+    """One number of redundant experts; balancedness of each layer in its worst scenario, averaged over layers."""
 
     redundant_experts: int
     slots_per_gpu: int
@@ -127,8 +127,8 @@ def sweep(loads: Loads, model: ModelSpec, gpus: int) -> list[RedundancyChoice]:
             RedundancyChoice(
                 redundant_experts=redundant,
                 slots_per_gpu=placement.slots // gpus,
-                placed=placement.balance.worst_scenario,
-                eplb=placement.eplb.worst_scenario,
+                placed=float(np.mean([layer.placed for layer in placement.layers])),
+                eplb=float(np.mean([layer.eplb for layer in placement.layers])),
                 bound=float(np.mean([layer.bound for layer in placement.layers])),
             )
         )

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from autotune.placement.loads import Loads
 from autotune.placement.placing import Balance, Placement, RedundancyChoice
+from autotune.placement.synthetic import described
 from autotune.report.tables import new_table, paragraph
 
 LAYERS_SHOWN = 5
@@ -25,9 +26,11 @@ def placement_report(placement: Placement, loads: Loads) -> RenderableType:
         head.append(f"; {placement.moves} of {placement.slots * len(placement.experts):,} replicas move")
     skew = ", ".join(f"{name} {values.mean():.2f}" for name, values in zip(loads.names, loads.skew, strict=True))
     moved = f"; workloads differ in {loads.drift:.0%} of their tokens" if len(loads.names) > 1 else ""
+    spread, apart = described(loads)
     return Group(
         head,
         Text(f"busiest expert / mean: {skew}{moved}"),
+        Text(f"log loads spread by {spread:.2f} over experts" + (f", workloads {apart:.2f} apart" if apart else "")),
         Text(f"busiest GPU above the lower bound: {placement.median_gap:.2%} (median over layers)"),
         Text(f"in a deployment: expert_balance: {{skew: {placement.balance.skew:.4f}}}; with EPLB {placement.eplb.skew:.4f}"),
         "",
@@ -71,7 +74,7 @@ def _layers_table(placement: Placement) -> Table:
 
 def redundancy_table(choices: list[RedundancyChoice]) -> Table:
     """What more replicas buy, and when they cannot buy more."""
-    table = new_table("Redundant experts (balanced in the worst workload)")
+    table = new_table("Redundant experts (balanced, each layer in its worst workload)")
     for name in ("redundant", "slots per GPU", "placed", "EPLB", "at best"):
         table.add_column(name, justify="right")
     for choice in choices:

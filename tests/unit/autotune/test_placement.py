@@ -21,7 +21,7 @@ from autotune.placement.eplb import balanced_packing, global_placement, hierarch
 from autotune.placement.formats import FILES, write_files
 from autotune.placement.loads import Loads, read_loads
 from autotune.placement.moving import replace_some
-from autotune.placement.placing import place, place_again
+from autotune.placement.placing import place, place_again, sweep
 from autotune.placement.skew import RecordedSkew
 from autotune.placement.solve import (
     counts_of,
@@ -34,6 +34,7 @@ from autotune.placement.solve import (
     replicate,
     worst_gpu,
 )
+from autotune.placement.synthetic import described, synthetic_loads
 from autotune.predicting import predict
 from autotune.problem import Problem
 from autotune.searching import search
@@ -49,7 +50,7 @@ def skewed(seed: int, scenarios: int, experts: int, sigma: float = 1.0) -> np.nd
     return np.exp(common + rng.normal(0, sigma / 3, (scenarios, experts)))
 
 
-def synthetic_loads(layers: int = 58, scenarios: int = 2, seed: int = 0) -> Loads:
+def model_loads(layers: int = 58, scenarios: int = 2, seed: int = 0) -> Loads:
     counts = np.stack([skewed(seed + i, scenarios, 256) for i in range(layers)], axis=1) * 1e4
     return Loads(tuple(f"workload {i}" for i in range(scenarios)), np.rint(counts))
 
@@ -131,7 +132,7 @@ def test_eplb_by_hand():
 
 
 def test_a_placement_of_a_whole_model(tmp_path):
-    placement = place(synthetic_loads(), MODEL, 32, 32, 8)
+    placement = place(model_loads(), MODEL, 32, 32, 8)
     assert len(placement.experts) == 58
     assert placement.balance.worst_scenario > placement.eplb.worst_scenario
     assert all(layer.placed <= layer.bound + 1e-12 for layer in placement.layers)
@@ -253,9 +254,9 @@ def test_loads_that_make_no_sense_are_refused(array, message, tmp_path):
 
 def test_slots_must_divide():
     with pytest.raises(ProblemError, match="288 physical experts do not divide over 30 GPUs"):
-        place(synthetic_loads(), MODEL, 30, 32, 8)
+        place(model_loads(), MODEL, 30, 32, 8)
     with pytest.raises(ProblemError, match="use 32 redundant experts"):
-        place(synthetic_loads(), MODEL, 72, 0, 8)
+        place(model_loads(), MODEL, 72, 0, 8)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +278,7 @@ def save_loads(folder: Path, sigma: float) -> list[str]:
 
 
 def test_recorded_skew_is_that_of_the_placement():
-    loads = synthetic_loads(layers=6)
+    loads = model_loads(layers=6)
     with_map, with_eplb = (RecordedSkew(loads, loads_maps=maps) for maps in (True, False))
     linear = with_map.of(32, 0, 0)
     assert linear > with_eplb.of(32, 32, 1) > with_map.of(32, 32, 1) > 1.0
@@ -319,7 +320,7 @@ def test_few_moves_help_and_never_hurt(seed, max_moves):
 
 
 def test_more_moves_balance_better_up_to_a_fresh_placement():
-    old, new = synthetic_loads(layers=58, scenarios=1), synthetic_loads(layers=58, scenarios=1, seed=500)
+    old, new = model_loads(layers=58, scenarios=1), model_loads(layers=58, scenarios=1, seed=500)
     held = place(old, MODEL, 32, 32, 8)
     found = [place_again(new, MODEL, held, moves, 8).balance.worst_scenario for moves in (0, 100, 1000)]
     fresh = place(new, MODEL, 32, 32, 8).balance.worst_scenario
@@ -331,3 +332,25 @@ def test_loads_of_another_model_are_refused(tmp_path):
     problem = Problem(hardware="hgx-h200", model="qwen3-235b-a22b", expert_load=tuple(save_loads(tmp_path, 1.0)))
     with pytest.raises(ProblemError, match="58 layers x 256 experts; qwen3-235b-a22b has"):
         search(problem)
+
+
+@pytest.mark.parametrize(("spread", "apart"), [(0.5, 0.0), (1.0, 0.6), (1.7, 0.4)])
+def test_synthetic_loads_have_the_spread_they_were_asked_for(spread, apart):
+    loads = synthetic_loads(MODEL, spread, 2 if apart else 1, apart)
+    found = described(loads)
+    assert found[0] == pytest.approx(spread, rel=0.08)
+    assert found[1] == pytest.approx(apart, rel=0.08)
+    assert (loads.counts.max(axis=2) <= loads.counts.sum(axis=2) / 8 * 1.01).all()  # one choice of every token at most
+
+
+def test_workloads_cannot_be_further_apart_than_their_spread_allows():
+    with pytest.raises(ProblemError, match=r"at most 1\.41"):
+        synthetic_loads(MODEL, 1.0, 2, 1.5)
+
+
+def test_more_replicas_balance_better_and_never_beyond_the_bound():
+    choices = sweep(synthetic_loads(MODEL, 1.7, 2, 0.4), MODEL, 64)
+    assert [choice.slots_per_gpu for choice in choices] == [4, 5, 6, 7, 8]
+    assert all(choice.eplb <= choice.placed <= choice.bound for choice in choices)
+    placed = [choice.placed for choice in choices]
+    assert placed == sorted(placed)

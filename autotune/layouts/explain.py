@@ -144,14 +144,17 @@ def _changes(resolved: ResolvedProblem, table: LayoutTable) -> list[str]:
 
 
 def _with_more_gpus(resolved: ResolvedProblem) -> str | None:
-    for multiple in GPU_MULTIPLES:
-        gpus = resolved.gpus * multiple
-        if resolved.hardware.max_gpus and gpus > resolved.hardware.max_gpus:
-            return None
+    """The smallest multiple of the budget that fits; the largest is tried first, because it often shows that none does."""
+    most = resolved.hardware.max_gpus or resolved.gpus * GPU_MULTIPLES[-1]
+    budgets = [resolved.gpus * multiple for multiple in GPU_MULTIPLES if resolved.gpus * multiple <= most]
+
+    def fits(gpus: int) -> bool:
         table = build_table(resolved, gpus)
-        if len(table) and feasible(table, Limits.of(resolved, gpus)).any():
-            return f"{gpus} GPUs"
-    return None
+        return bool(len(table)) and bool(feasible(table, Limits.of(resolved, gpus)).any())
+
+    if not budgets or not fits(budgets[-1]):
+        return None
+    return f"{next(gpus for gpus in budgets if fits(gpus))} GPUs"
 
 
 def _with_other_precision(resolved: ResolvedProblem) -> list[str]:

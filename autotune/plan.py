@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from autotune.deployment import Deployment
 from autotune.prediction import Prediction, PrefillPrediction
@@ -10,6 +10,9 @@ from autotune.uncertainty import MeasurementValue, PlanOdds
 from cost_models.specs.base import Spec
 from cost_models.specs.layout import Layout
 from search_spaces.schema import Value
+
+if TYPE_CHECKING:
+    from autotune.layouts.select import Proof
 
 
 class Setting(Spec):
@@ -51,6 +54,10 @@ class SolverSummary(Spec):
     objective: float
     bound: float
     gap: float
+
+    @staticmethod
+    def of(proof: Proof) -> SolverSummary:
+        return SolverSummary(status=proof.status, objective=proof.objective, bound=proof.bound, gap=proof.gap)
 
 
 class AlternativeSummary(Spec):

@@ -179,5 +179,5 @@ def _plan(
             feasible_trials=found.feasible_trials,
             settings=found.settings,
         ),
-        solver=SolverSummary(status=selection.status, objective=selection.objective, bound=selection.bound, gap=selection.gap),
+        solver=SolverSummary.of(selection),
     )

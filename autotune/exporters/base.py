@@ -16,6 +16,9 @@ from search_spaces.schema import EngineSpec, Value
 
 CONTEXT_ROUNDING_TOKENS = 64
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "serve")
+ROLES = {"prefill": "prefill", "decode": "decode", "serve": "aggregated"}
+OTHER_SIDE = {"prefill": "decode", "decode": "prefill"}
+"""Of a disaggregated pair."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from autotune.deployment import Deployment, Pool
 from autotune.exporters.base import (
+    OTHER_SIDE,
+    ROLES,
     Argument,
     Placement,
     Required,
@@ -22,7 +24,6 @@ from search_spaces.schema import EngineSpec
 
 DIST_INIT_PORT = 5757
 DEEPEP_MODES = {"prefill": "normal", "decode": "low_latency", "serve": "auto"}
-ROLES = {"prefill": "prefill", "decode": "decode", "serve": "aggregated"}
 PLAIN_KNOBS = ("enable_dbo", "enable_sbo", "cudagraph_max_tokens", "gpu_memory_fraction")
 EPLB_KNOBS = ("enable_eplb", "eplb_interval_steps", "eplb_window_steps", "redundant_experts")
 
@@ -164,10 +165,9 @@ def _environment(deployment: Deployment) -> dict[str, str | Shell]:
 def _comments(deployment: Deployment, version: str, place: Placement) -> list[str]:
     pool = deployment.pool
     where = f"{place.nodes} node(s) x {place.gpus_per_node} GPUs per instance"
-    others = {"prefill": "decode", "decode": "prefill"}
     lines = [f"SGLang {version}; {where}, {pool.instances} instance(s); written by autotune."]
-    if deployment.phase in others:
-        other = others[deployment.phase]
+    if deployment.phase in OTHER_SIDE:
+        other = OTHER_SIDE[deployment.phase]
         lines += [
             f"{deployment.phase.capitalize()} side of a prefill/decode pair: {other} servers must run with",
             f"--disaggregation-mode {other} and the same transfer backend; sglang_router pairs them (--pd-disaggregation).",

@@ -7,6 +7,8 @@ from typing import Any
 from autotune.deployment import Deployment
 from autotune.errors import ExportError
 from autotune.exporters.base import (
+    OTHER_SIDE,
+    ROLES,
     Argument,
     Placement,
     Required,
@@ -40,7 +42,6 @@ DBO_KNOBS = ("dbo_decode_token_threshold", "dbo_prefill_token_threshold")
 OFFLOADED_PARAMETERS = "experts"
 """Parameters that weight offload moves, as a segment of their names."""
 KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
-ROLES = {"prefill": "prefill", "decode": "decode", "serve": "aggregated"}
 EPLB_FIELDS = {
     "eplb_window_steps": "window_size",
     "eplb_interval_steps": "step_interval",
@@ -142,10 +143,9 @@ def _tensor_parallel_scripts(
 
 def _address(deployment: Deployment) -> list[Required]:
     """What the other side of a pair reaches this node by."""
-    others = {"prefill": "decode", "decode": "prefill"}
-    if deployment.phase not in others:
+    if deployment.phase not in OTHER_SIDE:
         return []
-    return [Required("NODE_ADDRESS", f"address of this node, reachable from the {others[deployment.phase]} nodes")]
+    return [Required("NODE_ADDRESS", f"address of this node, reachable from the {OTHER_SIDE[deployment.phase]} nodes")]
 
 
 def _script(

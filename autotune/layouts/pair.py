@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from autotune.layouts.packing import Domains
-from autotune.layouts.select import Named, Proof
+from autotune.layouts.select import Named, Proof, solved
 from cost_models.arrays import Ints
 
 if TYPE_CHECKING:
@@ -189,7 +189,6 @@ class PairSolver:
         self._add_cuts(model, v)
         if at_least is not None:
             model.add(1000 * at_least.cost * v.rate >= (1000 - SLACK_PER_MILLE) * at_least.rate * v.cost).with_name("ratio")
-        largest_cost = sum(s.gpu_cost * int(np.max(s.size * s.instances * np.maximum(s.most_units, 0))) for s in v.sides) + 1
         if cost_weight:
             model.maximize(rate_weight * v.rate - cost_weight * v.cost)
         elif self.pair.required_rate:  # of the cheapest the one with most room
@@ -197,17 +196,12 @@ class PairSolver:
             most = sum(int(np.max(s.rate * np.maximum(s.most_units, 0))) for s in v.sides) + 1
             model.maximize(room - most * v.cost)
         else:
+            largest_cost = sum(s.gpu_cost * int(np.max(s.size * s.instances * np.maximum(s.most_units, 0))) for s in v.sides) + 1
             model.maximize(largest_cost * v.rate - v.cost)
-        solver = cp_model.CpSolver()
-        solver.parameters.num_workers = 1
-        solver.parameters.cp_model_presolve = False
-        solver.parameters.random_seed = self.seed
-        solver.parameters.max_time_in_seconds = TIME_LIMIT_S
-        status = solver.solve(model)
-        if status == cp_model.INFEASIBLE:
+        answer = solved(model, self.seed, TIME_LIMIT_S, presolve=False)
+        if answer is None:
             return None
-        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            raise RuntimeError(f"CP-SAT stopped with {solver.status_name(status)}: not proven either way")
+        solver, proof = answer
         rows = [next(r for r, chosen in enumerate(side) if solver.value(chosen)) for side in v.chosen]
         units = [solver.value(v.units[i][r]) for i, r in enumerate(rows)]
         return PairSelection(
@@ -218,9 +212,9 @@ class PairSolver:
             ),
             rate=solver.value(v.rate),
             cost=solver.value(v.cost),
-            status=solver.status_name(status),
-            objective=solver.objective_value,
-            bound=solver.best_objective_bound,
+            status=proof.status,
+            objective=proof.objective,
+            bound=proof.bound,
         )
 
     def _add_cuts(self, model: cp_model.CpModel, v: Variables) -> None:

@@ -8,9 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from autotune.serving.model import ServiceCoefficients, interrupted_step_s, split_step
+from autotune.serving.model import ServiceCoefficients, interrupted_step_s, prefill_kernels, split_step
 from cost_models.arrays import Floats, Ints, as_floats
-from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
 from cost_models.memory import Memory, decode_memory, prefill_memory
 from cost_models.prefill import prefill_step
@@ -116,10 +115,9 @@ def prefill_extra_s(machine: Machine, rows: Rows, workload: Workload, prompts: F
 
 
 def prefill_rows(rows: Rows) -> Rows:
-    """Rows as they prefill: eagerly, without drafts, DeepEP with its normal kernels."""
-    low_latency, normal = BACKENDS.index("deepep_low_latency"), BACKENDS.index("deepep_normal")
-    backend = np.where(rows.backend == low_latency, normal, rows.backend)
-    return rows.replace(batch=1, drafts=0, graph_tokens=NO_GRAPH, backend=backend, moe_chunk_tokens=0)
+    """Rows as they prefill: eagerly and without drafts."""
+    prefilling = prefill_kernels(rows)
+    return prefilling.replace(batch=1, drafts=0, graph_tokens=NO_GRAPH, moe_chunk_tokens=0)
 
 
 def _aggregated_memory(machine: Machine, rows: Rows, workload: Workload) -> Memory:

@@ -168,23 +168,41 @@ def select(i: Instance, *, seed: int = 0, excluded: Ints | None = None) -> Selec
         model.add(v.chosen[row] == 0).with_name(f"no_good[{row}]")
     largest_total = int(np.max(i.tokens_per_s * np.maximum(i.max_instances, 0), initial=0)) + 1
     model.maximize(largest_total * v.chosen_total(i.score) + v.total(i.tokens_per_s))
+    answer = solved(model, seed, TIME_LIMIT_S)
+    if answer is None:
+        return None
+    solver, proof = answer
+    row = next(r for r in v.rows if solver.value(v.chosen[r]))
+    return Selection(
+        row=row,
+        instances=solver.value(v.instances[row]),
+        status=proof.status,
+        objective=proof.objective,
+        bound=proof.bound,
+    )
+
+
+Answer = tuple["cp_model.CpSolver", Proof]
+
+
+def solved(model: cp_model.CpModel, seed: int, time_limit_s: float, *, presolve: bool = True) -> Answer | None:
+    """A solver that holds an answer and its proof, or None when CP-SAT proves that there is none.
+
+    The same seed gives the same answer. Raises RuntimeError when the solver stops without either.
+    """
+    from ortools.sat.python import cp_model
+
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
+    solver.parameters.cp_model_presolve = presolve
     solver.parameters.random_seed = seed
-    solver.parameters.max_time_in_seconds = TIME_LIMIT_S
+    solver.parameters.max_time_in_seconds = time_limit_s
     status = solver.solve(model)
     if status == cp_model.INFEASIBLE:
         return None
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         raise RuntimeError(f"CP-SAT stopped with {solver.status_name(status)}: not proven either way")
-    row = next(r for r in v.rows if solver.value(v.chosen[r]))
-    return Selection(
-        row=row,
-        instances=solver.value(v.instances[row]),
-        status=solver.status_name(status),
-        objective=solver.objective_value,
-        bound=solver.best_objective_bound,
-    )
+    return solver, Proof(solver.status_name(status), solver.objective_value, solver.best_objective_bound)
 
 
 def select_top(i: Instance, layout: Ints, k: int, *, seed: int = 0) -> list[Selection]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from autotune.placement.loads import Loads
 from autotune.placement.placing import Placement
-from autotune.placement.solve import gpu_loads, normalised
+from autotune.placement.solve import gpu_loads, in_order, normalised
 from cost_models.arrays import Floats, Ints
 
 mpl.use("agg")
@@ -36,7 +36,7 @@ def balance_by_layer(placement: Placement, path: Path) -> None:
 
 def load_by_gpu(placement: Placement, loads: Loads, path: Path) -> None:
     """Load over mean, layers down and GPUs across, in the first workload: experts in order, then placed."""
-    linear: Ints = (np.arange(placement.slots) % loads.counts.shape[2]).reshape(placement.gpus, -1)
+    linear = in_order(loads.counts.shape[2], placement.slots, placement.gpus)
     before = np.stack([_relative(loads, i, linear) for i in range(len(placement.experts))])
     after = np.stack([_relative(loads, i, np.array(layer)) for i, layer in enumerate(placement.experts)])
     figure = Figure(figsize=(10, 5), layout="constrained")

@@ -6,7 +6,7 @@ import numpy as np
 
 from autotune.placement.eplb import global_placement
 from autotune.placement.loads import Loads
-from autotune.placement.solve import gpu_loads, normalised, pack, replicate
+from autotune.placement.solve import gpu_loads, in_order, normalised, pack, replicate
 from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
 from cost_models.rows import Rows
 
@@ -47,8 +47,7 @@ class RecordedSkew:
 
     def _placed(self, layer: Floats, ep: int, slots: int, balanced: bool) -> Ints:
         if not balanced:
-            linear: Ints = (np.arange(slots) % layer.shape[1]).reshape(ep, -1)
-            return linear
+            return in_order(layer.shape[1], slots, ep)
         if self.loads_maps:
             return pack(layer, replicate(layer, slots), ep)
         return global_placement(as_floats(layer.sum(axis=0)), slots, ep)

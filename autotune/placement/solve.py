@@ -69,6 +69,12 @@ def pack(loads: Floats, counts: Ints, gpus: int) -> Ints:
     return placed
 
 
+def in_order(experts: int, slots: int, gpus: int) -> Ints:
+    """Experts by number, spares starting again from the first, (gpus, slots per GPU): what engines do without EPLB."""
+    linear: Ints = (np.arange(slots) % experts).reshape(gpus, -1)
+    return linear
+
+
 def counts_of(placed: Ints, experts: int) -> Ints:
     """Replicas of every expert in a placement."""
     return np.bincount(placed.ravel(), minlength=experts)
@@ -91,7 +97,7 @@ def relieve(loads: Floats, placed: Ints) -> Ints:
     placed = placed.copy()
     experts = loads.shape[1]
     share = loads / counts_of(placed, experts)
-    carried: Floats = share[:, placed].sum(axis=2)
+    carried = gpu_loads(loads, placed)
     holds = holders(placed, experts)
     for _ in range(MOST_SWAPS):
         busiest = int(np.argmax(carried.max(axis=0)))

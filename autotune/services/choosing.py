@@ -33,6 +33,11 @@ class Chosen:
     """Of all instances."""
     transfer_per_s: float
 
+    @property
+    def gpus(self) -> int:
+        """Of all instances."""
+        return int(self.row.gpus[0]) * self.instances
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -81,8 +86,7 @@ def disaggregated(pools: Pools, prefill: Candidates, decode: Candidates, count: 
                 (prefill, decode), sides, units, selection.rows, selection.instances, strict=True
             )
         )
-        proof = SolverSummary(status=selection.status, objective=selection.objective, bound=selection.bound, gap=selection.gap)
-        found.append(Candidate(chosen, selection.rate / MILLI, proof))
+        found.append(Candidate(chosen, selection.rate / MILLI, SolverSummary.of(selection)))
     return found
 
 

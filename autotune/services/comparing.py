@@ -75,14 +75,12 @@ def _disaggregated_reason(pools: Pools, evaluated: Evaluated) -> str:
     """How full the two pools are."""
     prefill, decode = evaluated.candidate.pools
     rate = evaluated.prediction.requests_per_s
-    decode_gpus = int(decode.row.gpus[0]) * decode.instances
-    prefill_gpus = int(prefill.row.gpus[0]) * prefill.instances
-    per_gpu = evaluated.prediction.decode_sequences / decode_gpus
+    per_gpu = evaluated.prediction.decode_sequences / decode.gpus
     whole = pools.decode.gpus + (pools.prefill.gpus if pools.own_hardware else 0)
-    idle = whole - decode_gpus - prefill_gpus
+    idle = whole - decode.gpus - prefill.gpus
     left = f", {idle} of {whole} GPUs left over" if idle else ""
     return (
-        f"Disaggregated: {prefill_gpus} GPUs prefill and {decode_gpus} decode, at {rate / prefill.requests_per_s:.0%} and "
+        f"Disaggregated: {prefill.gpus} GPUs prefill and {decode.gpus} decode, at {rate / prefill.requests_per_s:.0%} and "
         f"{rate / decode.requests_per_s:.0%} of what they take, with {per_gpu:,.0f} sequences per decode GPU{left}."
     )
 

@@ -110,7 +110,7 @@ def _claimed(pools: Pools, candidate: Candidate) -> float:
     tokens_per_s = candidate.requests_per_s * pools.traffic.osl_tokens
     if pools.decode.problem.objective == "tokens_per_s":
         return tokens_per_s
-    return tokens_per_s / (usd_per_hour(pools, candidate) or sum(int(p.row.gpus[0]) * p.instances for p in candidate.pools))
+    return tokens_per_s / (usd_per_hour(pools, candidate) or sum(p.gpus for p in candidate.pools))
 
 
 def _worth(pools: Pools, evaluated: Evaluated) -> float:
@@ -128,7 +128,7 @@ def usd_per_hour(pools: Pools, candidate: Candidate) -> float | None:
     if problem.gpu_hour_usd is None:
         return None
     prices = {"prefill": problem.prefill_gpu_hour_usd or problem.gpu_hour_usd}
-    return sum(int(p.row.gpus[0]) * p.instances * prices.get(p.resolved.pool, problem.gpu_hour_usd) for p in candidate.pools)
+    return sum(p.gpus * prices.get(p.resolved.pool, problem.gpu_hour_usd) for p in candidate.pools)
 
 
 def _plan(pools: Pools, rank: int, evaluated: Evaluated) -> ServicePlan:
@@ -158,7 +158,7 @@ def _pool_summary(chosen: Chosen) -> PoolSummary:
         phase=chosen.resolved.pool,
         label=f"{chosen.instances} x {layout.label()}",
         hardware=chosen.resolved.hardware.name,
-        gpus=layout.gpus * chosen.instances,
+        gpus=chosen.gpus,
         capacity_requests_per_s=chosen.requests_per_s,
         transfer_requests_per_s=chosen.transfer_per_s if finite else None,
     )

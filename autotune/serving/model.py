@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats
+from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
 from cost_models.prefill import PrefillCost, prefill_step
 from cost_models.rows import Rows
@@ -101,6 +102,12 @@ class PrefillCurves:
             return whole
         gaps = self.gaps(busy_tokens)
         return max(whole, decode_s + whole - gaps) - decode_s
+
+
+def prefill_kernels(rows: Rows) -> Rows:
+    """Rows with the all-to-all that they prefill with: DeepEP's low-latency kernels are for decode, the normal ones step in."""
+    low_latency, normal = BACKENDS.index("deepep_low_latency"), BACKENDS.index("deepep_normal")
+    return rows.replace(backend=np.where(rows.backend == low_latency, normal, rows.backend))
 
 
 def split_step(cost: PrefillCost) -> tuple[Floats, Floats, Floats]:

@@ -12,12 +12,11 @@ from autotune.errors import ProblemError
 from autotune.predicting import memory_limit_bytes, pool_rows, resolve_pool
 from autotune.prediction import Percentiles, ServicePrediction
 from autotune.serving.errors import service_errors
-from autotune.serving.model import PrefillCurves, ServiceCoefficients, decode_curve, prefill_curves
+from autotune.serving.model import PrefillCurves, ServiceCoefficients, decode_curve, prefill_curves, prefill_kernels
 from autotune.serving.replay import Replay, ServiceModel, replay
 from autotune.serving.requests import Requests, benchmark_requests, poisson_requests, read_trace
 from autotune.serving.steady import steady_state
 from cost_models.arrays import Floats
-from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
 from cost_models.memory import Memory, decode_memory, prefill_memory, sequences_that_fit
 from cost_models.rows import Rows
@@ -198,10 +197,8 @@ def _check_prefill_fits(side: _Side, prompts: Workload) -> None:
 
 
 def _prefill_rows(side: _Side) -> Rows:
-    """A pool's prefill steps; DeepEP's low-latency kernels are for decode, its engines prefill with the normal ones."""
-    rows = pool_rows(side.pool).replace(batch=1, drafts=0, batched_tokens=side.prefill_tokens)
-    normal = side.pool.all2all_backend == "deepep_low_latency"
-    return rows.replace(backend=BACKENDS.index("deepep_normal")) if normal else rows
+    """A pool's prefill steps."""
+    return prefill_kernels(pool_rows(side.pool)).replace(batch=1, drafts=0, batched_tokens=side.prefill_tokens)
 
 
 def _service_model(

@@ -70,6 +70,8 @@ class ExpertBalance(Spec):
     """Busiest rank / mean of recorded loads (see `autotune place`), to which sampling noise is added; instead of the prior."""
     window_steps: int = Field(default=1000, gt=0)
     interval_steps: int = Field(default=3000, gt=0)
+    asynchronous: bool = False
+    """Layers move one per step beside the forward pass."""
 
 
 class Offload(Spec):

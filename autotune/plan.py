@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from autotune.deployment import Deployment
+from autotune.placement.planned import PlannedPlacement
 from autotune.prediction import Prediction, PrefillPrediction
 from autotune.uncertainty import MeasurementValue, PlanOdds
 from cost_models.specs.base import Spec
@@ -71,6 +72,17 @@ class AlternativeSummary(Spec):
     reason: str
 
 
+class RebalancingPoint(Spec):
+    """One interval between rebalances with its best window."""
+
+    window_steps: int
+    interval_steps: int
+    max_over_mean: float
+    """Busiest rank / mean, averaged over the interval."""
+    tokens_per_s_per_gpu: float
+    """Less what placing and moving experts costs."""
+
+
 class SizeSummary(Spec):
     """The best plan of one instance size; shares are of its step."""
 
@@ -97,6 +109,8 @@ class Plan(Spec):
     flags: FlagSummary
     solver: SolverSummary
     odds: PlanOdds
+    placement: PlannedPlacement | None = None
+    """Best plan, from recorded expert loads, where the engine loads a map."""
 
     @property
     def layout(self) -> Layout:
@@ -122,6 +136,8 @@ class SearchResult(Spec):
     alternatives: tuple[AlternativeSummary, ...]
     sizes: tuple[SizeSummary, ...] = ()
     """Prefill: the best of every instance size."""
+    rebalancing: tuple[RebalancingPoint, ...] = ()
+    """Of the best plan, where experts are rebalanced."""
     statistics: SearchStatistics
     assumed: tuple[str, ...]
     notes: tuple[str, ...]

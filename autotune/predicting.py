@@ -141,6 +141,7 @@ def pool_rows(pool: Pool) -> Rows:
         eplb=int(balance.kind in ("eplb", "static")),
         eplb_window_steps=balance.window_steps,
         eplb_interval_steps=balance.interval_steps if balance.kind == "eplb" else 0,
+        eplb_async=int(balance.asynchronous),
         moe_chunk_tokens=pool.chunks.moe_dp_tokens,
         activation_chunk_rows=pool.chunks.activation_rows,
         graph_tokens=UNLIMITED if pool.cuda_graph else 0,

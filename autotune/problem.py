@@ -101,6 +101,11 @@ class ResolvedProblem:
     """Of recorded expert loads, where there are any."""
 
     @property
+    def loads_map(self) -> bool:
+        """Whether experts are placed once, from recorded loads, instead of being rebalanced while serving."""
+        return self.skew is not None and self.skew.loads_maps
+
+    @property
     def phase(self) -> Literal["decode", "prefill"]:
         """What the pool's steps mainly compute."""
         return "prefill" if self.pool == "prefill" else "decode"

@@ -74,8 +74,12 @@ def _balance(row: Rows) -> ExpertBalance:
     skew = None if np.isnan(row.skew[0]) else float(row.skew[0])
     if not row.eplb[0]:
         return ExpertBalance(kind="none", skew=skew)
+    if not row.eplb_interval_steps[0]:
+        return ExpertBalance(kind="static", skew=skew)
     window, interval = int(row.eplb_window_steps[0]), int(row.eplb_interval_steps[0])
-    return ExpertBalance(kind="eplb", skew=skew, window_steps=window, interval_steps=interval)
+    return ExpertBalance(
+        kind="eplb", skew=skew, window_steps=window, interval_steps=interval, asynchronous=bool(row.eplb_async[0])
+    )
 
 
 def precision_of(resolved: ResolvedProblem, params: Params) -> str | PrecisionChoice:

@@ -158,12 +158,17 @@ def write_launch(folder: Path, plans: Sequence[Plan | ServicePlan]) -> str | Non
     for plan in plans:
         target = folder / f"plan-{plan.rank}"
         try:
-            scripts = export(plan.deployment)
+            scripts = plan_scripts(plan)
         except ExportError as error:
             notes.append(f"plan {plan.rank}: {error}")
             continue
         _write_files(target, plan, scripts)
     return "; ".join(notes) or None
+
+
+def plan_scripts(plan: Plan | ServicePlan) -> list[Script]:
+    """Everything that launches a plan, its expert map included."""
+    return export(plan.deployment, plan.placement if isinstance(plan, Plan) else None)
 
 
 def _write_files(folder: Path, plan: Plan | ServicePlan, scripts: list[Script]) -> None:

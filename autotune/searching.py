@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.deployment import Deployment
+from autotune.deployment import Deployment, Pool
 from autotune.errors import NoFeasiblePlan, ProblemError
 from autotune.flags.decode import DecodeFlagEvaluator
 from autotune.flags.evaluate import FlagEvaluator
 from autotune.flags.prefill import PrefillFlagEvaluator
+from autotune.flags.rebalancing import rebalancing_curve
 from autotune.flags.space import flag_space
 from autotune.flags.study import FlagResult, TrialRow, tune_flags
 from autotune.layouts.explain import alternatives, explain_infeasible, instance_sizes_compared
@@ -20,8 +21,9 @@ from autotune.layouts.families import Limits, feasible
 from autotune.layouts.prune import prune
 from autotune.layouts.select import Selection, instance_of, select_top
 from autotune.layouts.table import LayoutTable, build_table, largest_fitting_size
+from autotune.placement.planned import PlannedPlacement
 from autotune.plan import FlagSummary, Plan, SearchResult, SearchStatistics, SolverSummary
-from autotune.predicting import predict
+from autotune.predicting import pool_rows, predict
 from autotune.prediction import Prediction, PrefillPrediction
 from autotune.problem import Problem, ResolvedProblem, resolve_problem
 from autotune.progress import Progress
@@ -82,6 +84,7 @@ def run_search(problem: Problem, progress: Progress | None = None) -> SearchRun:
         plans=tuple(plans),
         alternatives=others,
         sizes=instance_sizes_compared(resolved, table) if resolved.phase == "prefill" else (),
+        rebalancing=tuple(rebalancing_curve(resolved, pool_rows(plans[0].deployment.pool))),
         statistics=statistics,
         assumed=resolved.assumed,
         notes=(*resolved.model.flags, *resolved.engine.notes),
@@ -127,7 +130,16 @@ def _plans(
     odds = compare(predictions, resolved.latency_limit_s)
     parts = zip(deployments, predictions, results, selections, odds, strict=True)
     plans = [_plan(rank, *part) for rank, part in enumerate(parts, start=1)]
+    plans[0] = plans[0].model_copy(update={"placement": _placement(resolved, plans[0].deployment.pool)})
     return plans, {rank: found.trials for rank, found in enumerate(results, start=1)}
+
+
+def _placement(resolved: ResolvedProblem, pool: Pool) -> PlannedPlacement | None:
+    """The best plan's experts, where its engine starts from a map of recorded loads."""
+    if resolved.skew is None or pool.expert_balance.kind != "static":
+        return None
+    node = min(resolved.hardware.gpus_per_node, pool.ep)
+    return resolved.skew.placement_of(resolved.model, pool.ep, pool.redundant_experts, node)
 
 
 def _tuned(

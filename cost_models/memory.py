@@ -96,11 +96,21 @@ def _memory(
         "kv_cache": kv_token * kv_tokens,
         "activations": activations,
         "dispatch buffers": _dispatch_buffer_bytes(machine, rows, tokens, c),
-        "eplb buffers": np.where(rows.eplb_interval_steps > 0, expert_bytes(machine, rows) / max(model.moe_layers, 1), 0.0),
+        "eplb buffers": _eplb_bytes(machine, rows),
         "cuda graphs": np.where(rows.graph_tokens > 0, c.graph_sizes * c.graph_bytes_per_size, 0.0),
         "runtime": np.full(len(rows), c.runtime_bytes),
     }
     return Memory({name: as_floats(line) for name, line in lines.items()}, kv_token)
+
+
+def _eplb_bytes(machine: Machine, rows: Rows) -> Floats:
+    """A layer of local experts to receive into, and the recorded window: 4 B per step, layer and physical expert."""
+    moe = machine.model.moe
+    if moe is None:
+        return np.zeros(len(rows))
+    window = 4.0 * rows.eplb_window_steps * machine.model.moe_layers * (moe.experts + rows.redundant_experts)
+    received = expert_bytes(machine, rows) / max(machine.model.moe_layers, 1)
+    return np.where(rows.eplb_interval_steps > 0, received + window, 0.0)
 
 
 def kv_tokens_needed(batch: ArrayLike, workload: Workload) -> Floats:

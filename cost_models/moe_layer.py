@@ -24,26 +24,13 @@ from cost_models.grouped_gemm import GroupedGemmCoefficients, grouped_gemm_bound
 from cost_models.machine import Machine
 from cost_models.operators import Timing, matrix_gemm, moe_traffic, tp_all_reduce
 from cost_models.overlap import SharedExpertStream, shared_stream_hidden_s
+from cost_models.rebalancing import EplbDynamics, moved_bytes, rebalance_s, stale_max_over_mean
 from cost_models.rows import Rows
 from cost_models.specs.model import MoeSpec
 
 Phase = Literal["decode", "prefill"]
 
 POINT_TO_POINT = ("deepep_low_latency", "deepep_normal", "nvlink_one_sided")
-
-
-@dataclass(frozen=True, slots=True)
-class EplbDynamics:
-    """How rebalancing degrades between moves; see docs/models/balance.md."""
-
-    drift_excess_per_step: float
-    """Growth of max/mean per step since the last move, at 8 ranks [-]."""
-    window_noise: float
-    """Relative excess from estimating loads over one step's window [-]."""
-    moved_share: float
-    """Share of local experts that a rebalance moves [-]."""
-    no_redundancy_factor: float
-    """Excess without redundant experts over excess with one in eight [-]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +51,40 @@ def imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
     without = families.entry("balance", "none").coefficients
     dynamics = families.get("balance", "dynamics", EplbDynamics)
 
-    def distinct(
-        ep: Floats, t: Floats, eplb: Floats, spare: Floats, window: Floats, interval: Floats, recorded: Floats
-    ) -> Floats:
+    def distinct(ep: Floats, t: Floats, eplb: Floats, spare: Floats, recorded: Floats, stale: Floats) -> Floats:
         unbalanced = skew_prior(ep, without)
         spare_share = np.minimum(8 * spare / moe.experts, 1.0)
         factor = 1 + (dynamics.no_redundancy_factor - 1) * (1 - spare_share)
-        noise = 1 + dynamics.window_noise / np.sqrt(np.maximum(window, 1))
-        drift = dynamics.drift_excess_per_step * interval / 2 * np.log2(np.maximum(ep, 1)) / 3
-        balanced = 1 + (skew_prior(ep, with_eplb) - 1) * factor * noise + drift
-        skew = np.where(eplb > 0, np.minimum(balanced, unbalanced), unbalanced)
-        skew = np.where(recorded > 0, recorded + np.where(eplb > 0, (noise - 1) * (recorded - 1) + drift, 0.0), skew)
+        balanced = combined_max_over_mean(1 + (skew_prior(ep, with_eplb) - 1) * factor, stale)
+        prior = np.where(eplb > 0, np.minimum(balanced, unbalanced), unbalanced)
+        skew = np.where(recorded > 0, combined_max_over_mean(np.maximum(recorded, 1), stale), prior)
         return combined_max_over_mean(skew, uniform_max_over_mean(t, ep, moe.experts, moe.top_k))
 
     prior = evaluate_distinct(
-        distinct, rows.ep, tokens, rows.eplb, rows.redundant_experts, rows.eplb_window_steps, rows.eplb_interval_steps,
-        np.nan_to_num(rows.skew, nan=0.0),
+        distinct, rows.ep, tokens, rows.eplb, rows.redundant_experts, np.nan_to_num(rows.skew, nan=0.0),
+        stale_imbalance(machine, rows, tokens),
     )  # fmt: skip
     return np.where(np.isnan(rows.imbalance), prior, rows.imbalance)
+
+
+def stale_imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
+    """Busiest rank / mean that rebalancing leaves because loads wander and windows are short; 1 for placements that stay."""
+    moe = machine.model.moe
+    assert moe is not None
+    feeding = np.where(rows.dp > 1, rows.dp, 1)
+    ratio = stale_max_over_mean(
+        rows.ep,
+        moe.experts + rows.redundant_experts,
+        tokens * feeding * moe.top_k,
+        np.minimum(rows.eplb_window_steps, np.maximum(rows.eplb_interval_steps, 1)),
+        rows.eplb_interval_steps,
+        np.where(rows.eplb_async > 0, machine.model.moe_layers, 0),
+        experts=moe.experts,
+        top_k=moe.top_k,
+        sigma=machine.coefficients("balance", "popularity", ExpertPopularity).sigma,
+        dynamics=machine.calibration.get("balance", "dynamics", EplbDynamics),
+    )
+    return np.where(rows.eplb > 0, ratio, 1.0)
 
 
 def moe_operators(machine: Machine, rows: Rows, tokens: Floats, phase: Phase = "decode") -> dict[str, Timing]:
@@ -227,15 +230,16 @@ def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio:
 
 
 def _rebalance(machine: Machine, rows: Rows) -> Timing:
-    """Moving experts, spread over the steps between two rebalances, per layer."""
+    """Placing and moving experts, spread over the steps between two rebalances, per layer."""
     moe = machine.model.moe
     assert moe is not None
     dynamics = machine.calibration.get("balance", "dynamics", EplbDynamics)
     expert_bytes = 3 * machine.model.hidden * moe.intermediate * machine.dtype_info("experts").weight_bytes
-    slots = (moe.experts + rows.redundant_experts) / rows.ep
+    slots = moe.experts + rows.redundant_experts
     links = machine.links
     bandwidth = np.where(rows.ep <= links.domain_gpus, links.scale_up_bytes_per_s, links.scale_out_bytes_per_s)
-    moved_s = dynamics.moved_share * slots * expert_bytes / bandwidth
+    received = moved_bytes(slots / rows.ep, expert_bytes, dynamics)
+    moved_s = rebalance_s(received, slots, bandwidth, machine.hbm_bytes_per_s, rows.eplb_async, dynamics)
     dynamic = (rows.eplb > 0) & (rows.eplb_interval_steps > 0)
     per_step = np.where(dynamic, moved_s / np.maximum(rows.eplb_interval_steps, 1), 0.0)
     return Timing(as_floats(per_step), np.zeros(len(rows)))

@@ -39,6 +39,8 @@ class Rows:
     eplb_window_steps: Ints
     eplb_interval_steps: Ints
     """0: a static placement, never moved."""
+    eplb_async: Ints
+    """1 when layers move one per step beside the forward pass, 0 when it waits for all."""
     moe_chunk_tokens: Ints
     """MoE DP chunk; 0 off."""
     activation_chunk_rows: Ints
@@ -120,6 +122,7 @@ DEFAULTS: dict[str, ArrayLike] = {
     "eplb": 0,
     "eplb_window_steps": 1000,
     "eplb_interval_steps": 0,
+    "eplb_async": 0,
     "moe_chunk_tokens": 0,
     "activation_chunk_rows": 0,
     "graph_tokens": UNLIMITED,

@@ -21,10 +21,9 @@ def export(
 ) -> None:
     """Write launch scripts of a plan."""
     from autotune.errors import ProblemError
-    from autotune.exporters import export as scripts_of
     from autotune.exporters import feed_requirement
     from autotune.plan import Plan
-    from autotune.records import load_plans, write_scripts
+    from autotune.records import load_plans, plan_scripts, write_scripts
 
     plans = load_plans(run).plans
     plan = next((p for p in plans if p.rank == rank), None)
@@ -33,7 +32,7 @@ def export(
     engine = plan.deployment.engine.name
     if format is not None and format != engine:
         raise ProblemError(f"the plan was made for {engine}; search again with --engine {format} to export for it")
-    scripts = scripts_of(plan.deployment)
+    scripts = plan_scripts(plan)
     if out is not None:
         write_scripts(out, plan, scripts)
         typer.echo(f"wrote {', '.join(s.name for s in scripts)} and README.md to {out}")
@@ -41,4 +40,5 @@ def export(
             typer.echo(feed_requirement(plan.deployment, plan.prediction.tokens_per_s))
         return
     for script in scripts:
-        typer.echo(script.text)
+        if script.executable:
+            typer.echo(script.text)

@@ -29,6 +29,8 @@ def place(
     apart: Annotated[float, typer.Option(help="How far two synthetic workloads are apart.", min=0)] = 0.0,
     model: Annotated[str, typer.Option(help="Preset or path to a Hugging Face config.json.")] = "deepseek-v3",
     gpus_per_node: Annotated[int, typer.Option(help="For the hierarchical baseline.", min=1)] = 8,
+    gather: Annotated[bool, typer.Option("--gather", help="Put experts that tokens choose together on one node.")] = False,
+    refine: Annotated[float, typer.Option(help="Seconds for CP-SAT to improve the placement.", min=0)] = 0.0,
     sweep: Annotated[bool, typer.Option("--sweep", help="Only compare numbers of redundant experts.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the placement in every engine's format, and pictures.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the report.")] = False,
@@ -36,26 +38,31 @@ def place(
     """Place expert replicas on GPUs, balanced in the worst of the given workloads, beside EPLB and the bound."""
     from autotune.errors import ProblemError
     from autotune.placement.formats import draw, write_files
-    from autotune.placement.loads import read_loads
-    from autotune.placement.placing import Placement, place_again
+    from autotune.placement.loads import read_choices, read_loads
+    from autotune.placement.placing import Placement, place_again, place_gathered
     from autotune.placement.placing import place as solve
     from autotune.placement.synthetic import synthetic_loads
     from cost_models.catalog import load_model, read_yaml, validated
 
     spec = load_model(model)
+    if gather and (not loads or current is not None or sweep):
+        raise ProblemError("--gather needs files with the experts that each token chose, and places afresh")
     if bool(loads) == (synthetic is not None):
         raise ProblemError("give recorded loads, or --synthetic 1.7 for loads drawn like DeepSeek-R1's")
     recorded = read_loads(loads, spec) if loads else synthetic_loads(spec, synthetic or 0.0, 2 if apart else 1, apart)
     if current is not None:
         held = validated(Placement, read_yaml(current), str(current))
-        placement = place_again(recorded, spec, held, max_moves, gpus_per_node)
+        placement = place_again(recorded, spec, held, max_moves, gpus_per_node, refine)
     elif gpus is None:
         raise ProblemError("give the GPUs that share the experts: --gpus 32 (or a placement to change: --from placement.json)")
     elif sweep:
         _compare(recorded, spec, gpus, as_json=json)
         return
+    elif gather:
+        chosen = read_choices(loads or [], spec)
+        placement = place_gathered(recorded, chosen, spec, gpus, redundant, gpus_per_node, refine)
     else:
-        placement = solve(recorded, spec, gpus, redundant, gpus_per_node)
+        placement = solve(recorded, spec, gpus, redundant, gpus_per_node, refine)
     written = [*write_files(placement, spec, out), *draw(placement, recorded, out)] if out else []
     if json:
         typer.echo(placement.model_dump_json(indent=2))

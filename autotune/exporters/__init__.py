@@ -8,6 +8,7 @@ from autotune.deployment import Deployment
 from autotune.errors import ExportError
 from autotune.exporters.base import Script, feed_requirement, single_pools
 from autotune.exporters.router import router_script
+from autotune.placement.planned import PlannedPlacement
 from cost_models.catalog import load_hardware, load_model
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
@@ -22,8 +23,10 @@ def has_exporter(engine: str) -> bool:
     return load_engine(engine).exporter is not None
 
 
-def export(deployment: Deployment) -> list[Script]:
+def export(deployment: Deployment, placement: PlannedPlacement | None = None) -> list[Script]:
     """Launch scripts of every pool, one per node role, and of the router that joins two pools.
+
+    placement : of a single pool's experts; its map lies beside the scripts, which look for it there.
 
     Raises ExportError for an engine without an exporter and for a layout the engine cannot launch.
     """
@@ -38,6 +41,8 @@ def export(deployment: Deployment) -> list[Script]:
         scripts += pool_scripts()(part, engine, version, load_hardware(part.hardware), model)
     if {"prefill", "decode"} <= set(deployment.pools):
         scripts.append(router_script(deployment, engine.exporter))
+    if placement is not None and engine.exporter in MAPS:
+        scripts.append(MAPS[engine.exporter]()(placement, model))
     return scripts
 
 
@@ -53,5 +58,14 @@ def _sglang() -> PoolScripts:
     return sglang_scripts
 
 
+def _sglang_map() -> MapFile:
+    from autotune.exporters.sglang import MAP_FILE
+    from autotune.placement.formats import sglang_expert_location
+
+    return lambda placement, model: Script(MAP_FILE, sglang_expert_location(placement, model), executable=False)
+
+
+MapFile = Callable[[PlannedPlacement, ModelSpec], Script]
+MAPS: dict[str, Callable[[], MapFile]] = {"sglang": _sglang_map}
 PoolScripts = Callable[[Deployment, EngineSpec, str, HardwareSpec, ModelSpec], list[Script]]
 SCRIPTS: dict[str, Callable[[], PoolScripts]] = {"vllm": _vllm, "sglang": _sglang}

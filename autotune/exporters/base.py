@@ -51,6 +51,15 @@ class Required:
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """A variable that names a file; by default one that lies beside the script."""
+
+    name: str
+    file: str
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
 class Script:
     """A file of a launch folder."""
 
@@ -173,6 +182,7 @@ def render(
     title: str,
     comments: list[str],
     required: list[Required],
+    beside: list[Beside] | None = None,
     optional: dict[str, str],
     place: Placement,
     environment: dict[str, str | Shell],
@@ -187,6 +197,7 @@ def render(
         title=title,
         comments=comments,
         required=required,
+        beside=beside or [],
         optional={name: shlex.quote(value) for name, value in optional.items()},
         place=place,
         slot_ports={name: stride for name, stride in strides.items() if name in optional},

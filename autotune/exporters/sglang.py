@@ -7,6 +7,7 @@ from autotune.exporters.base import (
     OTHER_SIDE,
     ROLES,
     Argument,
+    Beside,
     Placement,
     Required,
     Script,
@@ -23,6 +24,7 @@ from cost_models.specs.model import ModelSpec
 from search_spaces.schema import EngineSpec
 
 DIST_INIT_PORT = 5757
+MAP_FILE = "sglang_expert_location.json"
 DEEPEP_MODES = {"prefill": "normal", "decode": "low_latency", "serve": "auto"}
 PLAIN_KNOBS = ("enable_dbo", "enable_sbo", "cudagraph_max_tokens", "gpu_memory_fraction")
 EPLB_KNOBS = ("enable_eplb", "eplb_interval_steps", "eplb_window_steps", "redundant_experts")
@@ -36,9 +38,10 @@ def sglang_scripts(
     name = f"{deployment.phase}_node.sh"
     place = placement(pool, hardware)
     required = []
+    beside = []
     if _mapped(pool):
         make = f"autotune place LOADS --gpus {pool.ep} --redundant {pool.redundant_experts} --out FOLDER"
-        required = [Required("EXPERT_LOCATION", f"sglang_expert_location.json, which '{make}' writes")]
+        beside = [Beside("EXPERT_LOCATION", MAP_FILE, f"the file that '{make}' writes")]
     layout = _layout_arguments(deployment)
     if place.nodes > 1:
         required += [
@@ -54,6 +57,7 @@ def sglang_scripts(
         title=f"{name}: SGLang {ROLES[deployment.phase]} instance, {pool.layout.label()} on {deployment.hardware}",
         comments=_comments(deployment, version, place),
         required=required,
+        beside=beside,
         optional={
             "MODEL": checkpoint(deployment, model),
             "PORT": "30000",
@@ -124,7 +128,7 @@ def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str,
 
 def _mapped(pool: Pool) -> bool:
     """Whether experts are placed once from recorded loads."""
-    return pool.expert_balance.kind == "eplb" and pool.expert_balance.skew is not None
+    return pool.expert_balance.kind == "static" and pool.expert_balance.skew is not None
 
 
 def _sizes(deployment: Deployment) -> list[Argument]:

@@ -45,6 +45,7 @@ KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
 EPLB_FIELDS = {
     "eplb_window_steps": "window_size",
     "eplb_interval_steps": "step_interval",
+    "eplb_async": "use_async",
     "redundant_experts": "num_redundant_experts",
 }
 

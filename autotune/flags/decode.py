@@ -19,7 +19,7 @@ class DecodeFlagEvaluator(FlagEvaluator):
 
     row_keys = (
         "batch", "drafts", "redundant_experts", "backend", "overlap", "eplb", "eplb_window_steps", "eplb_interval_steps",
-        "moe_chunk_tokens", "activation_chunk_rows", "graph_tokens", "batched_tokens", "output_chunk",
+        "eplb_async", "moe_chunk_tokens", "activation_chunk_rows", "graph_tokens", "batched_tokens", "output_chunk",
     )  # fmt: skip
 
     def rows_of(self, columns: dict[str, Ints]) -> Rows:

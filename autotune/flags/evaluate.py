@@ -156,7 +156,10 @@ class FlagEvaluator(ABC):
             "overlap": np.where(np.isin(backend, DEEPEP_CODES), overlap, 0),
             "eplb": eplb,
             "eplb_window_steps": np.where(eplb, self.column(columns, "eplb_window_steps", 1000), 1000),
-            "eplb_interval_steps": np.where(eplb, self.column(columns, "eplb_interval_steps", 3000), 0),
+            "eplb_interval_steps": np.where(
+                eplb & (not self.resolved.loads_map), self.column(columns, "eplb_interval_steps", 3000), 0
+            ),
+            "eplb_async": np.where(eplb, self.column(columns, "eplb_async", False), 0),
             "moe_chunk_tokens": np.where(chunked, self.column(columns, "moe_dp_chunk_tokens", 0), 0),
             "activation_chunk_rows": np.where(looped, self.column(columns, "activation_chunk_rows", 0), 0),
         }
@@ -228,7 +231,9 @@ class FlagEvaluator(ABC):
             "one_overlap": (dbo & sbo).astype(float),
             "redundant_experts_need_eplb": ((rows.redundant_experts > 0) & (rows.eplb == 0)).astype(float),
             "redundant_experts_divide": ((experts + rows.redundant_experts) % rows.ep).astype(float),
-            "window_within_interval": np.where(rows.eplb > 0, rows.eplb_window_steps - rows.eplb_interval_steps, 0).astype(float),
+            "window_within_interval": np.where(
+                rows.eplb_interval_steps > 0, rows.eplb_window_steps - rows.eplb_interval_steps, 0
+            ).astype(float),
             "required_throughput": problem.min_tokens_per_s - rate,
             **self.own_constraints(rows, size),
         }

@@ -17,7 +17,8 @@ class PrefillFlagEvaluator(FlagEvaluator):
 
     row_keys = (
         "batched_tokens", "redundant_experts", "backend", "overlap", "eplb", "eplb_window_steps", "eplb_interval_steps",
-        "moe_chunk_tokens", "activation_chunk_rows", "offload_group_size", "offload_in_group", "offload_prefetch_step",
+        "eplb_async", "moe_chunk_tokens", "activation_chunk_rows", "offload_group_size", "offload_in_group",
+        "offload_prefetch_step",
     )  # fmt: skip
 
     def rows_of(self, columns: dict[str, Ints]) -> Rows:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.flags.rebalancing import best_rebalancing
 from autotune.layouts.enumerate import Shape, backend_admissible
 from autotune.layouts.table import phase_of
 from autotune.problem import ResolvedProblem
@@ -101,8 +102,8 @@ def _analytic(resolved: ResolvedProblem, row: Rows) -> Params:
         params |= _dispatch_analytic(resolved, row)
     if row.ep[0] > 1 and row.dp[0] > 1:
         params["enable_eplb"] = bool(row.eplb[0])
-        params["eplb_window_steps"] = 1000
-        params["eplb_interval_steps"] = int(row.eplb_interval_steps[0]) or 3000
+        params |= best_rebalancing(resolved, row) or {"eplb_window_steps": 1000, "eplb_interval_steps": 3000}
+        params["eplb_async"] = False
         params["redundant_experts"] = int(row.redundant_experts[0])
     return params
 

@@ -116,7 +116,7 @@ def layout_rows(resolved: ResolvedProblem, gpus: int | None = None) -> Rows:
     if resolved.skew is not None:
         rows = rows.replace(skew=resolved.skew.of_rows(rows))
     return rows.replace(
-        eplb_interval_steps=np.where(rows.eplb > 0, EPLB_INTERVAL_STEPS, 0),
+        eplb_interval_steps=np.where((rows.eplb > 0) & (not resolved.loads_map), EPLB_INTERVAL_STEPS, 0),
         graph_tokens=NO_GRAPH if prefill else rows.graph_tokens,
         batched_tokens={"decode": 0, "prefill": 1, "serve": aggregated_budget(resolved.problem.workload)}[resolved.pool],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -15,7 +15,18 @@ from autotune.placement.placing import Placement
 from cost_models.specs.model import ModelSpec
 
 
-def sglang_expert_location(placement: Placement, model: ModelSpec) -> str:
+class Located(Protocol):
+    """What a map needs of a placement."""
+
+    @property
+    def gpus(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def experts(self) -> tuple[tuple[tuple[int, ...], ...], ...]: ...
+
+
+def sglang_expert_location(placement: Located, model: ModelSpec) -> str:
     """`--init-expert-location`: physical to logical experts of every hidden layer (srt/eplb/expert_location.py)."""
     experts = len({e for gpu in placement.experts[0] for e in gpu})
     plain = [slot % experts for slot in range(placement.slots)]
@@ -23,7 +34,7 @@ def sglang_expert_location(placement: Placement, model: ModelSpec) -> str:
     return json.dumps({"physical_to_logical_map": [*dense, *(_flat(layer) for layer in placement.experts)]}) + "\n"
 
 
-def trtllm_load_balancer(placement: Placement, model: ModelSpec) -> str:
+def trtllm_load_balancer(placement: Located, model: ModelSpec) -> str:
     """`moe_config.load_balancer`: slots of every MoE layer by its index in the model; static (0 layer updates)."""
     first = model.layers - model.moe_layers
     assignments = {first + i: _flat(layer) for i, layer in enumerate(placement.experts)}
@@ -32,7 +43,7 @@ def trtllm_load_balancer(placement: Placement, model: ModelSpec) -> str:
     return text
 
 
-def ascend_expert_map(placement: Placement, model: ModelSpec) -> str:
+def ascend_expert_map(placement: Located, model: ModelSpec) -> str:
     """vLLM-Ascend `expert_map_path`: experts by MoE layer and device."""
     first = model.layers - model.moe_layers
     layers = [
@@ -71,12 +82,15 @@ def write_files(placement: Placement, model: ModelSpec, folder: Path) -> list[Pa
 def draw(placement: Placement, loads: Loads, folder: Path) -> list[Path]:
     """Pictures beside the maps; none without matplotlib (extra `plots`)."""
     try:
-        from autotune.placement.plots import balance_by_layer, load_by_gpu
+        from autotune.placement.plots import balance_by_layer, load_by_gpu, nodes_by_layer
     except ImportError:
         return []
     paths = [folder / "balance_by_layer.png", folder / "load_by_gpu.png"]
     balance_by_layer(placement, paths[0])
     load_by_gpu(placement, loads, paths[1])
+    if placement.nodes_per_token:
+        paths.append(folder / "nodes_by_layer.png")
+        nodes_by_layer(placement.nodes_per_token, placement.layers[0].layer, paths[2])
     return paths
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from autotune.errors import ProblemError
 from autotune.placement.torch_file import read_torch_file
-from cost_models.arrays import Floats, as_floats
+from cost_models.arrays import Floats, Ints, as_floats
 from cost_models.specs.model import ModelSpec
 
 LOAD_KEYS = ("logical_count", "expert_load", "counts", "topk_ids_of_layer")
@@ -42,6 +42,35 @@ class Loads:
         shares = self.counts / self.counts.sum(axis=2, keepdims=True)
         apart = np.abs(shares[:, None] - shares[None]).sum(axis=3).mean(axis=2) / 2
         return float(apart.max())
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Experts that each token chose."""
+
+    chosen: Ints
+    """(MoE layers, tokens, experts per token)."""
+
+    def layer(self, index: int) -> Ints:
+        """(tokens, experts per token)."""
+        chosen: Ints = self.chosen[index]
+        return chosen
+
+
+def read_choices(paths: list[Path], model: ModelSpec) -> Choices:
+    """Choices per token of all files together; raises ProblemError for files that hold only counts."""
+    return Choices(np.concatenate([_choices(path, model) for path in paths], axis=1))
+
+
+def _choices(path: Path, model: ModelSpec) -> Ints:
+    array = _array(path)
+    if not _holds_choices(array, model):
+        raise ProblemError(
+            f"{path}: holds counts; nodes per token need the experts that each token chose, [layers, tokens, experts per token] "
+            "(vLLM: --enable-return-routed-experts)"
+        )
+    by_layer = _by_layer(path, array, model)
+    return np.asarray(by_layer[-model.moe_layers :], dtype=np.int64)
 
 
 def read_loads(paths: list[Path], model: ModelSpec) -> Loads:
@@ -136,11 +165,23 @@ def _counted(path: Path, array: Any, model: ModelSpec) -> Any:
         raise ProblemError(f"{path}: {array.ndim} dimensions; expected [layers, experts], with steps or tokens as a third")
     if array.shape[2] == model.moe.experts:
         return array.sum(axis=0)
-    if array.shape[2] > MOST_CHOSEN or array.dtype.kind == "f":
+    if not _holds_choices(array, model):
         raise ProblemError(f"{path}: shape {array.shape} is neither counts of {model.moe.experts} experts nor choices per token")
+    return np.stack([np.bincount(layer.ravel(), minlength=model.moe.experts) for layer in _by_layer(path, array, model)])
+
+
+def _holds_choices(array: Any, model: ModelSpec) -> bool:
+    """Whether an array's last axis is the experts of one token."""
+    assert model.moe is not None
+    return bool(array.ndim == 3 and array.shape[2] <= min(MOST_CHOSEN, model.moe.experts - 1) and array.dtype.kind in "iu")
+
+
+def _by_layer(path: Path, array: Any, model: ModelSpec) -> Any:
+    """Choices (layers, tokens, experts per token), whichever of the first two came first."""
+    assert model.moe is not None
     by_layer = array if array.shape[0] in (model.layers, model.moe_layers) else array.transpose(1, 0, 2)
     if by_layer.size and (by_layer.min() < 0 or by_layer.max() >= model.moe.experts):
         raise ProblemError(
             f"{path}: experts {by_layer.min()}..{by_layer.max()} chosen, {model.name} has 0..{model.moe.experts - 1}"
         )
-    return np.stack([np.bincount(layer.ravel(), minlength=model.moe.experts) for layer in by_layer])
+    return by_layer

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
+
 import numpy as np
 
 from autotune.errors import ProblemError
+from autotune.placement.affinity import nodes_per_token, place_by_node
 from autotune.placement.eplb import global_placement, hierarchical_placement
-from autotune.placement.loads import Loads
+from autotune.placement.loads import Choices, Loads
 from autotune.placement.moving import replace_some
-from autotune.placement.solve import gpu_loads, lower_bound, normalised, place_layer
+from autotune.placement.repack import Held, moves_between, repack
+from autotune.placement.solve import gpu_loads, lower_bound, normalised, place_layer, worst_gpu
 from cost_models.arrays import Floats, Ints
 from cost_models.specs.base import Spec
 from cost_models.specs.model import ModelSpec
+
+REFINED_LAYER_S = 3.0
+"""CP-SAT on one layer, at most."""
 
 
 class Balance(Spec):
@@ -35,6 +43,16 @@ class LayerBalance(Spec):
     """No placement is more balanced than this."""
 
 
+class NodesPerToken(Spec):
+    """Nodes that a token's experts lie on, mean over tokens and layers."""
+
+    placed: float
+    eplb: float
+    eplb_hierarchical: float | None
+    by_layer: tuple[float, ...]
+    eplb_by_layer: tuple[float, ...]
+
+
 class Placement(Spec):
     """Where every replica lies."""
 
@@ -52,34 +70,90 @@ class Placement(Spec):
     layers: tuple[LayerBalance, ...]
     moves: int | None = None
     """Replicas that move from the placement it starts from; none for a fresh one."""
+    nodes_per_token: NodesPerToken | None = None
+    """Where the experts of each token were recorded, on two nodes or more."""
     median_gap: float
     """Busiest GPU above the lower bound in the worst scenario, relative, median over layers."""
 
 
-def place(loads: Loads, model: ModelSpec, gpus: int, redundant_experts: int, gpus_per_node: int) -> Placement:
-    """Place every layer; raises ProblemError for slots that do not divide."""
+def place(
+    loads: Loads, model: ModelSpec, gpus: int, redundant_experts: int, gpus_per_node: int, refine_s: float = 0.0
+) -> Placement:
+    """Place every layer; raises ProblemError for slots that do not divide.
+
+    refine_s : time for CP-SAT to pack the layers furthest above their bound again.
+    """
     assert model.moe is not None
     slots = model.moe.experts + redundant_experts
     _check(model, gpus, slots, redundant_experts)
     placed = np.stack([place_layer(loads.layer(i), slots, gpus) for i in range(loads.counts.shape[1])])
-    return _described(loads, model, placed, gpus_per_node, None)
+    return described(loads, model, refined(loads, placed, refine_s), gpus_per_node)
 
 
-def place_again(loads: Loads, model: ModelSpec, current: Placement, max_moves: int, gpus_per_node: int) -> Placement:
+def place_gathered(
+    loads: Loads, choices: Choices, model: ModelSpec, gpus: int, redundant_experts: int, gpus_per_node: int, refine_s: float = 0.0
+) -> Placement:
+    """Experts that are chosen together on one node; raises ProblemError where slots or nodes do not divide.
+
+    refine_s : time for CP-SAT to gather them further.
+    """
+    assert model.moe is not None
+    slots = model.moe.experts + redundant_experts
+    _check(model, gpus, slots, redundant_experts)
+    placed = place_by_node(loads, choices, slots, gpus, gpus_per_node, refine_s)
+    return described(loads, model, placed, gpus_per_node, choices=choices)
+
+
+def place_again(
+    loads: Loads, model: ModelSpec, current: Placement, max_moves: int, gpus_per_node: int, refine_s: float = 0.0
+) -> Placement:
     """Change a placement by at most `max_moves` replicas for new loads; raises ProblemError where they do not belong together."""
     found = np.array(current.experts)
     if current.model != model.name or found.shape[0] != loads.counts.shape[1]:
         raise ProblemError(f"the placement is of {current.model} with {len(current.experts)} layers, the loads of {model.name}")
-    placed, moves = replace_some(loads, found, max_moves)
-    return _described(loads, model, placed, gpus_per_node, moves)
+    placed, _ = replace_some(loads, found, max_moves)
+    placed = refined(loads, placed, refine_s, Moves(found, max_moves))
+    moves = sum(moves_between(old, new) for old, new in zip(found, placed, strict=True))
+    return described(loads, model, placed, gpus_per_node, moves)
 
 
-def _described(loads: Loads, model: ModelSpec, placed: Ints, gpus_per_node: int, moves: int | None) -> Placement:
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """A placement in use (layers, gpus, slots), and how many replicas of it may move in all layers."""
+
+    placed: Ints
+    most: int
+
+
+def refined(loads: Loads, placed: Ints, seconds: float, moves: Moves | None = None) -> Ints:
+    """CP-SAT on one layer after the other, furthest above its bound first, for `seconds`; no layer gets worse."""
+    placed = placed.copy()
+    count, gpus, per_gpu = placed.shape
+    gap = [
+        worst_gpu(normalised(loads.layer(i)), placed[i]) / lower_bound(loads.layer(i), gpus * per_gpu, gpus) for i in range(count)
+    ]
+    end = time.perf_counter() + seconds
+    for layer in np.argsort(gap)[::-1].tolist():
+        left = min(end - time.perf_counter(), REFINED_LAYER_S)
+        if left <= 0:
+            break
+        held = None
+        if moves is not None:
+            used = sum(moves_between(moves.placed[i], placed[i]) for i in range(count) if i != layer)
+            held = Held(moves.placed[layer], moves.most - used)
+        placed[layer] = repack(loads.layer(layer), placed[layer], left, held)
+    return placed
+
+
+def described(
+    loads: Loads, model: ModelSpec, placed: Ints, gpus_per_node: int, moves: int | None = None, choices: Choices | None = None
+) -> Placement:
     """A placement with its balance beside EPLB's and the bound."""
     count, gpus, per_gpu = placed.shape
     slots = gpus * per_gpu
     baseline = np.stack([global_placement(_summed(loads, i), slots, gpus) for i in range(count)])
     bounds = np.array([lower_bound(loads.layer(i), slots, gpus) for i in range(count)])
+    grouped = _hierarchical(loads, model, gpus, slots, gpus_per_node)
     ours, theirs = balancedness(loads, placed), balancedness(loads, baseline)
     best = 1 / gpus / bounds
     dense = model.layers - model.moe_layers
@@ -91,12 +165,13 @@ def _described(loads: Loads, model: ModelSpec, placed: Ints, gpus_per_node: int,
         experts=tuple(tuple(tuple(row) for row in layer) for layer in placed.tolist()),
         balance=_balance(ours),
         eplb=_balance(theirs),
-        eplb_hierarchical=_hierarchical(loads, model, gpus, slots, gpus_per_node),
+        eplb_hierarchical=None if grouped is None else _balance(balancedness(loads, grouped)),
         layers=tuple(
             LayerBalance(layer=dense + i, placed=float(ours[:, i].min()), eplb=float(theirs[:, i].min()), bound=float(best[i]))
             for i in range(count)
         ),
         moves=moves,
+        nodes_per_token=_nodes_per_token(choices, (placed, baseline, grouped), gpus_per_node, loads.counts.shape[2]),
         median_gap=float(np.median(best / ours.min(axis=0) - 1)),
     )
 
@@ -110,6 +185,10 @@ class RedundancyChoice(Spec):
     eplb: float
     bound: float
     """No placement of so many slots is more balanced."""
+    by_layer: float
+    """As many slots in all, but more where they help more: for an engine that would allow it (none of those known does)."""
+    weights_bytes_per_gpu: float
+    """Experts of all layers at one byte per weight; KV cache has that much less."""
 
 
 MOST_EXTRA_SLOTS = 4
@@ -119,20 +198,48 @@ def sweep(loads: Loads, model: ModelSpec, gpus: int) -> list[RedundancyChoice]:
     """The fewest slots per GPU, and up to MOST_EXTRA_SLOTS more: what another replica of everything would buy."""
     assert model.moe is not None
     fewest = -model.moe.experts % gpus
-    found = []
-    for extra in range(MOST_EXTRA_SLOTS + 1):
-        redundant = fewest + extra * gpus
-        placement = place(loads, model, gpus, redundant, gpus)
-        found.append(
-            RedundancyChoice(
-                redundant_experts=redundant,
-                slots_per_gpu=placement.slots // gpus,
-                placed=float(np.mean([layer.placed for layer in placement.layers])),
-                eplb=float(np.mean([layer.eplb for layer in placement.layers])),
-                bound=float(np.mean([layer.bound for layer in placement.layers])),
-            )
+    redundant = [fewest + extra * gpus for extra in range(MOST_EXTRA_SLOTS + 1)]
+    placements = [place(loads, model, gpus, spare, gpus) for spare in redundant]
+    placed = np.array([[layer.placed for layer in placement.layers] for placement in placements])
+    expert_bytes = 3.0 * model.hidden * model.moe.intermediate * model.moe_layers
+    return [
+        RedundancyChoice(
+            redundant_experts=redundant[extra],
+            slots_per_gpu=placement.slots // gpus,
+            placed=float(placed[extra].mean()),
+            eplb=float(np.mean([layer.eplb for layer in placement.layers])),
+            bound=float(np.mean([layer.bound for layer in placement.layers])),
+            by_layer=shared_out(placed, extra),
+            weights_bytes_per_gpu=placement.slots // gpus * expert_bytes,
         )
-    return found
+        for extra, placement in enumerate(placements)
+    ]
+
+
+def shared_out(placed: Floats, extra: int) -> float:
+    """Mean balancedness when `extra` slots per GPU and layer are given where they help most.
+
+    placed : balancedness (extra slots, layers). Expert time is proportional to its inverse: always the steps with the largest
+    fall of it per slot.
+    """
+    layers = placed.shape[1]
+    time = 1 / placed
+    taken = np.zeros(layers, dtype=np.int64)
+    left = extra * layers
+    while left > 0:
+        steps = [_best_step(time[:, i], int(taken[i]), left) for i in range(layers)]
+        layer = int(np.argmax([gain for gain, _ in steps]))
+        if steps[layer][0] <= 0:
+            break
+        taken[layer] += steps[layer][1]
+        left -= steps[layer][1]
+    return float(placed[taken, np.arange(layers)].mean())
+
+
+def _best_step(time: Floats, taken: int, left: int) -> tuple[float, int]:
+    """(fall of time per slot, slots) of the best number of further slots of one layer."""
+    steps = range(1, min(left, len(time) - 1 - taken) + 1)
+    return max(((float(time[taken] - time[taken + n]) / n, n) for n in steps), default=(0.0, 0))
 
 
 def _check(model: ModelSpec, gpus: int, slots: int, redundant_experts: int) -> None:
@@ -169,11 +276,33 @@ def _balance(values: Floats) -> Balance:
     )
 
 
-def _hierarchical(loads: Loads, model: ModelSpec, gpus: int, slots: int, gpus_per_node: int) -> Balance | None:
+def _nodes_per_token(
+    choices: Choices | None, placements: tuple[Ints, Ints, Ints | None], gpus_per_node: int, experts: int
+) -> NodesPerToken | None:
+    """Of this placement, EPLB's and the hierarchical one; None without choices or with one node."""
+    gpus = placements[0].shape[1]
+    if choices is None or gpus % gpus_per_node or gpus == gpus_per_node:
+        return None
+    found = [
+        None if placed is None else [nodes_per_token(choices.layer(i), p, gpus_per_node, experts) for i, p in enumerate(placed)]
+        for placed in placements
+    ]
+    ours, eplb, grouped = found
+    assert ours is not None
+    assert eplb is not None
+    return NodesPerToken(
+        placed=float(np.mean(ours)),
+        eplb=float(np.mean(eplb)),
+        eplb_hierarchical=None if grouped is None else float(np.mean(grouped)),
+        by_layer=tuple(ours),
+        eplb_by_layer=tuple(eplb),
+    )
+
+
+def _hierarchical(loads: Loads, model: ModelSpec, gpus: int, slots: int, gpus_per_node: int) -> Ints | None:
     assert model.moe is not None
     nodes, groups = gpus // gpus_per_node, model.moe.groups
     if not groups or gpus % gpus_per_node or nodes < 2 or groups % nodes or slots % nodes:
         return None
     count = loads.counts.shape[1]
-    placed = np.stack([hierarchical_placement(_summed(loads, i), slots, gpus, groups, nodes) for i in range(count)])
-    return _balance(balancedness(loads, placed))
+    return np.stack([hierarchical_placement(_summed(loads, i), slots, gpus, groups, nodes) for i in range(count)])

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from autotune.placement.loads import Loads
-from autotune.placement.placing import Placement
+from autotune.placement.placing import NodesPerToken, Placement
 from autotune.placement.solve import gpu_loads, in_order, normalised
 from cost_models.arrays import Floats, Ints
 
@@ -30,6 +30,19 @@ def balance_by_layer(placement: Placement, path: Path) -> None:
     axes.set(xlabel="layer", ylabel="mean / max load over GPUs, worst workload")
     axes.set(title=f"{placement.slots} physical experts on {placement.gpus} GPUs")
     axes.set_ylim(top=1.01)
+    axes.legend(loc="lower left")
+    figure.savefig(path, dpi=DPI)
+
+
+def nodes_by_layer(nodes: NodesPerToken, first_layer: int, path: Path) -> None:
+    """Nodes that a token's experts lie on, layer by layer: what crosses between nodes."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.add_subplot()
+    layers = range(first_layer, first_layer + len(nodes.by_layer))
+    axes.plot(layers, nodes.by_layer, color="tab:blue", marker=".", label="this placement")
+    axes.plot(layers, nodes.eplb_by_layer, color="tab:orange", marker=".", label="EPLB, global")
+    axes.set(xlabel="layer", ylabel="nodes per token", title=f"nodes per token: {nodes.placed:.2f}, EPLB {nodes.eplb:.2f}")
+    axes.set_ylim(bottom=0)
     axes.legend(loc="lower left")
     figure.savefig(path, dpi=DPI)
 

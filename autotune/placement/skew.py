@@ -6,9 +6,12 @@ import numpy as np
 
 from autotune.placement.eplb import global_placement
 from autotune.placement.loads import Loads
+from autotune.placement.placing import place
+from autotune.placement.planned import PlannedPlacement
 from autotune.placement.solve import gpu_loads, in_order, normalised, pack, replicate
 from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
 from cost_models.rows import Rows
+from cost_models.specs.model import ModelSpec
 
 LAYERS_SAMPLED = 12
 
@@ -21,11 +24,16 @@ class RecordedSkew:
     """
 
     def __init__(self, loads: Loads, *, loads_maps: bool) -> None:
+        self.loads = loads
         count = loads.counts.shape[1]
         chosen = np.unique(np.linspace(0, count - 1, min(count, LAYERS_SAMPLED)).round().astype(np.int64))
         self.layers = [normalised(loads.layer(int(i))) for i in chosen]
         self.loads_maps = loads_maps
         self.known: dict[tuple[int, int, int], float] = {}
+
+    def placement_of(self, model: ModelSpec, ep: int, redundant_experts: int, gpus_per_node: int) -> PlannedPlacement:
+        """All layers placed for one layout."""
+        return PlannedPlacement.of(place(self.loads, model, ep, redundant_experts, gpus_per_node))
 
     def of_rows(self, rows: Rows) -> Floats:
         """(rows,); NaN where experts are not spread over ranks."""

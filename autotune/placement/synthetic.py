@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from autotune.errors import ProblemError
-from autotune.placement.loads import Loads
+from autotune.placement.loads import Choices, Loads
 from cost_models.arrays import as_floats
 from cost_models.specs.model import ModelSpec
 
@@ -34,6 +34,30 @@ def synthetic_loads(model: ModelSpec, spread: float, workloads: int = 1, apart: 
         shares = np.minimum(shares / shares.sum(axis=2, keepdims=True), 1 / model.moe.top_k)
     names = tuple(f"synthetic {i + 1}" for i in range(workloads))
     return Loads(names, as_floats(np.rint(shares * TOKENS * model.moe.top_k) + 1))
+
+
+def synthetic_choices(model: ModelSpec, tokens: int, communities: int, together: float, spread: float, seed: int = 0) -> Choices:
+    """Tokens with a topic: a community of experts from which each choice comes with probability `together`, else from all.
+
+    spread : standard deviation of log popularity inside a community. Experts of a community are scattered over all numbers,
+    differently in every layer. Raises ProblemError where communities do not divide the experts or are smaller than a token's.
+    """
+    if model.moe is None:
+        raise ProblemError(f"{model.name} has no experts to place")
+    experts, top_k = model.moe.experts, model.moe.top_k
+    if experts % communities or experts // communities < top_k:
+        raise ProblemError(f"{communities} communities of {experts} experts cannot hold the {top_k} choices of a token each")
+    rng = np.random.default_rng(seed)
+    layers = []
+    for _ in range(model.moe_layers):
+        community = rng.permutation(experts) % communities
+        weight = rng.normal(0, spread, experts)
+        topic = rng.integers(communities, size=tokens)
+        own = np.log(together * communities + (1 - together)) * (community[None] == topic[:, None])
+        own = own + np.log(max(1 - together, 1e-9)) * (community[None] != topic[:, None])
+        noisy = weight + own + rng.gumbel(size=(tokens, experts))
+        layers.append(np.argpartition(-noisy, top_k, axis=1)[:, :top_k])
+    return Choices(np.stack(layers))
 
 
 def described(loads: Loads) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.placement.loads import Loads
-from autotune.placement.placing import Balance, Placement, RedundancyChoice
+from autotune.placement.placing import Balance, NodesPerToken, Placement, RedundancyChoice
 from autotune.placement.synthetic import described
 from autotune.report.tables import new_table, paragraph
 
@@ -32,6 +32,7 @@ def placement_report(placement: Placement, loads: Loads) -> RenderableType:
         Text(f"busiest expert / mean: {skew}{moved}"),
         Text(f"log loads spread by {spread:.2f} over experts" + (f", workloads {apart:.2f} apart" if apart else "")),
         Text(f"busiest GPU above the lower bound: {placement.median_gap:.2%} (median over layers)"),
+        *([Text(_nodes_line(placement.nodes_per_token))] if placement.nodes_per_token else []),
         Text(f"in a deployment: expert_balance: {{skew: {placement.balance.skew:.4f}}}; with EPLB {placement.eplb.skew:.4f}"),
         "",
         _balance_table(placement),
@@ -44,6 +45,12 @@ def placement_report(placement: Placement, loads: Loads) -> RenderableType:
             "expert time is what perfect balance would take, divided by this. Stock vLLM loads no static map: use its EPLB.",
         ),
     )
+
+
+def _nodes_line(nodes: NodesPerToken) -> str:
+    """How many nodes a token's experts lie on."""
+    grouped = "" if nodes.eplb_hierarchical is None else f", hierarchical {nodes.eplb_hierarchical:.2f}"
+    return f"nodes per token: {nodes.placed:.2f} (EPLB, global {nodes.eplb:.2f}{grouped})"
 
 
 def _balance_table(placement: Placement) -> Table:
@@ -75,9 +82,10 @@ def _layers_table(placement: Placement) -> Table:
 def redundancy_table(choices: list[RedundancyChoice]) -> Table:
     """What more replicas buy, and when they cannot buy more."""
     table = new_table("Redundant experts (balanced, each layer in its worst workload)")
-    for name in ("redundant", "slots per GPU", "placed", "EPLB", "at best"):
+    for name in ("redundant", "slots per GPU", "placed", "EPLB", "at best", "by layer", "GB per GPU (FP8)"):
         table.add_column(name, justify="right")
     for choice in choices:
-        shares = (f"{value:.2%}" for value in (choice.placed, choice.eplb, choice.bound))
-        table.add_row(str(choice.redundant_experts), str(choice.slots_per_gpu), *shares)
+        shares = (f"{value:.2%}" for value in (choice.placed, choice.eplb, choice.bound, choice.by_layer))
+        size = f"{choice.weights_bytes_per_gpu / 1e9:.1f}"
+        table.add_row(str(choice.redundant_experts), str(choice.slots_per_gpu), *shares, size)
     return table

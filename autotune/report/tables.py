@@ -9,6 +9,7 @@ from rich.text import Text
 
 from autotune.deployment import Deployment
 from autotune.exporters import feed_requirement
+from autotune.placement.planned import PlannedPlacement
 from autotune.plan import Plan, SearchResult, Setting
 from autotune.prediction import Prediction, PrefillPrediction, ServicePrediction, StepPrediction
 from autotune.uncertainty import Uncertainty, uncertainty
@@ -219,6 +220,28 @@ def sizes_table(result: SearchResult) -> Table:
     return table
 
 
+def placement_text(placement: PlannedPlacement) -> str:
+    """How balanced the plan's experts are, beside EPLB's."""
+    return (
+        f"{placement.slots} physical experts placed on {placement.gpus} GPUs for the recorded loads: {placement.balanced:.1%} "
+        f"balanced in the worst workload (EPLB's placement {placement.eplb_balanced:.1%}), busiest GPU "
+        f"{placement.median_gap:.2%} above the lower bound (median layer). The map lies beside the launch scripts."
+    )
+
+
+def rebalancing_table(result: SearchResult) -> Table:
+    """What waiting longer between rebalances leaves uneven, against what moving experts costs."""
+    table = new_table("Rebalancing experts (best window of every interval)")
+    for name in ("interval, steps", "window, steps", "busiest rank / mean", "tok/s/GPU"):
+        table.add_column(name, justify="right")
+    best = max(result.rebalancing, key=lambda point: point.tokens_per_s_per_gpu)
+    for point in result.rebalancing:
+        steps = (f"{point.interval_steps:,}", f"{point.window_steps:,}")
+        found = (f"{point.max_over_mean:.3f}", f"{point.tokens_per_s_per_gpu:,.0f}")
+        table.add_row(*steps, *found, style="bold" if point is best else "")
+    return table
+
+
 def _if(present: object, part: RenderableType) -> list[RenderableType]:
     """A part and an empty line, or nothing."""
     return [part, ""] if present else []
@@ -261,6 +284,8 @@ def search_report(result: SearchResult) -> RenderableType:
         Padding(Text(flags_text(best)), (0, 0, 0, 2)),
         "",
         *_if(best.flags.settings, settings_table(best.flags.settings)),
+        *([paragraph("Experts", placement_text(best.placement))] if best.placement else []),
+        *([rebalancing_table(result)] if result.rebalancing else []),
         *([paragraph("Measuring would tell most", measurements_text(result))] if result.measurements else []),
         paragraph("Searched", searched),
         paragraph("Assumed", "; ".join(result.assumed) or "nothing"),

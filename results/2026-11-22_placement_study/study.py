@@ -5,6 +5,7 @@ usage: python study.py load_1k1k.npz load_8k1k.npz
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections import Counter
@@ -13,15 +14,20 @@ from pathlib import Path
 import numpy as np
 
 from autotune.placement.eplb import global_placement
-from autotune.placement.loads import Loads, read_loads
-from autotune.placement.placing import balancedness, place, place_again
+from autotune.placement.drifting import Wandering, simulated_max_over_mean
+from autotune.placement.loads import Choices, Loads, read_loads
+from autotune.placement.placing import balancedness, described, place, place_again, place_gathered
 from autotune.placement.solve import normalised, place_layer
 from cost_models.arrays import Floats
+from autotune.placement.synthetic import synthetic_choices
+from cost_models.balance import combined_max_over_mean
 from cost_models.catalog import load_model
+from cost_models.rebalancing import EplbDynamics, stale_max_over_mean
 
 SIZES = ((32, 288), (72, 360), (72, 288))
 RESAMPLED_TOKENS = 50_000
 DRIFT_SIGMA = 0.2
+SIMULATED = 30
 SEED = 0
 
 
@@ -105,6 +111,58 @@ def few_moves(loads: Loads) -> None:
     print(f"| {moved:,} (afresh) | {fresh.balance.worst_scenario:.4f} |")
 
 
+def refined(loads: Loads) -> None:
+    """CP-SAT on the layers furthest above their bound."""
+    model = load_model("deepseek-v3")
+    print("| GPUs / slots | seconds of CP-SAT | balanced | worst layer |\n|---|---:|---:|---:|")
+    for gpus, slots in SIZES[1:]:
+        for seconds in (0, 10, 30):
+            found = place(loads, model, gpus, slots - 256, 4, refine_s=seconds).balance
+            print(f"| EP{gpus} / {slots} | {seconds} | {found.worst_scenario:.4f} | {found.worst_layer:.4f} |")
+
+
+def by_node() -> None:
+    """Synthetic co-activation with known communities: placed on 4,000 tokens, nodes counted on 2,000 others."""
+    model = load_model("deepseek-v3").model_copy(update={"layers": 9})
+    print("| communities | own community | nodes per token | balanced | EPLB | EPLB hierarchical | EPLB balanced |")
+    print("|---:|---:|---:|---:|---:|---:|---:|")
+    for communities in (4, 8, 16):
+        for together in (0.5, 0.9):
+            chosen = synthetic_choices(model, 6000, communities, together, 0.7).chosen
+            seen, later = Choices(chosen[:, :4000]), Choices(chosen[:, 4000:])
+            counts = np.stack([np.bincount(layer.ravel(), minlength=256) for layer in seen.chosen])[None]
+            loads = Loads(("synthetic",), counts.astype(float))
+            placed = np.array(place_gathered(loads, seen, model, 32, 32, 8).experts)
+            found = described(loads, model, placed, 8, choices=later)
+            nodes = found.nodes_per_token
+            assert nodes is not None
+            print(
+                f"| {communities} | {together:.0%} | {nodes.placed:.2f} | {found.balance.worst_scenario:.4f} | {nodes.eplb:.2f} | "
+                f"{nodes.eplb_hierarchical:.2f} | {found.eplb.worst_scenario:.4f} |"
+            )
+
+
+def rebalanced() -> None:
+    """Synthetic drift (log-normal, correlated over 10,000 steps): the closed form beside simulated rebalancing."""
+    rng = np.random.default_rng(SEED)
+    print("| drift | GPUs / slots | tokens per step | window | interval | simulated | closed form |")
+    print("|---:|---|---:|---:|---:|---:|---:|")
+    errors = []
+    cases = ((2048, 100, 1000), (2048, 1000, 3000), (2048, 1000, 10_000), (64, 100, 1000))
+    for sigma, (gpus, slots), (tokens, window, interval) in itertools.product((0.2, 0.4), SIZES, cases):
+        dynamics = EplbDynamics(sigma, 10_000, 0.9, 6e-6, 9e-3, 1.5e-3, 2.0)
+        drawn = [Wandering.drawn(256, 1.7, 8, dynamics, rng) for _ in range(SIMULATED)]
+        runs = [simulated_max_over_mean(one, gpus, slots, tokens * 8, window, interval, 0, rng) for one in drawn]
+        simulated, known = np.mean(runs, axis=0)
+        stale = stale_max_over_mean(
+            gpus, slots, tokens * 8, window, interval, 0, experts=256, top_k=8, sigma=1.7, dynamics=dynamics
+        )[0]
+        closed = float(combined_max_over_mean(known, stale))
+        errors.append((closed - 1) / (simulated - 1) - 1)
+        print(f"| {sigma} | EP{gpus} / {slots} | {tokens:,} | {window:,} | {interval:,} | {simulated:.3f} | {closed:.3f} |")
+    print(f"\nExcess off by {np.abs(errors).mean():.0%} on average, {min(errors):+.0%} to {max(errors):+.0%}.")
+
+
 def main() -> None:
     """All tables."""
     loads = read_loads([Path(name) for name in sys.argv[1:]], load_model("deepseek-v3"))
@@ -113,6 +171,9 @@ def main() -> None:
     left_out(loads)
     print()
     few_moves(loads)
+    for table in (lambda: refined(loads), by_node, rebalanced):
+        print()
+        table()
 
 
 if __name__ == "__main__":

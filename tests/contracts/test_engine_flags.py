@@ -289,7 +289,7 @@ def test_a_model_path_with_spaces_and_quotes_survives_the_shell(tmp_path):
 
 
 def test_sglang_starts_from_a_map_where_loads_were_recorded(tmp_path):
-    balance = {"kind": "eplb", "skew": 1.02}
+    balance = {"kind": "static", "skew": 1.02}
     flags = {"all2all_backend": "deepep", "enable_eplb": True, "redundant_experts": 32, "eplb_interval_steps": 3000}
     plan = deployment(
         "sglang",
@@ -302,11 +302,13 @@ def test_sglang_starts_from_a_map_where_loads_were_recorded(tmp_path):
         flags=flags,
     )
     text = export(plan)[0].text
+    named = tmp_path / "map.json"
+    named.write_text("{}")
     with pytest.raises(AssertionError, match="autotune place LOADS --gpus 16 --redundant 32"):
         run_script(text, tmp_path, **NODE)
-    recorded = run_script(text, tmp_path, **NODE, EXPERT_LOCATION="/maps/sglang_expert_location.json")
+    recorded = run_script(text, tmp_path, **NODE, EXPERT_LOCATION=str(named))
     check_against_parser(recorded, "sglang", "0.5.23")
     emitted = emitted_flags(recorded["argv"])
-    assert emitted["--init-expert-location"] == "/maps/sglang_expert_location.json"
+    assert emitted["--init-expert-location"] == str(named)
     assert emitted["--ep-num-redundant-experts"] == "32"
     assert "--enable-eplb" not in emitted

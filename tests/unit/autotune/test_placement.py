@@ -325,7 +325,7 @@ def test_more_moves_balance_better_up_to_a_fresh_placement():
     found = [place_again(new, MODEL, held, moves, 8).balance.worst_scenario for moves in (0, 100, 1000)]
     fresh = place(new, MODEL, 32, 32, 8).balance.worst_scenario
     assert found[0] < found[1] < found[2] < fresh
-    assert place_again(new, MODEL, held, 100, 8).moves == 100
+    assert 90 <= place_again(new, MODEL, held, 100, 8).moves <= 100  # some swaps undo others
 
 
 def test_loads_of_another_model_are_refused(tmp_path):

@@ -1,0 +1,121 @@
+"""Rebalancing experts while serving: what stale and noisy load estimates leave uneven, and what moving experts costs.
+
+An expert's log load wanders about its mean (Ornstein-Uhlenbeck): two of its loads `age` steps apart differ by
+`drift_sigma^2 (1 - exp(-age / drift_steps))` in variance. A rebalance sees the mean of a window of steps, sampled with as many
+picks as tokens made in it, and holds until the next one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cost_models.arrays import Floats, as_floats, evaluate_distinct
+from cost_models.balance import normal_quantile, popularity_quantiles
+
+BISECTIONS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class EplbDynamics:
+    """How loads wander and what a rebalance moves; docs/models/balance.md."""
+
+    drift_sigma: float
+    """Standard deviation of the log ratio of an expert's loads at two distant times [-]."""
+    drift_steps: float
+    """Correlation time of expert load [step]."""
+    moved_share: float
+    """Share of local experts that a rebalance moves [-]."""
+    policy_s_per_slot: float
+    """CPU time of the placement algorithm per physical expert and layer [s]."""
+    layer_s: float
+    """What a synchronous move of one layer takes beside its bytes: preparing and posting its transfers [s]."""
+    async_layer_s: float
+    """What an asynchronous move of one layer takes from the step that it runs beside [s]."""
+    no_redundancy_factor: float
+    """Excess without redundant experts over excess with one in eight [-]."""
+
+
+def slot_loads(slots: ArrayLike, experts: int, sigma: float, top_k: int) -> tuple[Floats, Floats]:
+    r"""(sum over experts of p_e w_e, sum over experts of w_e), w_e the load of one replica of expert e, sum of p_e = 1.
+
+    Replicas by min-max replication without rounding: :math:`w_e = \min(p_e, \lambda)` with :math:`\lambda` such that
+    :math:`\sum \max(1, p_e/\lambda)` is the number of slots. p_e log-normal, at most 1 / top_k.
+    """
+    slots = as_floats(slots)
+    shares = popularity_quantiles(sigma, experts) / experts
+    shares = np.minimum(shares, 1 / top_k)
+    shares = shares / shares.sum()
+    low, high = np.full(slots.shape, 1e-9), np.full(slots.shape, float(shares.max()))
+    for _ in range(BISECTIONS):  # the number of replicas falls with the level
+        level = np.sqrt(low * high)
+        above = np.maximum(shares / level[..., None], 1).sum(axis=-1) > slots
+        low, high = np.where(above, level, low), np.where(above, high, level)
+    replica = np.minimum(shares, high[..., None])
+    return as_floats((replica * shares).sum(axis=-1)), as_floats(replica.sum(axis=-1))
+
+
+def mean_drift_variance(age: ArrayLike, held: ArrayLike, dynamics: EplbDynamics) -> Floats:
+    """Variance of the log ratio of loads to their estimate, averaged over `held` steps that begin `age` steps after it."""
+    start, span = as_floats(age) / dynamics.drift_steps, np.maximum(as_floats(held) / dynamics.drift_steps, 1e-9)
+    remaining = np.exp(-start) * -np.expm1(-span) / span
+    return as_floats(dynamics.drift_sigma**2 * (1 - remaining))
+
+
+def stale_max_over_mean(
+    ranks: ArrayLike,
+    slots: ArrayLike,
+    picks_per_step: ArrayLike,
+    window_steps: ArrayLike,
+    interval_steps: ArrayLike,
+    lag_steps: ArrayLike,
+    *,
+    experts: int,
+    top_k: int,
+    sigma: float,
+    dynamics: EplbDynamics,
+) -> Floats:
+    r"""Busiest rank / mean that a placement balanced on its estimate has at the true loads, averaged over an interval.
+
+    .. math::
+        1 + \Phi^{-1}\!\left(\frac{G-0.375}{G+0.25}\right) \sqrt{G \Big(v \sum p_e w_e + \frac{\sum w_e}{N W}\Big)}
+
+    v : drift variance (`mean_drift_variance` from the middle of the window), N W : picks seen in the window. Errors of one
+    GPU's replicas are independent. 1 where interval_steps is 0 (never moved) or one rank holds everything.
+    picks_per_step : tokens of the group times experts per token. Checked against simulation: docs/models/balance.md.
+    """
+
+    def distinct(g: Floats, s: Floats, n: Floats, w: Floats, i: Floats, lag: Floats) -> Floats:
+        concentration, total = slot_loads(s, experts, sigma, top_k)
+        drift = mean_drift_variance(w / 2 + lag, i, dynamics)
+        variance = g * (drift * concentration + total / np.maximum(n * w, 1))
+        quantile = normal_quantile((np.maximum(g, 2) - 0.375) / (np.maximum(g, 2) + 0.25))
+        return np.where((g > 1) & (i > 0), 1 + quantile * np.sqrt(variance), 1.0)
+
+    return as_floats(evaluate_distinct(distinct, ranks, slots, picks_per_step, window_steps, interval_steps, lag_steps))
+
+
+def moved_bytes(slots_per_rank: ArrayLike, expert_bytes: float, dynamics: EplbDynamics) -> Floats:
+    """What one rank receives in one layer when experts are placed again [B]."""
+    return as_floats(dynamics.moved_share * as_floats(slots_per_rank) * expert_bytes)
+
+
+def rebalance_s(
+    received_bytes: ArrayLike,
+    slots: ArrayLike,
+    link_bytes_per_s: ArrayLike,
+    hbm_bytes_per_s: float,
+    asynchronous: ArrayLike,
+    dynamics: EplbDynamics,
+) -> Floats:
+    """Time that one layer's move takes from the steps [s].
+
+    Synchronous: the forward pass waits for the placement algorithm and the transfer. Asynchronous: a thread receives one layer
+    per step into a buffer, and the pass waits only while it joins in and the buffer is copied (read and written once).
+    """
+    received = as_floats(received_bytes)
+    waiting = dynamics.layer_s + received / as_floats(link_bytes_per_s) + dynamics.policy_s_per_slot * as_floats(slots)
+    beside = dynamics.async_layer_s + 2 * received / hbm_bytes_per_s
+    return np.where(as_floats(asynchronous) > 0, beside, waiting)

@@ -68,6 +68,8 @@ class ExpertBalance(Spec):
     """Measured busiest rank / mean, instead of the calibration's prior."""
     skew: float | None = Field(default=None, ge=1.0)
     """Busiest rank / mean of recorded loads (see `autotune place`), to which sampling noise is added; instead of the prior."""
+    popularity_sigma: float | None = Field(default=None, ge=0.0)
+    """Standard deviation of log popularity of single experts, instead of the calibration's; 0: uniform random routing."""
     window_steps: int = Field(default=1000, gt=0)
     interval_steps: int = Field(default=3000, gt=0)
     asynchronous: bool = False

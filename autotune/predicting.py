@@ -153,6 +153,7 @@ def pool_rows(pool: Pool) -> Rows:
         api_outputs=-(-pool.batch_per_dp_rank * pool.dp // pool.api_servers) if pool.chunks.output else 0,
         imbalance=np.nan if ratio is None else ratio,
         skew=balance.skew or np.nan,
+        popularity=np.nan if balance.popularity_sigma is None else balance.popularity_sigma,
     )
 
 

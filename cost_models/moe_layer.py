@@ -148,19 +148,21 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     loops = activation_chunks(
         entering, np.where(rows.backend == BACKENDS.index("deepep_low_latency"), 0, rows.activation_chunk_rows)
     )
-    popularity = machine.coefficients("balance", "popularity", ExpertPopularity)
+    usual = machine.coefficients("balance", "popularity", ExpertPopularity).sigma
+    sigmas = np.where(np.isnan(rows.popularity), usual, rows.popularity)
     parts = [np.zeros(len(rows)), np.zeros(len(rows))]
-    for kind in np.unique(rows.backend):
-        mask = rows.backend == kind
+    for kind, sigma in sorted({*zip(rows.backend.tolist(), sigmas.tolist(), strict=True)}):
+        mask = (rows.backend == kind) & (sigmas == sigma)
         kernels = tuple(
             machine.coefficients("grouped_gemm", variant, GroupedGemmCoefficients)
             for variant in kernel_variants(machine, BACKENDS[kind], phase)
         )
 
         def distinct(
-            p: Floats, e: Floats, t: Floats, s: Floats, all_tokens: Floats, choice: tuple[GroupedGemmCoefficients, ...] = kernels
-        ) -> tuple[Floats, Floats]:
-            active = np.minimum(expected_active_experts(all_tokens, e, moe.experts, moe.top_k, popularity.sigma), p)
+            p: Floats, e: Floats, t: Floats, s: Floats, all_tokens: Floats,
+            choice: tuple[GroupedGemmCoefficients, ...] = kernels, spread: float = sigma,
+        ) -> tuple[Floats, Floats]:  # fmt: skip
+            active = np.minimum(expected_active_experts(all_tokens, e, moe.experts, moe.top_k, spread), p)
             cell = {"activation_bytes": info.activation_bytes, **shape}
             times = [grouped_gemm_time_s(p, e, active, t, s, coefficients=c, **cell) for c in choice]
             return np.min(times, axis=0), grouped_gemm_bound_s(p, active, s, **shape)

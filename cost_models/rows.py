@@ -62,6 +62,8 @@ class Rows:
     """Busiest rank / mean where it is known; NaN uses the calibration's prior."""
     skew: Floats
     """Busiest rank / mean of recorded loads, to which sampling noise is added; NaN uses the calibration's prior."""
+    popularity: Floats
+    """Standard deviation of log popularity of single experts (0: uniform routing); NaN uses the calibration's."""
 
     @classmethod
     def of(cls, **columns: ArrayLike) -> Rows:
@@ -108,7 +110,7 @@ class Rows:
         return self.group // self.ep
 
 
-FLOAT_COLUMNS = ("imbalance", "skew")
+FLOAT_COLUMNS = ("imbalance", "skew", "popularity")
 DEFAULTS: dict[str, ArrayLike] = {
     "tp": 1,
     "dp": 1,
@@ -134,4 +136,5 @@ DEFAULTS: dict[str, ArrayLike] = {
     "offload_prefetch_step": 1,
     "imbalance": np.nan,
     "skew": np.nan,
+    "popularity": np.nan,
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from autotune.cli import calibrate, catalog, export, measure, place, predict, schema, search, validate
+from autotune.cli import audit, calibrate, catalog, export, measure, place, predict, schema, search, validate
 from cost_models.errors import AutotuneError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ predict.register(app)
 export.register(app)
 place.register(app)
 validate.register(app)
+audit.register(app)
 measure.register(app)
 calibrate.register(app)
 schema.register(app)

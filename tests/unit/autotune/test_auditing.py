@@ -1,0 +1,170 @@
+"""Verdicts, sensitivities and command lines."""
+
+import math
+
+import pytest
+from typer.testing import CliRunner
+
+from autotune.auditing.checking import check
+from autotune.auditing.commands import read_command, split_command
+from autotune.auditing.goals import Goals
+from autotune.auditing.sensitivity import STEPS, sensitivity
+from autotune.cli.main import app
+from autotune.deployment import Deployment
+from autotune.errors import ProblemError
+from autotune.exporters import export
+from autotune.predicting import predict
+from autotune.problem import Problem
+from autotune.records import dump_yaml
+from autotune.searching import search
+from cost_models.catalog import load_hardware, load_model
+
+H20 = {
+    "hardware": "h20-4node-25gbe",
+    "model": "deepseek-v3",
+    "precision": "bf16",
+    "engine": {"name": "vllm"},
+    "workload": {"isl_tokens": 32256, "osl_tokens": 512, "mean_context_tokens": 32768},
+    "pools": {
+        "decode": {
+            "dp": 32, "ep": 32, "batch_per_dp_rank": 7, "all2all_backend": "deepep_low_latency", "memory_fraction": 0.9,
+        }
+    },
+}  # fmt: skip
+"""DeepSeek-V3 on 32 H20 with one 25 GbE port per node: a published sizing document claims that BF16 fits, and 35,000 tokens/s."""
+
+SCRIPT = """#!/bin/bash
+export VLLM_LOG_LEVEL=INFO  # not a knob
+MODEL="${MODEL:-deepseek-ai/DeepSeek-R1-0528}"
+vllm serve "$MODEL" --port 8200 \\
+  --data-parallel-size 32 --enable-expert-parallel --all2all-backend deepep_low_latency --enable-dbo --enable-eplb \\
+  --eplb-config '{"window_size": 500, "num_redundant_experts": 32}' --max-num-seqs 256 --kv-cache-dtype fp8
+"""
+
+
+def deployment(**changes):
+    return Deployment.model_validate({**H20, **changes})
+
+
+def test_the_h20_document_s_memory_does_not_add_up():
+    """58 x 256 x 3 x 7168 x 2048 = 653.9e9 expert parameters: 40.9 GB per GPU in BF16 at EP32, and 34 GB of all ranks."""
+    verdict = check(deployment(), Goals())
+    lines = {line.name: line.bytes for line in verdict.memory}
+    assert lines["expert weights"] == pytest.approx(58 * 256 * 3 * 7168 * 2048 * 2 / 32, rel=1e-3)
+    assert lines["expert weights"] + lines["other weights"] == pytest.approx(75e9, rel=0.02)
+    # 576 elements per token and layer, once, no times two: 7 sequences of 32,768 tokens in 61 layers of 2 bytes, and the spread
+    # of sequences at independent points of 512 output tokens
+    assert lines["kv_cache"] == pytest.approx(7 * 32768 * 576 * 61 * 2, rel=0.01)
+    assert not verdict.works
+    assert verdict.over_bytes > 5e9
+    assert "precision bf16 -> fp8-block" in {change.changes[0] for change in verdict.changes}
+    assert all(not change.missing for change in verdict.changes)
+
+
+def test_the_h20_document_s_network_bounds_it_ten_times_below_its_goal():
+    """Per generated token 58 layers x 7168 x (1 + 2) bytes x 3 other nodes = 3.7 MB; a node sends 3.1 GB/s: under 3,400 tokens/s."""
+    node_bytes_per_s = load_hardware("h20-4node-25gbe").scale_out_bytes_per_s * 8
+    bound = 4 * node_bytes_per_s / (58 * 7168 * 3 * 3)
+    assert bound == pytest.approx(3342, rel=0.01)
+    prediction = predict(deployment(precision="fp8-block"))
+    assert prediction.tokens_per_s < bound
+    verdict = check(deployment(), Goals(tokens_per_s=35_000, concurrency=200))
+    met = {goal.name: goal.met for goal in verdict.goals}
+    assert met == {"tokens_per_s": False, "concurrency": True}
+    assert verdict.changes[0].missing  # nothing looked at reaches it
+    assert "tokens_per_s" in verdict.changes[0].missing
+
+
+def test_a_working_plan_works_and_a_goal_s_odds_are_its_error_bars():
+    plan = search(Problem(hardware="hgx-h200", gpus=16, trials=0)).best
+    rate = plan.prediction.tokens_per_s
+    easy, even, hard = (check(plan.deployment, Goals(tokens_per_s=rate * f)) for f in (0.5, 1.0, 2.0))
+    assert easy.works
+    assert even.works
+    assert not hard.works
+    odds = [verdict.goals[0].probability for verdict in (easy, even, hard)]
+    assert odds[0] > 0.95
+    assert 0.3 < odds[1] < 0.7
+    assert odds[2] < 0.05
+    assert any(f"instances 1 -> {2}" in change.changes[0] or "dp" in change.changes[0] for change in hard.changes)
+
+
+def test_sensitivity_signs_and_the_factor_that_a_goal_takes():
+    found = sensitivity(deployment(precision="fp8-block"))
+    effects = {influence.name: influence.effects for influence in found.influences}
+    assert found.influences[0].name == "scale-out bandwidth"
+    up, down = STEPS.index(0.4), STEPS.index(-0.4)
+    for name in ("HBM bandwidth", "FLOPS", "scale-up bandwidth", "scale-out bandwidth"):
+        assert effects[name][down] <= 0 <= effects[name][up] + 1e-9
+    assert effects["expert imbalance (excess)"][up] < 0 < effects["expert imbalance (excess)"][down]
+    assert effects["host link bandwidth"][up] == 0  # decode copies nothing from the host
+    goal = found.tokens_per_s * 1.5
+    needed = {i.name: i.needed for i in sensitivity(deployment(precision="fp8-block"), goal).influences}
+    assert needed["scale-out bandwidth"] > 1.5  # more than proportional: other times stay
+    assert needed["host link bandwidth"] is None
+
+
+def test_a_vllm_script_is_read():
+    found = read_command(SCRIPT, hardware="hgx-h200", isl_tokens=2000, osl_tokens=2000)
+    pool = found.deployment.pool
+    assert (pool.tp, pool.dp, pool.ep, pool.redundant_experts, pool.batch_per_dp_rank) == (1, 32, 32, 32, 256)
+    assert (pool.all2all_backend, pool.overlap, pool.expert_balance.kind) == ("deepep_low_latency", "two_batch", "eplb")
+    assert found.deployment.model == "deepseek-r1"
+    assert found.deployment.precision.kv_cache == "fp8"
+    assert found.ignored == ("--port",)
+    assert predict(found.deployment).fits
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("hardware", ["hgx-h200", "gb200-nvl72"])
+def test_our_own_scripts_come_back_as_the_plan(engine, hardware):
+    plan = search(Problem(hardware=hardware, gpus=16, engine=engine, trials=0)).best
+    text = next(script.text for script in export(plan.deployment) if "node" in script.name)
+    found = read_command(text, hardware=hardware, isl_tokens=1, osl_tokens=1).deployment
+    asked, read = plan.deployment.pool, found.pool
+    for name in ("tp", "dp", "ep", "pp", "batch_per_dp_rank", "redundant_experts", "all2all_backend", "overlap", "cuda_graph"):
+        assert getattr(read, name) == getattr(asked, name), name
+    assert found.phase == plan.deployment.phase
+    assert load_model(found.model).parameters() == load_model(plan.deployment.model).parameters()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("--max-num-seqs 256", "--max-num-seq 256", "did you mean --max-num-seqs"),
+        ("--max-num-seqs 256", "--max-num-seqs many", "--max-num-seqs needs a number, 'many' was given"),
+        ("--enable-dbo", "--enable-dbo --max-num-seqs 8", "--max-num-seqs is given twice"),
+        ("--data-parallel-size 32", "--data-parallel-size 0", "whole number of at least 1"),
+        ("deepep_low_latency", "deepep", "unknown all-to-all backend 'deepep'"),
+        ("DeepSeek-R1-0528", "Mixtral-8x7B", "unknown model"),
+        ('"window_size": 500', "window_size", "--eplb-config: not JSON"),
+        ("vllm serve", "vllm bench", "no 'vllm serve"),
+    ],
+)
+def test_bad_command_lines_get_one_message(old, new, message):
+    with pytest.raises(ProblemError, match=message):
+        read_command(SCRIPT.replace(old, new), hardware="hgx-h200", isl_tokens=2000, osl_tokens=2000)
+
+
+def test_unfinished_quotes_are_an_error_not_a_traceback():
+    with pytest.raises(ProblemError, match="cannot be read as a command line"):
+        split_command("vllm serve 'deepseek-ai/DeepSeek-R1")
+
+
+def test_exit_codes_tell_a_plan_that_does_not_work(tmp_path):
+    (tmp_path / "plan.yaml").write_text(dump_yaml(deployment().model_dump(mode="json", exclude_none=True)))
+    run = CliRunner().invoke(app, ["check", str(tmp_path / "plan.yaml"), "--concurrency", "200", "--context", "32768"])
+    assert run.exit_code == 2
+    assert "does not work" in run.output
+    assert "Smallest changes that make it work" in run.output
+    table = CliRunner().invoke(app, ["sensitivity", str(tmp_path / "plan.yaml"), "--throughput", "50000"])
+    assert table.exit_code == 0
+    assert "cannot" in table.output
+
+
+def test_what_is_short_is_symmetric():
+    verdict = check(deployment(), Goals(tpot_s=0.1, tokens_per_s=35_000))
+    short = {goal.name: goal.short for goal in verdict.goals}
+    assert short["tpot_s"] == pytest.approx(verdict.latency_s / 0.1 - 1)
+    assert short["tokens_per_s"] == pytest.approx(35_000 / (verdict.tokens_per_s_per_gpu * 32) - 1)
+    assert math.isfinite(sum(short.values()))

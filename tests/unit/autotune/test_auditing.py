@@ -62,7 +62,7 @@ def test_the_h20_document_s_memory_does_not_add_up():
 
 
 def test_the_h20_document_s_network_bounds_it_ten_times_below_its_goal():
-    """Per generated token 58 layers x 7168 x (1 + 2) bytes x 3 other nodes = 3.7 MB; a node sends 3.1 GB/s: under 3,400 tokens/s."""
+    """A token sends 58 layers x 7168 x (1 + 2) bytes x 3 other nodes = 3.7 MB; a node 3.1 GB/s: under 3,400 tokens/s."""
     node_bytes_per_s = load_hardware("h20-4node-25gbe").scale_out_bytes_per_s * 8
     bound = 4 * node_bytes_per_s / (58 * 7168 * 3 * 3)
     assert bound == pytest.approx(3342, rel=0.01)

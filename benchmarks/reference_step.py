@@ -302,7 +302,7 @@ def predicted(step: dict[str, Any], hardware: str, calibration: str) -> Any:
     return predict(Deployment.model_validate(document))
 
 
-def compare(steps: Path, hardware: str, calibrations: list[str]) -> None:
+def compare(steps: Path, hardware: str, calibrations: list[str], plot: Path | None) -> None:
     """A table of measured and predicted steps, errors, and whether layouts rank right."""
     measured = [step for step in json.loads(steps.read_text())["steps"] if "step_s" in step]
     names = [Path(name).stem for name in calibrations]
@@ -320,6 +320,8 @@ def compare(steps: Path, hardware: str, calibrations: list[str]) -> None:
         label = Ranks(step["tp"], step["dp"], 0).label()
         print(f"| {label} | {step['batch']} | {step['context']:,} | {step['step_s'] * 1e3:.2f} ms | {cells} |")
     real, guessed = np.array([step["step_s"] for step in measured]), np.array(found).T
+    if plot is not None:
+        draw(real, guessed, names, plot)
     for name, values in zip(names, guessed, strict=True):
         errors = values / real - 1
         right, of = _ranked(measured, real, values)
@@ -327,6 +329,22 @@ def compare(steps: Path, hardware: str, calibrations: list[str]) -> None:
             f"\n{name}: mean absolute error {np.abs(errors).mean():.1%}, worst {errors[np.argmax(np.abs(errors))]:+.1%}; "
             f"{np.mean(np.abs(errors) <= 0.1):.0%} within 10 %; layouts ranked right in {right} of {of} cases"
         )
+
+
+def draw(real: Any, guessed: Any, names: list[str], path: Path) -> None:
+    """Predicted against measured steps, with the band of 10 %."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    ends = np.array([0, real.max() * 1.1e3])
+    axes.plot(ends, ends, color="grey", lw=0.8)
+    axes.fill_between(ends, 0.9 * ends, 1.1 * ends, color="grey", alpha=0.2, label="within 10 %")
+    for name, values in zip(names, guessed, strict=True):
+        axes.plot(real * 1e3, values * 1e3, "o", label=name)
+    axes.set(xlabel="measured step, ms", ylabel="predicted step, ms", title="PyTorch decode steps on two GPUs")
+    axes.legend()
+    figure.savefig(path, dpi=130)
 
 
 def _ranked(measured: list[dict[str, Any]], real: Any, guessed: Any) -> tuple[int, int]:
@@ -349,11 +367,12 @@ def main() -> None:
     compares.add_argument("steps", type=Path)
     compares.add_argument("--hw", required=True)
     compares.add_argument("--calibration", action="append", required=True, help="'shipped' or a file; repeat for several")
+    compares.add_argument("--plot", type=Path, help="picture of predicted against measured steps")
     given = parser.parse_args()
     if given.job == "run":
         run(given.out)
     else:
-        compare(given.steps, given.hw, given.calibration)
+        compare(given.steps, given.hw, given.calibration, given.plot)
 
 
 if __name__ == "__main__":

@@ -173,16 +173,21 @@ def host_points(points: Sequence[BenchmarkPoint], deployment: Deployment) -> lis
     """Each point against the deployment at its batch and lengths."""
     results = []
     for point in points:
-        per_rank = max(round(point.sequences / deployment.pool.dp / deployment.pool.instances), 1)
-        pool = deployment.pool.model_copy(update={"batch_per_dp_rank": per_rank})
-        lengths = {"isl_tokens": max(round(point.isl_tokens), 1), "osl_tokens": max(round(point.osl_tokens), 1)}
-        workload = deployment.workload.model_copy(update={**lengths, "mean_context_tokens": None})
-        at = deployment.model_copy(update={"pools": {"decode": pool}, "workload": workload, "phase": "decode"})
+        at = at_point(point, deployment)
         prediction = predict_decode(resolve(at))
         host = sum(line.time_s for line in prediction.operators if line.name in HOST_OPERATORS)
         measured = point.token_s * point.tokens_per_step
-        results.append(HostPoint(point, per_rank, measured, prediction.step_s - host, host))
+        results.append(HostPoint(point, at.pool.batch_per_dp_rank, measured, prediction.step_s - host, host))
     return results
+
+
+def at_point(point: BenchmarkPoint, deployment: Deployment) -> Deployment:
+    """The deployment's decode pool with the sequences and lengths of a measured point."""
+    per_rank = max(round(point.sequences / deployment.pool.dp / deployment.pool.instances), 1)
+    pool = deployment.pool.model_copy(update={"batch_per_dp_rank": per_rank})
+    lengths = {"isl_tokens": max(round(point.isl_tokens), 1), "osl_tokens": max(round(point.osl_tokens), 1)}
+    workload = deployment.workload.model_copy(update={**lengths, "mean_context_tokens": None})
+    return deployment.model_copy(update={"pools": {"decode": pool}, "workload": workload, "phase": "decode"})
 
 
 def fit_host(results: Sequence[HostPoint], base: Entry, dp: int) -> tuple[Entry, list[str]]:

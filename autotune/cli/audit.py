@@ -1,4 +1,4 @@
-"""`autotune check` and `autotune sensitivity`."""
+"""`autotune check`, `autotune sensitivity` and `autotune verify`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command("check")(check)
     app.command("sensitivity")(sensitivity)
+    app.command("verify")(verify)
 
 
 def check(
@@ -90,6 +91,34 @@ def sensitivity(
     show(sensitivity_report(found))
     if plot is not None:
         typer.echo(f"wrote {plot}")
+
+
+def verify(
+    results: Annotated[list[Path], typer.Argument(help="Results of vllm bench serve or latency, or SGLang bench_serving.")],
+    deployment: Annotated[Path, typer.Option(help="What ran: a deployment file, or the script that started it.")],
+    tpot: Annotated[str | None, typer.Option(help="Limit that the run had to meet, e.g. 50ms.")] = None,
+    hw: Hardware = None,
+    isl: Prompt = 2000,
+    osl: Answer = 2000,
+    size: Size = None,
+    json: AsJson = False,
+) -> None:
+    """Compare a measured run with its prediction. Exit 2: outside the error bars, or over the limit."""
+    from autotune.auditing.verifying import verify as compare
+    from autotune.cli.parsing import duration_s
+
+    points = compare(results, _read(deployment, hw, isl, osl, size), duration_s(tpot) if tpot else None)
+    if json:
+        import json as documents
+
+        typer.echo(documents.dumps([point.model_dump(mode="json") for point in points], indent=2))
+    else:
+        from autotune.report.auditing import verification_report
+        from autotune.report.tables import show
+
+        show(verification_report(points))
+    if any(not point.inside or point.within_limit is False for point in points):
+        raise typer.Exit(2)
 
 
 def _read(file: Path, hw: str | None, isl: int, osl: int, size: int | None) -> Deployment:

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
 MLA_LATENT, MLA_ROPE = 512, 64
 MLA_QK, MLA_V = 192, 128
-CHECKED_TOKENS = 8192
-"""Longest prompt that is compared with float64 as a whole."""
 
 
 def mla_decode(sequences: int, context_tokens: int, heads: int) -> list[Kernel]:

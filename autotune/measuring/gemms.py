@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     import torch
 
 FP8_LARGEST = 448.0
-CHECKED_ROWS = 64
-"""Of a large product, compared with float64."""
 
 
 def dense(dtype: str, m: int, n: int, k: int) -> Kernel:

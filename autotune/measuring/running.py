@@ -12,9 +12,6 @@ from autotune.measuring.links import check_links, collective
 from autotune.measuring.shapes import LINKS, Shape
 from autotune.measuring.table import MeasuredTable
 
-ASIDE = ("skew",)
-"""Columns that say how inputs are drawn; a fit sees active_experts instead."""
-
 
 def kernels_of(shape: Shape) -> list[Kernel]:
     """Kernels to time for a shape of one GPU; the fastest counts."""

@@ -9,6 +9,7 @@ from rich.text import Text
 from autotune.auditing.checking import Verdict
 from autotune.auditing.goals import GoalLine
 from autotune.auditing.sensitivity import Sensitivity
+from autotune.auditing.verifying import VerifiedPoint
 from autotune.report.tables import new_table, paragraph
 
 GOAL_NAMES = {
@@ -79,6 +80,30 @@ def _changes(verdict: Verdict) -> RenderableType:
         still = ", ".join(GOAL_NAMES.get(name, name) for name in change.missing)
         table.add_row("; ".join(change.changes), *values, *([still] if missing else []))
     return table
+
+
+def verification_report(points: tuple[VerifiedPoint, ...]) -> RenderableType:
+    """Measured beside predicted, and what misses point at."""
+    table = new_table("Time per output token, measured against predicted")
+    for name in ("sequences", "input", "output", "measured, ms", "predicted, ms", "80 % interval", "error", "", "limit"):
+        table.add_column(name, justify="right")
+    misses = []
+    for point in points:
+        low, high = point.interval.low * 1e3, point.interval.high * 1e3
+        limit = "" if point.within_limit is None else "pass" if point.within_limit else "fail"
+        table.add_row(
+            f"{point.sequences:,.0f}",
+            f"{point.isl_tokens:,.0f}",
+            f"{point.osl_tokens:,.0f}",
+            f"{point.measured_tpot_s * 1e3:.2f}",
+            f"{point.predicted_tpot_s * 1e3:.2f}",
+            f"{low:.2f}-{high:.2f}",
+            f"{point.error:+.1%}",
+            "inside" if point.inside else "outside",
+            limit,
+        )
+        misses += [f"{point.sequences:,.0f} sequences: {suspect}" for suspect in point.suspects]
+    return Group(table, *(["", paragraph("A miss points at", "\n".join(misses))] if misses else []))
 
 
 def sensitivity_report(found: Sensitivity) -> RenderableType:

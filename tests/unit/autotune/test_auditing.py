@@ -1,5 +1,6 @@
 """Verdicts, sensitivities and command lines."""
 
+import json
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from autotune.auditing.checking import check
 from autotune.auditing.commands import read_command, split_command
 from autotune.auditing.goals import Goals
 from autotune.auditing.sensitivity import STEPS, sensitivity
+from autotune.auditing.verifying import verify
 from autotune.cli.main import app
 from autotune.deployment import Deployment
 from autotune.errors import ProblemError
@@ -168,3 +170,44 @@ def test_what_is_short_is_symmetric():
     assert short["tpot_s"] == pytest.approx(verdict.latency_s / 0.1 - 1)
     assert short["tokens_per_s"] == pytest.approx(35_000 / (verdict.tokens_per_s_per_gpu * 32) - 1)
     assert math.isfinite(sum(short.values()))
+
+
+def bench(path, plan, factor, **changes):
+    """What `vllm bench serve` writes of a run `factor` times slower than predicted."""
+    pool = plan.pool
+    sequences = pool.batch_per_dp_rank * pool.dp * pool.instances
+    token_s = predict(plan).tpot_s * factor
+    isl, osl = plan.workload.isl_tokens, plan.workload.osl_tokens
+    result = {
+        "model_id": "deepseek-ai/DeepSeek-V3-0324", "completed": 1000,
+        "total_input_tokens": 1000 * isl, "mean_tpot_ms": token_s * 1e3,
+        "total_output_tokens": 1000 * osl, "median_tpot_ms": token_s * 1e3, "median_itl_ms": token_s * 1e3,
+        "output_throughput": sequences / token_s, "max_concurrency": sequences, **changes,
+    }  # fmt: skip
+    path.write_text(json.dumps(result))
+    return path
+
+
+def test_a_run_is_inside_its_bars_or_points_somewhere(tmp_path):
+    plan = search(Problem(hardware="hgx-h200", gpus=16, trials=0)).best.deployment
+    (as_predicted,) = verify([bench(tmp_path / "a.json", plan, 1.0)], plan, limit_tpot_s=1.0)
+    assert as_predicted.error == pytest.approx(0.0, abs=0.01)
+    assert as_predicted.inside
+    assert as_predicted.within_limit
+    assert not as_predicted.suspects
+    (slow,) = verify([bench(tmp_path / "b.json", plan, 2.0)], plan, limit_tpot_s=0.01)
+    assert not slow.inside
+    assert slow.within_limit is False
+    assert "of the variance" in slow.suspects[0]
+
+
+def test_runs_of_another_model_and_truncated_files_are_refused(tmp_path):
+    plan = search(Problem(hardware="hgx-h200", gpus=16, trials=0)).best.deployment
+    with pytest.raises(ProblemError, match="is a run of Qwen/Qwen3-8B, the deployment serves deepseek-v3"):
+        verify([bench(tmp_path / "a.json", plan, 1.0, model_id="Qwen/Qwen3-8B")], plan)
+    (tmp_path / "cut.json").write_text('{"median_tpot_ms": 12, "comple')
+    with pytest.raises(ProblemError, match="truncated"):
+        verify([tmp_path / "cut.json"], plan)
+    (tmp_path / "other.json").write_text('{"hello": 1}')
+    with pytest.raises(ProblemError, match="no benchmark result in it"):
+        verify([tmp_path / "other.json"], plan)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from autotune.deployment import Deployment
 from autotune.errors import ExportError
 from autotune.exporters.base import Script, feed_requirement, single_pools
+from autotune.exporters.benchmark import benchmark_script
 from autotune.exporters.router import router_script
 from autotune.placement.planned import PlannedPlacement
 from cost_models.catalog import load_hardware, load_model
@@ -24,7 +25,7 @@ def has_exporter(engine: str) -> bool:
 
 
 def export(deployment: Deployment, placement: PlannedPlacement | None = None) -> list[Script]:
-    """Launch scripts of every pool, one per node role, and of the router that joins two pools.
+    """Launch scripts of every pool, one per node role, of the router that joins two pools, and of the benchmark of a service.
 
     placement : of a single pool's experts; its map lies beside the scripts, which look for it there.
 
@@ -41,6 +42,8 @@ def export(deployment: Deployment, placement: PlannedPlacement | None = None) ->
         scripts += pool_scripts()(part, engine, version, load_hardware(part.hardware), model)
     if {"prefill", "decode"} <= set(deployment.pools):
         scripts.append(router_script(deployment, engine.exporter))
+    if deployment.phase == "serve":
+        scripts.append(benchmark_script(deployment, engine.exporter, model))
     if placement is not None and engine.exporter in MAPS:
         scripts.append(MAPS[engine.exporter]()(placement, model))
     return scripts

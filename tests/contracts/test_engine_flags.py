@@ -6,9 +6,11 @@ The scripts are run by bash with the engine replaced by a recorder, so quoting i
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -104,6 +106,7 @@ def test_services_start_as_far_as_the_parsers_can_tell(engine, version, release,
     result = search_services(Problem(hardware=hardware, target="serve", engine=engine, engine_version=version, gpus=24, top_k=2))
     for plan in result.plans:
         scripts = {script.name: script.text for script in export(plan.deployment)}
+        check_benchmark(scripts.pop("bench.sh"), plan.deployment)
         assert ("router.sh" in scripts) is (plan.kind == "disaggregated")
         for name, text in scripts.items():
             recorded = run_script(text, tmp_path, **NODE, **ROUTED)
@@ -116,6 +119,21 @@ def test_services_start_as_far_as_the_parsers_can_tell(engine, version, release,
             assert {flag for flag in flags if flag.startswith("--")} <= options
             assert flags.count("--prefill") == 2
             assert flags.count("--decode") == 1
+
+
+def check_benchmark(text: str, deployment: Deployment) -> None:
+    """The planned load and lengths, on the command line of the engine's own tool (docs.vllm.ai, sglang/bench_serving.py)."""
+    words = shlex.split(text.replace("\\\n", " "), comments=True)
+    given = dict(itertools.pairwise(words))
+    assert given["--random-input-len"] == str(deployment.workload.isl_tokens)
+    assert given["--random-output-len"] == str(deployment.workload.osl_tokens)
+    load = deployment.load
+    assert load is not None
+    assert given.get("--request-rate") == (f"{load.rate_per_s:g}" if load.rate_per_s else None)
+    assert given.get("--max-concurrency") == (str(load.concurrency) if load.concurrency else None)
+    assert int(given["--num-prompts"]) >= 100
+    kept = "--result-filename" if deployment.engine.name == "vllm" else "--output-file"
+    assert given[kept] == "$RESULT"
 
 
 def prefill_deployment(engine: str, version: str | None, **pool) -> Deployment:

@@ -211,3 +211,33 @@ def test_runs_of_another_model_and_truncated_files_are_refused(tmp_path):
     (tmp_path / "other.json").write_text('{"hello": 1}')
     with pytest.raises(ProblemError, match="no benchmark result in it"):
         verify([tmp_path / "other.json"], plan)
+
+
+def ascend(precision, **pool):
+    return Deployment.model_validate(
+        {
+            "hardware": "ascend-910b2", "model": "deepseek-r1", "precision": precision, "engine": {"name": "vllm-ascend"},
+            "workload": {"isl_tokens": 2048, "osl_tokens": 2048},
+            "pools": {"decode": {"batch_per_dp_rank": 16, "all2all_backend": "allgather_reducescatter", **pool}},
+        }
+    )  # fmt: skip
+
+
+def test_deepseek_r1_in_bf16_does_not_fit_sixteen_910b2_and_int8_does():
+    """671e9 parameters of 2 bytes are 1,342 GB; sixteen cards hold 1,024. A document divides by 8 twice: 21 GB a card."""
+    spec = load_model("deepseek-r1")
+    assert spec.parameters() * 2 == pytest.approx(1342e9, rel=0.001)
+    assert (spec.layers, spec.hidden, spec.attention.heads, spec.vocab) == (61, 7168, 128, 129280)
+    bf16, int8 = (check(ascend(precision, tp=8, dp=2, ep=16), Goals()) for precision in ("bf16", "int8"))
+    weights = sum(line.bytes for line in bf16.memory if line.name.endswith("weights"))
+    assert weights > 1342e9 / 16  # more than an even share: what attention data parallelism replicates
+    assert not bf16.fits
+    assert int8.fits
+
+
+def test_int8_over_sixteen_cards_needs_tensor_parallel_attention_for_room():
+    """Experts 654e9 / 16 = 41 GB; the other 17e9 parameters whole on every card (DP16), or an eighth of most (TP8)."""
+    whole, sharded = (check(ascend("int8", ep=16, **split), Goals()) for split in ({"dp": 16}, {"tp": 8, "dp": 2}))
+    lines = [{line.name: line.bytes for line in verdict.memory} for verdict in (whole, sharded)]
+    assert lines[0]["expert weights"] == lines[1]["expert weights"] == pytest.approx(654e9 / 16, rel=0.01)
+    assert lines[0]["other weights"] > 2 * lines[1]["other weights"]

@@ -14,7 +14,6 @@ import stat
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from autotune.plan import Plan, SearchResult
 from autotune.prediction import Prediction
 from autotune.problem import Problem
 from autotune.services.plan import ServicePlan, ServiceResult
+from autotune.versions import installed_version
 from cost_models.catalog import read_yaml, validated
 
 Result = SearchResult | ServiceResult
@@ -117,7 +117,7 @@ def _run_document(problem: Problem, result: Result, command: list[str], stamp: d
     return {
         "command": command,
         "time_utc": stamp.isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
+        "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in LIBRARIES}},
         "problem": problem.model_dump(mode="json"),
         "seed": problem.seed,
         "calibrations": sorted({plan.prediction.calibration for plan in result.plans}),
@@ -125,13 +125,6 @@ def _run_document(problem: Problem, result: Result, command: list[str], stamp: d
         "solver": [{"rank": p.rank, **p.solver.model_dump()} for p in result.plans],
         "statistics": result.statistics.model_dump(),
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def trials_csv(trials: dict[int, tuple[TrialRow, ...]]) -> str:

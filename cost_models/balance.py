@@ -74,8 +74,13 @@ def _blom(tokens: Floats, groups: Floats, experts: int, top_k: int) -> Floats:
     share = 1.0 / np.maximum(groups, 1)
     variance = top_k * share * (1 - share) * (experts - top_k) / max(experts - 1, 1)
     mean = np.maximum(total * top_k * share, 1e-12)
-    quantile = normal_quantile((np.maximum(groups, 2) - 0.375) / (np.maximum(groups, 2) + 0.25))
-    return np.where((groups > 1) & (total > 0), 1 + np.sqrt(total * variance) / mean * quantile, 1.0)
+    return np.where((groups > 1) & (total > 0), 1 + np.sqrt(total * variance) / mean * blom_quantile(groups), 1.0)
+
+
+def blom_quantile(groups: ArrayLike) -> Floats:
+    """Expected maximum of that many standard normal values (Blom); of two where there is one."""
+    many = np.maximum(as_floats(groups), 2)
+    return normal_quantile((many - 0.375) / (many + 0.25))
 
 
 def skew_prior(ranks: ArrayLike, table: Mapping[str, float]) -> Floats:

@@ -71,11 +71,10 @@ def stale_imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
     """Busiest rank / mean that rebalancing leaves because loads wander and windows are short; 1 for placements that stay."""
     moe = machine.model.moe
     assert moe is not None
-    feeding = np.where(rows.dp > 1, rows.dp, 1)
     ratio = stale_max_over_mean(
         rows.ep,
         moe.experts + rows.redundant_experts,
-        tokens * feeding * moe.top_k,
+        tokens * rows.dp * moe.top_k,
         np.minimum(rows.eplb_window_steps, np.maximum(rows.eplb_interval_steps, 1)),
         rows.eplb_interval_steps,
         np.where(rows.eplb_async > 0, machine.model.moe_layers, 0),

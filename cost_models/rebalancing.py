@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats, evaluate_distinct
-from cost_models.balance import normal_quantile, popularity_quantiles
+from cost_models.balance import blom_quantile, popularity_quantiles
 
 BISECTIONS = 40
 
@@ -91,8 +91,7 @@ def stale_max_over_mean(
         concentration, total = slot_loads(s, experts, sigma, top_k)
         drift = mean_drift_variance(w / 2 + lag, i, dynamics)
         variance = g * (drift * concentration + total / np.maximum(n * w, 1))
-        quantile = normal_quantile((np.maximum(g, 2) - 0.375) / (np.maximum(g, 2) + 0.25))
-        return np.where((g > 1) & (i > 0), 1 + quantile * np.sqrt(variance), 1.0)
+        return np.where((g > 1) & (i > 0), 1 + blom_quantile(g) * np.sqrt(variance), 1.0)
 
     return as_floats(evaluate_distinct(distinct, ranks, slots, picks_per_step, window_steps, interval_steps, lag_steps))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from autotune.auditing.goals import GoalLine, Goals, goal_lines
@@ -122,21 +122,27 @@ def outcome(deployment: Deployment, goals: Goals) -> Outcome:
 
 def smallest_changes(plan: Outcome, goals: Goals) -> tuple[tuple[Change, ...], int]:
     """Single edits that make a plan work, or else pairs of those that bring it nearest; and how many were priced."""
-    singles = [(edit, tried) for edit in edits(plan) if (tried := _tried(plan.deployment, [edit], goals))]
-    working: list[tuple[tuple[Edit, ...], Outcome]] = [((edit,), tried) for edit, tried in singles if tried.works]
-    looked_at = len(singles)
-    tried_pairs: list[tuple[tuple[Edit, ...], Outcome]] = []
-    if not working:
-        nearest = sorted(singles, key=lambda pair: pair[1].short)
-        pairs = [(a, b) for (a, _), (b, _) in itertools.combinations(nearest, 2) if a.kind != b.kind][:PAIRS_LOOKED_AT]
-        tried_pairs += [(pair, tried) for pair in pairs if (tried := _tried(plan.deployment, list(pair), goals))]
-        looked_at += len(tried_pairs)
-        working = [(pair, tried) for pair, tried in tried_pairs if tried.works]
-    best = sorted(working, key=lambda found: (found[1].prediction.gpus, -found[1].prediction.tokens_per_s_per_gpu))
-    if not best:
-        everything: list[tuple[tuple[Edit, ...], Outcome]] = [*(((edit,), tried) for edit, tried in singles), *tried_pairs]
-        best = sorted(everything, key=lambda found: found[1].short)[:1]
-    return tuple(_change(made, tried) for made, tried in best[:SHOWN]), looked_at
+    singles = _attempts(plan, [(edit,) for edit in edits(plan)], goals)
+    tried = singles
+    if not any(result.works for _, result in singles):
+        nearest = [made[0] for made, _ in sorted(singles, key=_short)]
+        pairs = [(a, b) for a, b in itertools.combinations(nearest, 2) if a.kind != b.kind]
+        tried = singles + _attempts(plan, pairs[:PAIRS_LOOKED_AT], goals)
+    working = [attempt for attempt in tried if attempt[1].works]
+    best = sorted(working, key=lambda found: (found[1].prediction.gpus, -found[1].prediction.tokens_per_s_per_gpu))[:SHOWN]
+    return tuple(_change(*attempt) for attempt in best or sorted(tried, key=_short)[:1]), len(tried)
+
+
+Attempt = tuple[tuple[Edit, ...], Outcome]
+
+
+def _attempts(plan: Outcome, wanted: Sequence[tuple[Edit, ...]], goals: Goals) -> list[Attempt]:
+    """The edits that make a deployment, with its outcome."""
+    return [(made, result) for made in wanted if (result := _tried(plan.deployment, made, goals))]
+
+
+def _short(attempt: Attempt) -> float:
+    return attempt[1].short
 
 
 def _change(made: tuple[Edit, ...], tried: Outcome) -> Change:
@@ -151,7 +157,7 @@ def _change(made: tuple[Edit, ...], tried: Outcome) -> Change:
     )
 
 
-def _tried(deployment: Deployment, made: list[Edit], goals: Goals) -> Outcome | None:
+def _tried(deployment: Deployment, made: tuple[Edit, ...], goals: Goals) -> Outcome | None:
     """The outcome of some edits; none where they make no deployment."""
     try:
         for edit in made:
@@ -169,14 +175,9 @@ def edits(plan: Outcome) -> Iterator[Edit]:
     for value in sorted({max(int(now * factor), 1) for factor in BATCH_FACTORS} | _fitting(plan)):
         yield Edit("size", f"{size} {now:,} -> {value:,}", _pool(**{size: value}))
     yield from _precisions(deployment, pool)
-    if pool.dp % 2 == 0:
-        yield Edit(
-            "tp", f"tp {pool.tp} -> {2 * pool.tp}, dp {pool.dp} -> {pool.dp // 2}", _retiled(pool, 2 * pool.tp, pool.dp // 2)
-        )
-    if pool.tp % 2 == 0:
-        yield Edit(
-            "tp", f"tp {pool.tp} -> {pool.tp // 2}, dp {pool.dp} -> {2 * pool.dp}", _retiled(pool, pool.tp // 2, 2 * pool.dp)
-        )
+    for tp, dp, left in ((2 * pool.tp, pool.dp // 2, pool.dp % 2), (pool.tp // 2, 2 * pool.dp, pool.tp % 2)):
+        if not left:
+            yield Edit("tp", f"tp {pool.tp} -> {tp}, dp {pool.dp} -> {dp}", _retiled(pool, tp, dp))
     for factor in SIZE_FACTORS:
         dp = pool.dp * factor
         grown = {"dp": dp, "ep": pool.ep * factor if pool.ep > 1 else 1}
@@ -267,8 +268,8 @@ def remarks(plan: Outcome) -> Iterator[str]:
         yield "experts are cut by tensor parallelism over all ranks (ep 1): every rank reads a slice of every expert"
     tokens = pool.batch_per_dp_rank * (1 + pool.draft_tokens)
     if phase == "decode" and 0 < pool.chunks.moe_dp_tokens < tokens:
-        loops = -(-tokens // pool.chunks.moe_dp_tokens)
         chunk = pool.chunks.moe_dp_tokens
+        loops = -(-tokens // chunk)
         yield f"MoE DP chunks of {chunk:,} tokens cut a step of {tokens:,} into {loops} rounds, each of which reads experts again"
     if 0 < pool.max_batched_tokens < tokens and phase == "decode":
         yield f"max_batched_tokens {pool.max_batched_tokens:,} is below the {tokens:,} tokens of a decode step"

@@ -15,6 +15,7 @@ from typing import Any
 
 from autotune.deployment import Deployment
 from autotune.errors import ProblemError
+from autotune.exporters.vllm import EPLB_FIELDS, KV_ROLES
 from autotune.predicting import resolve_calibration
 from autotune.problem import choose_recipe
 from cost_models.catalog import load_hardware, load_model, model_names
@@ -57,13 +58,8 @@ READ = {
 }  # fmt: skip
 MISSPELT = 0.9
 """Similarity from which an unknown option is taken for a misspelt known one."""
-ROLES = {"kv_producer": "prefill", "kv_consumer": "decode", "prefill": "prefill", "decode": "decode"}
-EPLB_JSON = {
-    "num_redundant_experts": "redundant_experts",
-    "window_size": "eplb_window_steps",
-    "step_interval": "eplb_interval_steps",
-    "use_async": "eplb_async",
-}
+ROLES = {**{kv_role: phase for phase, kv_role in KV_ROLES.items()}, "prefill": "prefill", "decode": "decode"}
+EPLB_KNOBS = {field: knob for knob, field in EPLB_FIELDS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +178,16 @@ def _command(engine: str, words: list[str], environment: Mapping[str, str]) -> C
     return Command(engine, model, options, environment)
 
 
+def is_of(name: str, model: ModelSpec) -> bool:
+    """Whether a checkpoint's name is one of a model: published, or its last part begins like the model's."""
+    return name in model.checkpoints.values() or name.rstrip("/").rsplit("/", 1)[-1].lower().startswith(model.name.lower())
+
+
 def _model(name: str) -> ModelSpec:
     """The preset of a checkpoint's name."""
-    base = name.rstrip("/").rsplit("/", 1)[-1].lower()
     presets = [load_model(preset) for preset in model_names()]
     published = [spec for spec in presets if name in spec.checkpoints.values()]
-    alike = sorted((spec for spec in presets if base.startswith(spec.name)), key=lambda spec: -len(spec.name))
+    alike = sorted((spec for spec in presets if is_of(name, spec)), key=lambda spec: -len(spec.name))
     if not published and not alike:
         raise ProblemError(unknown_name("model", name, [spec.name for spec in presets]))
     return (published or alike)[0]
@@ -213,7 +213,7 @@ def _flags(command: Command, engine: EngineSpec, version: str) -> dict[str, Valu
 
 def _eplb(command: Command) -> dict[str, Value]:
     config = _json(command, "--eplb-config")
-    return {EPLB_JSON[name]: value for name, value in config.items() if name in EPLB_JSON}
+    return {EPLB_KNOBS[name]: value for name, value in config.items() if name in EPLB_KNOBS}
 
 
 def _json(command: Command, name: str) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from autotune.auditing.commands import is_of
 from autotune.calibrating.benchmarks import BenchmarkPoint, at_point, read_benchmark
 from autotune.deployment import Deployment
 from autotune.errors import ProblemError
@@ -50,8 +50,9 @@ def verify(paths: list[Path], deployment: Deployment, limit_tpot_s: float | None
         )
     found = []
     for path in paths:
-        _check_model(path, deployment)
-        found += [verified(point, deployment, limit_tpot_s) for point in read_benchmark(path)[0]]
+        points, _ = read_benchmark(path)
+        _check_model(path, points, deployment)
+        found += [verified(point, deployment, limit_tpot_s) for point in points]
     return tuple(found)
 
 
@@ -90,16 +91,9 @@ def _suspects(prediction: Prediction, *, faster: bool) -> tuple[str, ...]:
     return named
 
 
-def _check_model(path: Path, deployment: Deployment) -> None:
+def _check_model(path: Path, points: list[BenchmarkPoint], deployment: Deployment) -> None:
     """A result that names its model must name the deployment's."""
-    try:
-        items = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return  # read_benchmark says what is wrong, or reads lines
-    named = items.get("model_id") if isinstance(items, dict) else None
     spec = load_model(deployment.model)
-    if not named or named in spec.checkpoints.values():
-        return
-    base = str(named).rstrip("/").rsplit("/", 1)[-1].lower()
-    if not base.startswith(spec.name.lower()):
-        raise ProblemError(f"{path} is a run of {named}, the deployment serves {spec.name}")
+    wrong = sorted({point.model for point in points if point.model and not is_of(point.model, spec)})
+    if wrong:
+        raise ProblemError(f"{path} is a run of {', '.join(wrong)}, the deployment serves {spec.name}")

@@ -8,6 +8,7 @@ keep theirs.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ class BenchmarkPoint:
     """Tokens that a sequence gains per step (speculative decoding) [-]."""
     kind: str
     source: str
+    model: str = ""
+    """As the result names it, where it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def read_benchmark(path: Path) -> tuple[list[BenchmarkPoint], int]:
         if kind is None:
             other += 1
             continue
-        points.append(READERS[kind](item, source))
+        points.append(dataclasses.replace(READERS[kind](item, source), model=str(item.get("model_id") or "")))
     if not points:
         raise ProblemError(f"{path}: no benchmark result in it; known: {', '.join(READERS)}")
     return points, other

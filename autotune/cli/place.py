@@ -49,7 +49,11 @@ def place(
         raise ProblemError("--gather needs files with the experts that each token chose, and places afresh")
     if bool(loads) == (synthetic is not None):
         raise ProblemError("give recorded loads, or --synthetic 1.7 for loads drawn like DeepSeek-R1's")
-    recorded = read_loads(loads, spec) if loads else synthetic_loads(spec, synthetic or 0.0, 2 if apart else 1, apart)
+    chosen = None
+    if gather:
+        recorded, chosen = read_choices(loads or [], spec)
+    else:
+        recorded = read_loads(loads, spec) if loads else synthetic_loads(spec, synthetic or 0.0, 2 if apart else 1, apart)
     if current is not None:
         held = validated(Placement, read_yaml(current), str(current))
         placement = place_again(recorded, spec, held, max_moves, gpus_per_node, refine)
@@ -58,8 +62,7 @@ def place(
     elif sweep:
         _compare(recorded, spec, gpus, as_json=json)
         return
-    elif gather:
-        chosen = read_choices(loads or [], spec)
+    elif chosen is not None:
         placement = place_gathered(recorded, chosen, spec, gpus, redundant, gpus_per_node, refine)
     else:
         placement = solve(recorded, spec, gpus, redundant, gpus_per_node, refine)

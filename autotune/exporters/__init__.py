@@ -45,7 +45,7 @@ def export(deployment: Deployment, placement: PlannedPlacement | None = None) ->
     if deployment.phase == "serve":
         scripts.append(benchmark_script(deployment, engine.exporter, model))
     if placement is not None and engine.exporter in MAPS:
-        scripts.append(MAPS[engine.exporter]()(placement, model))
+        scripts.append(MAPS[engine.exporter](placement, model))
     return scripts
 
 
@@ -61,14 +61,13 @@ def _sglang() -> PoolScripts:
     return sglang_scripts
 
 
-def _sglang_map() -> MapFile:
+def _sglang_map(placement: PlannedPlacement, model: ModelSpec) -> Script:
     from autotune.exporters.sglang import MAP_FILE
     from autotune.placement.formats import sglang_expert_location
 
-    return lambda placement, model: Script(MAP_FILE, sglang_expert_location(placement, model), executable=False)
+    return Script(MAP_FILE, sglang_expert_location(placement, model), executable=False)
 
 
-MapFile = Callable[[PlannedPlacement, ModelSpec], Script]
-MAPS: dict[str, Callable[[], MapFile]] = {"sglang": _sglang_map}
+MAPS: dict[str, Callable[[PlannedPlacement, ModelSpec], Script]] = {"sglang": _sglang_map}
 PoolScripts = Callable[[Deployment, EngineSpec, str, HardwareSpec, ModelSpec], list[Script]]
 SCRIPTS: dict[str, Callable[[], PoolScripts]] = {"vllm": _vllm, "sglang": _sglang}

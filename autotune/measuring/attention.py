@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autotune.measuring.clock import Kernel
+from autotune.measuring.clock import Kernel, random_bf16
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ def mla_decode(sequences: int, context_tokens: int, heads: int) -> list[Kernel]:
     width = MLA_LATENT + MLA_ROPE
 
     def make() -> tuple[torch.Tensor, ...]:
-        return _random(sequences, heads, width), _random(sequences, context_tokens, width)
+        return random_bf16(sequences, heads, width), random_bf16(sequences, context_tokens, width)
 
     def fused(q: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
         from autotune.measuring.mla_decode_triton import mla_decode as kernel
@@ -50,7 +50,7 @@ def gqa_decode(sequences: int, context_tokens: int, heads: int, kv_heads: int, h
 
     def make() -> tuple[torch.Tensor, ...]:
         kv = (sequences, kv_heads, context_tokens, head_dim)
-        return _random(sequences, heads, 1, head_dim), _random(*kv), _random(*kv)
+        return random_bf16(sequences, heads, 1, head_dim), random_bf16(*kv), random_bf16(*kv)
 
     return [_sdpa(backend, make, causal=False) for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION")]
 
@@ -60,7 +60,7 @@ def prefill(sequences: int, new_tokens: int, heads: int, qk_dim: int, v_dim: int
 
     def make() -> tuple[torch.Tensor, ...]:
         shape = (sequences, heads, new_tokens)
-        return _random(*shape, qk_dim), _random(*shape, qk_dim), _random(*shape, v_dim)
+        return random_bf16(*shape, qk_dim), random_bf16(*shape, qk_dim), random_bf16(*shape, v_dim)
 
     backends = ("CUDNN_ATTENTION", "FLASH_ATTENTION") if qk_dim == v_dim else ("CUDNN_ATTENTION", "padded FLASH_ATTENTION")
     return [_sdpa(backend, make, causal=True) for backend in backends]
@@ -93,9 +93,3 @@ def _sdpa(backend: str, make: object, *, causal: bool) -> Kernel:
         return torch.stack(parts, dim=1)
 
     return Kernel(f"scaled_dot_product_attention, {backend}", make, run, reference)  # type: ignore[arg-type]
-
-
-def _random(*size: int) -> torch.Tensor:
-    import torch
-
-    return torch.randn(*size, device="cuda", dtype=torch.bfloat16)

@@ -25,7 +25,9 @@ def most_telling(path: Path, found: list[Shape]) -> list[Shape]:
     if not isinstance(result, SearchResult) or not result.measurements:
         raise ProblemError(f"{path}: a plan of one pool with what to measure is needed (autotune search)")
     worth = {m.family.split(".")[0]: (m.regret_reduction, m.variance_share) for m in reversed(result.measurements)}
-    near = [shape for shape in found if shape.operator in MACHINE or _own(shape, result.best)]
+    sizes, alone = _sizes(result.best), result.best.deployment.pool.tp == 1
+    apart = [shape for shape in found if not (alone and shape.operator == "all_reduce")]
+    near = [shape for shape in apart if shape.operator in MACHINE or _near(shape, sizes)]
     return sorted(near, key=lambda shape: (shape.operator not in MACHINE, *(-w for w in worth.get(_family(shape), (0.0, 0.0)))))
 
 
@@ -36,18 +38,18 @@ def _family(shape: Shape) -> str:
     return shape.operator.removesuffix("_kernel")
 
 
-def _own(shape: Shape, plan: Plan) -> bool:
-    """Whether a plan would run about this shape."""
+def _sizes(plan: Plan) -> dict[str, float]:
+    """What a plan runs at, by column."""
     pool, workload = plan.deployment.pool, plan.deployment.workload
     tokens = pool.batch_per_dp_rank * (1 + pool.draft_tokens) if plan.deployment.phase == "decode" else pool.max_batched_tokens
-    asked = {"m": tokens, "tokens": tokens, "sequences": pool.batch_per_dp_rank, "context_tokens": workload.context_tokens}
-    if shape.operator == "all_reduce" and pool.tp == 1:
-        return False
+    sizes = {"m": tokens, "tokens": tokens, "sequences": pool.batch_per_dp_rank, "context_tokens": workload.context_tokens}
     moe = load_model(plan.deployment.model).moe
     if moe is not None:
-        asked["local_experts"] = -(-(moe.experts + pool.redundant_experts) // pool.ep)
-    return all(
-        abs(math.log(shape.columns[name] / max(value, 1))) <= math.log(NEAR)
-        for name, value in asked.items()
-        if name in shape.columns
-    )
+        sizes["local_experts"] = -(-(moe.experts + pool.redundant_experts) // pool.ep)
+    return sizes
+
+
+def _near(shape: Shape, sizes: dict[str, float]) -> bool:
+    """Whether a shape is about what is run."""
+    shared = [name for name in sizes if name in shape.columns]
+    return all(abs(math.log(shape.columns[name] / max(sizes[name], 1))) <= math.log(NEAR) for name in shared)

@@ -100,6 +100,13 @@ def tensors_of(inputs: Any) -> list[torch.Tensor]:
     return [tensor for item in inputs for tensor in tensors_of(item)] if isinstance(inputs, tuple) else []
 
 
+def random_bf16(*size: int) -> torch.Tensor:
+    """Standard normal values on the GPU."""
+    import torch
+
+    return torch.randn(*size, device="cuda", dtype=torch.bfloat16)
+
+
 def _calls(kernel: Kernel, sets: list[Inputs]) -> int:
     """Calls of one replay, from a rough first timing."""
     import torch

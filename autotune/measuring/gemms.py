@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autotune.measuring.clock import Kernel
+from autotune.measuring.clock import Kernel, random_bf16
 
 if TYPE_CHECKING:
     import torch
@@ -21,13 +21,13 @@ def dense(dtype: str, m: int, n: int, k: int) -> Kernel:
     if dtype == "bf16":
         return Kernel(
             "torch.matmul (cuBLAS)",
-            lambda: (_random(m, k), _random(n, k)),
+            lambda: (random_bf16(m, k), random_bf16(n, k)),
             lambda x, w: x @ w.t(),
             lambda x, w: x.double() @ w.double().t(),
         )
     return Kernel(
         "torch._scaled_mm (row-wise scales)",
-        lambda: (*quantised(_random(m, k)), *quantised(_random(n, k))),
+        lambda: (*quantised(random_bf16(m, k)), *quantised(random_bf16(n, k))),
         lambda x, sx, w, sw: torch._scaled_mm(x, w.t(), sx, sw.t(), out_dtype=torch.bfloat16, use_fast_accum=True),
         lambda x, sx, w, sw: (x.double() * sx) @ (w.double() * sw).t(),
     )
@@ -41,33 +41,14 @@ def quantised(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (values.float() / scale).to(torch.float8_e4m3fn), scale
 
 
-def grouped_kernel(dtype: str, pairs: int, local_experts: int, hidden: int, intermediate: int, skew: float) -> Kernel:
-    """Gate-up and down GEMMs of a rank's experts, without what lies between or around them."""
-    import torch
-
+def grouped_kernel(pairs: int, local_experts: int, hidden: int, intermediate: int, skew: float) -> Kernel:
+    """FP8 gate-up and down GEMMs of a rank's experts, without what lies between or around them."""
     offsets = _offsets(pairs, local_experts, skew)
-    if dtype == "bf16":
-        return Kernel(
-            "torch._grouped_mm",
-            lambda: (
-                _random(pairs, hidden),
-                _weights(local_experts, intermediate, hidden),
-                _random(pairs, intermediate),
-                offsets,
-            ),
-            lambda x, w, y, ends: (
-                torch._grouped_mm(x, w[0].transpose(1, 2), offs=ends),
-                torch._grouped_mm(y, w[1].transpose(1, 2), offs=ends),
-            )[0],
-            lambda x, w, _y, ends: _looped(x, w[0], ends),
-        )
 
     def make() -> tuple[Any, ...]:
         gate_up, down = _weights(local_experts, intermediate, hidden)
-        return (
-            *quantised(_random(pairs, hidden)), *quantised(gate_up), *quantised(_random(pairs, intermediate)), *quantised(down),
-            offsets,
-        )  # fmt: skip
+        x, y = random_bf16(pairs, hidden), random_bf16(pairs, intermediate)
+        return *quantised(x), *quantised(gate_up), *quantised(y), *quantised(down), offsets
 
     def run(*given: torch.Tensor) -> torch.Tensor:
         x, sx, w1, s1, y, sy, w2, s2, ends = given
@@ -92,13 +73,10 @@ def experts(pairs: int, input_tokens: int, local_experts: int, hidden: int, inte
 
     def make() -> tuple[Any, ...]:
         gates = torch.rand(pairs, 1, device="cuda", dtype=torch.bfloat16)
-        return _random(input_tokens, hidden), _weights(local_experts, intermediate, hidden), gates
+        return random_bf16(input_tokens, hidden), _weights(local_experts, intermediate, hidden), gates
 
     def reference(x: torch.Tensor, w: tuple[torch.Tensor, torch.Tensor], gates: torch.Tensor) -> torch.Tensor:
-        gate_up = _looped(x[token], w[0], offsets)
-        half = gate_up.shape[1] // 2
-        active = torch.nn.functional.silu(gate_up[:, :half]) * gate_up[:, half:]
-        down = _looped(active, w[1], offsets) * gates.double()
+        down = _looped(swiglu(_looped(x[token], w[0], offsets)), w[1], offsets) * gates.double()
         return torch.zeros(input_tokens, hidden, device="cuda", dtype=torch.float64).index_add_(0, token, down)
 
     return Kernel(
@@ -123,13 +101,19 @@ def run_experts(
     """
     import torch
 
-    gate_up = torch._grouped_mm(x[token], weights[0].transpose(1, 2), offs=ends)
-    half = gate_up.shape[1] // 2
-    active = torch.nn.functional.silu(gate_up[:, :half]) * gate_up[:, half:]
+    active = swiglu(torch._grouped_mm(x[token], weights[0].transpose(1, 2), offs=ends))
     down = torch._grouped_mm(active, weights[1].transpose(1, 2), offs=ends) * gates
     if used is not None:
         down = torch.where(used, down, 0.0)
     return torch.zeros_like(x).index_add_(0, token, down)
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of rows that hold both."""
+    import torch
+
+    gate, up = gate_up.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
 
 
 def tokens_of_experts(pairs: int, local_experts: int, skew: float) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -164,13 +148,7 @@ def _looped(x: torch.Tensor, w: torch.Tensor, ends: torch.Tensor) -> torch.Tenso
     return torch.cat(parts)
 
 
-def _random(*size: int) -> torch.Tensor:
-    import torch
-
-    return torch.randn(*size, device="cuda", dtype=torch.bfloat16)
-
-
 def _weights(local_experts: int, intermediate: int, hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Gate-up (experts, 2 intermediate, hidden) and down (experts, hidden, intermediate), scaled to keep variances."""
-    gate_up = _random(local_experts, 2 * intermediate, hidden) / hidden**0.5
-    return gate_up, _random(local_experts, hidden, intermediate) / intermediate**0.5
+    gate_up = random_bf16(local_experts, 2 * intermediate, hidden) / hidden**0.5
+    return gate_up, random_bf16(local_experts, hidden, intermediate) / intermediate**0.5

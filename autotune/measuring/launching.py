@@ -15,6 +15,7 @@ from typing import Any
 from autotune.errors import ProblemError
 from autotune.measuring.shapes import LINKS, Shape
 from autotune.measuring.table import MeasuredTable
+from autotune.versions import installed_version
 
 LINK_TIMEOUT = datetime.timedelta(minutes=3)
 """After which a rank that waits for a dead one gives up."""
@@ -150,18 +151,9 @@ def provenance() -> dict[str, Any]:
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "nccl": ".".join(map(str, torch.cuda.nccl.version())),
-            "triton": _version("triton"),
+            "triton": installed_version("triton"),
         },
     }
-
-
-def _version(package: str) -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _free_port() -> int:

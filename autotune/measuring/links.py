@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from autotune.measuring.clock import Kernel
+from autotune.measuring.clock import Kernel, random_bf16
 
 if TYPE_CHECKING:
     import torch
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 MANY_CALLS, FEW_CALLS = 64, 16
 """Of one replay; the same on every rank."""
 LARGE_ELEMENTS = 2**23
+SMALL = 1024
+"""Keeps sums over many replays finite."""
 
 
 def collective(operator: str, columns: Mapping[str, float], group: Any) -> Kernel:
@@ -23,14 +25,14 @@ def collective(operator: str, columns: Mapping[str, float], group: Any) -> Kerne
     ranks = int(columns["ranks"])
     if operator == "all_reduce":
         count = int(columns["message_bytes"]) // 2
-        return _kernel("NCCL all_reduce", lambda: (_random(count),), lambda x: dist.all_reduce(x, group=group), count)
+        return _kernel("NCCL all_reduce", lambda: (random_bf16(count) / SMALL,), lambda x: dist.all_reduce(x, group=group), count)
     size = int(columns["tokens"] * columns["token_bytes"]) // 2
 
     def small() -> torch.Tensor:
-        return _random(size)
+        return random_bf16(size) / SMALL
 
     def large() -> torch.Tensor:
-        return _random(size * ranks)
+        return random_bf16(size * ranks) / SMALL
 
     if operator == "allgather_reducescatter.dispatch":
 
@@ -74,9 +76,3 @@ def check_links(group: Any, ranks: int, rank: int) -> None:
     exchanged = torch.empty(4 * ranks, device="cuda")
     dist.all_to_all_single(exchanged, mine, group=group)
     assert exchanged.tolist() == gathered.tolist(), "all_to_all"
-
-
-def _random(count: int) -> torch.Tensor:
-    import torch
-
-    return torch.randn(count, device="cuda", dtype=torch.bfloat16) / 1024

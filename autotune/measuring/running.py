@@ -19,7 +19,7 @@ def kernels_of(shape: Shape) -> list[Kernel]:
     builders: dict[str, Callable[[], list[Kernel]]] = {
         "dense_gemm_kernel": lambda: [gemms.dense(shape.dtype, c["m"], c["n"], c["k"])],
         "grouped_gemm_kernel": lambda: [
-            gemms.grouped_kernel(shape.dtype, c["pairs"], c["local_experts"], c["hidden"], c["intermediate"], c["skew"])
+            gemms.grouped_kernel(c["pairs"], c["local_experts"], c["hidden"], c["intermediate"], c["skew"])
         ],
         "grouped_gemm": lambda: [
             gemms.experts(c["pairs"], c["input_tokens"], c["local_experts"], c["hidden"], c["intermediate"], c["skew"])

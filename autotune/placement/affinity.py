@@ -10,6 +10,7 @@ import numpy as np
 
 from autotune.errors import ProblemError
 from autotune.placement.loads import Choices, Loads
+from autotune.placement.repack import best_within
 from autotune.placement.solve import counts_of, normalised, place_layer
 from cost_models.arrays import Floats, Ints, as_floats
 
@@ -18,7 +19,6 @@ BALANCE_CAP = 0.02
 MOST_SWAPS = 2000
 SAMPLED_TOKENS = 600
 """Tokens that CP-SAT counts nodes of."""
-WORKERS = 2
 
 
 def co_activation(chosen: Ints, experts: int) -> Floats:
@@ -132,10 +132,8 @@ def solved_homes(shares: Floats, chosen: Ints, home: Ints, seconds: float) -> In
             model.add_hint(visit, bool((home[token] == node).any()))
             visits.append(visit)
     model.minimize(sum(visits))
-    solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = seconds
-    solver.parameters.num_workers = WORKERS
-    if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+    solver = best_within(model, seconds)
+    if solver is None:
         return home
     found = np.array([next(n for n in range(nodes) if solver.boolean_value(row[n])) for row in lives])
     return found if _visits(chosen, found, nodes) < _visits(chosen, home, nodes) else home

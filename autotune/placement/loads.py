@@ -57,13 +57,17 @@ class Choices:
         return chosen
 
 
-def read_choices(paths: list[Path], model: ModelSpec) -> Choices:
-    """Choices per token of all files together; raises ProblemError for files that hold only counts."""
-    return Choices(np.concatenate([_choices(path, model) for path in paths], axis=1))
+def read_choices(paths: list[Path], model: ModelSpec) -> tuple[Loads, Choices]:
+    """Loads, one scenario per file, and the choices per token of all files together; raises ProblemError as `read_loads` does,
+    and for files that hold only counts.
+    """
+    arrays = [_array(path) for path in paths]
+    loads = _loads(paths, arrays, model)
+    chosen = [_choices(path, array, model) for path, array in zip(paths, arrays, strict=True)]
+    return loads, Choices(np.concatenate(chosen, axis=1))
 
 
-def _choices(path: Path, model: ModelSpec) -> Ints:
-    array = _array(path)
+def _choices(path: Path, array: Any, model: ModelSpec) -> Ints:
     if not _holds_choices(array, model):
         raise ProblemError(
             f"{path}: holds counts; nodes per token need the experts that each token chose, [layers, tokens, experts per token] "
@@ -80,13 +84,18 @@ def read_loads(paths: list[Path], model: ModelSpec) -> Loads:
     experts] (summed), or chosen experts per token [tokens, layers, top k] or [layers, tokens, top k] (counted). Dense layers
     may be there as rows of zeros.
     """
+    return _loads(paths, [_array(path) for path in paths], model)
+
+
+def _loads(paths: list[Path], arrays: list[Any], model: ModelSpec) -> Loads:
     if model.moe is None:
         raise ProblemError(f"{model.name} has no experts to place")
-    return Loads(tuple(path.name for path in paths), as_floats(np.stack([_scenario(path, model) for path in paths])))
+    scenarios = [_scenario(path, array, model) for path, array in zip(paths, arrays, strict=True)]
+    return Loads(tuple(path.name for path in paths), as_floats(np.stack(scenarios)))
 
 
-def _scenario(path: Path, model: ModelSpec) -> Floats:
-    array = _counted(path, _array(path), model)
+def _scenario(path: Path, stored: Any, model: ModelSpec) -> Floats:
+    array = _counted(path, stored, model)
     moe = model.moe
     assert moe is not None
     dense = model.layers - model.moe_layers

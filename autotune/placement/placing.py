@@ -132,6 +132,7 @@ def refined(loads: Loads, placed: Ints, seconds: float, moves: Moves | None = No
     gap = [
         worst_gpu(normalised(loads.layer(i)), placed[i]) / lower_bound(loads.layer(i), gpus * per_gpu, gpus) for i in range(count)
     ]
+    used = [0] * count if moves is None else [moves_between(moves.placed[i], placed[i]) for i in range(count)]
     end = time.perf_counter() + seconds
     for layer in np.argsort(gap)[::-1].tolist():
         left = min(end - time.perf_counter(), REFINED_LAYER_S)
@@ -139,9 +140,9 @@ def refined(loads: Loads, placed: Ints, seconds: float, moves: Moves | None = No
             break
         held = None
         if moves is not None:
-            used = sum(moves_between(moves.placed[i], placed[i]) for i in range(count) if i != layer)
-            held = Held(moves.placed[layer], moves.most - used)
+            held = Held(moves.placed[layer], moves.most - (sum(used) - used[layer]))
         placed[layer] = repack(loads.layer(layer), placed[layer], left, held)
+        used[layer] = moves_between(held.placed, placed[layer]) if held else 0
     return placed
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -116,19 +116,19 @@ def packed(share: Floats, placed: Ints, seconds: float, held: Held | None = None
         kept = [index[e][gpu] for gpu, slots_held in enumerate(held.placed.tolist()) for e in set(slots_held) if e in index]
         model.add(sum(kept) >= placed.size - held.max_moves)
     model.minimize(busiest)
-    return _solved(model, holds, experts, slots, seconds)
+    solver = best_within(model, seconds)
+    if solver is None:
+        return None
+    found = [[int(e) for e, row in zip(experts, holds, strict=True) if solver.boolean_value(row[gpu])] for gpu in range(gpus)]
+    return np.array(found, dtype=np.int64).reshape(-1, slots)
 
 
-def _solved(model: cp_model.CpModel, holds: list[list[Any]], experts: Ints, slots: int, seconds: float) -> Ints | None:
+def best_within(model: cp_model.CpModel, seconds: float) -> cp_model.CpSolver | None:
+    """A solver that holds the best answer of that time; None where it found none. Nothing has to be proven."""
     from ortools.sat.python import cp_model
 
     solver = cp_model.CpSolver()
     solver.parameters.max_time_in_seconds = max(seconds, 0.01)
     solver.parameters.num_workers = WORKERS
     solver.parameters.random_seed = 0
-    if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return None
-    found = [
-        [int(e) for e, row in zip(experts, holds, strict=True) if solver.boolean_value(row[gpu])] for gpu in range(len(holds[0]))
-    ]
-    return np.array(found, dtype=np.int64).reshape(-1, slots)
+    return solver if solver.solve(model) in (cp_model.OPTIMAL, cp_model.FEASIBLE) else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from autotune.placement.eplb import global_placement
 from autotune.placement.drifting import Wandering, simulated_max_over_mean
 from autotune.placement.loads import Choices, Loads, read_loads
 from autotune.placement.placing import balancedness, described, place, place_again, place_gathered
+from autotune.placement.repack import moves_between
 from autotune.placement.solve import normalised, place_layer
 from cost_models.arrays import Floats
 from autotune.placement.synthetic import synthetic_choices
@@ -106,8 +106,7 @@ def few_moves(loads: Loads) -> None:
         changed = place_again(part(loads, 1), model, held, moves, 8)
         print(f"| {changed.moves:,} | {changed.balance.worst_scenario:.4f} |")
     fresh = place(part(loads, 1), model, 32, 32, 8)
-    pairs = zip(np.array(held.experts).reshape(-1, 9), np.array(fresh.experts).reshape(-1, 9), strict=True)
-    moved = sum(9 - (Counter(a.tolist()) & Counter(b.tolist())).total() for a, b in pairs)
+    moved = sum(moves_between(a, b) for a, b in zip(np.array(held.experts), np.array(fresh.experts), strict=True))
     print(f"| {moved:,} (afresh) | {fresh.balance.worst_scenario:.4f} |")
 
 

@@ -1,0 +1,13 @@
+"""What is installed, for provenance."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+
+def installed_version(package: str) -> str:
+    """Version of a distribution, or that there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,6 +1,6 @@
 """Ceilings, and shipped coefficients beside our own measurements; prints the README's first two tables.
 
-usage: python study.py h200_x2.csv hgx-h200 [h100.csv hgx-h100]
+usage: python study.py h200.csv hgx-h200 [h100.csv hgx-h100]
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def ceilings(rows: pd.DataFrame, hardware: HardwareSpec) -> None:
     gathers = rows[rows.operator == "allgather_reducescatter.dispatch"]
     if len(gathers):
         rate = (gathers.tokens * gathers.token_bytes * (gathers.ranks - 1) / gathers.latency_s).max()
-        found.append(("NVLink, all-gather of two", rate / 1e9, hardware.scale_up.bytes_per_s.value / 1e9, "GB/s"))
+        found.append(("NVLink, all-gather", rate / 1e9, hardware.scale_up.bytes_per_s.value / 1e9, "GB/s"))
     for direction in ("to_device", "to_host"):
         rate = hosts.message_bytes[direction] / hosts.latency_s[direction]
         found.append((f"pinned host copy {direction}", rate / 1e9, hardware.host_link.bytes_per_s.value / 1e9, "GB/s"))

@@ -31,6 +31,7 @@ from cost_models.catalog import read_yaml, validated
 
 Result = SearchResult | ServiceResult
 SERVICE_FORMAT = ServiceResult.model_fields["format"].default
+SEARCH_FORMAT = SearchResult.model_fields["format"].default
 LIBRARIES = ("moe-autotune", "numpy", "ortools", "optuna", "pydantic")
 
 
@@ -222,6 +223,11 @@ def _pace(plan: Plan) -> str:
         step = f"output token with {pool.batch_per_dp_rank} sequences per DP rank"
         return f"tokens/s/GPU at {prediction.tpot_s * 1e3:.1f} ms per {step}"
     return f"prompt tokens/s/GPU with {pool.max_batched_tokens:,} tokens per DP rank in a step of {prediction.step_s:.2f} s"
+
+
+def is_plan(data: Any) -> bool:
+    """Whether a document is what a search writes as plan.yaml."""
+    return isinstance(data, dict) and data.get("format") in (SERVICE_FORMAT, SEARCH_FORMAT)
 
 
 def load_plans(path: Path) -> Result:

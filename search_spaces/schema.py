@@ -50,6 +50,12 @@ class Choice(Ranged):
     """The engine runs it without CUDA graphs."""
     hidden_sizes: tuple[int, ...] = ()
     """Hidden sizes its kernels are built for; empty means any."""
+    taken_from_ep: int | None = None
+    """The engine takes it by itself for decoding from this many expert-parallel ranks on, and others below."""
+    ep_sizes: tuple[int, ...] = ()
+    """Expert-parallel sizes that its kernel takes on `ep_sizes_on`; empty means any."""
+    ep_sizes_on: tuple[str, ...] = ()
+    """GPUs whose kernel has only those sizes."""
 
     def model_in(self, phase: str) -> str:
         """Name in the cost models of what runs in a phase (decode or prefill)."""
@@ -58,6 +64,10 @@ class Choice(Ranged):
     def max_tokens_in(self, phase: str) -> int | None:
         """Token limit of what runs in a phase; none where there is none."""
         return None if phase == "prefill" and self.prefill_model else self.max_tokens
+
+    def takes_ep(self, ep: int, gpu: str) -> bool:
+        """Whether its kernel is built for so many expert-parallel ranks of a GPU."""
+        return not self.ep_sizes or gpu not in self.ep_sizes_on or ep in self.ep_sizes
 
     def chunked_in(self, version: str) -> bool:
         """Whether MoE DP chunking applies to it in a version."""
@@ -114,6 +124,15 @@ class EngineVersion(Spec):
     """How many API processes it starts by default under hybrid load balancing."""
 
 
+class Renamed(Spec):
+    """An option of older versions and what took its place."""
+
+    name: str
+    now: str
+    value: str | None = None
+    """Given with the new option where the old one was a switch."""
+
+
 class EngineSpec(Spec):
     """An engine: which versions, which knobs, which calibration and exporter."""
 
@@ -124,6 +143,11 @@ class EngineSpec(Spec):
     calibration_engine: str
     exporter: str | None = None
     """None: plans are made without launch scripts."""
+    command_line: str | None = None
+    """Whose options it takes, where they are known (data/options)."""
+    abbreviates_options: bool = False
+    """Whether the beginning of an option's name is enough."""
+    renamed: tuple[Renamed, ...] = ()
     memory_fraction_covers: Literal["everything", "weights_and_kv"] = "everything"
     """What the engine's memory-fraction flag bounds."""
     loads_expert_maps: bool = False
@@ -154,3 +178,12 @@ class EngineSpec(Spec):
         """All-to-all backends of a version that the cost models describe."""
         knob = self.knob("all2all_backend")
         return knob.choices_in(version) if knob else ()
+
+    def taken_by_itself(self, version: str, ep: int, phase: str) -> Choice | None:
+        """The backend that the engine takes without being told to; none where it is told."""
+        choices = self.backend_choices(version)
+        ranks = next((c.taken_from_ep for c in choices if c.taken_from_ep), None)
+        if ranks is None:
+            return None
+        large = phase == "decode" and ep >= ranks
+        return next(c for c in choices if bool(c.taken_from_ep) == large)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autotune.prediction import Prediction, PrefillPrediction
+from autotune.prediction import Prediction, PrefillPrediction, ServicePrediction
+from autotune.serving.errors import probability_below
 from autotune.uncertainty import step_factors
 from cost_models.arrays import Floats, as_floats
 from cost_models.specs.base import Spec
@@ -14,14 +16,27 @@ class Goals(Spec):
     """Limits and targets; none where nothing is asked."""
 
     tpot_s: float | None = None
+    """Mean over requests, of a service."""
     ttft_s: float | None = None
-    """Of one prompt when nothing waits (prefill pools)."""
+    """Of one prompt when nothing waits (prefill pools), mean (services)."""
+    ttft_p50_s: float | None = None
+    ttft_p95_s: float | None = None
+    ttft_p99_s: float | None = None
     tokens_per_s: float | None = None
     """All instances together: generated, or of prompts for a prefill pool."""
     concurrency: int | None = None
     """Sequences decoding at once."""
     context_tokens: int | None = None
     """Tokens of every sequence that the KV cache must hold at once."""
+
+
+TTFT = ("ttft_s", "ttft_p50_s", "ttft_p95_s", "ttft_p99_s")
+GOALS_OF = {
+    "decode": ("tpot_s", "tokens_per_s", "concurrency", "context_tokens"),
+    "prefill": ("ttft_s", "tokens_per_s"),
+    "serve": (*TTFT, "tpot_s", "tokens_per_s", "concurrency"),
+}
+"""What can be asked of each phase."""
 
 
 class GoalLine(Spec):
@@ -47,36 +62,69 @@ class Measure:
     """A predicted quantity of a plan."""
 
     value: float
-    draws: Floats | None
-    """With the errors of the prediction; none where there are none."""
     at_most: bool
     """Whether it must stay below what is wanted."""
+    draws: Floats | None = None
+    """With the errors of a step's prediction."""
+    ratio: tuple[float, float] | None = None
+    """10 % and 90 % quantiles of measured over predicted, of a service."""
+
+    def odds(self, wanted: float) -> float | None:
+        """Probability of reaching what is wanted; none for what is counted."""
+        if self.draws is not None:
+            return float(self.reached(self.draws, wanted).mean())
+        if self.ratio is None:
+            return None
+        below = probability_below(self.value, wanted, *self.ratio)
+        return below if self.at_most else 1 - below
+
+    def reached(self, values: Floats, wanted: float) -> Floats:
+        """1 where a value is good enough, (draws,)."""
+        return as_floats(values <= wanted if self.at_most else values >= wanted)
 
 
-def goal_lines(goals: Goals, prediction: Prediction | PrefillPrediction, dp: int) -> tuple[GoalLine, ...]:
+def pool_goals(goals: Goals, prediction: Prediction | PrefillPrediction, dp: int) -> tuple[GoalLine, ...]:
     """Every goal that is asked and applies to the pool; dp : attention-DP ranks of all instances."""
     factors = step_factors(prediction)
-    latency = Measure(prediction.latency_s, prediction.latency_s * factors, True)
-    measures = {"tokens_per_s": Measure(prediction.tokens_per_s, prediction.tokens_per_s / factors, False)}
+    latency = Measure(prediction.latency_s, True, draws=prediction.latency_s * factors)
+    measures = {"tokens_per_s": Measure(prediction.tokens_per_s, False, draws=prediction.tokens_per_s / factors)}
     if isinstance(prediction, Prediction):
         sequences = prediction.concurrency
-        held = prediction.kv_capacity_tokens * dp / max(sequences, 1)
         measures |= {
             "tpot_s": latency,
-            "concurrency": Measure(sequences, None, False),
-            "context_tokens": Measure(held, None, False),
+            "concurrency": Measure(sequences, False),
+            "context_tokens": Measure(prediction.kv_capacity_tokens * dp / max(sequences, 1), False),
         }
     else:
         measures["ttft_s"] = latency
+    return _lines(goals, measures)
+
+
+def service_goals(goals: Goals, service: ServicePrediction) -> tuple[GoalLine, ...]:
+    """Every goal that is asked of a service; percentiles are taken to err like the mean, for which measurements are published."""
+    bands = service.intervals
+    ttft = (bands.ttft_s.low / service.ttft_s.mean, bands.ttft_s.high / service.ttft_s.mean)
+    tpot = (bands.tpot_s.low / service.tpot_s.mean, bands.tpot_s.high / service.tpot_s.mean) if service.tpot_s.mean else None
+    rate = service.tokens_per_s_per_gpu
+    measures = {
+        "ttft_s": Measure(service.ttft_s.mean, True, ratio=ttft),
+        "ttft_p50_s": Measure(service.ttft_s.p50, True, ratio=ttft),
+        "ttft_p95_s": Measure(service.ttft_s.p95, True, ratio=ttft),
+        "ttft_p99_s": Measure(service.ttft_s.p99, True, ratio=ttft),
+        "tpot_s": Measure(service.tpot_s.mean, True, ratio=tpot),
+        "tokens_per_s": Measure(
+            service.tokens_per_s, False, ratio=(bands.tokens_per_s_per_gpu.low / rate, bands.tokens_per_s_per_gpu.high / rate)
+        ),
+        "concurrency": Measure(service.decode_slots, False),
+    }
+    return _lines(goals, measures)
+
+
+def _lines(goals: Goals, measures: Mapping[str, Measure]) -> tuple[GoalLine, ...]:
     asked = {name: getattr(goals, name) for name in measures}
     return tuple(_line(name, float(wanted), measures[name]) for name, wanted in asked.items() if wanted is not None)
 
 
 def _line(name: str, wanted: float, measure: Measure) -> GoalLine:
-    def reached(values: Floats) -> Floats:
-        return as_floats(values <= wanted if measure.at_most else values >= wanted)
-
-    odds = None if measure.draws is None else float(reached(measure.draws).mean())
-    return GoalLine(
-        name=name, wanted=wanted, predicted=measure.value, met=bool(reached(as_floats(measure.value))), probability=odds
-    )
+    met = bool(measure.reached(as_floats(measure.value), wanted))
+    return GoalLine(name=name, wanted=wanted, predicted=measure.value, met=met, probability=measure.odds(wanted))

@@ -28,6 +28,26 @@ HOST_OPERATORS = ("host", "output_processing_wait")
 METHOD = "non-negative least squares of step time less predicted GPU time, relative residuals"
 
 
+GPU_KEYS = ("gpu", "gpu_type", "gpu_name", "hw", "hardware", "device", "accelerator")
+"""Where results name what they ran on (vllm bench serve --metadata gpu=H200)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedLoad:
+    """What a serving benchmark sent, and what its requests saw."""
+
+    requests: int
+    rate_per_s: float | None
+    """Asked; none for an unlimited rate."""
+    max_concurrency: int | None
+    in_flight: float
+    """Mean, sent and not answered."""
+    output_tokens_per_s: float
+    ttft_s: dict[str, float]
+    """mean, p50, p95, p99: those that the result has."""
+    mean_tpot_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class BenchmarkPoint:
     """One measured operating point."""
@@ -44,6 +64,10 @@ class BenchmarkPoint:
     source: str
     model: str = ""
     """As the result names it, where it does."""
+    gpu: str = ""
+    """As the result names it, where it does."""
+    served: ServedLoad | None = None
+    """Of serving benchmarks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +106,8 @@ def read_benchmark(path: Path) -> tuple[list[BenchmarkPoint], int]:
         if kind is None:
             other += 1
             continue
-        points.append(dataclasses.replace(READERS[kind](item, source), model=str(item.get("model_id") or "")))
+        gpu = next((str(item[key]) for key in GPU_KEYS if isinstance(item.get(key), str)), "")
+        points.append(dataclasses.replace(READERS[kind](item, source), model=str(item.get("model_id") or ""), gpu=gpu))
     if not points:
         raise ProblemError(f"{path}: no benchmark result in it; known: {', '.join(READERS)}")
     return points, other
@@ -128,7 +153,29 @@ def _serve(item: dict[str, Any], source: str) -> BenchmarkPoint:
     cap = item.get("max_concurrency")
     sequences = min(busy, float(cap)) if cap else busy
     isl = _number(item, "total_input_tokens") / completed
-    return BenchmarkPoint(sequences, isl, osl, token_s, max(accepted, 1.0), _kind(item) or "", source)
+    kind = _kind(item) or ""
+    return BenchmarkPoint(sequences, isl, osl, token_s, max(accepted, 1.0), kind, source, served=_served(item, busy))
+
+
+TTFT_KEYS = {"mean": "mean_ttft_ms", "p50": "median_ttft_ms", "p95": "p95_ttft_ms", "p99": "p99_ttft_ms"}
+
+
+def _served(item: dict[str, Any], decoding: float) -> ServedLoad:
+    """What was sent and seen; decoding : mean sequences decoding at once."""
+    asked = item.get("request_rate")
+    rate = float(asked) if isinstance(asked, int | float) and np.isfinite(asked) and asked > 0 else None
+    cap = item.get("max_concurrency")
+    waiting = _number(item, "mean_ttft_ms") / 1e3 if "mean_ttft_ms" in item else 0.0
+    per_s = float(item.get("request_throughput") or 0.0)
+    return ServedLoad(
+        requests=int(max(_number(item, "completed"), 1)),
+        rate_per_s=rate,
+        max_concurrency=int(cap) if cap else None,
+        in_flight=decoding + waiting * per_s,
+        output_tokens_per_s=_number(item, "output_throughput"),
+        ttft_s={name: _number(item, key) / 1e3 for name, key in TTFT_KEYS.items() if key in item},
+        mean_tpot_s=_number(item, "mean_tpot_ms") / 1e3,
+    )
 
 
 def _one_batch(item: dict[str, Any], source: str) -> BenchmarkPoint:

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from autotune.deployment import Deployment
+    from autotune.auditing.commands import ReadCommand
+    from autotune.auditing.goals import Goals
+    from autotune.deployment import Deployment, Load
 
-File = Annotated[Path, typer.Argument(help="Deployment file (.yaml), or a script or command line that starts vLLM or SGLang.")]
+File = Annotated[Path, typer.Argument(help="Deployment file (.yaml), run folder, or script that starts vLLM or SGLang.")]
 Hardware = Annotated[str | None, typer.Option("--hw", help="For a script: what it runs on.")]
+Version = Annotated[str | None, typer.Option(help="For a script: the engine's version; the newest known by default.")]
 Prompt = Annotated[int, typer.Option(help="For a script: input tokens.", min=1)]
 Answer = Annotated[int, typer.Option(help="For a script: output tokens.", min=1)]
 Size = Annotated[int | None, typer.Option(help="For a script: sequences (decode) or tokens (prefill) per DP rank.", min=1)]
+Acceptance = Annotated[str | None, typer.Option(help="For a script that drafts: acceptance per draft, e.g. 0.8,0.6.")]
+TtftP50 = Annotated[str | None, typer.Option(help="Limit on the median TTFT of a service.")]
+TtftP95 = Annotated[str | None, typer.Option(help="Limit on the TTFT of 95 % of a service's requests.")]
+TtftP99 = Annotated[str | None, typer.Option(help="Limit on the TTFT of 99 % of a service's requests.")]
+Rate = Annotated[float | None, typer.Option(help="Requests/s that a service is sent.", min=0)]
+Clients = Annotated[int | None, typer.Option(help="Requests kept in flight at a service, instead of a rate.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What a script does not say."""
+
+    hw: str | None
+    engine_version: str | None
+    isl: int
+    osl: int
+    size: int | None
+    mtp_acceptance: str | None
 
 
 def register(app: typer.Typer) -> None:
@@ -28,29 +50,31 @@ def register(app: typer.Typer) -> None:
 def check(
     deployment: File,
     tpot: Annotated[str | None, typer.Option(help="Limit on the time per output token, e.g. 50ms.")] = None,
-    ttft: Annotated[str | None, typer.Option(help="Limit on the time of one prompt when nothing waits (prefill).")] = None,
+    ttft: Annotated[str | None, typer.Option(help="Limit on the time of one prompt (prefill), or on the mean (service).")] = None,
+    ttft_p50: TtftP50 = None,
+    ttft_p95: TtftP95 = None,
+    ttft_p99: TtftP99 = None,
     throughput: Annotated[float | None, typer.Option(help="Tokens/s of all instances.", min=0)] = None,
     concurrency: Annotated[int | None, typer.Option(help="Sequences that must decode at once.", min=1)] = None,
     context: Annotated[int | None, typer.Option(help="Tokens of every sequence that must fit at once.", min=1)] = None,
+    rate: Rate = None,
+    clients: Clients = None,
     hw: Hardware = None,
+    engine_version: Version = None,
     isl: Prompt = 2000,
     osl: Answer = 2000,
     size: Size = None,
+    mtp_acceptance: Acceptance = None,
     json: AsJson = False,
 ) -> None:
-    """Judge a plan: does it fit and meet its goals, what bounds it, which smallest changes help. Exit 2: it does not work."""
+    """Judge a plan: does it start, fit, meet its goals, what bounds it, which smallest changes help. Exit 2: it does not work."""
     from autotune.auditing.checking import check as judge
-    from autotune.auditing.goals import Goals
-    from autotune.cli.parsing import duration_s
 
-    goals = Goals(
-        tpot_s=duration_s(tpot) if tpot else None,
-        ttft_s=duration_s(ttft) if ttft else None,
-        tokens_per_s=throughput,
-        concurrency=concurrency,
-        context_tokens=context,
-    )
-    verdict = judge(_read(deployment, hw, isl, osl, size), goals)
+    limits = {"tpot_s": tpot, "ttft_s": ttft, "ttft_p50_s": ttft_p50, "ttft_p95_s": ttft_p95, "ttft_p99_s": ttft_p99}
+    goals = _goals(limits, tokens_per_s=throughput, concurrency=concurrency, context_tokens=context)
+    plan = _read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance), _load(rate, clients))
+    _check_asked(goals, plan.deployment)
+    verdict = judge(plan.deployment, goals, plan.conflicts, plan.remarks)
     if json:
         typer.echo(verdict.model_dump_json(indent=2))
     else:
@@ -68,16 +92,22 @@ def sensitivity(
     tpot: Annotated[str | None, typer.Option(help="Goal: time per output token, e.g. 50ms.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Tornado plot to write (.png, extra plots).")] = None,
     hw: Hardware = None,
+    engine_version: Version = None,
     isl: Prompt = 2000,
     osl: Answer = 2000,
     size: Size = None,
+    mtp_acceptance: Acceptance = None,
     json: AsJson = False,
 ) -> None:
     """How much throughput moves with bandwidths, FLOPS, imbalance and load, and what a goal would take."""
     from autotune.auditing.sensitivity import sensitivity as vary
     from autotune.cli.parsing import duration_s
 
-    found = vary(_read(deployment, hw, isl, osl, size), throughput, duration_s(tpot) if tpot else None)
+    found = vary(
+        _read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance)).deployment,
+        throughput,
+        duration_s(tpot) if tpot else None,
+    )
     if plot is not None:
         from autotune.auditing.plots import tornado
 
@@ -95,19 +125,30 @@ def sensitivity(
 
 def verify(
     results: Annotated[list[Path], typer.Argument(help="Results of vllm bench serve or latency, or SGLang bench_serving.")],
-    deployment: Annotated[Path, typer.Option(help="What ran: a deployment file, or the script that started it.")],
+    deployment: Annotated[Path, typer.Option(help="What ran: a deployment file, a run folder, or the script that started it.")],
     tpot: Annotated[str | None, typer.Option(help="Limit that the run had to meet, e.g. 50ms.")] = None,
+    ttft_p50: TtftP50 = None,
+    ttft_p95: TtftP95 = None,
+    ttft_p99: TtftP99 = None,
+    throughput: Annotated[float | None, typer.Option(help="Tokens/s that the run had to reach.", min=0)] = None,
+    rate: Rate = None,
+    clients: Clients = None,
     hw: Hardware = None,
+    engine_version: Version = None,
     isl: Prompt = 2000,
     osl: Answer = 2000,
     size: Size = None,
+    mtp_acceptance: Acceptance = None,
     json: AsJson = False,
 ) -> None:
-    """Compare a measured run with its prediction. Exit 2: outside the error bars, or over the limit."""
+    """Compare a measured run with its prediction. Exit 2: outside the error bars, or over a limit."""
     from autotune.auditing.verifying import verify as compare
-    from autotune.cli.parsing import duration_s
 
-    points = compare(results, _read(deployment, hw, isl, osl, size), duration_s(tpot) if tpot else None)
+    plan = _read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance), _load(rate, clients)).deployment
+    limits = {"tpot_s": tpot, "ttft_p50_s": ttft_p50, "ttft_p95_s": ttft_p95, "ttft_p99_s": ttft_p99}
+    goals = _goals(limits, tokens_per_s=throughput)
+    _check_asked(goals, plan)
+    points = compare(results, plan, goals)
     if json:
         import json as documents
 
@@ -117,25 +158,77 @@ def verify(
         from autotune.report.tables import show
 
         show(verification_report(points))
-    if any(not point.inside or point.within_limit is False for point in points):
+    if not all(point.passed for point in points):
         raise typer.Exit(2)
 
 
-def _read(file: Path, hw: str | None, isl: int, osl: int, size: int | None) -> Deployment:
-    """A deployment file, or what a script starts."""
-    from autotune.deployment import Deployment
+def _goals(limits: dict[str, str | None], **counted: float | None) -> Goals:
+    """Goals from durations as they are typed."""
+    from autotune.auditing.goals import Goals
+    from autotune.cli.parsing import duration_s
+
+    return Goals.model_validate({**counted, **{name: duration_s(limit) for name, limit in limits.items() if limit}})
+
+
+def _load(rate: float | None, clients: int | None) -> Load | None:
+    """What a service is sent, where it is said here."""
+    from autotune.deployment import Load
     from autotune.errors import ProblemError
-    from cost_models.catalog import read_yaml, validated
 
-    if file.suffix in (".yaml", ".yml", ".json"):
-        return validated(Deployment, read_yaml(file), str(file))
-    from autotune.auditing.commands import read_command
+    if rate and clients:
+        raise ProblemError("give either --rate (open loop) or --clients (closed loop), not both")
+    return Load(rate_per_s=rate, concurrency=clients) if rate or clients else None
 
+
+def _check_asked(goals: Goals, deployment: Deployment) -> None:
+    """Goals that the deployment's phase does not have would be passed over in silence."""
+    from autotune.auditing.goals import GOALS_OF
+    from autotune.errors import ProblemError
+
+    given = goals.model_dump(exclude_none=True)
+    if foreign := sorted(set(given) - set(GOALS_OF[deployment.phase])):
+        raise ProblemError(
+            f"{', '.join(foreign)} cannot be judged of phase {deployment.phase}, only {', '.join(GOALS_OF[deployment.phase])}; "
+            "a script that both prefills and decodes is judged as a service with --rate or --clients"
+        )
+
+
+def _read(file: Path, script: Script, load: Load | None = None) -> ReadCommand:
+    """A deployment file, the best plan of a run folder, or what a script starts."""
+    from autotune.auditing.commands import ReadCommand, read_command
+    from autotune.cli.parsing import rates
+    from autotune.errors import ProblemError
+
+    if file.is_dir() or file.suffix in (".yaml", ".yml", ".json"):
+        deployment = _document(file)
+        if load is not None and deployment.phase != "serve":
+            raise ProblemError(f"{file} is no service (phase {deployment.phase}): --rate and --clients do not apply")
+        return ReadCommand(deployment.model_copy(update={"load": load}) if load else deployment)
     if not file.is_file():
         raise ProblemError(f"{file}: no such file")
-    if hw is None:
+    if script.hw is None:
         raise ProblemError(f"{file} does not say what it runs on: give --hw (autotune hw list)")
-    found = read_command(file.read_text(encoding="utf-8"), hardware=hw, isl_tokens=isl, osl_tokens=osl, size=size)
+    found = read_command(
+        file.read_text(encoding="utf-8", errors="replace"),
+        hardware=script.hw,
+        version=script.engine_version,
+        isl_tokens=script.isl,
+        osl_tokens=script.osl,
+        size=script.size,
+        mtp_acceptance=rates(script.mtp_acceptance) if script.mtp_acceptance else (),
+        load=load,
+    )
     if found.ignored:
         typer.echo(f"not modelled: {', '.join(found.ignored)}", err=True)
-    return found.deployment
+    return found
+
+
+def _document(file: Path) -> Deployment:
+    """A deployment file, or the deployment of a run's best plan."""
+    from autotune.deployment import Deployment
+    from autotune.records import is_plan, load_plans
+    from cost_models.catalog import read_yaml, validated
+
+    if file.is_dir() or is_plan(data := read_yaml(file)):
+        return load_plans(file).plans[0].deployment
+    return validated(Deployment, data, str(file))

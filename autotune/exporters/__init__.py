@@ -61,6 +61,19 @@ def _sglang() -> PoolScripts:
     return sglang_scripts
 
 
+def _vllm_ascend() -> PoolScripts:
+    from autotune.exporters.vllm_ascend import vllm_ascend_scripts
+
+    return vllm_ascend_scripts
+
+
+def _ascend_map(placement: PlannedPlacement, model: ModelSpec) -> Script:
+    from autotune.exporters.vllm_ascend import MAP_FILE
+    from autotune.placement.formats import ascend_expert_map
+
+    return Script(MAP_FILE, ascend_expert_map(placement, model), executable=False)
+
+
 def _sglang_map(placement: PlannedPlacement, model: ModelSpec) -> Script:
     from autotune.exporters.sglang import MAP_FILE
     from autotune.placement.formats import sglang_expert_location
@@ -68,6 +81,6 @@ def _sglang_map(placement: PlannedPlacement, model: ModelSpec) -> Script:
     return Script(MAP_FILE, sglang_expert_location(placement, model), executable=False)
 
 
-MAPS: dict[str, Callable[[PlannedPlacement, ModelSpec], Script]] = {"sglang": _sglang_map}
+MAPS: dict[str, Callable[[PlannedPlacement, ModelSpec], Script]] = {"sglang": _sglang_map, "vllm-ascend": _ascend_map}
 PoolScripts = Callable[[Deployment, EngineSpec, str, HardwareSpec, ModelSpec], list[Script]]
-SCRIPTS: dict[str, Callable[[], PoolScripts]] = {"vllm": _vllm, "sglang": _sglang}
+SCRIPTS: dict[str, Callable[[], PoolScripts]] = {"vllm": _vllm, "vllm-ascend": _vllm_ascend, "sglang": _sglang}

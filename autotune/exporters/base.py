@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from autotune.deployment import Deployment, Phase, Pool
@@ -80,14 +79,13 @@ class Placement:
 
 
 def single_pools(deployment: Deployment) -> list[Deployment]:
-    """A deployment for every pool, prefill first, with the hardware and precision that the pool has."""
+    """A deployment for every pool, prefill first, with its own hardware and precision; the other pool stays known."""
     phases: list[Phase] = [phase for phase in PHASES if phase in deployment.pools]
     parts = []
     for phase in phases:
         pool = deployment.pools[phase]
         changes = {
             "phase": phase,
-            "pools": {phase: pool},
             "hardware": pool.hardware or deployment.hardware,
             "precision": pool.precision or deployment.precision,
         }
@@ -142,10 +140,14 @@ def max_model_len(deployment: Deployment, model: ModelSpec) -> int:
     return min(rounded, model.max_context_tokens)
 
 
+def recipe_name(deployment: Deployment) -> str:
+    """Name of the plan's precision recipe."""
+    return deployment.precision if isinstance(deployment.precision, str) else deployment.precision.recipe
+
+
 def checkpoint(deployment: Deployment, model: ModelSpec) -> str:
     """Published checkpoint of the plan's precision, or the model's name for MODEL to override."""
-    recipe = deployment.precision if isinstance(deployment.precision, str) else deployment.precision.recipe
-    return model.checkpoints.get(recipe, model.name)
+    return model.checkpoints.get(recipe_name(deployment), model.name)
 
 
 def feed_requirement(deployment: Deployment, tokens_per_s: float) -> str:
@@ -209,10 +211,10 @@ def render(
 
 def render_template(name: str, **values: Any) -> str:
     """A packaged bash template, with delimiters that bash does not use."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    template = resources.files("autotune").joinpath("exporters", "templates", name).read_text(encoding="utf-8")
     jinja = Environment(
+        loader=PackageLoader("autotune", "exporters/templates"),
         variable_start_string="<<",
         variable_end_string=">>",
         block_start_string="<%",
@@ -223,4 +225,4 @@ def render_template(name: str, **values: Any) -> str:
         undefined=StrictUndefined,
         autoescape=False,  # noqa: S701  (bash, not HTML; values are shell-quoted)
     )
-    return jinja.from_string(template).render(**values)
+    return jinja.get_template(name).render(**values)

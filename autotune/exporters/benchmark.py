@@ -11,6 +11,8 @@ SECONDS = 300
 ROUNDS = 10
 """Requests of a closed loop, over those in flight."""
 FEWEST_REQUESTS = 100
+TOOLS = {"vllm": "vllm", "vllm-ascend": "vllm", "sglang": "sglang"}
+"""Exporter -> whose benchmark."""
 COMMANDS = {"vllm": "vllm bench serve", "sglang": "python3 -m sglang.bench_serving"}
 
 
@@ -52,11 +54,11 @@ def benchmark_script(deployment: Deployment, exporter: str, model: ModelSpec) ->
         title="bench.sh: the load that the service was planned for",
         comments=[
             "Written by autotune. Run it from a machine that reaches the service and has the engine installed.",
-            'Afterwards: autotune verify "$RESULT" --deployment DECODE.yaml (the decode pool as a deployment).',
+            'Afterwards: autotune verify "$RESULT" --deployment RUN (the run folder, for its best plan, or a deployment file).',
         ],
         required=[Required("URL", "where the service listens, e.g. http://router:9000")],
         optional={"MODEL": checkpoint(deployment, model), "RESULT": "bench.json"},
-        command=COMMANDS[exporter],
-        arguments=[argument.rendered() for argument in [*shared, *own[exporter]]],
+        command=COMMANDS[TOOLS[exporter]],
+        arguments=[argument.rendered() for argument in [*shared, *own[TOOLS[exporter]]]],
     )
     return Script("bench.sh", text)

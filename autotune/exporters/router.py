@@ -5,6 +5,8 @@ from __future__ import annotations
 from autotune.deployment import Deployment
 from autotune.exporters.base import Required, Script, render_template
 
+TEMPLATES = {"vllm-ascend": "router_ascend.sh.j2"}
+"""Of exporters whose router is called otherwise."""
 ROUTERS = {
     "vllm": ("vllm-router --vllm-pd-disaggregation --policy round_robin", "pip install vllm-router", ""),
     "sglang": (
@@ -12,6 +14,7 @@ ROUTERS = {
         "pip install sglang-router",
         "BOOTSTRAP_PORT",
     ),
+    "vllm-ascend": ("", "examples/disaggregated_prefill_v1/load_balance_proxy_server_example.py of vllm-ascend", ""),
 }
 """Exporter -> command, where it comes from, and the variable of the port at which prefill hands caches over."""
 
@@ -21,7 +24,7 @@ def router_script(deployment: Deployment, exporter: str) -> Script:
     command, source, bootstrap = ROUTERS[exporter]
     servers = {phase: pool.instances for phase, pool in deployment.pools.items()}
     text = render_template(
-        "router.sh.j2",
+        TEMPLATES.get(exporter, "router.sh.j2"),
         title="router.sh: one endpoint for both pools",
         comments=[
             f"Written by autotune; the router is not part of the engine: {source}.",
@@ -32,6 +35,7 @@ def router_script(deployment: Deployment, exporter: str) -> Script:
         required=[
             Required("PREFILL_URLS", "prefill servers, separated by spaces, e.g. http://10.0.0.1:8000 http://10.0.0.2:8000"),
             Required("DECODE_URLS", "decode servers, separated by spaces"),
+            *([Required("PROXY", source)] if exporter in TEMPLATES else []),
         ],
         optional={"PORT": "9000", **({bootstrap: "8998"} if bootstrap else {})},
         command=command,

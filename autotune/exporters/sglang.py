@@ -17,6 +17,7 @@ from autotune.exporters.base import (
     max_model_len,
     offload_arguments,
     placement,
+    recipe_name,
     render,
 )
 from cost_models.specs.hardware import HardwareSpec
@@ -27,7 +28,7 @@ DIST_INIT_PORT = 5757
 MAP_FILE = "sglang_expert_location.json"
 DEEPEP_MODES = {"prefill": "normal", "decode": "low_latency", "serve": "auto"}
 PLAIN_KNOBS = ("enable_dbo", "enable_sbo", "cudagraph_max_tokens", "gpu_memory_fraction")
-EPLB_KNOBS = ("enable_eplb", "eplb_interval_steps", "eplb_window_steps", "redundant_experts")
+EPLB_KNOBS = ("enable_eplb", "eplb_interval_steps", "eplb_window_steps")
 
 
 def sglang_scripts(
@@ -104,8 +105,9 @@ def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str,
         arguments.append(Argument("--deepep-mode", DEEPEP_MODES[deployment.phase]))
     for name in PLAIN_KNOBS:
         arguments += knob_argument(engine, version, flags, name)
+    if pool.redundant_experts:
+        arguments += knob_argument(engine, version, {"redundant_experts": pool.redundant_experts}, "redundant_experts")
     if _mapped(pool):
-        arguments += knob_argument(engine, version, flags, "redundant_experts")
         arguments.append(Argument("--init-expert-location", Shell('"$EXPERT_LOCATION"')))
         arguments.append(Argument("--ep-dispatch-algorithm", "static"))
     elif flags.get("enable_eplb"):
@@ -120,8 +122,7 @@ def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str,
             Argument("--speculative-eagle-topk", 1),
             Argument("--speculative-num-draft-tokens", pool.draft_tokens + 1),
         ]
-    recipe = deployment.precision if isinstance(deployment.precision, str) else deployment.precision.recipe
-    if recipe == "nvfp4":
+    if recipe_name(deployment) == "nvfp4":
         arguments.append(Argument("--quantization", "modelopt_fp4"))
     return [*arguments, *offload_arguments(engine, version, flags), *_transfer(deployment)]
 

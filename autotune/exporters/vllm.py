@@ -62,6 +62,8 @@ def vllm_scripts(
         raise ExportError(f"vLLM places each DP rank on one node: tp {pool.tp} exceeds its {place.gpus_per_node} GPUs")
     if pool.dp > 1 and pool.ep not in (1, pool.tp * pool.dp):
         raise ExportError(f"vLLM's EP size is tp x dp = {pool.tp * pool.dp}, not {pool.ep}")
+    if pool.redundant_experts and not pool.flags.get("enable_eplb"):
+        raise ExportError(f"vLLM takes redundant experts ({pool.redundant_experts}) with EPLB only: enable_eplb is off")
     arguments = _serving_arguments(deployment, engine, version, model)
     environment = _environment(deployment, engine, version, hardware, place)
     comments = _comments(deployment, version, place)

@@ -184,6 +184,9 @@ def backend_admissible(choice: Choice, shape: Shape, resolved: ResolvedProblem) 
     backend = choice.model_in(resolved.phase)
     if shape.ep == 1:
         return backend == "allgather_reducescatter"
+    by_itself = resolved.engine.taken_by_itself(resolved.version, shape.ep, resolved.phase)
+    if by_itself not in (None, choice) or not choice.takes_ep(shape.ep, resolved.hardware.gpu.name):
+        return False
     inside = shape.tp * shape.dp <= resolved.hardware.scale_up.domain_gpus
     built = not choice.hidden_sizes or resolved.model.hidden in choice.hidden_sizes
     known = resolved.machine.calibration.has("dispatch", f"{backend}.dispatch")

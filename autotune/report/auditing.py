@@ -6,15 +6,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autotune.auditing.checking import Verdict
 from autotune.auditing.goals import GoalLine
 from autotune.auditing.sensitivity import Sensitivity
+from autotune.auditing.verdict import PoolMemory, Verdict
 from autotune.auditing.verifying import VerifiedPoint
 from autotune.report.tables import new_table, paragraph
 
 GOAL_NAMES = {
+    "start": "start",
+    "memory": "memory",
+    "load": "load",
     "tpot_s": "TPOT",
-    "ttft_s": "time of one prompt",
+    "ttft_s": "time to first token",
+    "ttft_p50_s": "TTFT P50",
+    "ttft_p95_s": "TTFT P95",
+    "ttft_p99_s": "TTFT P99",
     "tokens_per_s": "tokens/s",
     "concurrency": "sequences at once",
     "context_tokens": "context per sequence",
@@ -22,38 +28,43 @@ GOAL_NAMES = {
 
 
 def verdict_report(verdict: Verdict) -> RenderableType:
-    """Works or not, memory, goals, what bounds it, remarks, smallest changes."""
-    head = Text("works" if verdict.works else "does not work", style="bold green" if verdict.works else "bold red")
-    memory = f"{verdict.memory_total_bytes / 1e9:.1f} of {verdict.memory_limit_bytes / 1e9:.1f} GB per GPU"
-    if not verdict.fits:
-        largest = verdict.memory[0]
-        memory += f": {verdict.over_bytes / 1e9:.1f} GB too much; largest: {largest.name} {largest.bytes / 1e9:.1f} GB"
+    """Works or not, conflicts, memory, goals, what bounds it, remarks, smallest changes."""
     parts: list[RenderableType] = [
-        head,
-        Text(memory),
-        Text(f"{verdict.tokens_per_s_per_gpu:,.0f} tokens/s/GPU on {verdict.gpus} GPUs, {verdict.latency_s * 1e3:,.1f} ms"),
-        Text(f"bottleneck: {verdict.bottleneck}"),
-        "",
-        _memory_table(verdict),
+        Text("works" if verdict.works else "does not work", style="bold green" if verdict.works else "bold red"),
+        *(Text(f"would not start: {conflict}") for conflict in verdict.conflicts),
+        *(Text(_memory_line(pool, len(verdict.memory) > 1)) for pool in verdict.memory),
     ]
+    if verdict.tokens_per_s_per_gpu is not None and verdict.latency_s is not None:
+        first = "" if verdict.ttft_p99_s is None else f", TTFT P99 {verdict.ttft_p99_s:,.2f} s, TPOT"
+        speed = f"{first or ','} {verdict.latency_s * 1e3:,.1f} ms"
+        parts.append(Text(f"{verdict.tokens_per_s_per_gpu:,.0f} tokens/s/GPU on {verdict.gpus} GPUs{speed}"))
+    parts += [Text(f"bottleneck: {verdict.bottleneck}"), "", *(_memory_table(pool) for pool in verdict.memory)]
     if verdict.goals:
         parts += ["", _goals_table(verdict.goals)]
     if verdict.remarks:
         parts += ["", paragraph("Remarks", "\n".join(verdict.remarks))]
-    if not verdict.works:
+    if not verdict.works and verdict.looked_at:
         parts += ["", _changes(verdict)]
     return Group(*parts)
 
 
-def _memory_table(verdict: Verdict) -> Table:
-    table = new_table("Memory of one GPU")
+def _memory_line(pool: PoolMemory, several: bool) -> str:
+    text = f"{pool.phase}: " if several else ""
+    text += f"{pool.total_bytes / 1e9:.1f} of {pool.limit_bytes / 1e9:.1f} GB per GPU"
+    if pool.fits:
+        return text
+    return f"{text}: {pool.over_bytes / 1e9:.1f} GB too much; largest: {pool.lines[0].name} {pool.lines[0].bytes / 1e9:.1f} GB"
+
+
+def _memory_table(pool: PoolMemory) -> Table:
+    table = new_table(f"Memory of one GPU, {pool.phase}")
     table.add_column("line")
     table.add_column("GB", justify="right")
-    for line in verdict.memory:
+    for line in pool.lines:
         if line.bytes:
             table.add_row(line.name, f"{line.bytes / 1e9:.2f}")
-    table.add_row("total", f"{verdict.memory_total_bytes / 1e9:.2f}", style="bold")
-    table.add_row("limit", f"{verdict.memory_limit_bytes / 1e9:.2f}")
+    table.add_row("total", f"{pool.total_bytes / 1e9:.2f}", style="bold")
+    table.add_row("limit", f"{pool.limit_bytes / 1e9:.2f}")
     return table
 
 
@@ -70,40 +81,48 @@ def _goals_table(goals: tuple[GoalLine, ...]) -> Table:
 
 
 def _changes(verdict: Verdict) -> RenderableType:
-    missing = verdict.changes[0].missing if verdict.changes else ()
+    if not verdict.changes:
+        return Text(f"No change brings it nearer ({verdict.looked_at} looked at)")
+    missing = verdict.changes[0].missing
     title = "Smallest changes that make it work" if not missing else "No change or pair of changes makes it work; nearest"
     table = new_table(f"{title} ({verdict.looked_at} looked at)")
     for name in ("changes", "GPUs", "tokens/s/GPU", "ms", *(["still missing"] if missing else [])):
         table.add_column(name, justify="left" if name == "changes" else "right")
     for change in verdict.changes:
         values = (str(change.gpus), f"{change.tokens_per_s_per_gpu:,.0f}", f"{change.latency_s * 1e3:,.1f}")
-        still = ", ".join(GOAL_NAMES.get(name, name) for name in change.missing)
+        still = ", ".join(GOAL_NAMES[name] for name in change.missing)
         table.add_row("; ".join(change.changes), *values, *([still] if missing else []))
     return table
 
 
 def verification_report(points: tuple[VerifiedPoint, ...]) -> RenderableType:
     """Measured beside predicted, and what misses point at."""
-    table = new_table("Time per output token, measured against predicted")
-    for name in ("sequences", "input", "output", "measured, ms", "predicted, ms", "80 % interval", "error", "", "limit"):
+    table = new_table("Measured against predicted")
+    for name in ("sequences", "input", "output", "", "measured", "predicted", "80 % interval", "error", "", "limit"):
         table.add_column(name, justify="right")
     misses = []
     for point in points:
-        low, high = point.interval.low * 1e3, point.interval.high * 1e3
-        limit = "" if point.within_limit is None else "pass" if point.within_limit else "fail"
-        table.add_row(
-            f"{point.sequences:,.0f}",
-            f"{point.isl_tokens:,.0f}",
-            f"{point.osl_tokens:,.0f}",
-            f"{point.measured_tpot_s * 1e3:.2f}",
-            f"{point.predicted_tpot_s * 1e3:.2f}",
-            f"{low:.2f}-{high:.2f}",
-            f"{point.error:+.1%}",
-            "inside" if point.inside else "outside",
-            limit,
-        )
-        misses += [f"{point.sequences:,.0f} sequences: {suspect}" for suspect in point.suspects]
-    return Group(table, *(["", paragraph("A miss points at", "\n".join(misses))] if misses else []))
+        where = (f"{point.sequences:,.0f}", f"{point.isl_tokens:,.0f}", f"{point.osl_tokens:,.0f}")
+        for line in point.lines:
+            time = line.name != "tokens_per_s"
+            low, high = (_quantity(value, time) for value in (line.interval.low, line.interval.high))
+            table.add_row(
+                *where,
+                GOAL_NAMES[line.name] + (", ms" if time else ""),
+                _quantity(line.measured, time),
+                _quantity(line.predicted, time),
+                f"{low}-{high}",
+                f"{line.error:+.1%}",
+                "inside" if line.inside else "outside",
+                "" if line.within_limit is None else "pass" if line.within_limit else "fail",
+            )
+            where = ("", "", "")
+            misses += [f"{GOAL_NAMES[line.name]} at {point.sequences:,.0f} sequences: {suspect}" for suspect in line.suspects]
+    return Group(table, *(["", paragraph("A miss points at", "\n".join(dict.fromkeys(misses)))] if misses else []))
+
+
+def _quantity(value: float, time: bool) -> str:
+    return f"{value * 1e3:,.2f}" if time else f"{value:,.0f}"
 
 
 def sensitivity_report(found: Sensitivity) -> RenderableType:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-
-import numpy as np
 
 from autotune.deployment import Deployment, EngineChoice, Load, Phase, Pool
 from autotune.errors import ProblemError
@@ -17,13 +14,12 @@ from autotune.realising import pool_of, precision_of
 from autotune.services.choosing import Candidate, Chosen
 from autotune.services.plan import Objective
 from autotune.services.sides import Pools
+from autotune.serving.errors import probability_below
 from autotune.serving.predicting import predict_service
 
 SEARCHED = (0.5, 1.2)
 """Share of the candidate's own rate between which the goodput is looked for."""
 HALVINGS = 4
-QUANTILE_SIGMAS = 2.563
-"""Standard deviations between the 10 % and 90 % quantiles of a normal distribution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +131,7 @@ def objectives_of(resolved: ResolvedProblem, prediction: ServicePrediction) -> t
 
 
 def _probability(predicted: float, limit: float, mean: float, band: Interval) -> float:
-    """Of staying under a limit, the measured-to-predicted ratio log-normal between its quantiles (a band around a mean)."""
-    if predicted <= 0:  # answers of one token have no time between tokens
+    """Of staying under a limit; band : around the mean."""
+    if mean <= 0:
         return 1.0
-    low, high = np.log(band.low / mean), np.log(band.high / mean)
-    z = (math.log(limit / predicted) - (low + high) / 2) / ((high - low) / QUANTILE_SIGMAS)
-    return float(0.5 * math.erfc(-z / math.sqrt(2)))
+    return probability_below(predicted, limit, band.low / mean, band.high / mean)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from pydantic import Field
 
 from autotune.files import packaged
 from autotune.prediction import Interval, ServiceIntervals
 from cost_models.specs.base import Spec
+
+QUANTILE_SIGMAS = 2.563
+"""Standard deviations between the 10 % and 90 % quantiles of a normal distribution."""
 
 
 class ErrorBand(Spec):
@@ -48,3 +53,12 @@ class ServiceErrors(Spec):
 def service_errors() -> ServiceErrors:
     """Load the bands."""
     return packaged(ServiceErrors, "service_errors.yaml")
+
+
+def probability_below(predicted: float, limit: float, low: float, high: float) -> float:
+    """Of a measured value staying under a limit; measured over predicted is log-normal between its quantiles low and high."""
+    if predicted <= 0:  # answers of one token have no time between tokens
+        return 1.0
+    low, high = math.log(low), math.log(high)
+    z = (math.log(limit / predicted) - (low + high) / 2) / ((high - low) / QUANTILE_SIGMAS)
+    return float(0.5 * math.erfc(-z / math.sqrt(2)))

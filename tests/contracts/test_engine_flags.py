@@ -1,6 +1,6 @@
 """Every option and variable we emit exists in that engine version's own parser.
 
-tests/fixtures/engine_cli holds option lists dumped from the parsers of the releases themselves.
+search_spaces/data/options holds option lists dumped from the parsers of the releases themselves.
 The scripts are run by bash with the engine replaced by a recorder, so quoting is tested too.
 """
 
@@ -22,18 +22,15 @@ from autotune.exporters import export
 from autotune.problem import Problem
 from autotune.searching import search
 from autotune.services.searching import search_services
-from search_spaces.loader import engine_names, load_engine
+from search_spaces.loader import load_engine
+from search_spaces.options import load_options
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "engine_cli"
-EXPORTED = [(name, v.version, v.release) for name in engine_names() if (e := load_engine(name)).exporter for v in e.versions]
+EXPORTED = [(name, v.version, v.release) for name in ("vllm", "sglang") for v in load_engine(name).versions]
 RECORDER = """#!/usr/bin/env python3
 import json, os, sys
 print(json.dumps({"argv": sys.argv[1:], "env": {k: v for k, v in os.environ.items() if k.startswith(("VLLM_", "SGLANG_"))}}))
 """
-
-
-def fixture(engine: str, release: str) -> dict:
-    return json.loads((FIXTURES / f"{engine}_{release}.json").read_text())
 
 
 def run_script(text: str, tmp_path: Path, **variables: str) -> dict:
@@ -65,16 +62,16 @@ NODE = {"HEAD_ADDRESS": "10.0.0.1", "NODE_ADDRESS": "10.0.0.2", "NODE_RANK": "1"
 
 
 def check_against_parser(recorded: dict, engine: str, release: str) -> None:
-    known = fixture(engine, release)
-    options = {flag: option for option in known["options"] for flag in option["flags"]}
+    known = load_options(engine, release)
+    options = {flag: option for option in known.options for flag in option.flags}
     for flag, value in emitted_flags(recorded["argv"]).items():
         assert flag in options, f"{engine} {release} has no {flag}"
-        choices = options[flag].get("choices")
+        choices = options[flag].choices
         if choices and value is not None:
             assert value in choices, f"{engine} {release}: {flag} {value}"
         if value is None:
-            assert options[flag]["type"] not in ("int", "str", "float"), f"{flag} needs a value"
-    unknown = set(recorded["env"]) - set(known["env"])
+            assert not options[flag].takes_value, f"{flag} needs a value"
+    unknown = set(recorded["env"]) - set(known.env)
     assert not unknown, f"{engine} {release} does not know {unknown}"
 
 

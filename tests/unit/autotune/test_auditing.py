@@ -7,14 +7,12 @@ import pytest
 from typer.testing import CliRunner
 
 from autotune.auditing.checking import check
-from autotune.auditing.commands import read_command, split_command
 from autotune.auditing.goals import Goals
 from autotune.auditing.sensitivity import STEPS, sensitivity
 from autotune.auditing.verifying import verify
 from autotune.cli.main import app
 from autotune.deployment import Deployment
 from autotune.errors import ProblemError
-from autotune.exporters import export
 from autotune.predicting import predict
 from autotune.problem import Problem
 from autotune.records import dump_yaml
@@ -35,14 +33,6 @@ H20 = {
 }  # fmt: skip
 """DeepSeek-V3 on 32 H20 with one 25 GbE port per node: a published sizing document claims that BF16 fits, and 35,000 tokens/s."""
 
-SCRIPT = """#!/bin/bash
-export VLLM_LOG_LEVEL=INFO  # not a knob
-MODEL="${MODEL:-deepseek-ai/DeepSeek-R1-0528}"
-vllm serve "$MODEL" --port 8200 \\
-  --data-parallel-size 32 --enable-expert-parallel --all2all-backend deepep_low_latency --enable-dbo --enable-eplb \\
-  --eplb-config '{"window_size": 500, "num_redundant_experts": 32}' --max-num-seqs 256 --kv-cache-dtype fp8
-"""
-
 
 def deployment(**changes):
     return Deployment.model_validate({**H20, **changes})
@@ -51,14 +41,14 @@ def deployment(**changes):
 def test_the_h20_document_s_memory_does_not_add_up():
     """58 x 256 x 3 x 7168 x 2048 = 653.9e9 expert parameters: 40.9 GB per GPU in BF16 at EP32, and 34 GB of all ranks."""
     verdict = check(deployment(), Goals())
-    lines = {line.name: line.bytes for line in verdict.memory}
+    lines = {line.name: line.bytes for line in verdict.memory[0].lines}
     assert lines["expert weights"] == pytest.approx(58 * 256 * 3 * 7168 * 2048 * 2 / 32, rel=1e-3)
     assert lines["expert weights"] + lines["other weights"] == pytest.approx(75e9, rel=0.02)
     # 576 elements per token and layer, once, no times two: 7 sequences of 32,768 tokens in 61 layers of 2 bytes, and the spread
     # of sequences at independent points of 512 output tokens
     assert lines["kv_cache"] == pytest.approx(7 * 32768 * 576 * 61 * 2, rel=0.01)
     assert not verdict.works
-    assert verdict.over_bytes > 5e9
+    assert verdict.memory[0].over_bytes > 5e9
     assert "precision bf16 -> fp8-block" in {change.changes[0] for change in verdict.changes}
     assert all(not change.missing for change in verdict.changes)
 
@@ -106,53 +96,6 @@ def test_sensitivity_signs_and_the_factor_that_a_goal_takes():
     assert needed["host link bandwidth"] is None
 
 
-def test_a_vllm_script_is_read():
-    found = read_command(SCRIPT, hardware="hgx-h200", isl_tokens=2000, osl_tokens=2000)
-    pool = found.deployment.pool
-    assert (pool.tp, pool.dp, pool.ep, pool.redundant_experts, pool.batch_per_dp_rank) == (1, 32, 32, 32, 256)
-    assert (pool.all2all_backend, pool.overlap, pool.expert_balance.kind) == ("deepep_low_latency", "two_batch", "eplb")
-    assert found.deployment.model == "deepseek-r1"
-    assert found.deployment.precision.kv_cache == "fp8"
-    assert found.ignored == ("--port",)
-    assert predict(found.deployment).fits
-
-
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
-@pytest.mark.parametrize("hardware", ["hgx-h200", "gb200-nvl72"])
-def test_our_own_scripts_come_back_as_the_plan(engine, hardware):
-    plan = search(Problem(hardware=hardware, gpus=16, engine=engine, trials=0)).best
-    text = next(script.text for script in export(plan.deployment) if "node" in script.name)
-    found = read_command(text, hardware=hardware, isl_tokens=1, osl_tokens=1).deployment
-    asked, read = plan.deployment.pool, found.pool
-    for name in ("tp", "dp", "ep", "pp", "batch_per_dp_rank", "redundant_experts", "all2all_backend", "overlap", "cuda_graph"):
-        assert getattr(read, name) == getattr(asked, name), name
-    assert found.phase == plan.deployment.phase
-    assert load_model(found.model).parameters() == load_model(plan.deployment.model).parameters()
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("--max-num-seqs 256", "--max-num-seq 256", "did you mean --max-num-seqs"),
-        ("--max-num-seqs 256", "--max-num-seqs many", "--max-num-seqs needs a number, 'many' was given"),
-        ("--enable-dbo", "--enable-dbo --max-num-seqs 8", "--max-num-seqs is given twice"),
-        ("--data-parallel-size 32", "--data-parallel-size 0", "whole number of at least 1"),
-        ("deepep_low_latency", "deepep", "unknown all-to-all backend 'deepep'"),
-        ("DeepSeek-R1-0528", "Mixtral-8x7B", "unknown model"),
-        ('"window_size": 500', "window_size", "--eplb-config: not JSON"),
-        ("vllm serve", "vllm bench", "no 'vllm serve"),
-    ],
-)
-def test_bad_command_lines_get_one_message(old, new, message):
-    with pytest.raises(ProblemError, match=message):
-        read_command(SCRIPT.replace(old, new), hardware="hgx-h200", isl_tokens=2000, osl_tokens=2000)
-
-
-def test_unfinished_quotes_are_an_error_not_a_traceback():
-    with pytest.raises(ProblemError, match="cannot be read as a command line"):
-        split_command("vllm serve 'deepseek-ai/DeepSeek-R1")
-
-
 def test_exit_codes_tell_a_plan_that_does_not_work(tmp_path):
     (tmp_path / "plan.yaml").write_text(dump_yaml(deployment().model_dump(mode="json", exclude_none=True)))
     run = CliRunner().invoke(app, ["check", str(tmp_path / "plan.yaml"), "--concurrency", "200", "--context", "32768"])
@@ -190,12 +133,16 @@ def bench(path, plan, factor, **changes):
 
 def test_a_run_is_inside_its_bars_or_points_somewhere(tmp_path):
     plan = search(Problem(hardware="hgx-h200", gpus=16, trials=0)).best.deployment
-    (as_predicted,) = verify([bench(tmp_path / "a.json", plan, 1.0)], plan, limit_tpot_s=1.0)
+    (point,) = verify([bench(tmp_path / "a.json", plan, 1.0)], plan, Goals(tpot_s=1.0))
+    (as_predicted,) = point.lines
+    assert point.passed
     assert as_predicted.error == pytest.approx(0.0, abs=0.01)
     assert as_predicted.inside
     assert as_predicted.within_limit
     assert not as_predicted.suspects
-    (slow,) = verify([bench(tmp_path / "b.json", plan, 2.0)], plan, limit_tpot_s=0.01)
+    (point,) = verify([bench(tmp_path / "b.json", plan, 2.0)], plan, Goals(tpot_s=0.01))
+    (slow,) = point.lines
+    assert not point.passed
     assert not slow.inside
     assert slow.within_limit is False
     assert "of the variance" in slow.suspects[0]
@@ -229,7 +176,7 @@ def test_deepseek_r1_in_bf16_does_not_fit_sixteen_910b2_and_int8_does():
     assert spec.parameters() * 2 == pytest.approx(1342e9, rel=0.001)
     assert (spec.layers, spec.hidden, spec.attention.heads, spec.vocab) == (61, 7168, 128, 129280)
     bf16, int8 = (check(ascend(precision, tp=8, dp=2, ep=16), Goals()) for precision in ("bf16", "int8"))
-    weights = sum(line.bytes for line in bf16.memory if line.name.endswith("weights"))
+    weights = sum(line.bytes for line in bf16.memory[0].lines if line.name.endswith("weights"))
     assert weights > 1342e9 / 16  # more than an even share: what attention data parallelism replicates
     assert not bf16.fits
     assert int8.fits
@@ -238,6 +185,6 @@ def test_deepseek_r1_in_bf16_does_not_fit_sixteen_910b2_and_int8_does():
 def test_int8_over_sixteen_cards_needs_tensor_parallel_attention_for_room():
     """Experts 654e9 / 16 = 41 GB; the other 17e9 parameters whole on every card (DP16), or an eighth of most (TP8)."""
     whole, sharded = (check(ascend("int8", ep=16, **split), Goals()) for split in ({"dp": 16}, {"tp": 8, "dp": 2}))
-    lines = [{line.name: line.bytes for line in verdict.memory} for verdict in (whole, sharded)]
+    lines = [{line.name: line.bytes for line in verdict.memory[0].lines} for verdict in (whole, sharded)]
     assert lines[0]["expert weights"] == lines[1]["expert weights"] == pytest.approx(654e9 / 16, rel=0.01)
     assert lines[0]["other weights"] > 2 * lines[1]["other weights"]

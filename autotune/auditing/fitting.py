@@ -1,0 +1,51 @@
+"""How many sequences an engine really runs at once: its limit, or what its memory holds."""
+
+from __future__ import annotations
+
+from autotune.deployment import Deployment, Pool
+from autotune.predicting import predict, predict_decode, resolve
+from autotune.prediction import Prediction
+from cost_models.catalog import load_hardware
+from cost_models.memory import sequences_that_fit
+from cost_models.specs.workload import Workload
+
+
+def room(prediction: Prediction, workload: Workload) -> int:
+    """Sequences of an attention-DP rank that the memory limit leaves room for."""
+    return int(sequences_that_fit(prediction.kv_capacity_tokens, workload))
+
+
+def covering_all(deployment: Deployment, fraction: float) -> Deployment:
+    """The deployment with a memory fraction of everything, given one of weights and KV cache alone (SGLang's).
+
+    What is neither lies beside it, as far as there is memory.
+    """
+    visible = load_hardware(deployment.hardware).gpu.hbm_visible_bytes.value
+    lines = predict(deployment).memory
+    beside = sum(line.bytes for line in lines if not line.name.endswith("weights") and line.name != "kv_cache")
+    return _changed(deployment, memory_fraction=min(fraction + beside / visible, 1.0))
+
+
+def as_it_runs(deployment: Deployment) -> tuple[Deployment, str]:
+    """A decode deployment whose batch is only a limit, with the sequences that fit, and a remark where that is fewer.
+
+    Buffers stay sized for the limit. At least one sequence is kept, so that what does not fit shows.
+    """
+    pool, workload = deployment.pool, deployment.workload
+    limit, length = pool.batch_per_dp_rank, workload.peak_context_tokens
+    fits = room(predict_decode(resolve(deployment)), workload)
+    if fits >= limit:
+        return deployment, ""
+    budget = pool.max_batched_tokens or limit * (1 + pool.draft_tokens)
+    remark = (
+        f"{limit:,} sequences per rank are a limit, not a demand: {fits:,} of {length:,.0f} tokens fit in memory, and so many "
+        "are judged (--size N: judge N)"
+        if fits
+        else f"not one sequence of {length:,.0f} tokens fits"
+    )
+    return _changed(deployment, batch_per_dp_rank=max(fits, 1), max_batched_tokens=budget), remark
+
+
+def _changed(deployment: Deployment, **changes: object) -> Deployment:
+    pool: Pool = deployment.pool.model_copy(update=changes)
+    return deployment.model_copy(update={"pools": {**deployment.pools, deployment.phase: pool}})

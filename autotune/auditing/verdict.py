@@ -1,0 +1,64 @@
+"""What `autotune check` says of a plan."""
+
+from __future__ import annotations
+
+from autotune.auditing.goals import GoalLine
+from autotune.deployment import Phase
+from autotune.prediction import MemoryLine
+from cost_models.specs.base import Spec
+
+
+class PoolMemory(Spec):
+    """One GPU of a pool."""
+
+    phase: Phase
+    lines: tuple[MemoryLine, ...]
+    """Largest first."""
+    total_bytes: float
+    limit_bytes: float
+
+    @property
+    def over_bytes(self) -> float:
+        """Memory missing; negative when it fits."""
+        return self.total_bytes - self.limit_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.over_bytes <= 0
+
+
+class Change(Spec):
+    """A plan that works, and what has to change for it."""
+
+    changes: tuple[str, ...]
+    tokens_per_s_per_gpu: float
+    latency_s: float
+    gpus: int
+    missing: tuple[str, ...] = ()
+    """What still does not hold; empty when it works."""
+
+
+class Verdict(Spec):
+    """What is to be said of a plan."""
+
+    works: bool
+    """Starts, fits, and meets every goal."""
+    conflicts: tuple[str, ...]
+    """Why the engine would not start it."""
+    fits: bool
+    memory: tuple[PoolMemory, ...]
+    """Of every pool."""
+    goals: tuple[GoalLine, ...]
+    tokens_per_s_per_gpu: float | None
+    """None where the plan cannot be priced because it does not fit."""
+    latency_s: float | None
+    """Of a decode pool or a service: mean time per output token. Of a prefill pool: of one prompt."""
+    ttft_p99_s: float | None
+    """Of a service."""
+    gpus: int
+    bottleneck: str
+    remarks: tuple[str, ...]
+    """Settings that waste something, and what the engine ignores."""
+    changes: tuple[Change, ...]
+    """Fewest changes first; empty when the plan works. When nothing looked at works, the one that comes nearest."""
+    looked_at: int

@@ -1,17 +1,22 @@
-"""How much a plan gains or loses when hardware, load or imbalance differ, and what it would take to reach a goal."""
+"""How much a plan gains or loses when hardware, load, kernels or imbalance differ, and what it would take to reach a goal."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from autotune.auditing.edits import Edit, pool_edits
 from autotune.deployment import Deployment
 from autotune.errors import ProblemError
 from autotune.predicting import Resolved, predict_decode, predict_prefill, resolve
 from autotune.prediction import Prediction, PrefillPrediction
 from cost_models.arrays import as_floats
+from cost_models.calibration import Calibration
+from cost_models.catalog import load_hardware
+from cost_models.errors import AutotuneError
 from cost_models.moe_layer import imbalance
 from cost_models.specs.base import Spec
 from cost_models.specs.hardware import HardwareSpec
@@ -20,6 +25,9 @@ STEPS = (-0.4, -0.2, -0.1, 0.1, 0.2, 0.4)
 FURTHEST = 1000.0
 """Largest factor looked at for a goal."""
 BISECTIONS = 30
+LINKS = ("dispatch", "all_reduce")
+"""Calibration families of communication; their fixed times are the network's latency."""
+BEST_EFFICIENCY = 1.0
 
 
 class Influence(Spec):
@@ -37,6 +45,18 @@ class Influence(Spec):
         return abs(self.effects[STEPS.index(0.2)] - self.effects[STEPS.index(-0.2)])
 
 
+class Way(Spec):
+    """Another precision, or more GPUs, held against the goal."""
+
+    change: str
+    tokens_per_s: float
+    latency_s: float
+    gpus: int
+    fits: bool
+    reached: bool
+    """The goal, and the plan fits."""
+
+
 class Sensitivity(Spec):
     """All parameters, most influential first."""
 
@@ -45,9 +65,13 @@ class Sensitivity(Spec):
     limit_latency_s: float | None
     steps: tuple[float, ...]
     influences: tuple[Influence, ...]
+    ways: tuple[Way, ...]
+    """What precisions and how many GPUs do about the goal; empty without one."""
 
 
 Scale = Callable[[Resolved, float], Resolved]
+AnyPrediction = Prediction | PrefillPrediction
+Reached = Callable[[AnyPrediction], bool]
 
 
 def sensitivity(
@@ -62,9 +86,11 @@ def sensitivity(
     resolved = resolve(deployment)
     base = priced(resolved)
 
-    def reached(prediction: Prediction | PrefillPrediction) -> bool:
-        fast = limit_latency_s is None or prediction.latency_s <= limit_latency_s
-        return fast and (goal_tokens_per_s is None or prediction.tokens_per_s >= goal_tokens_per_s)
+    def fast(prediction: AnyPrediction) -> bool:
+        return limit_latency_s is None or prediction.latency_s <= limit_latency_s
+
+    def reached(prediction: AnyPrediction) -> bool:
+        return fast(prediction) and (goal_tokens_per_s is None or prediction.tokens_per_s >= goal_tokens_per_s)
 
     wanted = goal_tokens_per_s is not None or limit_latency_s is not None
     found = []
@@ -79,12 +105,69 @@ def sensitivity(
         limit_latency_s=limit_latency_s,
         steps=STEPS,
         influences=tuple(sorted(found, key=lambda influence: -influence.swing)),
+        ways=tuple(_ways(deployment, goal_tokens_per_s, reached, fast)) if wanted else (),
     )
 
 
-def priced(resolved: Resolved) -> Prediction | PrefillPrediction:
+def priced(resolved: Resolved) -> AnyPrediction:
     """The pool's prediction; a prefill pool has a token budget and no batch."""
     return predict_decode(resolved) if resolved.pool.batch_per_dp_rank else predict_prefill(resolved)
+
+
+def _ways(deployment: Deployment, goal_tokens_per_s: float | None, reached: Reached, fast: Reached) -> Iterator[Way]:
+    """Precisions with published weights, then the instances that the goal takes."""
+    for edit in pool_edits(deployment, set()):
+        if edit.kind in ("precision", "kv") and (prediction := _edited(deployment, edit)):
+            yield _way(edit.label, prediction, reached)
+    size = "batch_per_dp_rank" if deployment.phase == "decode" else "max_batched_tokens"
+    now = getattr(deployment.pool, size)
+    largest = _largest(now, lambda value: fast(priced(resolve(_pool(deployment, **{size: value})))))
+    if largest is None:
+        return
+    one = priced(resolve(_pool(deployment, instances=1, **{size: largest})))
+    sequences = now * deployment.pool.instances  # where only latency is asked, as many are served as planned
+    instances = math.ceil(goal_tokens_per_s / one.tokens_per_s if goal_tokens_per_s else sequences / largest)
+    smaller = f", {size} {now:,} -> {largest:,}" if largest != now else ""
+    gpus, there = one.gpus * instances, load_hardware(deployment.hardware).max_gpus
+    beyond = f" (the cluster has {there:,} GPUs)" if there and gpus > there else ""
+    change = f"instances {deployment.pool.instances} -> {instances:,}{smaller}{beyond}"
+    grown = one.model_copy(update={"gpus": gpus, "tokens_per_s": one.tokens_per_s * instances})
+    yield _way(change, grown, reached)
+
+
+def _way(change: str, prediction: AnyPrediction, reached: Reached) -> Way:
+    return Way(
+        change=change,
+        tokens_per_s=prediction.tokens_per_s,
+        latency_s=prediction.latency_s,
+        gpus=prediction.gpus,
+        fits=prediction.fits,
+        reached=prediction.fits and reached(prediction),
+    )
+
+
+def _edited(deployment: Deployment, edit: Edit) -> AnyPrediction | None:
+    """None where the edit cannot be priced: no coefficients of that precision."""
+    try:
+        return priced(resolve(edit.apply(deployment)))
+    except AutotuneError:
+        return None
+
+
+def _pool(deployment: Deployment, **changes: object) -> Deployment:
+    pool = deployment.pool.model_copy(update=changes)
+    return deployment.model_copy(update={"pools": {**deployment.pools, deployment.phase: pool}})
+
+
+def _largest(most: int, holds: Callable[[int], bool]) -> int | None:
+    """The largest whole number up to `most` for which something holds that small numbers make easier; none for none."""
+    if holds(most):
+        return most
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low or None
 
 
 def parameters(resolved: Resolved) -> dict[str, Scale]:
@@ -95,6 +178,8 @@ def parameters(resolved: Resolved) -> dict[str, Scale]:
         "scale-up bandwidth": _hardware(lambda h, f: _part(h, "scale_up", "bytes_per_s", f)),
         "scale-out bandwidth": _hardware(lambda h, f: _part(h, "scale_out", "nic_bits_per_s", f)),
         "host link bandwidth": _hardware(lambda h, f: _part(h, "host_link", "bytes_per_s", f)),
+        "network latency": _calibration(_latency),
+        "kernel efficiency": _calibration(_efficiency),
         "context" if resolved.pool.batch_per_dp_rank else "prompt length": _context,
         "batch" if resolved.pool.batch_per_dp_rank else "tokens per step": _size,
     }
@@ -109,6 +194,36 @@ def _hardware(change: Callable[[HardwareSpec, float], HardwareSpec]) -> Scale:
         return dataclasses.replace(resolved, machine=machine)
 
     return scale
+
+
+def _calibration(change: Callable[[str, str, float, float], float]) -> Scale:
+    """change : (family, coefficient, value, factor) -> value."""
+
+    def scale(resolved: Resolved, factor: float) -> Resolved:
+        families = {
+            family: {
+                variant: entry.model_copy(
+                    update={"coefficients": {k: change(family, k, v, factor) for k, v in entry.coefficients.items()}}
+                )
+                for variant, entry in variants.items()
+            }
+            for family, variants in resolved.machine.calibration.families.items()
+        }
+        calibration: Calibration = resolved.machine.calibration.model_copy(update={"families": families})
+        return dataclasses.replace(resolved, machine=dataclasses.replace(resolved.machine, calibration=calibration))
+
+    return scale
+
+
+def _latency(family: str, name: str, value: float, factor: float) -> float:
+    """Fixed times of collectives and of dispatch and combine."""
+    return value * factor if family in LINKS and "start" in name else value
+
+
+def _efficiency(family: str, name: str, value: float, factor: float) -> float:
+    """Shares of peak FLOPS and of memory bandwidth that kernels reach, at most all of it."""
+    scales = family not in LINKS and name in ("compute_efficiency", "memory_efficiency")
+    return max(value, min(value * factor, BEST_EFFICIENCY)) if scales and factor > 1 else value * factor if scales else value
 
 
 def _times(fact: object, factor: float) -> object:

@@ -137,7 +137,18 @@ def sensitivity_report(found: Sensitivity) -> RenderableType:
     for influence in found.influences:
         cells = [f"{effect:+.1%}" for effect in influence.effects]
         table.add_row(influence.name, *cells, *([_needed(influence.needed)] if goal else []))
-    return Group(Text(f"{found.tokens_per_s:,.0f} tokens/s as planned"), "", table)
+    ways: list[RenderableType] = ["", _ways_table(found)] if found.ways else []
+    return Group(Text(f"{found.tokens_per_s:,.0f} tokens/s as planned"), "", table, *ways)
+
+
+def _ways_table(found: Sensitivity) -> Table:
+    table = new_table("Precisions and GPUs for the goal")
+    for name in ("change", "GPUs", "tokens/s", "ms", "fits", "reached"):
+        table.add_column(name, justify="left" if name == "change" else "right")
+    for way in found.ways:
+        answers = ("yes" if way.fits else "no", "yes" if way.reached else "no")
+        table.add_row(way.change, f"{way.gpus:,}", f"{way.tokens_per_s:,.0f}", f"{way.latency_s * 1e3:,.1f}", *answers)
+    return table
 
 
 def _needed(factor: float | None) -> str:

@@ -115,6 +115,37 @@ def test_what_is_short_is_symmetric():
     assert math.isfinite(sum(short.values()))
 
 
+def test_kernels_and_latency_have_the_signs_they_must():
+    plan = search(Problem(hardware="gb200-nvl72", gpus=8, trials=0)).best.deployment
+    effects = {influence.name: influence.effects for influence in sensitivity(plan).influences}
+    up, down = STEPS.index(0.4), STEPS.index(-0.4)
+    assert effects["kernel efficiency"][down] < 0 < effects["kernel efficiency"][up]
+    assert effects["network latency"][up] < 0 < effects["network latency"][down]
+    # slower kernels are at most as slow as the share that leaves: 40 % less speed, 1 / 0.6 of the time
+    assert effects["kernel efficiency"][down] > 0.6 - 1
+
+
+def test_a_goal_names_precisions_and_gpus():
+    """Throughput of identical instances adds up: ceil(goal / one instance's) of them."""
+    plan = search(Problem(hardware="gb200-nvl72", gpus=8, trials=0)).best.deployment
+    rate = predict(plan).tokens_per_s
+    ways = {way.change: way for way in sensitivity(plan, 2.5 * rate).ways}
+    assert ways["instances 1 -> 3"].gpus == 24
+    assert ways["instances 1 -> 3"].tokens_per_s == pytest.approx(3 * rate)
+    assert ways["instances 1 -> 3"].reached
+    assert not ways["precision nvfp4 -> bf16"].reached
+    faster = sensitivity(plan, rate, limit_latency_s=predict(plan).tpot_s / 2).ways[-1]
+    assert faster.reached
+    assert faster.latency_s <= predict(plan).tpot_s / 2
+    assert "batch_per_dp_rank" in faster.change
+
+
+def test_gpus_beyond_the_cluster_are_counted_and_said():
+    way = sensitivity(deployment(precision="fp8-block"), 35_000).ways[-1]
+    assert way.gpus > 32
+    assert "the cluster has 32 GPUs" in way.change
+
+
 def bench(path, plan, factor, **changes):
     """What `vllm bench serve` writes of a run `factor` times slower than predicted."""
     pool = plan.pool

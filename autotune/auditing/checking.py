@@ -174,11 +174,13 @@ def smallest_changes(plan: Outcome, goals: Goals) -> tuple[tuple[Change, ...], i
         nearest = [made[0] for made, _ in sorted(singles, key=_short)]
         pairs = [(a, b) for a, b in itertools.combinations(nearest, 2) if a.kind != b.kind]
         tried = singles + _attempts(plan, pairs[:PAIRS_LOOKED_AT], goals)
-    working = [attempt for attempt in tried if attempt[1].works]
-    ranked = sorted(working, key=lambda found: (found[1].gpus, -(found[1].tokens_per_s_per_gpu or 0.0)))
-    best = list(itertools.islice((attempt for attempt in ranked if not unlaunchable(attempt[1].deployment)), SHOWN))
-    nearest_one = [attempt for attempt in sorted(tried, key=_short)[:1] if attempt[1].short < plan.short]
-    return tuple(_change(*attempt) for attempt in best or nearest_one), len(tried)
+    working = sorted(
+        (attempt for attempt in tried if attempt[1].works),
+        key=lambda found: (found[1].gpus, -(found[1].tokens_per_s_per_gpu or 0.0)),
+    )
+    nearer = sorted((attempt for attempt in tried if attempt[1].short < plan.short), key=_short)
+    found = list(itertools.islice(_launchable(working), SHOWN)) or list(itertools.islice(_launchable(nearer), 1))
+    return tuple(_change(*attempt) for attempt in found), len(tried)
 
 
 Attempt = tuple[tuple[Edit, ...], Outcome]
@@ -191,6 +193,10 @@ def _edits(plan: Outcome) -> Iterator[Edit]:
 def _attempts(plan: Outcome, wanted: Sequence[tuple[Edit, ...]], goals: Goals) -> list[Attempt]:
     """The edits that make a deployment, with its outcome."""
     return [(made, result) for made in wanted if (result := _tried(plan.deployment, made, goals))]
+
+
+def _launchable(attempts: Sequence[Attempt]) -> Iterator[Attempt]:
+    return (attempt for attempt in attempts if not unlaunchable(attempt[1].deployment))
 
 
 def _short(attempt: Attempt) -> float:

@@ -86,6 +86,8 @@ def split_options(invocation: Invocation, engine: EngineSpec, version: str | Non
             continue
         base, _, path = name.partition(".")
         option, taken, preset = _find(base, engine, listed, conflicts)
+        taken, _, inside = taken.partition(".")  # what became part of a document
+        path = inside or path
         if option.takes_value and preset is None:
             taken_words = [value] if joined else _values(words[at:])
             at += 0 if joined else len(taken_words)
@@ -125,15 +127,13 @@ def _find(name: str, engine: EngineSpec, listed: OptionList, conflicts: list[str
     assert option is not None
     if renamed is None:
         return option, option.canonical(name), None
-    now = listed.find(renamed.now)
-    assert now is not None
-    return (option if renamed.value else now), renamed.now, renamed.value
+    return option, renamed.now, renamed.value
 
 
 def _gone(name: str, engine: EngineSpec, release: str, had: Sequence[str], renamed: Renamed | None) -> str:
-    span = had[0] if len(had) == 1 else f"{had[0]} to {had[-1]}"
+    span = f"release {had[0]} has" if len(had) == 1 else f"releases {had[0]} to {had[-1]} have"
     instead = f"; now {renamed.now}{f' {renamed.value}' if renamed.value else ''}" if renamed else ""
-    return f"{engine.title} {release} has no {name} (releases {span} have it{instead}) and would not start"
+    return f"{engine.title} {release} has no {name} ({span} it{instead}) and would not start"
 
 
 def _values(words: Sequence[str]) -> list[str]:

@@ -7,6 +7,11 @@ from autotune.exporters.base import Required, Script, render_template
 
 TEMPLATES = {"vllm-ascend": "router_ascend.sh.j2"}
 """Of exporters whose router is called otherwise."""
+NODES = (
+    "A server is a node that listens: every node of a data-parallel instance under hybrid load balancing, else the head of an "
+    "instance."
+)
+SERVERS = {"vllm-ascend": "Every data-parallel rank is a server: each node has several, one port after the other."}
 ROUTERS = {
     "vllm": ("vllm-router --vllm-pd-disaggregation --policy round_robin", "pip install vllm-router", ""),
     "sglang": (
@@ -28,8 +33,7 @@ def router_script(deployment: Deployment, exporter: str) -> Script:
         title="router.sh: one endpoint for both pools",
         comments=[
             f"Written by autotune; the router is not part of the engine: {source}.",
-            "Start it when the servers answer. A server is a node that listens: every node of a data-parallel instance under "
-            "hybrid load balancing, else the head of an instance.",
+            f"Start it when the servers answer. {SERVERS.get(exporter, NODES)}",
             f"The plan has {servers['prefill']} prefill and {servers['decode']} decode instances.",
         ],
         required=[

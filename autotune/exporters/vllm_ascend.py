@@ -208,7 +208,7 @@ def _transfer(deployment: Deployment) -> dict[str, Any]:
         "kv_connector": "MooncakeConnectorV1",
         "kv_role": KV_ROLES[deployment.phase],
         "kv_port": "$KV_PORT",
-        "engine_id": "$NODE_ADDRESS-$PORT",
+        "engine_id": "$NODE_ADDRESS-$(( PORT + rank ))",
         "kv_connector_extra_config": sizes,
     }
 

@@ -77,6 +77,8 @@ def test_a_decode_node_starts_one_server_for_each_of_its_ranks(tmp_path):
     assert transfer["kv_connector_extra_config"] == {
         "prefill": {"dp_size": 4, "tp_size": 4}, "decode": {"dp_size": 32, "tp_size": 1},
     }  # fmt: skip
+    engines = {json.loads(server["--kv-transfer-config"])["engine_id"] for server in servers.values()}
+    assert len(engines) == 8  # no two servers under one name
     assert json.loads(servers["0"]["--additional-config"])["recompute_scheduler_enable"] is True
 
 

@@ -1,4 +1,4 @@
-"""Plans of four published systems: predicted, audited, and the best that their hardware could do; prints the README's tables.
+"""DeepSeek-V3 on 32 H20 with 25 GbE: the published plan audited line by line, the best plan, the network it takes; prints the README's tables.
 
 usage: python study.py
 """
@@ -18,8 +18,11 @@ from autotune.problem import Problem
 from autotune.records import dump_yaml
 from autotune.searching import search
 from autotune.services.searching import search_services
-from cost_models.catalog import load_hardware
+from autotune.predicting import predict
+from cost_models.catalog import load_hardware, load_model, load_recipe
+from cost_models.specs.model import ModelSpec
 
+MOE_LAYERS = 58
 H20_LOAD = {"isl_tokens": 32256, "osl_tokens": 512, "mean_context_tokens": 32768}
 SHORT = {"isl_tokens": 2048, "osl_tokens": 2048}
 
@@ -35,8 +38,8 @@ def plan(hardware: str, model: str, precision: str, engine: str, workload: dict[
 def audited(name: str, deployment: Deployment, goals: Goals) -> Verdict:
     """One line of the audit table."""
     verdict = check(deployment, goals)
-    memory = f"{verdict.memory_total_bytes / 1e9:.0f} of {verdict.memory_limit_bytes / 1e9:.0f} GB"
-    rate = verdict.tokens_per_s_per_gpu * verdict.gpus
+    memory = f"{verdict.memory[0].total_bytes / 1e9:.0f} of {verdict.memory[0].limit_bytes / 1e9:.0f} GB"
+    rate = (verdict.tokens_per_s_per_gpu or 0) * verdict.gpus
     change = "; ".join(verdict.changes[0].changes) if verdict.changes else "-"
     missing = ", ".join(verdict.changes[0].missing) if verdict.changes else ""
     wanted = f"{goals.tokens_per_s:,.0f}" if goals.tokens_per_s else "-"
@@ -57,19 +60,36 @@ def h20() -> None:
         audited(f"32 H20, 25 GbE, {precision}, DP32 EP32, 200 x 32K", deployment, Goals(tokens_per_s=35_000, concurrency=200))
 
 
-def ascend() -> None:
-    """DeepSeek-R1 on 16 and 40 Ascend 910B2."""
-    for precision in ("bf16", "int8"):
-        deployment = plan(
-            "ascend-910b2", "deepseek-r1", precision, "vllm-ascend", SHORT, tp=8, dp=2, ep=16, batch_per_dp_rank=16,
-            all2all_backend="allgather_reducescatter",
-        )  # fmt: skip
-        audited(f"16 x 910B2, {precision}, TP8 DP2 EP16", deployment, Goals(tokens_per_s=320))
-    deployment = plan(
-        "ascend-910b2", "deepseek-r1", "int8", "vllm-ascend", SHORT, tp=8, dp=5, ep=40, batch_per_dp_rank=64, redundant_experts=24,
-        all2all_backend="allgather_reducescatter",
-    )  # fmt: skip
-    audited("40 x 910B2, int8, TP8 DP5 EP40", deployment, Goals(tokens_per_s=4_793))
+def arithmetic() -> None:
+    """What the document counts, and what the tool does."""
+    model, cluster = load_model("deepseek-v3"), load_hardware("h20-4node-25gbe")
+    moe = model.moe
+    assert moe is not None
+    experts = moe_parameters(model)
+    base = plan("h20-4node-25gbe", "deepseek-v3", "bf16", "vllm", H20_LOAD, dp=32, ep=32, batch_per_dp_rank=7, all2all_backend="deepep_low_latency")
+    lines = {line.name: line.bytes for line in predict(base).memory}
+    node_bytes_per_s = cluster.scale_out_bytes_per_s * cluster.gpus_per_node
+    token_bytes = MOE_LAYERS * model.hidden * (1 + 2) * 3
+    rows = [
+        ("FLOP per token, matrices", f"{2 * model.active_parameters() / 1e9:,.0f} GFLOP", "69.5 TFLOP (2 x 7168 x 512 taken for 7.3e9)"),
+        ("routed expert parameters", f"{experts / 1e9:,.1f}e9 ({experts / model.parameters():.0%} of {model.parameters() / 1e9:,.0f}e9)", "436e9"),
+        ("weights of a GPU, BF16 at EP32", f"{(lines['expert weights'] + lines['other weights']) / 1e9:,.1f} GB", "42 GB"),
+        ("KV cache of a token", f"{model.kv_bytes_per_token(load_recipe('bf16')) / 1e3:,.1f} KB", "twice that"),
+        ("KV cache of a GPU, 200 x 32K over 32", f"{200 * 32768 * model.kv_bytes_per_token(load_recipe('bf16')) / 32 / 1e9:,.1f} GB", "25.6 GB"),
+        ("network of a node", f"{node_bytes_per_s / 1e9:,.2f} GB/s", "-"),
+        ("bytes between nodes per token", f"{token_bytes / 1e6:,.2f} MB", "-"),
+        ("most tokens/s that the network carries", f"{4 * node_bytes_per_s / token_bytes:,.0f}", "35,000-45,000"),
+        ("NVLink of an H20, one direction", f"{cluster.scale_up.bytes_per_s.value / 1e9:,.0f} GB/s", "900 GB/s (both directions)"),
+    ]
+    print("| line | computed | the document |\n|---|---:|---:|")
+    for name, computed, stated in rows:
+        print(f"| {name} | {computed} | {stated} |")
+
+
+def moe_parameters(model: ModelSpec) -> float:
+    """Of all routed experts."""
+    assert model.moe is not None
+    return MOE_LAYERS * model.moe.experts * 3 * model.hidden * model.moe.intermediate
 
 
 def best(hardware: str, gpus: int, workload: dict[str, Any], **problem: Any) -> Deployment | None:
@@ -105,35 +125,15 @@ def networks() -> None:
             print(f"| {ports} x {gigabits} Gb/s | {rates[0]:,.0f} | {rates[1]:,.0f} |")
 
 
-def service(gpus: int) -> None:
-    """Prefill and decode pools on Ascend that really fit."""
-    problem = Problem(
-        hardware="ascend-910b2", model="deepseek-r1", target="serve", gpus=gpus, workload=SHORT, trials=0, ttft_p99_limit_s=5.0,
-        tpot_limit_s=0.1,
-    )  # fmt: skip
-    try:
-        found = search_services(problem).best
-    except NoFeasiblePlan as error:
-        print(f"- service on {gpus} x 910B2: {error}")
-        return
-    print(
-        f"- service on {gpus} x 910B2: {found.label}: {found.prediction.tokens_per_s:,.0f} tokens/s "
-        f"({found.prediction.tokens_per_s_per_gpu:,.0f} per GPU), TTFT P99 {found.prediction.ttft_s.p99:.1f} s, "
-        f"TPOT {found.prediction.tpot_s.mean * 1e3:.0f} ms"
-    )
-
-
 def main() -> None:
     """All tables."""
     print("| plan | memory of a GPU | fits | tokens/s predicted | claimed | bottleneck | smallest change |\n|---|---:|---|---:|---:|---|---|")
     h20()
-    ascend()
+    print()
+    arithmetic()
     print()
     cluster = best("h20-4node-25gbe", 32, H20_LOAD, tpot_limit_s=1.0)
     best("h20-4node-25gbe", 32, SHORT, tpot_limit_s=0.2)
-    best("ascend-910b2", 16, SHORT, model="deepseek-r1", tpot_limit_s=0.2)
-    best("ascend-910b2", 40, SHORT, model="deepseek-r1", tpot_limit_s=0.2)
-    service(64)
     networks()
     if cluster is None:
         return

@@ -20,10 +20,12 @@ from autotune.serving.predicting import DEFAULT_PREFILL_TOKENS, predict_service
 from cost_models.catalog import load_model
 from cost_models.errors import AutotuneError
 
-PAIRS_LOOKED_AT = 80
+PAIRS_LOOKED_AT = 48
 SHOWN = 3
 IDLE_MEMORY = 0.25
 """Share of the memory limit left empty from which a decode pool wastes it."""
+CROWDED = 0.3
+"""Use of a pool from which more instances are worth a replay."""
 LOST_SERVICE = 1e6
 """How far short, beside what memory is short of, a service is said to be that cannot be replayed."""
 
@@ -133,12 +135,12 @@ def _bottleneck(plan: Outcome) -> str:
     return f"{busy}, {full:.0%} of the room for sequences is used; {steps}"
 
 
-def outcome(deployment: Deployment, goals: Goals) -> Outcome:
-    """Price a deployment and hold it against the goals."""
+def outcome(deployment: Deployment, goals: Goals, *, odds: bool = True) -> Outcome:
+    """Price a deployment and hold it against the goals; odds : of a pool's goals too, which takes a quarter of the time."""
     held = conflicts(deployment)
     if deployment.phase != "serve":
         step = predict(deployment)
-        lines = pool_goals(goals, step, deployment.pool.dp * deployment.pool.instances)
+        lines = pool_goals(goals, step, deployment.pool.dp * deployment.pool.instances, odds=odds)
         return Outcome(deployment, {deployment.phase: step}, None, lines, held)
     try:
         service = predict_service(deployment)
@@ -187,7 +189,20 @@ Attempt = tuple[tuple[Edit, ...], Outcome]
 
 
 def _edits(plan: Outcome) -> Iterator[Edit]:
-    return service_edits(plan.deployment) if plan.deployment.phase == "serve" else pool_edits(plan.deployment, _fitting(plan))
+    if plan.deployment.phase == "serve":
+        return service_edits(plan.deployment, _crowded(plan))
+    return pool_edits(plan.deployment, _fitting(plan))
+
+
+def _crowded(plan: Outcome) -> set[Phase]:
+    """Pools that more instances could relieve; all of them where the service could not be replayed."""
+    service = plan.service
+    if service is None:
+        return set(plan.deployment.pools)
+    full = service.decode_sequences / service.decode_slots
+    found: set[Phase] = {"serve"}
+    found |= {"prefill"} if service.prefill_busy > CROWDED else set()
+    return found | ({"decode"} if full > CROWDED or not service.overloaded else set())
 
 
 def _attempts(plan: Outcome, wanted: Sequence[tuple[Edit, ...]], goals: Goals) -> list[Attempt]:
@@ -218,7 +233,7 @@ def _tried(deployment: Deployment, made: tuple[Edit, ...], goals: Goals) -> Outc
     try:
         for edit in made:
             deployment = edit.apply(deployment)
-        return outcome(Deployment.model_validate(deployment.model_dump()), goals)
+        return outcome(Deployment.model_validate(deployment.model_dump()), goals, odds=False)
     except (AutotuneError, ValueError):
         return None
 

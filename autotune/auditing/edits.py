@@ -50,9 +50,11 @@ def pool_edits(deployment: Deployment, sizes: set[int]) -> Iterator[Edit]:
             yield Edit("offload", f"offload one layer in {group}", changed(phase, offload=Offload(group_size=group)))
 
 
-def service_edits(deployment: Deployment) -> Iterator[Edit]:
-    """Changes of a service: more instances of either pool, other token budgets, a smaller KV cache or batch limit."""
+def service_edits(deployment: Deployment, crowded: set[Phase]) -> Iterator[Edit]:
+    """Changes of a service: more instances of crowded pools, other token budgets, precisions, no batch limit."""
     for phase, pool in deployment.pools.items():
+        if phase not in crowded:
+            continue
         for more in sorted({pool.instances + 1, pool.instances * 2, pool.instances * 4}):
             yield Edit(f"{phase} gpus", f"{phase}: instances {pool.instances} -> {more}", changed(phase, instances=more))
     for phase, pool in deployment.pools.items():

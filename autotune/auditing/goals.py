@@ -83,11 +83,12 @@ class Measure:
         return as_floats(values <= wanted if self.at_most else values >= wanted)
 
 
-def pool_goals(goals: Goals, prediction: Prediction | PrefillPrediction, dp: int) -> tuple[GoalLine, ...]:
-    """Every goal that is asked and applies to the pool; dp : attention-DP ranks of all instances."""
-    factors = step_factors(prediction)
-    latency = Measure(prediction.latency_s, True, draws=prediction.latency_s * factors)
-    measures = {"tokens_per_s": Measure(prediction.tokens_per_s, False, draws=prediction.tokens_per_s / factors)}
+def pool_goals(goals: Goals, prediction: Prediction | PrefillPrediction, dp: int, *, odds: bool = True) -> tuple[GoalLine, ...]:
+    """Every goal that is asked and applies to the pool; dp : attention-DP ranks of all instances, odds : with probabilities."""
+    factors = step_factors(prediction) if odds else None
+    latency = Measure(prediction.latency_s, True, draws=None if factors is None else prediction.latency_s * factors)
+    rate = Measure(prediction.tokens_per_s, False, draws=None if factors is None else prediction.tokens_per_s / factors)
+    measures = {"tokens_per_s": rate}
     if isinstance(prediction, Prediction):
         sequences = prediction.concurrency
         measures |= {

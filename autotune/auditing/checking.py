@@ -20,7 +20,7 @@ from autotune.serving.predicting import DEFAULT_PREFILL_TOKENS, predict_service
 from cost_models.catalog import load_model
 from cost_models.errors import AutotuneError
 
-PAIRS_LOOKED_AT = 48
+PAIRS_LOOKED_AT = 24
 SHOWN = 3
 IDLE_MEMORY = 0.25
 """Share of the memory limit left empty from which a decode pool wastes it."""
@@ -38,7 +38,7 @@ class Outcome:
 
     deployment: Deployment
     steps: dict[Phase, PoolPrediction]
-    """A step of every pool."""
+    """A step of every pool; none of a service that was only tried."""
     service: ServicePrediction | None
     goals: tuple[GoalLine, ...]
     conflicts: tuple[str, ...]
@@ -74,7 +74,7 @@ class Outcome:
 
     @property
     def gpus(self) -> int:
-        return sum(step.gpus for step in self.steps.values())
+        return sum(pool.layout.gpus * pool.instances for pool in self.deployment.pools.values())
 
     @property
     def tokens_per_s_per_gpu(self) -> float | None:
@@ -135,19 +135,19 @@ def _bottleneck(plan: Outcome) -> str:
     return f"{busy}, {full:.0%} of the room for sequences is used; {steps}"
 
 
-def outcome(deployment: Deployment, goals: Goals, *, odds: bool = True) -> Outcome:
-    """Price a deployment and hold it against the goals; odds : of a pool's goals too, which takes a quarter of the time."""
+def outcome(deployment: Deployment, goals: Goals, *, tried: bool = False) -> Outcome:
+    """Price a deployment and hold it against the goals; tried : only whether it works, without odds or a service's steps."""
     held = conflicts(deployment)
     if deployment.phase != "serve":
         step = predict(deployment)
-        lines = pool_goals(goals, step, deployment.pool.dp * deployment.pool.instances, odds=odds)
+        lines = pool_goals(goals, step, deployment.pool.dp * deployment.pool.instances, odds=not tried)
         return Outcome(deployment, {deployment.phase: step}, None, lines, held)
     try:
         service = predict_service(deployment)
     except ProblemError as error:
         steps = {phase: _step(deployment, phase, 1) for phase in deployment.pools}
         return Outcome(deployment, steps, None, (), held, refusal=str(error))
-    steps = {phase: _step(deployment, phase, service.decode_slots) for phase in deployment.pools}
+    steps = {} if tried else {phase: _step(deployment, phase, service.decode_slots) for phase in deployment.pools}
     return Outcome(deployment, steps, service, service_goals(goals, service), held)
 
 
@@ -233,7 +233,7 @@ def _tried(deployment: Deployment, made: tuple[Edit, ...], goals: Goals) -> Outc
     try:
         for edit in made:
             deployment = edit.apply(deployment)
-        return outcome(Deployment.model_validate(deployment.model_dump()), goals, odds=False)
+        return outcome(Deployment.model_validate(deployment.model_dump()), goals, tried=True)
     except (AutotuneError, ValueError):
         return None
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.deployment import Deployment, Phase, Pool
 from autotune.errors import ExportError
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import EngineSpec, Value
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 CONTEXT_ROUNDING_TOKENS = 64
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "serve")
@@ -211,9 +215,14 @@ def render(
 
 def render_template(name: str, **values: Any) -> str:
     """A packaged bash template, with delimiters that bash does not use."""
+    return _templates().get_template(name).render(**values)
+
+
+@functools.cache
+def _templates() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    jinja = Environment(
+    return Environment(
         loader=PackageLoader("autotune", "exporters/templates"),
         variable_start_string="<<",
         variable_end_string=">>",
@@ -225,4 +234,3 @@ def render_template(name: str, **values: Any) -> str:
         undefined=StrictUndefined,
         autoescape=False,  # noqa: S701  (bash, not HTML; values are shell-quoted)
     )
-    return jinja.get_template(name).render(**values)

@@ -46,13 +46,14 @@ class OptionList(Spec):
     options: tuple[Option, ...]
     env: tuple[str, ...]
 
-    def find(self, name: str, *, abbreviated: bool = False) -> Option | None:
-        """An option by any spelling, or, as argparse allows, by the beginning of one."""
-        exact = next((option for option in self.options if name in option.flags), None)
-        if exact or not abbreviated:
-            return exact
+    def find(self, name: str) -> Option | None:
+        """An option by any spelling."""
+        return next((option for option in self.options if name in option.flags), None)
+
+    def find_begun(self, name: str) -> Option | None:
+        """An option by any spelling, or by the beginning of one, as argparse allows (both engines' parsers do)."""
         begun = [option for option in self.options for flag in option.flags if flag.startswith(name)]
-        return begun[0] if len(begun) == 1 else None
+        return self.find(name) or (begun[0] if len(begun) == 1 else None)
 
 
 @functools.cache

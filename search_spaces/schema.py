@@ -145,8 +145,6 @@ class EngineSpec(Spec):
     """None: plans are made without launch scripts."""
     command_line: str | None = None
     """Whose options it takes, where they are known (data/options)."""
-    abbreviates_options: bool = False
-    """Whether the beginning of an option's name is enough."""
     renamed: tuple[Renamed, ...] = ()
     memory_fraction_covers: Literal["everything", "weights_and_kv"] = "everything"
     """What the engine's memory-fraction flag bounds."""

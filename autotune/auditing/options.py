@@ -16,6 +16,8 @@ from search_spaces.options import Option, OptionList, load_options, releases_wit
 from search_spaces.schema import EngineSpec, Renamed
 
 NUMBER = re.compile(r"^-?\d+(\.\d+)?$")
+UNSET = re.compile(r"(:\s*)\$(?:\{\w+\}|\w+)")
+"""A value in a document that a variable from outside gives."""
 VARIABLES = {"vllm": ("VLLM_",), "sglang": ("SGLANG_", "SGL_")}
 """How an engine's own variables begin."""
 
@@ -113,7 +115,7 @@ def split_options(invocation: Invocation, engine: EngineSpec, version: str | Non
 def _find(name: str, engine: EngineSpec, listed: OptionList, conflicts: list[str]) -> tuple[Option, str, str | None]:
     """(option, its name in this version, value it stands for by itself); notes what the version does not have."""
     name = name.replace("_", "-") if engine.command_line == "vllm" else name
-    if option := listed.find(name, abbreviated=engine.abbreviates_options):
+    if option := listed.find_begun(name):
         return option, option.canonical(name), None
     renamed = next((r for r in engine.renamed if r.name == name), None)
     had = releases_with(listed.engine, name)
@@ -164,7 +166,7 @@ def _document(name: str, text: str | None) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        found = json.loads(text)
+        found = json.loads(UNSET.sub(r"\1null", text))
     except ValueError as error:
         raise ProblemError(f"{name}: not JSON ({error}): {text[:80]}") from error
     return found if isinstance(found, dict) else {}

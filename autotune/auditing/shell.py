@@ -6,7 +6,7 @@ import ast
 import operator
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from autotune.errors import ProblemError
@@ -20,6 +20,10 @@ CONTINUED = re.compile(r"\\\n")
 BLANKS = re.compile(r"\s")
 COMMAND_ENDS = re.compile(r"^(\|\|?|&&?|;|\d*[<>].*)$")
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv}
+HERE = re.compile(r"<<-?[ \t]*(['\"]?)(\w+)\1[^\n]*\n(.*?)\n[ \t]*\2[ \t]*$", re.DOTALL | re.MULTILINE)
+"""A here-document."""
+IMAGE = re.compile(r"(^|/)vllm-openai([:@]|$)")
+"""A container whose entry point is `vllm serve`."""
 SERVE = ("vllm", "sglang")
 """Programs whose command `serve` starts the engine of their name."""
 MODULES = {"sglang.launch_server": "sglang", "vllm.entrypoints.openai.api_server": "vllm"}
@@ -47,7 +51,7 @@ def find_command(text: str) -> Invocation:
     environment: dict[str, str] = {}
     found: Invocation | None = None
     others = 0
-    for line in CONTINUED.sub(" ", text).splitlines():
+    for line in _logical_lines(text):
         expanded = _expanded(line.strip(), environment)
         if found is not None and expanded.startswith("-") and not others:
             raise ProblemError(
@@ -71,6 +75,36 @@ def find_command(text: str) -> Invocation:
     return Invocation(found.engine, found.words, found.environment, others)
 
 
+def _logical_lines(text: str) -> Iterator[str]:
+    """Lines as the shell takes them: continued by a backslash, or by a quote that is still open; here-documents only where an
+    engine starts in them.
+
+    A quote that never closes ends with its line, unless an engine starts on it.
+    """
+    lines = CONTINUED.sub(" ", HERE.sub(_here, text)).splitlines()
+    at = 0
+    while at < len(lines):
+        end = next((end for end in range(at + 1, len(lines) + 1) if _closes("\n".join(lines[at:end]))), None)
+        if end is None and _engine_of(lines[at].split())[0]:
+            _words("\n".join(lines[at:]))  # says what is wrong with it
+        if end is not None:
+            yield "\n".join(lines[at:end])
+        at = end or at + 1
+
+
+def _here(document: re.Match[str]) -> str:
+    body = document.group(3)
+    return body if any(_engine_of(line.split())[0] for line in body.splitlines()) else ""
+
+
+def _closes(text: str) -> bool:
+    try:
+        shlex.split(text, comments=True)
+    except ValueError:
+        return False
+    return True
+
+
 def _words(text: str) -> list[str]:
     try:
         return shlex.split(text, comments=True)
@@ -90,6 +124,8 @@ def _engine_of(words: list[str]) -> tuple[str | None, int]:
     for at, word in enumerate(words):
         if word in MODULES:
             return MODULES[word], at + 1
+        if IMAGE.search(word):
+            return "vllm", at + 1
         if word in SERVE and words[at + 1 : at + 2] == ["serve"]:
             return word, at + 2
     return None, 0

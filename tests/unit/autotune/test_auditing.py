@@ -11,30 +11,12 @@ from autotune.auditing.goals import Goals
 from autotune.auditing.sensitivity import STEPS, sensitivity
 from autotune.auditing.verifying import verify
 from autotune.cli.main import app
-from autotune.deployment import Deployment
 from autotune.errors import ProblemError
 from autotune.predicting import predict
 from autotune.problem import Problem
 from autotune.records import dump_yaml
 from autotune.searching import search
-
-H20 = {
-    "hardware": "h20-4node-25gbe",
-    "model": "deepseek-v3",
-    "precision": "bf16",
-    "engine": {"name": "vllm"},
-    "workload": {"isl_tokens": 32256, "osl_tokens": 512, "mean_context_tokens": 32768},
-    "pools": {
-        "decode": {
-            "dp": 32, "ep": 32, "batch_per_dp_rank": 7, "all2all_backend": "deepep_low_latency", "memory_fraction": 0.9,
-        }
-    },
-}  # fmt: skip
-"""DeepSeek-V3 on 32 H20 with one 25 GbE port per node: a published sizing document claims that BF16 fits, and 35,000 tokens/s."""
-
-
-def deployment(**changes):
-    return Deployment.model_validate({**H20, **changes})
+from tests.conftest import h20_plan
 
 
 def test_a_working_plan_works_and_a_goal_s_odds_are_its_error_bars():
@@ -52,7 +34,7 @@ def test_a_working_plan_works_and_a_goal_s_odds_are_its_error_bars():
 
 
 def test_sensitivity_signs_and_the_factor_that_a_goal_takes():
-    found = sensitivity(deployment(precision="fp8-block"))
+    found = sensitivity(h20_plan(precision="fp8-block"))
     effects = {influence.name: influence.effects for influence in found.influences}
     assert found.influences[0].name == "scale-out bandwidth"
     up, down = STEPS.index(0.4), STEPS.index(-0.4)
@@ -61,13 +43,13 @@ def test_sensitivity_signs_and_the_factor_that_a_goal_takes():
     assert effects["expert imbalance (excess)"][up] < 0 < effects["expert imbalance (excess)"][down]
     assert effects["host link bandwidth"][up] == 0  # decode copies nothing from the host
     goal = found.tokens_per_s * 1.5
-    needed = {i.name: i.needed for i in sensitivity(deployment(precision="fp8-block"), goal).influences}
+    needed = {i.name: i.needed for i in sensitivity(h20_plan(precision="fp8-block"), goal).influences}
     assert needed["scale-out bandwidth"] > 1.5  # more than proportional: other times stay
     assert needed["host link bandwidth"] is None
 
 
 def test_exit_codes_tell_a_plan_that_does_not_work(tmp_path):
-    (tmp_path / "plan.yaml").write_text(dump_yaml(deployment().model_dump(mode="json", exclude_none=True)))
+    (tmp_path / "plan.yaml").write_text(dump_yaml(h20_plan().model_dump(mode="json", exclude_none=True)))
     run = CliRunner().invoke(app, ["check", str(tmp_path / "plan.yaml"), "--concurrency", "200", "--context", "32768"])
     assert run.exit_code == 2
     assert "does not work" in run.output
@@ -78,7 +60,7 @@ def test_exit_codes_tell_a_plan_that_does_not_work(tmp_path):
 
 
 def test_what_is_short_is_symmetric():
-    verdict = check(deployment(), Goals(tpot_s=0.1, tokens_per_s=35_000))
+    verdict = check(h20_plan(), Goals(tpot_s=0.1, tokens_per_s=35_000))
     short = {goal.name: goal.short for goal in verdict.goals}
     assert short["tpot_s"] == pytest.approx(verdict.latency_s / 0.1 - 1)
     assert short["tokens_per_s"] == pytest.approx(35_000 / (verdict.tokens_per_s_per_gpu * 32) - 1)
@@ -111,7 +93,7 @@ def test_a_goal_names_precisions_and_gpus():
 
 
 def test_gpus_beyond_the_cluster_are_counted_and_said():
-    way = sensitivity(deployment(precision="fp8-block"), 35_000).ways[-1]
+    way = sensitivity(h20_plan(precision="fp8-block"), 35_000).ways[-1]
     assert way.gpus > 32
     assert "the cluster has 32 GPUs" in way.change
 

@@ -17,29 +17,12 @@ from autotune.problem import Problem
 from autotune.records import dump_yaml
 from autotune.services.searching import search_services
 from cost_models.catalog import load_hardware, load_model, load_recipe
-
-H20 = {
-    "hardware": "h20-4node-25gbe",
-    "model": "deepseek-v3",
-    "precision": "bf16",
-    "engine": {"name": "vllm"},
-    "workload": {"isl_tokens": 32256, "osl_tokens": 512, "mean_context_tokens": 32768},
-    "pools": {
-        "decode": {
-            "dp": 32, "ep": 32, "batch_per_dp_rank": 7, "all2all_backend": "deepep_low_latency", "memory_fraction": 0.9,
-        }
-    },
-}  # fmt: skip
-"""DeepSeek-V3 on 32 H20 with one 25 GbE port per node: a published sizing document claims that BF16 fits, and 35,000 tokens/s."""
-
-
-def deployment(**changes):
-    return Deployment.model_validate({**H20, **changes})
+from tests.conftest import H20, h20_plan
 
 
 def test_the_h20_document_s_memory_does_not_add_up():
     """58 x 256 x 3 x 7168 x 2048 = 653.9e9 expert parameters: 40.9 GB per GPU in BF16 at EP32, and 34 GB of all ranks."""
-    verdict = check(deployment(), Goals())
+    verdict = check(h20_plan(), Goals())
     lines = {line.name: line.bytes for line in verdict.memory[0].lines}
     assert lines["expert weights"] == pytest.approx(58 * 256 * 3 * 7168 * 2048 * 2 / 32, rel=1e-3)
     assert lines["expert weights"] + lines["other weights"] == pytest.approx(75e9, rel=0.02)
@@ -57,9 +40,9 @@ def test_the_h20_document_s_network_bounds_it_ten_times_below_its_goal():
     node_bytes_per_s = load_hardware("h20-4node-25gbe").scale_out_bytes_per_s * 8
     bound = 4 * node_bytes_per_s / (58 * 7168 * 3 * 3)
     assert bound == pytest.approx(3342, rel=0.01)
-    prediction = predict(deployment(precision="fp8-block"))
+    prediction = predict(h20_plan(precision="fp8-block"))
     assert prediction.tokens_per_s < bound
-    verdict = check(deployment(), Goals(tokens_per_s=35_000, concurrency=200))
+    verdict = check(h20_plan(), Goals(tokens_per_s=35_000, concurrency=200))
     met = {goal.name: goal.met for goal in verdict.goals}
     assert met == {"tokens_per_s": False, "concurrency": True}
     assert verdict.changes[0].missing  # nothing looked at reaches it
@@ -90,12 +73,12 @@ def test_the_mla_cache_is_stored_once():
 
 
 def test_fp8_weights_fit_and_so_would_bf16_on_48(tmp_path):
-    assert not check(deployment(), Goals()).fits
-    assert check(deployment(precision="fp8-block"), Goals()).fits
+    assert not check(h20_plan(), Goals()).fits
+    assert check(h20_plan(precision="fp8-block"), Goals()).fits
     larger = load_hardware("h20-4node-25gbe").model_copy(update={"nodes": 6})
     (tmp_path / "h20.yaml").write_text(dump_yaml(larger.model_dump(mode="json", exclude_none=True)))
     pool = {**H20["pools"]["decode"], "dp": 48, "ep": 48, "redundant_experts": 32, "batch_per_dp_rank": 5}
-    assert predict(deployment(hardware=str(tmp_path / "h20.yaml"), pools={"decode": pool})).fits
+    assert predict(h20_plan(hardware=str(tmp_path / "h20.yaml"), pools={"decode": pool})).fits
 
 
 def test_nvlink_of_900_gb_per_s_counts_both_directions():
@@ -105,15 +88,15 @@ def test_nvlink_of_900_gb_per_s_counts_both_directions():
 def test_expert_parallelism_spans_tensor_and_data_parallel_ranks():
     """ "TP must be 1 with EP" is not so: EP = TP x DP in vLLM."""
     pool = {**H20["pools"]["decode"], "tp": 2, "dp": 16, "batch_per_dp_rank": 14}
-    plan = deployment(precision="fp8-block", pools={"decode": pool})
+    plan = h20_plan(precision="fp8-block", pools={"decode": pool})
     assert not conflicts(plan)
     assert not unlaunchable(plan)
-    wrong = deployment(precision="fp8-block", pools={"decode": {**pool, "ep": 16, "moe_tp": 2}})
+    wrong = h20_plan(precision="fp8-block", pools={"decode": {**pool, "ep": 16, "moe_tp": 2}})
     assert "EP size is tp x dp = 32" in unlaunchable(wrong)[0]
 
 
 def test_nodes_after_the_first_get_their_rank_and_the_first_s_address():
-    text = export(deployment(precision="fp8-block"))[0].text
+    text = export(h20_plan(precision="fp8-block"))[0].text
     for option in ("--data-parallel-size-local 8", "--data-parallel-start-rank", "--data-parallel-address"):
         assert option in text
 

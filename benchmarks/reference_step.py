@@ -343,7 +343,7 @@ def draw(real: Any, guessed: Any, names: list[str], path: Path) -> None:
     axes.fill_between(ends, 0.9 * ends, 1.1 * ends, color="grey", alpha=0.2, label="within 10 %")
     for name, values in zip(names, guessed, strict=True):
         axes.plot(real * 1e3, values * 1e3, "o", label=name)
-    axes.set(xlabel="measured step, ms", ylabel="predicted step, ms", title="PyTorch decode steps on two GPUs")
+    axes.set(xlabel="measured step, ms", ylabel="predicted step, ms", title="PyTorch decode steps, predicted and measured")
     axes.legend()
     figure.savefig(path, dpi=130)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 ROWS_SCRIPT = """
 import time
@@ -40,14 +41,25 @@ SERVICES = (
     ("--target serve --gpus 4608", ("--target", "serve", "--gpus", "4608"), "20 s"),
 )
 
+RECIPES = Path(__file__).parent.parent / "tests" / "fixtures" / "recipes"
+CHECKS = (
+    ("a recipe that works", ("vllm_r1_fp8_8xh200.sh", "--hw", "hgx-h200")),
+    ("a recipe too slow, changes searched", ("vllm_r1_fp8_8xh200.sh", "--hw", "hgx-h200", "--tpot", "20ms")),
+    ("a service too slow, changes searched", ("vllm_r1_fp8_8xh200.sh", "--hw", "hgx-h200", "--rate", "12", "--tpot", "70ms")),
+)
+"""Public recipes, judged; the last two end with exit code 2."""
+
 AUTOTUNE = [sys.executable, "-m", "autotune"]
 
 
-def timed(command: list[str]) -> float:
-    """Wall time of a command in a fresh process [s]."""
+def timed(command: list[str], codes: tuple[int, ...] = (0,)) -> float:
+    """Wall time of a command in a fresh process [s]; codes : exit codes it may end with."""
     start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - start
+    done = subprocess.run(command, check=False, capture_output=True)
+    took_s = time.perf_counter() - start
+    if done.returncode not in codes:
+        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+    return took_s
 
 
 def peak_megabytes() -> float:
@@ -70,6 +82,9 @@ def main() -> None:
             job = [*AUTOTUNE, "search", "--hw", "gb200-nvl72", *options, "--out", out]
             report(f"autotune search --hw gb200-nvl72 {name}", [timed(job) for _ in range(3)], target)
     print(f"{'  peak memory of all so far':58s} {peak_megabytes():6.0f} MB {'':8s} {'600 MB':>8s}")
+    for name, (recipe, *options) in CHECKS:
+        job = [*AUTOTUNE, "check", str(RECIPES / recipe), *options]
+        report(f"autotune check, {name}", [timed(job, codes=(0, 2)) for _ in range(5)], "1.5 s")
     rows_s = [float(subprocess.check_output([sys.executable, "-c", ROWS_SCRIPT])) for _ in range(5)]
     report("costing 100,000 rows (step and memory)", rows_s, "0.5 s")
 

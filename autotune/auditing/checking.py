@@ -97,9 +97,9 @@ def check(deployment: Deployment, goals: Goals, more_conflicts: Sequence[str] = 
     more_conflicts, more_remarks : of the command line that the plan was read from.
     """
     plan = outcome(deployment, goals)
-    refused = plan.conflicts or unlaunchable(deployment)
-    plan = dataclasses.replace(plan, conflicts=(*more_conflicts, *refused))
-    found, looked_at = ((), 0) if plan.works or more_conflicts else smallest_changes(plan, goals)
+    plan = dataclasses.replace(plan, conflicts=plan.conflicts or unlaunchable(deployment))
+    found, looked_at = ((), 0) if plan.works else smallest_changes(plan, goals)
+    plan = dataclasses.replace(plan, conflicts=(*more_conflicts, *plan.conflicts))
     return Verdict(
         works=plan.works,
         conflicts=plan.conflicts,

@@ -135,7 +135,7 @@ def _find(name: str, engine: EngineSpec, listed: OptionList, conflicts: list[str
 def _gone(name: str, engine: EngineSpec, release: str, had: Sequence[str], renamed: Renamed | None) -> str:
     span = f"release {had[0]} has" if len(had) == 1 else f"releases {had[0]} to {had[-1]} have"
     instead = f"; now {renamed.now}{f' {renamed.value}' if renamed.value else ''}" if renamed else ""
-    return f"{engine.title} {release} has no {name} ({span} it{instead}) and would not start"
+    return f"{engine.title} {release} has no {name} ({span} it{instead})"
 
 
 def _values(words: Sequence[str]) -> list[str]:

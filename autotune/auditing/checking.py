@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from autotune.auditing.conflicts import conflicts, unlaunchable
 from autotune.auditing.edits import Edit, pool_edits, service_edits
@@ -19,6 +20,9 @@ from autotune.prediction import Prediction, PrefillPrediction, ServicePrediction
 from autotune.serving.predicting import DEFAULT_PREFILL_TOKENS, predict_service
 from cost_models.catalog import load_model
 from cost_models.errors import AutotuneError
+
+if TYPE_CHECKING:
+    from autotune.auditing.commands import ReadCommand
 
 PAIRS_LOOKED_AT = 24
 SHOWN = 3
@@ -43,7 +47,7 @@ class Outcome:
     goals: tuple[GoalLine, ...]
     conflicts: tuple[str, ...]
     refusal: str = ""
-    """Why a service could not be replayed."""
+    """Why it could not be priced."""
 
     @property
     def fits(self) -> bool:
@@ -81,25 +85,29 @@ class Outcome:
         """Of the service, or of the one pool."""
         if self.deployment.phase == "serve":
             return self.service.tokens_per_s_per_gpu if self.service else None
-        return self.steps[self.deployment.phase].tokens_per_s_per_gpu
+        step = self.steps.get(self.deployment.phase)
+        return step.tokens_per_s_per_gpu if step else None
 
     @property
     def latency_s(self) -> float | None:
         """Mean time per output token, or of one prompt."""
         if self.deployment.phase == "serve":
             return self.service.tpot_s.mean if self.service else None
-        return self.steps[self.deployment.phase].latency_s
+        step = self.steps.get(self.deployment.phase)
+        return step.latency_s if step else None
 
 
-def check(deployment: Deployment, goals: Goals, more_conflicts: Sequence[str] = (), more_remarks: Sequence[str] = ()) -> Verdict:
+def check(deployment: Deployment, goals: Goals, command: ReadCommand | None = None) -> Verdict:
     """Judge a plan of one pool or of a service; raises AutotuneError where it cannot be priced at all.
 
-    more_conflicts, more_remarks : of the command line that the plan was read from.
+    command : that the plan was read from.
     """
+    aggregated = command is not None and command.aggregated
     plan = outcome(deployment, goals)
-    plan = dataclasses.replace(plan, conflicts=plan.conflicts or unlaunchable(deployment))
-    found, looked_at = ((), 0) if plan.works else smallest_changes(plan, goals)
-    plan = dataclasses.replace(plan, conflicts=(*more_conflicts, *plan.conflicts))
+    plan = dataclasses.replace(plan, conflicts=plan.conflicts or unlaunchable(deployment, aggregated=aggregated))
+    found, looked_at = ((), 0) if plan.works else smallest_changes(plan, goals, aggregated=aggregated)
+    if command is not None:
+        plan = dataclasses.replace(plan, conflicts=(*command.conflicts, *plan.conflicts))
     return Verdict(
         works=plan.works,
         conflicts=plan.conflicts,
@@ -111,7 +119,7 @@ def check(deployment: Deployment, goals: Goals, more_conflicts: Sequence[str] = 
         ttft_p99_s=plan.service.ttft_s.p99 if plan.service else None,
         gpus=plan.gpus,
         bottleneck=_bottleneck(plan),
-        remarks=(*more_remarks, *remarks(plan)),
+        remarks=(*(command.remarks if command else ()), *remarks(plan)),
         changes=found,
         looked_at=looked_at,
     )
@@ -139,7 +147,12 @@ def outcome(deployment: Deployment, goals: Goals, *, tried: bool = False) -> Out
     """Price a deployment and hold it against the goals; tried : only whether it works, without odds or a service's steps."""
     held = conflicts(deployment)
     if deployment.phase != "serve":
-        step = predict(deployment)
+        try:
+            step = predict(deployment)
+        except ProblemError as error:
+            if not held:
+                raise
+            return Outcome(deployment, {}, None, (), held, refusal=str(error))
         lines = pool_goals(goals, step, deployment.pool.dp * deployment.pool.instances, odds=not tried)
         return Outcome(deployment, {deployment.phase: step}, None, lines, held)
     try:
@@ -164,7 +177,7 @@ def _step(deployment: Deployment, phase: Phase, slots: int) -> PoolPrediction:
     return predict(deployment.model_copy(update={"phase": single, "pools": pools, "load": None}))
 
 
-def smallest_changes(plan: Outcome, goals: Goals) -> tuple[tuple[Change, ...], int]:
+def smallest_changes(plan: Outcome, goals: Goals, *, aggregated: bool = False) -> tuple[tuple[Change, ...], int]:
     """Single edits that make a plan work, or else pairs of those that bring it nearest; and how many were priced.
 
     A service is replayed for every edit, so pairs are tried for single pools only.
@@ -181,7 +194,8 @@ def smallest_changes(plan: Outcome, goals: Goals) -> tuple[tuple[Change, ...], i
         key=lambda found: (found[1].gpus, -(found[1].tokens_per_s_per_gpu or 0.0)),
     )
     nearer = sorted((attempt for attempt in tried if attempt[1].short < plan.short), key=_short)
-    found = list(itertools.islice(_launchable(working), SHOWN)) or list(itertools.islice(_launchable(nearer), 1))
+    found = list(itertools.islice(_launchable(working, aggregated), SHOWN))
+    found = found or list(itertools.islice(_launchable(nearer, aggregated), 1))
     return tuple(_change(*attempt) for attempt in found), len(tried)
 
 
@@ -210,8 +224,8 @@ def _attempts(plan: Outcome, wanted: Sequence[tuple[Edit, ...]], goals: Goals) -
     return [(made, result) for made in wanted if (result := _tried(plan.deployment, made, goals))]
 
 
-def _launchable(attempts: Sequence[Attempt]) -> Iterator[Attempt]:
-    return (attempt for attempt in attempts if not unlaunchable(attempt[1].deployment))
+def _launchable(attempts: Sequence[Attempt], aggregated: bool) -> Iterator[Attempt]:
+    return (attempt for attempt in attempts if not unlaunchable(attempt[1].deployment, aggregated=aggregated))
 
 
 def _short(attempt: Attempt) -> float:
@@ -252,7 +266,7 @@ def _room(plan: Outcome) -> int:
 
 def remarks(plan: Outcome) -> Iterator[str]:
     """Settings that waste something or contradict each other."""
-    if plan.refusal:
+    if plan.refusal and plan.steps:
         yield plan.refusal
     if plan.service is not None:
         yield from plan.service.notes

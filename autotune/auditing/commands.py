@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from autotune.auditing.conflicts import indivisible
 from autotune.auditing.fitting import as_it_runs, covering_all
-from autotune.auditing.options import Command, engine_for, split_options
+from autotune.auditing.options import NUMBER, Command, engine_for, split_options
 from autotune.auditing.shell import find_command
 from autotune.deployment import Deployment, Load
 from autotune.errors import ProblemError
@@ -33,11 +34,13 @@ READ = {
     "sglang": (
         "--tp-size", "--dp-size", "--attn-dp-size", "--ep-size", "--pp-size", "--enable-dp-attention", "--disable-cuda-graph",
         "--disaggregation-mode", "--model-path", "--moe-dense-tp-size", "--speculative-num-steps", "--speculative-algorithm",
-        "--quantization", "--trust-remote-code",
+        "--quantization", "--trust-remote-code", "--chunked-prefill-size",
     ),
 }  # fmt: skip
 ROLES = {**{kv_role: phase for phase, kv_role in KV_ROLES.items()}, "prefill": "prefill", "decode": "decode"}
 EPLB_KNOBS = {field: knob for knob, field in EPLB_FIELDS.items()}
+SGLANG_CHUNKS = ((20e9, 2048), (60e9, 4096), (160e9, 8192), (math.inf, 16384))
+"""Chunked-prefill sizes that SGLang takes below so many bytes of memory (srt/server_args.py)."""
 SGLANG_DRAFT_STEPS = 3
 """Of --speculative-algorithm for DeepSeek models when nothing else is said (SGLang's documentation, DeepSeek usage)."""
 PRECISIONS = {
@@ -59,6 +62,8 @@ class ReadCommand:
     conflicts: tuple[str, ...] = ()
     """Why the command would not start."""
     remarks: tuple[str, ...] = ()
+    aggregated: bool = False
+    """The engine has no role: it prefills too, though only its decode steps may be judged."""
 
 
 def read_command(
@@ -100,22 +105,24 @@ def read_command(
         "engine": {"name": engine.name, "version": known},
         "phase": phase,
         "workload": {"isl_tokens": isl_tokens, "osl_tokens": osl_tokens, "mtp_acceptance": mtp_acceptance},
-        "pools": {phase: (pool := _pool(command, flags, phase, spec, size))},
+        "pools": {phase: (pool := _pool(command, flags, phase, spec, size, machine.gpu.hbm_visible_bytes.value))},
         "load": load if phase == "serve" else None,
     }
     if pool["draft_tokens"] and not mtp_acceptance:
         document["workload"]["mtp_acceptance"] = (ASSUMED_ACCEPTANCE,)
         remarks.append(f"draft acceptance assumed to be {ASSUMED_ACCEPTANCE:.0%} per draft (--mtp-acceptance)")
     deployment = Deployment.model_validate(document)
+    used = {*READ[invocation.engine], *(s.name for knob in engine.knobs for s in knob.spellings)}
+    ignored = tuple(name for name in command.options if name not in used)
+    if any(indivisible(deployment.pool, spec)):  # nothing to price: the verdict says so
+        return ReadCommand(deployment, ignored, command.conflicts, tuple(remarks), aggregated=_role(command) is None)
     fraction = flags.get("gpu_memory_fraction")
     if fraction and engine.memory_fraction_covers == "weights_and_kv" and phase != "serve":
         deployment = covering_all(deployment, float(fraction))
     if phase == "decode" and size is None:
         deployment, limited = as_it_runs(deployment)
         remarks += [limited] if limited else []
-    used = {*READ[invocation.engine], *(s.name for knob in engine.knobs for s in knob.spellings)}
-    ignored = tuple(name for name in command.options if name not in used)
-    return ReadCommand(deployment, ignored, command.conflicts, tuple(remarks))
+    return ReadCommand(deployment, ignored, command.conflicts, tuple(remarks), aggregated=_role(command) is None)
 
 
 def is_of(name: str, model: ModelSpec) -> bool:
@@ -210,7 +217,9 @@ def _drafts(command: Command) -> int:
     return command.count("--speculative-num-steps") if command.given("--speculative-num-steps") else SGLANG_DRAFT_STEPS
 
 
-def _pool(command: Command, flags: dict[str, Value], phase: str, model: ModelSpec, size: int | None) -> dict[str, Any]:
+def _pool(
+    command: Command, flags: dict[str, Value], phase: str, model: ModelSpec, size: int | None, memory_bytes: float
+) -> dict[str, Any]:
     layout = _layout(command, flags)
     graphs_off = command.given("--enforce-eager") or command.given("--disable-cuda-graph")
     drafts = _drafts(command) if model.mtp_layers and phase != "prefill" else 0
@@ -225,11 +234,17 @@ def _pool(command: Command, flags: dict[str, Value], phase: str, model: ModelSpe
         "expert_balance": {"kind": "eplb" if flags.get("enable_eplb") else "none"},
         "flags": flags,
     }
+    if (
+        phase != "prefill"
+        and flags.get("all2all_backend") == "deepep"
+        and (knob := command.engine.knob("dispatch_buffer_tokens"))
+    ):
+        flags.setdefault("dispatch_buffer_tokens", knob.default(command.version) or 0)
     if "gpu_memory_fraction" in flags and command.engine.memory_fraction_covers == "everything":
         pool["memory_fraction"] = flags["gpu_memory_fraction"]
     if layout["dp"] > 1:
         pool["all2all_backend"] = _backend(command, flags, phase, layout["ep"])
-    return pool | _sizes(command, flags, phase, layout["dp"], size)
+    return pool | _sizes(command, flags, phase, layout["dp"], size, memory_bytes)
 
 
 def _backend(command: Command, flags: Mapping[str, Value], phase: str, ep: int) -> str:
@@ -247,8 +262,12 @@ def _backend(command: Command, flags: Mapping[str, Value], phase: str, ep: int) 
     return choice.model_in(phase)
 
 
-def _sizes(command: Command, flags: Mapping[str, Value], phase: str, dp: int, size: int | None) -> dict[str, int]:
+def _sizes(
+    command: Command, flags: Mapping[str, Value], phase: str, dp: int, size: int | None, memory_bytes: float
+) -> dict[str, int]:
     """Sequences and tokens per attention-DP rank: given, as the command says, or the engine's default."""
+    if command.engine.command_line == "sglang":
+        return _sglang_sizes(command, flags, phase, dp, size, memory_bytes)
     wanted = {
         "decode": {"batch_per_dp_rank": "max_num_seqs"},
         "prefill": {"max_batched_tokens": "max_num_batched_tokens"},
@@ -259,11 +278,25 @@ def _sizes(command: Command, flags: Mapping[str, Value], phase: str, dp: int, si
         knob = command.engine.knob(name)
         default = knob.default(command.version) if knob else None
         asked = size if column == next(iter(wanted)) else None
-        value = asked or flags.get(name, default)
-        if value is None and phase != "serve":
-            raise ProblemError(f"the command does not say how many {name}; give --size")
-        if value is None:
-            continue  # the service fills its memory, and takes its usual token budget
-        shared = command.engine.command_line == "sglang" and asked is None and name in flags  # SGLang counts all ranks
-        found[column] = max(int(value) // (dp if shared else 1), 1)
+        found[column] = int(asked or flags.get(name, default) or 1)
+    return found
+
+
+def _sglang_sizes(
+    command: Command, flags: Mapping[str, Value], phase: str, dp: int, size: int | None, memory_bytes: float
+) -> dict[str, int]:
+    """SGLang counts sequences and tokens over all attention-DP ranks."""
+    found = {}
+    if phase != "prefill":
+        knob = command.engine.knob("max_num_seqs")
+        assert knob is not None
+        given = flags.get("max_num_seqs")
+        found["batch_per_dp_rank"] = max(size or (int(given) // dp if given else int(knob.default(command.version) or 1)), 1)
+    if phase != "decode":
+        said = command.text("--chunked-prefill-size")
+        if said is not None and not NUMBER.match(said):
+            raise ProblemError(f"--chunked-prefill-size needs a number, '{said}' was given")
+        usual = next(tokens for below, tokens in SGLANG_CHUNKS if memory_bytes < below)
+        total = int(float(said)) if said and float(said) > 0 else usual
+        found["max_batched_tokens"] = (size if phase == "prefill" else None) or max(total // dp, 1)
     return found

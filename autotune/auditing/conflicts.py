@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autotune.deployment import Deployment, Pool
+from autotune.deployment import Deployment, Load, Pool
 from autotune.errors import ExportError
 from cost_models.catalog import load_hardware, load_model
 from cost_models.specs.hardware import HardwareSpec
@@ -24,17 +24,27 @@ def conflicts(deployment: Deployment) -> tuple[str, ...]:
     found: list[str] = []
     for phase, pool in deployment.pools.items():
         hardware = load_hardware(pool.hardware or deployment.hardware)
-        lines = [*_layout(pool, model), *_backend(pool, phase, engine, version, hardware, model), *_knobs(pool, engine, version)]
+        lines = [
+            *indivisible(pool, model),
+            *_backend(pool, phase, engine, version, hardware, model),
+            *_knobs(pool, engine, version),
+        ]
         found += [line if len(deployment.pools) == 1 else f"{phase}: {line}" for line in lines]
     return tuple(found)
 
 
-def unlaunchable(deployment: Deployment) -> tuple[str, ...]:
-    """Why no launch script can be written for a deployment; empty where one can, or where its engine has no exporter."""
+def unlaunchable(deployment: Deployment, *, aggregated: bool = False) -> tuple[str, ...]:
+    """Why no launch script can be written for a deployment; empty where one can, or where its engine has no exporter.
+
+    aggregated : a decode pool is an engine that prefills too, not one side of a pair.
+    """
     from autotune.exporters import export, has_exporter
 
     if not has_exporter(deployment.engine.name):
         return ()
+    if aggregated and deployment.phase == "decode":
+        pools = {"serve": deployment.pool}
+        deployment = deployment.model_copy(update={"phase": "serve", "pools": pools, "load": Load(concurrency=1)})
     try:
         export(deployment)
     except ExportError as error:
@@ -42,7 +52,8 @@ def unlaunchable(deployment: Deployment) -> tuple[str, ...]:
     return ()
 
 
-def _layout(pool: Pool, model: ModelSpec) -> Iterator[str]:
+def indivisible(pool: Pool, model: ModelSpec) -> Iterator[str]:
+    """What the pool's ranks do not divide; such a layout cannot be priced either."""
     heads = model.attention.heads
     if heads % pool.tp:
         yield f"tp {pool.tp} does not divide {heads} attention heads"
@@ -105,5 +116,8 @@ def _knobs(pool: Pool, engine: EngineSpec, version: str) -> Iterator[str]:
             yield f"{engine.title} has no knob {name} (autotune engine show {engine.name})"
         elif knob.spelling(version) is None and knob.spellings and value != knob.default(version):
             yield f"{engine.title} {version} does not have {name} any more, or not yet"
+        elif name == "dispatch_buffer_tokens" and (tokens := pool.batch_per_dp_rank * (1 + pool.draft_tokens)) > float(value):
+            spelled = next(iter(knob.spellings)).name
+            yield f"DeepEP's buffers hold {value:,} tokens of a rank ({spelled}), a decode step has {tokens:,}"
         elif knob.choices and value not in [choice.value for choice in knob.choices_in(version)]:
             yield f"{name} {value} is none of {', '.join(choice.value for choice in knob.choices_in(version))}"

@@ -18,6 +18,7 @@ from search_spaces.schema import EngineSpec, Renamed
 NUMBER = re.compile(r"^-?\d+(\.\d+)?$")
 UNSET = re.compile(r"(:\s*)\$(?:\{\w+\}|\w+)")
 """A value in a document that a variable from outside gives."""
+DOCUMENTS = ("--speculative-config", "--eplb-config", "--kv-transfer-config", "--additional-config", "--compilation-config")
 VARIABLES = {"vllm": ("VLLM_",), "sglang": ("SGLANG_", "SGL_")}
 """How an engine's own variables begin."""
 
@@ -101,6 +102,9 @@ def split_options(invocation: Invocation, engine: EngineSpec, version: str | Non
         elif taken in options:
             raise ProblemError(f"{name} is given twice; the engine would take the last, which may not be what was meant")
         options[taken] = preset
+    for name in DOCUMENTS:
+        if str(options.get(name) or "").startswith("{"):
+            _document(name, options[name])  # says what is wrong with it
     model = (
         (positional[0] if positional and engine.command_line == "vllm" else None)
         or options.get("--model-path")

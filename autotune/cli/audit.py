@@ -74,7 +74,7 @@ def check(
     goals = _goals(limits, tokens_per_s=throughput, concurrency=concurrency, context_tokens=context)
     plan = _read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance), _load(rate, clients))
     _check_asked(goals, plan.deployment)
-    verdict = judge(plan.deployment, goals, plan.conflicts, plan.remarks)
+    verdict = judge(plan.deployment, goals, plan)
     if json:
         typer.echo(verdict.model_dump_json(indent=2))
     else:

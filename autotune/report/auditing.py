@@ -31,14 +31,16 @@ def verdict_report(verdict: Verdict) -> RenderableType:
     """Works or not, conflicts, memory, goals, what bounds it, remarks, smallest changes."""
     parts: list[RenderableType] = [
         Text("works" if verdict.works else "does not work", style="bold green" if verdict.works else "bold red"),
-        *(Text(f"would not start: {conflict}") for conflict in verdict.conflicts),
+        *(Text(f"would not run: {conflict}") for conflict in verdict.conflicts),
         *(Text(_memory_line(pool, len(verdict.memory) > 1)) for pool in verdict.memory),
     ]
     if verdict.tokens_per_s_per_gpu is not None and verdict.latency_s is not None:
         first = "" if verdict.ttft_p99_s is None else f", TTFT P99 {verdict.ttft_p99_s:,.2f} s, TPOT"
         speed = f"{first or ','} {verdict.latency_s * 1e3:,.1f} ms"
         parts.append(Text(f"{verdict.tokens_per_s_per_gpu:,.0f} tokens/s/GPU on {verdict.gpus} GPUs{speed}"))
-    parts += [Text(f"bottleneck: {verdict.bottleneck}"), "", *(_memory_table(pool) for pool in verdict.memory)]
+    if verdict.bottleneck:
+        parts.append(Text(f"bottleneck: {verdict.bottleneck}"))
+    parts += ["", *(_memory_table(pool) for pool in verdict.memory)]
     if verdict.goals:
         parts += ["", _goals_table(verdict.goals)]
     if verdict.remarks:

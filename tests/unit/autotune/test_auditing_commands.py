@@ -118,7 +118,7 @@ def test_the_options_of_an_older_release_are_a_reason_not_to_start():
         "SGLang 0.5.23 has no --cuda-graph-bs", "SGLang 0.5.23 has no --prefill-round-robin-balance",
     ]  # fmt: skip
     assert "now --cuda-graph-bs-decode" in found.conflicts[0]
-    verdict = check(found.deployment, Goals(), found.conflicts)
+    verdict = check(found.deployment, Goals(), found)
     assert not verdict.works
     pool = found.deployment.pool
     assert (pool.batch_per_dp_rank, pool.overlap) == (1024, "single_batch")  # 49,152 sequences over 48 ranks
@@ -130,6 +130,43 @@ def test_an_alias_that_stands_for_two_options_means_both():
     pool = read((RECIPES / "sglang_v3_2x8_mtp.sh").read_text()).deployment.pool
     assert (pool.all2all_backend, pool.ep) == ("deepep_low_latency", 16)  # --enable-deepep-moe; DeepEP spreads over all ranks
     assert pool.draft_tokens == 2
+
+
+def test_what_does_not_divide_is_a_verdict_with_a_way_out():
+    """256 experts over 24 ranks leave 16; eight redundant ones make 11 each."""
+    found = read("vllm serve deepseek-ai/DeepSeek-R1-0528 -tp 8 -dp 3 -ep --all2all-backend deepep_low_latency --enable-eplb")
+    verdict = check(found.deployment, Goals(), found)
+    assert "do not divide over 24 ranks; 8 redundant experts would" in verdict.conflicts[0]
+    assert verdict.tokens_per_s_per_gpu is None
+    assert "redundant_experts 0 -> 8" in verdict.changes[0].changes
+
+
+def test_deepep_s_buffers_must_hold_the_batch():
+    """SGLang's buffers hold 128 tokens of a rank unless a variable says otherwise."""
+    text = "python3 -m sglang.launch_server --model-path deepseek-ai/DeepSeek-V3-0324 --tp 16 --dp 16 --enable-dp-attention \\\n"
+    text += "  --moe-a2a-backend deepep --max-running-requests 4096"
+    small = read(text)
+    verdict = check(small.deployment, Goals(), small)
+    assert "DeepEP's buffers hold 128 tokens of a rank" in verdict.conflicts[0]
+    large = read("export SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK=256\n" + text)
+    assert not check(large.deployment, Goals(), large).conflicts
+
+
+def test_an_engine_without_a_role_may_have_pipeline_stages():
+    """NixlConnector, which hands caches over, takes none; an engine that does both needs no connector."""
+    found = read("vllm serve deepseek-ai/DeepSeek-R1-0528 -tp 8 -pp 2")
+    assert found.aggregated
+    assert not check(found.deployment, Goals(), found).conflicts
+    assert "NixlConnector" in check(found.deployment, Goals()).conflicts[0]
+
+
+def test_sglang_s_prefill_budget_is_shared_by_its_ranks():
+    text = "python3 -m sglang.launch_server --model-path deepseek-ai/DeepSeek-V3-0324 --tp 16 --disaggregation-mode prefill "
+    assert read(text + "--chunked-prefill-size 32768").deployment.pool.max_batched_tokens == 32768
+    shared = read(text + "--dp 16 --enable-dp-attention --moe-a2a-backend deepep --chunked-prefill-size 524288")
+    assert shared.deployment.pool.max_batched_tokens == 32768
+    assert shared.deployment.phase == "prefill"
+    assert read(text).deployment.pool.max_batched_tokens == 8192  # what SGLang takes on 141 GB
 
 
 def test_the_beginning_of_an_option_is_enough_where_it_is_unique():
@@ -208,6 +245,7 @@ def test_replicas_without_dp_attention_are_instances():
         ("vllm serve deepseek-ai/DeepSeek-R1-0528 --tensor-paralel-size 8", "did you mean --tensor-parallel-size"),
         ("vllm serve deepseek-ai/DeepSeek-R1-0528 --no-such-thing-at-all 8", "no release of vLLM"),
         ("vllm serve deepseek-ai/DeepSeek-R1-0528 -tp", "-tp needs a value"),
+        ("vllm serve meta-llama/Llama-3.1-70B-Instruct --speculative-config {bad", "--speculative-config: not JSON"),
         ("vllm serve deepseek-ai/DeepSeek-R1-0528 --gpu-memory-utilization 9", "must lie between 0.1 and 0.99"),
         ("vllm serve deepseek-ai/DeepSeek-R1-0528 --gpu-memory-utilization nan", "must lie between"),
         ("vllm serve -tp 8", "names no model"),

@@ -234,12 +234,8 @@ def _pool(
         "expert_balance": {"kind": "eplb" if flags.get("enable_eplb") else "none"},
         "flags": flags,
     }
-    if (
-        phase != "prefill"
-        and flags.get("all2all_backend") == "deepep"
-        and (knob := command.engine.knob("dispatch_buffer_tokens"))
-    ):
-        flags.setdefault("dispatch_buffer_tokens", knob.default(command.version) or 0)
+    if phase == "decode" and flags.get("all2all_backend") == "deepep" and (knob := command.engine.knob("dispatch_buffer_tokens")):
+        pool["max_batched_tokens"] = flags.setdefault("dispatch_buffer_tokens", knob.default(command.version) or 0)
     if "gpu_memory_fraction" in flags and command.engine.memory_fraction_covers == "everything":
         pool["memory_fraction"] = flags["gpu_memory_fraction"]
     if layout["dp"] > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from autotune.deployment import Deployment, Pool
 from autotune.predicting import predict, predict_decode, resolve
 from autotune.prediction import Prediction
@@ -33,17 +35,32 @@ def as_it_runs(deployment: Deployment) -> tuple[Deployment, str]:
     """
     pool, workload = deployment.pool, deployment.workload
     limit, length = pool.batch_per_dp_rank, workload.peak_context_tokens
-    fits = room(predict_decode(resolve(deployment)), workload)
-    if fits >= limit:
+    sized = _changed(deployment, max_batched_tokens=pool.max_batched_tokens or limit * (1 + pool.draft_tokens))
+
+    def holds(batch: int) -> bool:
+        return room(predict_decode(resolve(_changed(sized, batch_per_dp_rank=batch))), workload) >= batch
+
+    fits = largest(limit, holds) or 0
+    if fits == limit:
         return deployment, ""
-    budget = pool.max_batched_tokens or limit * (1 + pool.draft_tokens)
     remark = (
         f"{limit:,} sequences per rank are a limit, not a demand: {fits:,} of {length:,.0f} tokens fit in memory, and so many "
         "are judged (--size N: judge N)"
         if fits
         else f"not one sequence of {length:,.0f} tokens fits"
     )
-    return _changed(deployment, batch_per_dp_rank=max(fits, 1), max_batched_tokens=budget), remark
+    return _changed(sized, batch_per_dp_rank=max(fits, 1)), remark
+
+
+def largest(most: int, holds: Callable[[int], bool]) -> int | None:
+    """The largest whole number up to `most` for which something holds that small numbers make easier; none for none."""
+    if holds(most):
+        return most
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low or None
 
 
 def _changed(deployment: Deployment, **changes: object) -> Deployment:

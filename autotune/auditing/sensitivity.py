@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from autotune.auditing.edits import Edit, pool_edits
+from autotune.auditing.fitting import largest
 from autotune.deployment import Deployment
 from autotune.errors import ProblemError
 from autotune.predicting import Resolved, predict_decode, predict_prefill, resolve
@@ -121,13 +122,13 @@ def _ways(deployment: Deployment, goal_tokens_per_s: float | None, reached: Reac
             yield _way(edit.label, prediction, reached)
     size = "batch_per_dp_rank" if deployment.phase == "decode" else "max_batched_tokens"
     now = getattr(deployment.pool, size)
-    largest = _largest(now, lambda value: fast(priced(resolve(_pool(deployment, **{size: value})))))
-    if largest is None:
+    most = largest(now, lambda value: fast(priced(resolve(_pool(deployment, **{size: value})))))
+    if most is None:
         return
-    one = priced(resolve(_pool(deployment, instances=1, **{size: largest})))
+    one = priced(resolve(_pool(deployment, instances=1, **{size: most})))
     sequences = now * deployment.pool.instances  # where only latency is asked, as many are served as planned
-    instances = math.ceil(goal_tokens_per_s / one.tokens_per_s if goal_tokens_per_s else sequences / largest)
-    smaller = f", {size} {now:,} -> {largest:,}" if largest != now else ""
+    instances = math.ceil(goal_tokens_per_s / one.tokens_per_s if goal_tokens_per_s else sequences / most)
+    smaller = f", {size} {now:,} -> {most:,}" if most != now else ""
     gpus, there = one.gpus * instances, load_hardware(deployment.hardware).max_gpus
     beyond = f" (the cluster has {there:,} GPUs)" if there and gpus > there else ""
     change = f"instances {deployment.pool.instances} -> {instances:,}{smaller}{beyond}"
@@ -157,17 +158,6 @@ def _edited(deployment: Deployment, edit: Edit) -> AnyPrediction | None:
 def _pool(deployment: Deployment, **changes: object) -> Deployment:
     pool = deployment.pool.model_copy(update=changes)
     return deployment.model_copy(update={"pools": {**deployment.pools, deployment.phase: pool}})
-
-
-def _largest(most: int, holds: Callable[[int], bool]) -> int | None:
-    """The largest whole number up to `most` for which something holds that small numbers make easier; none for none."""
-    if holds(most):
-        return most
-    low, high = 0, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low or None
 
 
 def parameters(resolved: Resolved) -> dict[str, Scale]:

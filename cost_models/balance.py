@@ -124,6 +124,20 @@ def expected_active_experts(tokens: ArrayLike, share: ArrayLike, experts: int, t
     return as_floats(share * (1 - idle))
 
 
+def busiest_active_experts(active: ArrayLike, local_experts: ArrayLike, ranks: ArrayLike) -> Floats:
+    r"""Active experts of the rank that has most of them, of `ranks` ranks.
+
+    .. math:: \min\left(E, A + z(G) \sqrt{A (1 - A / E)}\right)
+
+    active : A, mean over ranks; local_experts : E of each. Whether an expert gets a token at all is a Bernoulli trial, however
+    unequal experts are; z is Blom's expected maximum of G normals. All ranks wait for the one that reads most weights.
+    Within 4 % of simulation from one token per rank on (tests).
+    """
+    mean, slots, groups = (as_floats(x) for x in np.broadcast_arrays(active, local_experts, ranks))
+    spread = np.sqrt(np.maximum(mean * (1 - mean / np.maximum(slots, 1e-12)), 0.0))
+    return as_floats(np.where(groups > 1, np.minimum(mean + blom_quantile(groups) * spread, slots), mean))
+
+
 def _pick_pace(weights: Floats, mean_probability: float) -> float:
     """c with mean(1 - exp(-c w)) = mean_probability, by Newton's method from below (concave, monotone)."""
     pace = mean_probability

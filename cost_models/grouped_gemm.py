@@ -28,6 +28,8 @@ class GroupedGemmCoefficients:
     """Passes over the (token, expert) pairs' intermediate tensors [-]."""
     per_expert_s: float = 0.0
     """Scheduling cost of one local expert [s]."""
+    per_active_expert_s: float = 0.0
+    """Cost of one local expert that got a token, beside its weights and FLOPs [s]."""
     tile_tokens: float = 128.0
     """Rows that an expert's tokens are padded to: the kernel's GEMM tile, or a blend of those it picks from."""
 
@@ -50,7 +52,7 @@ def grouped_gemm_time_s(
     r"""Time of one layer's routed experts on one rank.
 
     .. math::
-        t = t_0 + \mathrm{smoothmax}(F/(e_c P), A \cdot 3HI w/(e_m W)) + c_m B_{tokens} + c_p B_{pairs} + c_E E
+        t = t_0 + \mathrm{smoothmax}(F/(e_c P), A \cdot 3HI w/(e_m W)) + c_m B_{tokens} + c_p B_{pairs} + c_E E + c_A A
 
     pairs : (token, expert) pairs that land on the rank; local_experts : physical experts it holds;
     active_experts : those of them that got a token (balance.expected_active_experts);
@@ -73,7 +75,8 @@ def grouped_gemm_time_s(
     token_bytes = tokens * hidden * (4 + activation_bytes)
     pair_bytes = pairs * (hidden * (2 * activation_bytes + 4) + width * (4 + 2 * activation_bytes))
     passes_s = (c.token_passes * token_bytes + c.pair_passes * pair_bytes) / hbm_bytes_per_s
-    total = c.start_s + smoothmax(compute_s, memory_s, c.sharpness) + passes_s + c.per_expert_s * experts
+    experts_s = c.per_expert_s * experts + c.per_active_expert_s * active
+    total = c.start_s + smoothmax(compute_s, memory_s, c.sharpness) + passes_s + experts_s
     return np.where(pairs > 0, total, 0.0)
 
 
@@ -102,9 +105,12 @@ FIT_COEFFICIENTS = {
     "sharpness": Coefficient(2.3, 1.0, 8.0, prior=0.5),
     "token_passes": Coefficient(2.0, 0.01, 15.0),
     "pair_passes": Coefficient(1.5, 0.01, 12.0),
-    "per_expert_s": Coefficient(1e-7, 1e-9, 3e-6, prior=1.5),
+    "per_expert_s": Coefficient(2e-8, 1e-9, 3e-6, prior=1.5),
+    "per_active_expert_s": Coefficient(2e-7, 1e-9, 3e-6, prior=1.5),
     "tile_tokens": Coefficient(16.0, 8.0, 128.0, prior=1.0),
 }
+IDLE_SHARE = 0.5
+"""Spread of active / local experts from which idle ones tell the two costs of an expert apart."""
 TILE_STARTS = (16.0, 64.0)
 """Padding is not smooth: a GPU short of FLOPs (H20) is bound by 64-row tiles, which a start at 16 does not find."""
 
@@ -145,6 +151,8 @@ def fit_grouped_gemm(
     )
     columns = (pairs, local_experts, active_experts, input_tokens, moe_tp, hidden, intermediate)
     wanted = {n: c for n, c in FIT_COEFFICIENTS.items() if not (kernel_alone and n.endswith("_passes"))}
+    if np.ptp(as_floats(active_experts) / as_floats(local_experts)) < IDLE_SHARE:
+        del wanted["per_active_expert_s"]  # nearly all are active: what one costs cannot be told from what a local one does
     shape = (0, 1, 5) if kernel_alone else (3, 1, 4)
     starts = [{**wanted, "tile_tokens": dataclasses.replace(wanted["tile_tokens"], start=tile)} for tile in TILE_STARTS]
     fits = [fit_model(model, GroupedGemmCoefficients, columns, latency_s, start, shape, held_out) for start in starts]

@@ -8,7 +8,13 @@ from typing import Any, Literal
 import numpy as np
 
 from cost_models.arrays import Floats, as_floats, evaluate_distinct
-from cost_models.balance import combined_max_over_mean, expected_active_experts, skew_prior, uniform_max_over_mean
+from cost_models.balance import (
+    busiest_active_experts,
+    combined_max_over_mean,
+    expected_active_experts,
+    skew_prior,
+    uniform_max_over_mean,
+)
 from cost_models.chunking import activation_chunks, moe_chunks
 from cost_models.dispatch import (
     BACKENDS,
@@ -158,16 +164,17 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
         )
 
         def distinct(
-            p: Floats, e: Floats, t: Floats, s: Floats, all_tokens: Floats,
+            p: Floats, e: Floats, t: Floats, s: Floats, all_tokens: Floats, ranks: Floats,
             choice: tuple[GroupedGemmCoefficients, ...] = kernels, spread: float = sigma,
         ) -> tuple[Floats, Floats]:  # fmt: skip
-            active = np.minimum(expected_active_experts(all_tokens, e, moe.experts, moe.top_k, spread), p)
+            mean = expected_active_experts(all_tokens, e, moe.experts, moe.top_k, spread)
+            active = np.minimum(busiest_active_experts(mean, e, ranks), p)
             cell = {"activation_bytes": info.activation_bytes, **shape}
             times = [grouped_gemm_time_s(p, e, active, t, s, coefficients=c, **cell) for c in choice]
             return np.min(times, axis=0), grouped_gemm_bound_s(p, active, s, **shape)
 
         slots = (moe.experts + rows.redundant_experts) / rows.ep
-        inputs = [(pairs / loops)[mask], slots[mask], (entering / loops)[mask], rows.moe_tp[mask], (total / loops)[mask]]
+        inputs = [column[mask] for column in (pairs / loops, slots, entering / loops, rows.moe_tp, total / loops, rows.ep)]
         for part, value in zip(parts, evaluate_distinct(distinct, *inputs), strict=True):
             part[mask] = value
     return Timing(parts[0] * loops, parts[1] * np.where(loops > 1, 1, loops))

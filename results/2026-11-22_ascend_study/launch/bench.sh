@@ -14,8 +14,8 @@ exec vllm bench serve \
   --dataset-name random \
   --random-input-len 2048 \
   --random-output-len 2048 \
-  --num-prompts 1850 \
-  --request-rate 6.16721 \
+  --num-prompts 1805 \
+  --request-rate 6.01605 \
   --ignore-eos \
   --percentile-metrics ttft,tpot,itl,e2el \
   --metric-percentiles 50,95,99 \

@@ -28,7 +28,7 @@ export HCCL_IF_IP="$NODE_ADDRESS"
 export HCCL_SOCKET_IFNAME="$NIC"
 export GLOO_SOCKET_IFNAME="$NIC"
 export TP_SOCKET_IFNAME="$NIC"
-export HCCL_BUFFSIZE=299
+export HCCL_BUFFSIZE=292
 export OMP_PROC_BIND=false
 export OMP_NUM_THREADS=10
 export PYTORCH_NPU_ALLOC_CONF=expandable_segments:True
@@ -51,8 +51,8 @@ for (( rank = 0; rank < 4; rank++ )); do
     --data-parallel-rpc-port 13345 \
     --enable-expert-parallel \
     --max-model-len 4096 \
-    --max-num-seqs 79 \
-    --max-num-batched-tokens 79 \
+    --max-num-seqs 77 \
+    --max-num-batched-tokens 77 \
     --gpu-memory-utilization 0.86 \
     --quantization ascend \
     --compilation-config '{"cudagraph_mode":"FULL_DECODE_ONLY"}' \

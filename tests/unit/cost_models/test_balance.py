@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cost_models.balance import (
+    busiest_active_experts,
     combined_max_over_mean,
     expected_active_experts,
     expected_tiles,
@@ -89,3 +90,24 @@ def test_expected_tiles_of_one_expert_do_not_depend_on_the_others():
 
 def test_normal_quantile_by_table():
     assert normal_quantile([0.5, 0.975]).tolist() == pytest.approx([0.0, 1.959964], abs=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.57])
+@pytest.mark.parametrize(("ranks", "tokens"), [(8, 16), (8, 64), (32, 16), (32, 64)])
+def test_the_rank_with_most_active_experts_against_simulation(sigma, ranks, tokens):
+    """Every token draws its top 8 of 256 by Gumbel noise over log popularity; experts lie on ranks as they come."""
+    rng = np.random.default_rng(0)
+    most = []
+    for _ in range(200):
+        scores = sigma * rng.standard_normal(256) + rng.gumbel(size=(tokens, 256))
+        active = np.zeros(256, dtype=bool)
+        active[np.argpartition(-scores, 8, axis=1)[:, :8].ravel()] = True
+        most.append(active.reshape(ranks, -1).sum(axis=1).max())
+    mean = expected_active_experts(tokens, 256 / ranks, 256, 8, sigma)
+    assert busiest_active_experts(mean, 256 / ranks, ranks) == pytest.approx(np.mean(most), rel=0.04)
+
+
+def test_the_busiest_rank_has_no_more_active_experts_than_it_holds_and_one_rank_has_the_mean():
+    assert busiest_active_experts(31.9, 32, 8) == 32
+    assert busiest_active_experts(12.0, 32, 1) == 12
+    assert busiest_active_experts(0.0, 32, 8) == 0

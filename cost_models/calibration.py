@@ -19,8 +19,6 @@ Status = Literal["measured", "transferred", "assumed", "datasheet"]
 kernel and scaled by datasheet. assumed: from a published statement or a hand count.
 datasheet: no measurement behind it."""
 
-STATUS_ORDER: tuple[Status, ...] = ("measured", "transferred", "assumed", "datasheet")
-
 C = TypeVar("C")
 
 
@@ -92,11 +90,6 @@ class Calibration(Spec):
             return kind(**entry.coefficients)
         except TypeError as error:
             raise MissingFactError(f"calibration {self.id}, {family}.{variant}: {error}") from error
-
-
-def worst_status(statuses: list[Status]) -> Status:
-    """A sum is as good as its worst part."""
-    return max(statuses, key=STATUS_ORDER.index, default="measured")
 
 
 def merged(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:

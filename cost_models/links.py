@@ -33,7 +33,3 @@ class Links:
     def nodes_in_domain(self, ranks: ArrayLike) -> Floats:
         """Hosts that the ranks of a group inside one domain span."""
         return as_floats(np.ceil(np.minimum(as_floats(ranks), self.domain_gpus) / min(self.node_gpus, self.domain_gpus)))
-
-    def ranks_per_domain(self, ranks: ArrayLike) -> Floats:
-        ranks = as_floats(ranks)
-        return ranks / self.domains(ranks)

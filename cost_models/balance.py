@@ -58,10 +58,11 @@ def discrete_max_over_mean(tokens_per_rank: float, ranks: float, experts: int, t
     one = [(1 - part) * _picked(j, int(local), experts, top_k) for j in range(top_k + 1)]
     if part:
         one = [p + part * _picked(j, int(local) + 1, experts, top_k) for j, p in enumerate(one)]
-    size = tokens * top_k + 1
-    loads = np.fft.irfft(np.fft.rfft(one, size) ** tokens, size)
+    most = tokens * top_k
+    size = 1 << most.bit_length()  # a power of two is the fastest length that holds the most picks
+    loads = np.fft.irfft(np.fft.rfft(one, size) ** tokens, size)[: most + 1]
     at_most = np.minimum(np.cumsum(np.maximum(loads, 0.0)), 1.0)
-    return float((1 - at_most**ranks).sum() * ranks / (tokens * top_k))
+    return float((1 - at_most**ranks).sum() * ranks / most)
 
 
 def _picked(count: int, local: int, experts: int, top_k: int) -> float:

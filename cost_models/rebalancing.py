@@ -88,7 +88,7 @@ def stale_max_over_mean(
     """
 
     def distinct(g: Floats, s: Floats, n: Floats, w: Floats, i: Floats, lag: Floats) -> Floats:
-        concentration, total = slot_loads(s, experts, sigma, top_k)
+        concentration, total = evaluate_distinct(lambda each: slot_loads(each, experts, sigma, top_k), s)
         drift = mean_drift_variance(w / 2 + lag, i, dynamics)
         variance = g * (drift * concentration + total / np.maximum(n * w, 1))
         return np.where((g > 1) & (i > 0), 1 + blom_quantile(g) * np.sqrt(variance), 1.0)

@@ -67,20 +67,19 @@ def dense_gemm_time_s(
     """
     m, n, k = (as_floats(x) for x in np.broadcast_arrays(m, n, k))
     c = coefficients
-    best = np.full(m.shape, np.inf)
+    splits = SPLITS_K if c.split_start_s else SPLITS_K[:1]
+    menu = np.array([(split, *tile) for split in splits for tile in TILES], dtype=np.float64)
+    split, rows, columns = menu.T.reshape(3, -1, *(1,) * m.ndim)  # one kernel per entry of the first axis
+    tiles = ceil_div(m, rows) * ceil_div(n, columns) * split
+    efficiency = c.compute_efficiency / (1 + c.tile_fill * (1 / rows + 1 / columns))
+    tile_flops = 2.0 * rows * columns * (k / split + c.k_prologue)
+    compute_s = ceil_div(tiles, processors) * tile_flops * processors / peak_flops_per_s / efficiency
+    draw = np.minimum(1.0, c.cta_bandwidth_share * tiles / processors)
     moved_s = (n * k * weight_bytes + m * k * activation_bytes + 2 * m * n) / hbm_bytes_per_s
-    for split in SPLITS_K if c.split_start_s else SPLITS_K[:1]:
-        allowed = (split == 1) | (k / split >= MIN_K_PER_SPLIT)
-        reduce_s = (c.split_start_s + 4 * split * m * n / hbm_bytes_per_s) if split > 1 else 0.0
-        for rows, columns in TILES:
-            tiles = ceil_div(m, rows) * ceil_div(n, columns) * split
-            efficiency = c.compute_efficiency / (1 + c.tile_fill * (1 / rows + 1 / columns))
-            tile_flops = 2.0 * rows * columns * (k / split + c.k_prologue)
-            compute_s = ceil_div(tiles, processors) * tile_flops * processors / peak_flops_per_s / efficiency
-            draw = np.minimum(1.0, c.cta_bandwidth_share * tiles / processors)
-            memory_s = moved_s / c.memory_efficiency / np.maximum(draw, 1e-12)
-            time_s = smoothmax(compute_s, memory_s, c.sharpness) + reduce_s
-            best = np.where(allowed, np.minimum(best, time_s), best)
+    memory_s = moved_s / c.memory_efficiency / np.maximum(draw, 1e-12)
+    reduce_s = np.where(split > 1, c.split_start_s + 4 * split * m * n / hbm_bytes_per_s, 0.0)
+    allowed = (split == 1) | (k / split >= MIN_K_PER_SPLIT)
+    best = np.where(allowed, smoothmax(compute_s, memory_s, c.sharpness) + reduce_s, np.inf).min(axis=0)
     return np.where(m > 0, c.start_s + best + c.quantise_bytes * m * k / hbm_bytes_per_s, 0.0)
 
 

@@ -221,3 +221,12 @@ class Deployment(Spec):
     def pool(self) -> Pool:
         """The pool that the phase names; a service's decoding one."""
         return self.pools[self.phase] if self.phase in self.pools else self.pools["decode"]
+
+    def with_pool(self, phase: Phase, **changes: object) -> Deployment:
+        """One pool with other values, which are not validated."""
+        pool = self.pools[phase].model_copy(update=changes)
+        return self.model_copy(update={"pools": {**self.pools, phase: pool}})
+
+    def alone(self, phase: Phase, pool: Pool) -> Deployment:
+        """One pool priced by itself in a phase, without the service around it."""
+        return self.model_copy(update={"phase": phase, "pools": {phase: pool}, "load": None})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from autotune.deployment import CalibrationChoice, Deployment, Pool, PrecisionChoice
+from autotune.deployment import CalibrationChoice, Deployment, Phase, Pool, PrecisionChoice
 from autotune.errors import ProblemError
 from autotune.prediction import MemoryLine, OperatorLine, Prediction, PrefillPrediction
 from cost_models import catalog
@@ -42,6 +42,7 @@ class Resolved:
     rows: Rows
     workload: Workload
     pool: Pool
+    phase: Phase
 
 
 def resolve_recipe(choice: str | PrecisionChoice) -> PrecisionRecipe:
@@ -84,7 +85,7 @@ def resolve(deployment: Deployment) -> Resolved:
     machine = Machine(model, hardware, recipe, calibration)
     if pool.draft_tokens and deployment.phase == "decode" and not deployment.workload.mtp_acceptance:
         raise ProblemError(f"draft_tokens {pool.draft_tokens} need workload.mtp_acceptance (one rate per draft)")
-    return Resolved(machine, pool_rows(pool), deployment.workload, pool)
+    return Resolved(machine, pool_rows(pool), deployment.workload, pool, deployment.phase)
 
 
 def _check_pool(model: ModelSpec, hardware: HardwareSpec, pool: Pool) -> None:
@@ -164,8 +165,7 @@ def memory_limit_bytes(machine: Machine, pool: Pool) -> float:
 
 def resolve_pool(deployment: Deployment, pool: Pool) -> Machine:
     """What one pool of a service is priced on; raises AutotuneError as `resolve` does."""
-    alone = {"phase": "decode", "load": None, "pools": {"decode": pool.model_copy(update={"batch_per_dp_rank": 1})}}
-    return resolve(deployment.model_copy(update=alone)).machine
+    return resolve(deployment.alone("decode", pool.model_copy(update={"batch_per_dp_rank": 1}))).machine
 
 
 def predict(deployment: Deployment) -> Prediction | PrefillPrediction:
@@ -175,8 +175,12 @@ def predict(deployment: Deployment) -> Prediction | PrefillPrediction:
     """
     if deployment.phase == "serve":
         raise ProblemError("a service is predicted by autotune.serving.predict_service")
-    resolved = resolve(deployment)
-    return predict_prefill(resolved) if deployment.phase == "prefill" else predict_decode(resolved)
+    return predict_step(resolve(deployment))
+
+
+def predict_step(resolved: Resolved) -> Prediction | PrefillPrediction:
+    """Predict a step of the pool's phase."""
+    return predict_prefill(resolved) if resolved.phase == "prefill" else predict_decode(resolved)
 
 
 def predict_decode(resolved: Resolved) -> Prediction:

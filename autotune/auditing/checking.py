@@ -173,8 +173,7 @@ def _step(deployment: Deployment, phase: Phase, slots: int) -> PoolPrediction:
         sized["max_batched_tokens"] = 0
     if single == "prefill":
         sized = {"max_batched_tokens": pool.max_batched_tokens or DEFAULT_PREFILL_TOKENS}
-    pools = {single: pool.model_copy(update=sized)}
-    return predict(deployment.model_copy(update={"phase": single, "pools": pools, "load": None}))
+    return predict(deployment.alone(single, pool.model_copy(update=sized)))
 
 
 def smallest_changes(plan: Outcome, goals: Goals, *, aggregated: bool = False) -> tuple[tuple[Change, ...], int]:

@@ -87,21 +87,12 @@ def _precisions(deployment: Deployment, phase: Phase) -> Iterator[Edit]:
 
 def changed(phase: Phase, **changes: object) -> Apply:
     """A pool with other values."""
-
-    def apply(deployment: Deployment) -> Deployment:
-        pool = deployment.pools[phase].model_copy(update=changes)
-        return deployment.model_copy(update={"pools": {**deployment.pools, phase: pool}})
-
-    return apply
+    return lambda deployment: deployment.with_pool(phase, **changes)
 
 
 def _precision(phase: Phase, precision: str | PrecisionChoice) -> Apply:
     """Of the deployment; the pool's own would win, so it goes."""
-
-    def apply(deployment: Deployment) -> Deployment:
-        return changed(phase, precision=None)(deployment.model_copy(update={"precision": precision}))
-
-    return apply
+    return lambda deployment: deployment.model_copy(update={"precision": precision}).with_pool(phase, precision=None)
 
 
 def _retiled(phase: Phase, pool: Pool, tp: int, dp: int) -> Apply:

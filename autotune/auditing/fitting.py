@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from autotune.deployment import Deployment, Pool
+from autotune.deployment import Deployment
 from autotune.predicting import predict, predict_decode, resolve
 from autotune.prediction import Prediction
 from cost_models.catalog import load_hardware
@@ -25,7 +25,7 @@ def covering_all(deployment: Deployment, fraction: float) -> Deployment:
     visible = load_hardware(deployment.hardware).gpu.hbm_visible_bytes.value
     lines = predict(deployment).memory
     beside = sum(line.bytes for line in lines if not line.name.endswith("weights") and line.name != "kv_cache")
-    return _changed(deployment, memory_fraction=min(fraction + beside / visible, 1.0))
+    return deployment.with_pool(deployment.phase, memory_fraction=min(fraction + beside / visible, 1.0))
 
 
 def as_it_runs(deployment: Deployment) -> tuple[Deployment, str]:
@@ -33,12 +33,12 @@ def as_it_runs(deployment: Deployment) -> tuple[Deployment, str]:
 
     Buffers stay sized for the limit. At least one sequence is kept, so that what does not fit shows.
     """
-    pool, workload = deployment.pool, deployment.workload
+    phase, pool, workload = deployment.phase, deployment.pool, deployment.workload
     limit, length = pool.batch_per_dp_rank, workload.peak_context_tokens
-    sized = _changed(deployment, max_batched_tokens=pool.max_batched_tokens or limit * (1 + pool.draft_tokens))
+    sized = deployment.with_pool(phase, max_batched_tokens=pool.max_batched_tokens or limit * (1 + pool.draft_tokens))
 
     def holds(batch: int) -> bool:
-        return room(predict_decode(resolve(_changed(sized, batch_per_dp_rank=batch))), workload) >= batch
+        return room(predict_decode(resolve(sized.with_pool(phase, batch_per_dp_rank=batch))), workload) >= batch
 
     fits = largest(limit, holds) or 0
     if fits == limit:
@@ -49,7 +49,7 @@ def as_it_runs(deployment: Deployment) -> tuple[Deployment, str]:
         if fits
         else f"not one sequence of {length:,.0f} tokens fits"
     )
-    return _changed(sized, batch_per_dp_rank=max(fits, 1)), remark
+    return sized.with_pool(phase, batch_per_dp_rank=max(fits, 1)), remark
 
 
 def largest(most: int, holds: Callable[[int], bool]) -> int | None:
@@ -61,8 +61,3 @@ def largest(most: int, holds: Callable[[int], bool]) -> int | None:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low or None
-
-
-def _changed(deployment: Deployment, **changes: object) -> Deployment:
-    pool: Pool = deployment.pool.model_copy(update=changes)
-    return deployment.model_copy(update={"pools": {**deployment.pools, deployment.phase: pool}})

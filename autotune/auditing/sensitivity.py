@@ -12,7 +12,7 @@ from autotune.auditing.edits import Edit, pool_edits
 from autotune.auditing.fitting import largest
 from autotune.deployment import Deployment
 from autotune.errors import ProblemError
-from autotune.predicting import Resolved, predict_decode, predict_prefill, resolve
+from autotune.predicting import Resolved, predict, predict_step, resolve
 from autotune.prediction import Prediction, PrefillPrediction
 from cost_models.arrays import as_floats
 from cost_models.calibration import Calibration
@@ -85,7 +85,7 @@ def sensitivity(
     if deployment.phase == "serve":
         raise ProblemError("sensitivity looks at one pool (phase decode or prefill)")
     resolved = resolve(deployment)
-    base = priced(resolved)
+    base = predict_step(resolved)
 
     def fast(prediction: AnyPrediction) -> bool:
         return limit_latency_s is None or prediction.latency_s <= limit_latency_s
@@ -96,9 +96,9 @@ def sensitivity(
     wanted = goal_tokens_per_s is not None or limit_latency_s is not None
     found = []
     for name, scale in parameters(resolved).items():
-        rates = [priced(scale(resolved, 1 + step)).tokens_per_s for step in STEPS]
+        rates = [predict_step(scale(resolved, 1 + step)).tokens_per_s for step in STEPS]
         effects = tuple(float(rate / base.tokens_per_s - 1) for rate in rates)
-        needed = _needed(lambda factor, s=scale: reached(priced(s(resolved, factor)))) if wanted else None  # type: ignore[misc]
+        needed = _needed(lambda factor, s=scale: reached(predict_step(s(resolved, factor)))) if wanted else None  # type: ignore[misc]
         found.append(Influence(name=name, effects=effects, needed=needed))
     return Sensitivity(
         tokens_per_s=base.tokens_per_s,
@@ -110,11 +110,6 @@ def sensitivity(
     )
 
 
-def priced(resolved: Resolved) -> AnyPrediction:
-    """The pool's prediction; a prefill pool has a token budget and no batch."""
-    return predict_decode(resolved) if resolved.pool.batch_per_dp_rank else predict_prefill(resolved)
-
-
 def _ways(deployment: Deployment, goal_tokens_per_s: float | None, reached: Reached, fast: Reached) -> Iterator[Way]:
     """Precisions with published weights, then the instances that the goal takes."""
     for edit in pool_edits(deployment, set()):
@@ -122,10 +117,10 @@ def _ways(deployment: Deployment, goal_tokens_per_s: float | None, reached: Reac
             yield _way(edit.label, prediction, reached)
     size = "batch_per_dp_rank" if deployment.phase == "decode" else "max_batched_tokens"
     now = getattr(deployment.pool, size)
-    most = largest(now, lambda value: fast(priced(resolve(_pool(deployment, **{size: value})))))
+    most = largest(now, lambda value: fast(predict(deployment.with_pool(deployment.phase, **{size: value}))))
     if most is None:
         return
-    one = priced(resolve(_pool(deployment, instances=1, **{size: most})))
+    one = predict(deployment.with_pool(deployment.phase, instances=1, **{size: most}))
     sequences = now * deployment.pool.instances  # where only latency is asked, as many are served as planned
     instances = math.ceil(goal_tokens_per_s / one.tokens_per_s if goal_tokens_per_s else sequences / most)
     smaller = f", {size} {now:,} -> {most:,}" if most != now else ""
@@ -150,14 +145,9 @@ def _way(change: str, prediction: AnyPrediction, reached: Reached) -> Way:
 def _edited(deployment: Deployment, edit: Edit) -> AnyPrediction | None:
     """None where the edit cannot be priced: no coefficients of that precision."""
     try:
-        return priced(resolve(edit.apply(deployment)))
+        return predict(edit.apply(deployment))
     except AutotuneError:
         return None
-
-
-def _pool(deployment: Deployment, **changes: object) -> Deployment:
-    pool = deployment.pool.model_copy(update=changes)
-    return deployment.model_copy(update={"pools": {**deployment.pools, deployment.phase: pool}})
 
 
 def parameters(resolved: Resolved) -> dict[str, Scale]:
@@ -170,8 +160,8 @@ def parameters(resolved: Resolved) -> dict[str, Scale]:
         "host link bandwidth": _hardware(lambda h, f: _part(h, "host_link", "bytes_per_s", f)),
         "network latency": _calibration(_latency),
         "kernel efficiency": _calibration(_efficiency),
-        "context" if resolved.pool.batch_per_dp_rank else "prompt length": _context,
-        "batch" if resolved.pool.batch_per_dp_rank else "tokens per step": _size,
+        "prompt length" if resolved.phase == "prefill" else "context": _context,
+        "tokens per step" if resolved.phase == "prefill" else "batch": _size,
     }
     if resolved.machine.model.moe is not None and resolved.pool.layout.gpus > 1:
         found["expert imbalance (excess)"] = _imbalance
@@ -237,8 +227,8 @@ def _context(resolved: Resolved, factor: float) -> Resolved:
 
 
 def _size(resolved: Resolved, factor: float) -> Resolved:
-    column = "batch_per_dp_rank" if resolved.pool.batch_per_dp_rank else "max_batched_tokens"
-    row = "batch" if resolved.pool.batch_per_dp_rank else "batched_tokens"
+    prefills = resolved.phase == "prefill"
+    column, row = ("max_batched_tokens", "batched_tokens") if prefills else ("batch_per_dp_rank", "batch")
     size = max(round(getattr(resolved.pool, column) * factor), 1)
     pool = resolved.pool.model_copy(update={column: size})
     return dataclasses.replace(resolved, pool=pool, rows=resolved.rows.replace(**{row: size}))
@@ -246,7 +236,7 @@ def _size(resolved: Resolved, factor: float) -> Resolved:
 
 def _imbalance(resolved: Resolved, factor: float) -> Resolved:
     rows = resolved.rows
-    tokens = rows.batch * (1.0 + rows.drafts) / rows.pp if resolved.pool.batch_per_dp_rank else as_floats(rows.batched_tokens)
+    tokens = as_floats(rows.batched_tokens) if resolved.phase == "prefill" else rows.batch * (1.0 + rows.drafts) / rows.pp
     ratio = imbalance(resolved.machine, rows, as_floats(tokens))
     return dataclasses.replace(resolved, rows=rows.replace(imbalance=1 + (ratio - 1) * factor))
 

@@ -116,8 +116,7 @@ def _service_lines(point: BenchmarkPoint, served: ServedLoad, deployment: Deploy
         predicted = getattr(service.ttft_s, name)
         goal = "ttft_s" if name == "mean" else f"ttft_{name}_s"
         yield _line(goal, measured, predicted, _scaled(bands.ttft_s, predicted / service.ttft_s.mean), limits, waiting)
-    decode = at_point(point, _decoding(as_run))
-    suspects = _suspects(predict_decode(resolve(decode)))
+    suspects = _suspects(predict_decode(resolve(at_point(point, as_run))))
     yield _line("tpot_s", served.mean_tpot_s, service.tpot_s.mean, bands.tpot_s, limits, suspects)
     rate = _scaled(bands.tokens_per_s_per_gpu, service.gpus)
     yield _line("tokens_per_s", served.output_tokens_per_s, service.tokens_per_s, rate, limits, suspects, at_most=False)
@@ -155,14 +154,7 @@ def _as_run(point: BenchmarkPoint, served: ServedLoad, deployment: Deployment) -
         load = Load(rate_per_s=served.rate_per_s)
     else:
         load = Load(concurrency=cap or served.requests, requests=served.requests)
-    lengths = {"isl_tokens": max(round(point.isl_tokens), 1), "osl_tokens": max(round(point.osl_tokens), 1)}
-    workload = deployment.workload.model_copy(update={**lengths, "mean_context_tokens": None})
-    return deployment.model_copy(update={"workload": workload, "load": load})
-
-
-def _decoding(deployment: Deployment) -> Deployment:
-    """A service's decoding pool alone."""
-    return deployment.model_copy(update={"phase": "decode", "pools": {"decode": deployment.pool}, "load": None})
+    return deployment.model_copy(update={"workload": point.lengths(deployment.workload), "load": load})
 
 
 def _scaled(interval: Interval, factor: float) -> Interval:
@@ -181,8 +173,7 @@ def _waiting_suspects(deployment: Deployment, service: ServicePrediction) -> tup
     if service.prefill_busy > BUSY:
         found.append(f"waiting in line: prefill is busy {service.prefill_busy:.0%}, where a small error of its rate weighs much")
     if "prefill" in deployment.pools:
-        pool = {"prefill": deployment.pools["prefill"]}
-        step = predict(deployment.model_copy(update={"phase": "prefill", "pools": pool, "load": None}))
+        step = predict(deployment.alone("prefill", deployment.pools["prefill"]))
         found += [f"prefill: {suspect}" for suspect in _suspects(step)]
     return (*found, "serving/default (frontend_s, transfer_s, prefill_switch_s): what an engine does around its steps")
 

@@ -22,6 +22,7 @@ from autotune.deployment import Deployment
 from autotune.errors import ProblemError
 from autotune.predicting import predict_decode, resolve
 from cost_models.calibration import Entry, FitReport
+from cost_models.specs.workload import Workload
 
 HOST = ("host", "default")
 HOST_OPERATORS = ("host", "output_processing_wait")
@@ -68,6 +69,11 @@ class BenchmarkPoint:
     """As the result names it, where it does."""
     served: ServedLoad | None = None
     """Of serving benchmarks."""
+
+    def lengths(self, workload: Workload) -> Workload:
+        """A workload with the lengths of this point."""
+        isl, osl = max(round(self.isl_tokens), 1), max(round(self.osl_tokens), 1)
+        return workload.model_copy(update={"isl_tokens": isl, "osl_tokens": osl, "mean_context_tokens": None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +241,7 @@ def at_point(point: BenchmarkPoint, deployment: Deployment) -> Deployment:
     """The deployment's decode pool with the sequences and lengths of a measured point."""
     per_rank = max(round(point.sequences / deployment.pool.dp / deployment.pool.instances), 1)
     pool = deployment.pool.model_copy(update={"batch_per_dp_rank": per_rank})
-    lengths = {"isl_tokens": max(round(point.isl_tokens), 1), "osl_tokens": max(round(point.osl_tokens), 1)}
-    workload = deployment.workload.model_copy(update={**lengths, "mean_context_tokens": None})
-    return deployment.model_copy(update={"pools": {"decode": pool}, "workload": workload, "phase": "decode"})
+    return deployment.alone("decode", pool).model_copy(update={"workload": point.lengths(deployment.workload)})
 
 
 def fit_host(results: Sequence[HostPoint], base: Entry, dp: int) -> tuple[Entry, list[str]]:

@@ -48,6 +48,13 @@ def test_sensitivity_signs_and_the_factor_that_a_goal_takes():
     assert needed["host link bandwidth"] is None
 
 
+def test_a_prefill_pool_is_varied_as_prefill_whatever_batch_it_names():
+    plan = search(Problem(hardware="hgx-h200", gpus=8, target="prefill", trials=0)).best.deployment
+    with_batch = sensitivity(plan.with_pool("prefill", batch_per_dp_rank=64))
+    assert with_batch.tokens_per_s == sensitivity(plan).tokens_per_s == predict(plan).tokens_per_s
+    assert {"prompt length", "tokens per step"} <= {influence.name for influence in with_batch.influences}
+
+
 def test_exit_codes_tell_a_plan_that_does_not_work(tmp_path):
     (tmp_path / "plan.yaml").write_text(dump_yaml(h20_plan().model_dump(mode="json", exclude_none=True)))
     run = CliRunner().invoke(app, ["check", str(tmp_path / "plan.yaml"), "--concurrency", "200", "--context", "32768"])

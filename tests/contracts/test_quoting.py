@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import autotune.exporters
-from autotune.deployment import Deployment
+from autotune.documents.deployment import Deployment
 from autotune.errors import ExportError
 from autotune.exporters import export
 from autotune.exporters.base import Argument, Beside, Placement, Required, render, render_template

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-import shlex
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from autotune.documents.deployment import Deployment, Pool, PoolRole
 from autotune.errors import ExportError
+from autotune.exporters.quoting import FILTERS, Shell, finalize, word
+from cost_models.catalog import looks_like_path
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import EngineSpec, Value
@@ -25,24 +27,15 @@ OTHER_SIDE = {"prefill": "decode", "decode": "prefill"}
 
 
 @dataclass(frozen=True, slots=True)
-class Shell:
-    """A shell expression that expands when the script runs; must quote itself."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Argument:
     """One option and its value; None for a switch."""
 
     flag: str
     value: str | int | float | Shell | None = None
 
-    def rendered(self) -> str:
-        if self.value is None:
-            return self.flag
-        text = self.value.text if isinstance(self.value, Shell) else shlex.quote(str(self.value))
-        return f"{self.flag} {text}"
+    def rendered(self) -> Shell:
+        """Both as words of a command."""
+        return word(self.flag) if self.value is None else Shell(f"{word(self.flag)} {word(self.value)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +147,11 @@ def checkpoint(deployment: Deployment, model: ModelSpec) -> str:
     return model.checkpoints.get(recipe_name(deployment), model.name)
 
 
+def hardware_name(deployment: Deployment) -> str:
+    """Catalogue name, or a file's own without the folders it lies in: scripts are passed on."""
+    return PurePath(deployment.hardware).stem if looks_like_path(deployment.hardware) else deployment.hardware
+
+
 def feed_requirement(deployment: Deployment, tokens_per_s: float) -> str:
     """What must feed, or take from, the one pool of a pair that a plan holds, at its predicted rate."""
     workload = deployment.workload
@@ -192,29 +190,28 @@ def render(
     optional: dict[str, str],
     place: Placement,
     environment: dict[str, str | Shell],
-    command: str,
+    command: Shell,
     arguments: list[Argument],
 ) -> str:
     """A bash script from the shared template."""
     strides = {"PORT": 1, "NIXL_PORT": place.gpus_per_node, "BOOTSTRAP_PORT": 1}  # NIXL listens on one port per rank
-    quoted = {k: v.text if isinstance(v, Shell) else shlex.quote(v) for k, v in environment.items()}
     return render_template(
         "node.sh.j2",
         title=title,
         comments=comments,
         required=required,
         beside=beside or [],
-        optional={name: shlex.quote(value) for name, value in optional.items()},
+        optional=optional,
         place=place,
         slot_ports={name: stride for name, stride in strides.items() if name in optional},
-        environment=quoted,
+        environment=environment,
         command=command,
         arguments=[argument.rendered() for argument in arguments],
     )
 
 
 def render_template(name: str, **values: Any) -> str:
-    """A packaged bash template, with delimiters that bash does not use."""
+    """A packaged bash template, with delimiters that bash does not use; every value in it is quoted where it stands."""
     return _templates().get_template(name).render(**values)
 
 
@@ -222,7 +219,7 @@ def render_template(name: str, **values: Any) -> str:
 def _templates() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("autotune", "exporters/templates"),
         variable_start_string="<<",
         variable_end_string=">>",
@@ -232,5 +229,8 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701  (bash, not HTML; values are shell-quoted)
+        autoescape=False,  # noqa: S701  (bash, not HTML)
+        finalize=finalize,
     )
+    environment.filters.update(FILTERS)
+    return environment

@@ -11,8 +11,8 @@ from autotune.exporters.base import (
     Placement,
     Required,
     Script,
-    Shell,
     checkpoint,
+    hardware_name,
     knob_argument,
     max_model_len,
     offload_arguments,
@@ -20,6 +20,7 @@ from autotune.exporters.base import (
     recipe_name,
     render,
 )
+from autotune.exporters.quoting import Shell
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import EngineSpec
@@ -52,10 +53,10 @@ def sglang_scripts(
         layout += [
             Argument("--nnodes", place.nodes),
             Argument("--node-rank", Shell('"$NODE_RANK"')),
-            Argument("--dist-init-addr", Shell(f'"$HEAD_ADDRESS:{DIST_INIT_PORT}"')),
+            Argument("--dist-init-addr", Shell('"$HEAD_ADDRESS:{port}"').filled(port=DIST_INIT_PORT)),
         ]
     text = render(
-        title=f"{name}: SGLang {ROLES[deployment.phase]} instance, {pool.layout.label()} on {deployment.hardware}",
+        title=f"{name}: SGLang {ROLES[deployment.phase]} instance, {pool.layout.label()} on {hardware_name(deployment)}",
         comments=_comments(deployment, version, place),
         required=required,
         beside=beside,
@@ -66,7 +67,7 @@ def sglang_scripts(
         },
         place=place,
         environment=_environment(deployment),
-        command="python3 -m sglang.launch_server",
+        command=Shell("python3 -m sglang.launch_server"),
         arguments=[
             Argument("--model-path", Shell('"$MODEL"')),
             Argument("--host", "0.0.0.0"),  # noqa: S104  (a server meant to be reached by its router)

@@ -13,8 +13,8 @@ from autotune.exporters.base import (
     Placement,
     Required,
     Script,
-    Shell,
     checkpoint,
+    hardware_name,
     json_value,
     knob_argument,
     knob_environment,
@@ -23,6 +23,7 @@ from autotune.exporters.base import (
     placement,
     render,
 )
+from autotune.exporters.quoting import Shell
 from autotune.resolving import resolve_recipe
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
@@ -88,7 +89,7 @@ def _data_parallel_script(
     if place.nodes > 1:
         layout += [
             Argument("--data-parallel-size-local", local),
-            Argument("--data-parallel-start-rank", Shell(f'"$((NODE_RANK * {local}))"')),
+            Argument("--data-parallel-start-rank", Shell('"$((NODE_RANK * {local}))"').filled(local=local)),
             Argument("--data-parallel-address", Shell('"$HEAD_ADDRESS"')),
             Argument("--data-parallel-rpc-port", DATA_PARALLEL_RPC_PORT),
             Argument("--data-parallel-hybrid-lb"),
@@ -162,7 +163,7 @@ def _script(
     comments: list[str],
 ) -> Script:
     text = render(
-        title=f"{name}: vLLM {ROLES[deployment.phase]} instance, {deployment.pool.layout.label()} on {deployment.hardware}",
+        title=f"{name}: vLLM {ROLES[deployment.phase]} instance, {deployment.pool.layout.label()} on {hardware_name(deployment)}",
         comments=comments,
         required=required,
         optional={
@@ -172,7 +173,7 @@ def _script(
         },
         place=place,
         environment=environment,
-        command='vllm serve "$MODEL"',
+        command=Shell('vllm serve "$MODEL"'),
         arguments=[Argument("--port", Shell('"$PORT"')), *arguments],
     )
     return Script(name, text)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from autotune.errors import OutputError
-from cost_models.catalog import parse_yaml, validated
+from cost_models.catalog import validated
+from cost_models.reading import parse_yaml
 from cost_models.specs.base import Spec
 
 S = TypeVar("S", bound=Spec)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.documents.knobs import LAYOUT_COLUMNS
 from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Ints
 from cost_models.dispatch import BACKENDS
@@ -125,12 +126,6 @@ def layout_rows(resolved: ResolvedProblem, gpus: int | None = None) -> Rows:
 def aggregated_budget(workload: Workload) -> int:
     """Tokens per rank and step of an aggregated engine: whole prompts where they are not very long."""
     return int(np.clip(2 ** np.ceil(np.log2(workload.isl_tokens)), *AGGREGATED_BUDGET))
-
-
-LAYOUT_COLUMNS = (
-    "tp", "dp", "ep", "pp", "redundant_experts", "eplb", "backend", "overlap", "graph_tokens", "drafts",
-    "offload_group_size", "offload_in_group", "offload_prefetch_step",
-)  # fmt: skip
 
 
 def _draft_options(resolved: ResolvedProblem) -> tuple[int, ...]:

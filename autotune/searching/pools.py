@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.documents.deployment import Deployment, Pool
+from autotune.documents.knobs import pool_rows
 from autotune.documents.plan import FlagSummary, Plan, SearchResult, SearchStatistics
 from autotune.documents.planned_placement import PlannedPlacement
 from autotune.documents.prediction import PlanOdds, Prediction, PrefillPrediction
@@ -25,7 +26,7 @@ from autotune.layouts.families import Limits, feasible
 from autotune.layouts.prune import prune
 from autotune.layouts.select import Selection, instance_of, select_top
 from autotune.layouts.table import LayoutTable, build_table, largest_fitting_size
-from autotune.predicting.step import pool_rows, predict
+from autotune.predicting.step import predict
 from autotune.predicting.uncertainty import compare, measurement_values
 from autotune.progress import Progress
 from autotune.resolving import ResolvedProblem, resolve_problem

@@ -66,7 +66,7 @@ def test_routed_experts_are_97_percent_of_the_parameters():
 
 def test_the_mla_cache_is_stored_once():
     """512 + 64 elements per token and layer: 200 x 32,768 x 576 x 61 x 2 bytes = 461 GB, 14.4 GB on each of 32 GPUs, not 25.6."""
-    token_bytes = load_model("deepseek-v3").kv_bytes_per_token(load_recipe("bf16"))
+    token_bytes = float(load_model("deepseek-v3").state_bytes(1, load_recipe("bf16")))
     assert token_bytes == 576 * 61 * 2
     assert 200 * 32768 * token_bytes == pytest.approx(461e9, rel=2e-3)
     assert 200 * 32768 * token_bytes / 32 == pytest.approx(14.4e9, rel=1e-2)

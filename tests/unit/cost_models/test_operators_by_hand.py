@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cost_models.arrays import evaluate_distinct, smoothmax
-from cost_models.attention import (
+from cost_models.attention.decode import (
     DecodeAttentionCoefficients,
     gqa_decode_bound_s,
     gqa_decode_time_s,

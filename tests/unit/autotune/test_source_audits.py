@@ -127,7 +127,7 @@ def test_deepseek_r1_in_bf16_does_not_fit_sixteen_910b2_and_int8_does():
     """671e9 parameters of 2 bytes are 1,342 GB; sixteen cards hold 1,024. A document divides by 8 twice: 21 GB a card."""
     spec = load_model("deepseek-r1")
     assert spec.parameters() * 2 == pytest.approx(1342e9, rel=0.001)
-    assert (spec.layers, spec.hidden, spec.attention.heads, spec.vocab) == (61, 7168, 128, 129280)
+    assert (spec.layers, spec.hidden, spec.heads, spec.vocab) == (61, 7168, 128, 129280)
     bf16, int8 = (check(ascend(precision, tp=8, dp=2, ep=16), Goals()) for precision in ("bf16", "int8"))
     weights = sum(line.bytes for line in bf16.memory[0].lines if line.name.endswith("weights"))
     assert weights > 1342e9 / 16  # more than an even share: what attention data parallelism replicates

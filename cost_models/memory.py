@@ -234,8 +234,9 @@ def _replicated_bytes(machine: Machine, rows: Rows) -> Floats:
     for matrix in machine.model.layer_matrices():
         if matrix.family == "experts":
             continue
-        whole = (matrix.sharding == "replicated") | ((matrix.family == "shared_expert") & (rows.dp > 1))
-        total = total + _stored_bytes(machine, matrix) / np.where(whole, 1, rows.tp)
+        shards = np.where((matrix.family == "shared_expert") & (rows.dp > 1), 1, rows.tp)
+        share = matrix.rank_n(shards) / matrix.n * (matrix.rank_k(shards) / matrix.k)
+        total = total + _stored_bytes(machine, matrix) * share
     return total
 
 

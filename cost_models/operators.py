@@ -48,9 +48,7 @@ def gemm(machine: Machine, dtype: str, m: Floats, n: Floats | float, k: Floats |
 
 def matrix_gemm(machine: Machine, matrix: Matrix, m: Floats, shards: Floats) -> tuple[Floats, Floats]:
     """The GEMM of a (possibly sharded) weight matrix over m rows."""
-    n = matrix.n / shards if matrix.sharding == "column" else matrix.n
-    k = matrix.k / shards if matrix.sharding == "row" else matrix.k
-    return gemm(machine, machine.dtype(matrix.family), m, n, k)
+    return gemm(machine, machine.dtype(matrix.family), m, matrix.rank_n(shards), matrix.rank_k(shards))
 
 
 def attention_operators(

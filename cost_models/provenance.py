@@ -66,7 +66,7 @@ def _shared_sources(machine: Machine, rows: Rows, tokens: float, phase: Phase) -
     tp = float(rows.tp[0])
     for matrix in machine.model.matrices():
         if matrix.family not in ("experts", "embedding"):
-            inputs = {"m": tokens, "n": matrix.n / tp, "k": float(matrix.k)}
+            inputs = {"m": tokens, "n": float(matrix.rank_n(tp)), "k": float(matrix.rank_k(tp))}
             sources[matrix.name] = ("dense_gemm", machine.dtype(matrix.family), inputs)
     for name in ("elementwise", "moe_elementwise"):
         sources[name] = ("elementwise", "prefill" if phase == "prefill" else "default", {})

@@ -43,8 +43,10 @@ class GqaSpec(AttentionKind):
         return "window_attention" if self.window_tokens else "attention"
 
     def matrices(self, hidden: int, layers: int) -> list[Matrix]:
+        query, shared = self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim
+        parts = ((query, self.heads), (shared, self.kv_heads))
         return [
-            Matrix("qkv", "attention_in", (self.heads + 2 * self.kv_heads) * self.head_dim, hidden, layers, "column"),
+            Matrix("qkv", "attention_in", query + shared, hidden, layers, "column", parts=parts),
             Matrix("o_proj", "o_proj", hidden, self.heads * self.head_dim, layers, "row"),
         ]
 
@@ -74,45 +76,37 @@ class GqaSpec(AttentionKind):
         shape: dict[str, Any] = {
             "qk_dim": self.head_dim,
             "v_dim": self.head_dim,
+            "window_tokens": self.window_tokens or np.inf,
             "peak_flops_per_s": machine.hardware.gpu.peak_flops_per_s("bf16"),
             "hbm_bytes_per_s": machine.hbm_bytes_per_s,
         }
         c = machine.coefficients("gqa_prefill", machine.recipe.prefill_attention, PrefillAttentionCoefficients)
-        new, prefix, pieces = self._pieces(new_tokens, prefix_tokens)
-        columns = (sequences, new, prefix, self.heads / tp)
+        columns = (sequences, new_tokens, prefix_tokens, self.heads / tp)
         time_s = prefill_attention_time_s(*columns, processors=machine.processors, coefficients=c, **shape)
-        result[self.core] = (time_s * pieces, prefill_attention_bound_s(*columns, **shape) * pieces)
+        result[self.core] = (time_s, prefill_attention_bound_s(*columns, **shape))
         return result
 
     def _seen(self, context_tokens: ArrayLike) -> Floats:
         """Tokens that a query attends to."""
         return as_floats(np.minimum(context_tokens, self.window_tokens or np.inf))
 
-    def _pieces(self, new_tokens: Floats, prefix_tokens: Floats) -> tuple[Floats, Floats, Floats]:
-        """A window's prefill as many pieces of window length, each after at most one window: (new, prefix, pieces)."""
-        if not self.window_tokens:
-            return new_tokens, prefix_tokens, np.ones(len(new_tokens))
-        window = float(self.window_tokens)
-        beyond = np.maximum(new_tokens - window, 0)
-        pieces = np.maximum(new_tokens / window, 1.0)
-        return np.minimum(new_tokens, window), np.minimum(prefix_tokens + beyond, window), pieces
-
     def state_bytes(self, context_tokens: ArrayLike, tp: ArrayLike, recipe: PrecisionRecipe) -> Floats:
-        """Keys and values; tensor parallelism beyond the KV heads replicates them."""
+        """Keys and values of what a query can still see; tensor parallelism beyond the KV heads replicates them."""
         elements = 2 * self.kv_heads * self.head_dim * DTYPES[recipe.kv_cache].weight_bytes
         shards = np.minimum(as_floats(tp), self.kv_heads)
-        return as_floats(as_floats(context_tokens) * elements / shards)
+        return as_floats(self._seen(context_tokens) * elements / shards)
 
     def state_copies(self, tp: float) -> float:
         return tp / min(tp, self.kv_heads)
 
     def elementwise_elements(self, phase: Phase, tp: Floats) -> Floats:
         """Queries, keys and values."""
-        return as_floats((self.heads + 2 * self.kv_heads) / tp * self.head_dim)
+        return as_floats((self.heads / tp + 2 * per_head_rank(self.kv_heads, tp)) * self.head_dim)
 
     def activation_elements(self, phase: Phase, tp: Floats) -> Floats:
-        """Query and output of every head."""
-        return as_floats(self.heads / tp * 2 * self.head_dim)
+        """Query and output of every head; in prefill keys and values too, before they are in the cache."""
+        width = 2 * self.heads / tp
+        return as_floats((width + 2 * per_head_rank(self.kv_heads, tp) if phase == "prefill" else width) * self.head_dim)
 
     def timing_columns(self, phase: Phase, tp: int) -> dict[str, int]:
         shared = {"kv_heads": max(self.kv_heads // tp, 1)} if phase == "decode" else {}

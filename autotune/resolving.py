@@ -152,7 +152,9 @@ def why_not(recipe: PrecisionRecipe, model: ModelSpec, hardware: HardwareSpec, c
                 calibration.entry("dense_gemm", machine.dtype(matrix.family))
         if model.moe:
             calibration.entry("grouped_gemm", recipe.experts)
-        calibration.entry(f"{model.attention.kind}_decode", recipe.kv_cache)
+        for kind in model.attentions:
+            for family, variant in kind.requirements(recipe, "decode"):
+                calibration.entry(family, variant)
     except MissingFactError as error:
         return str(error)
     return None

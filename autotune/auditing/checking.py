@@ -260,7 +260,7 @@ def _fitting(plan: Outcome) -> set[int]:
 def _room(plan: Outcome) -> int:
     """Sequences of an attention-DP rank that the KV room holds; 0 for other pools."""
     step = plan.steps.get("decode")
-    return room(step, plan.deployment.workload) if isinstance(step, Prediction) else 0
+    return room(step) if isinstance(step, Prediction) else 0
 
 
 def remarks(plan: Outcome) -> Iterator[str]:

@@ -54,7 +54,7 @@ def unlaunchable(deployment: Deployment, *, aggregated: bool = False) -> tuple[s
 
 def indivisible(pool: Pool, model: ModelSpec) -> Iterator[str]:
     """What the pool's ranks do not divide; such a layout cannot be priced either."""
-    heads = model.attention.heads
+    heads = model.heads
     if heads % pool.tp:
         yield f"tp {pool.tp} does not divide {heads} attention heads"
     if model.moe is None:

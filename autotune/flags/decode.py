@@ -9,7 +9,7 @@ from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Floats, Ints, as_floats
 from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
-from cost_models.memory import decode_memory, sequences_that_fit
+from cost_models.memory import decode_memory
 from cost_models.rows import UNLIMITED, Rows
 from cost_models.step import decode_step
 
@@ -33,7 +33,7 @@ class DecodeFlagEvaluator(FlagEvaluator):
         workload = self.resolved.problem.workload
         memory = decode_memory(machine, rows, workload)
         room, margin = self.kv_room(memory, fraction)
-        batch = np.minimum(rows.batch, sequences_that_fit(room / memory.kv_bytes_per_token, workload))
+        batch = np.minimum(rows.batch, memory.sequence.fitting(room))
         running = np.maximum(batch, 1)
         step = decode_step(machine, rows.replace(batch=running), workload.context_tokens, workload.mtp_acceptance)
         return Costs(step.tokens_per_s_per_gpu, step.tpot_s, as_floats(running), np.where(batch < 1, 1 - room, -1.0), margin)

@@ -220,7 +220,9 @@ def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, fitting_size: int
     if knob.name == "all2all_backend":
         return list(_admissible_backends(resolved, row))
     if knob.name == "kv_cache_dtype":
-        known = resolved.machine.calibration.has(f"{resolved.model.attention.kind}_decode", "fp8")
+        fp8 = resolved.machine.recipe.with_kv_cache("fp8")
+        needed = [need for kind in resolved.model.attentions for need in kind.requirements(fp8, "decode")]
+        known = all(resolved.machine.calibration.has(*need) for need in needed)
         return [kv_value(resolved, "fp8")] if known else []
     if knob.kind == "bool":
         return [False, True]

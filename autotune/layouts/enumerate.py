@@ -63,7 +63,7 @@ def shapes(model: ModelSpec, hardware: HardwareSpec, gpus: int) -> Iterator[Shap
     """
     for size in instance_sizes(hardware, gpus):
         for tp in divisors(size):
-            if model.attention.heads % tp or tp > MAX_TP or tp > hardware.scale_up.domain_gpus:
+            if model.heads % tp or tp > MAX_TP or tp > hardware.scale_up.domain_gpus:
                 continue
             for pp in divisors(size // tp):
                 dp = size // tp // pp

@@ -127,7 +127,7 @@ def _aggregated_memory(machine: Machine, rows: Rows, workload: Workload) -> Memo
     names = [name for name in decode.lines if name != "kv_cache"]
     needs_more = prefill.without_kv_bytes > decode.without_kv_bytes
     lines = {name: np.where(needs_more, prefill.lines[name], decode.lines[name]) for name in names}
-    return Memory({**lines, "kv_cache": decode.lines["kv_cache"]}, decode.kv_bytes_per_token)
+    return Memory({**lines, "kv_cache": decode.lines["kv_cache"]}, decode.sequence)
 
 
 DECODE = PhaseModel(

@@ -40,7 +40,7 @@ class Resolved:
 
 def check_model_on_engine(model: ModelSpec, layout_tp: int) -> None:
     """Raises ProblemError when the heads do not divide."""
-    heads = model.attention.heads
+    heads = model.heads
     if heads % layout_tp:
         raise ProblemError(f"tp {layout_tp} does not divide the {heads} attention heads of {model.name}")
 
@@ -193,7 +193,8 @@ def _common(
         "memory": tuple(MemoryLine(name=name, bytes=value) for name, value in lines.items()),
         "memory_total_bytes": total,
         "memory_limit_bytes": limit,
-        "kv_capacity_tokens": room / float(memory.kv_bytes_per_token[0]),
+        "kv_capacity_tokens": room / float(memory.sequence.mean[0]) * resolved.workload.context_tokens,
+        "kv_sequences": int(memory.sequence.fitting(room)[0]),
         "fits": total <= limit,
         "bottleneck": f"{busy.name} ({busy.share:.0%} of the step)",
         "calibration": machine.calibration.id,

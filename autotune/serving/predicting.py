@@ -19,7 +19,7 @@ from autotune.serving.requests import Requests, benchmark_requests, poisson_requ
 from autotune.serving.steady import steady_state
 from cost_models.arrays import Floats
 from cost_models.machine import Machine
-from cost_models.memory import Memory, decode_memory, prefill_memory, sequences_that_fit
+from cost_models.memory import Memory, decode_memory, prefill_memory
 from cost_models.rows import Rows
 from cost_models.specs.workload import Workload
 
@@ -173,9 +173,9 @@ def _decode_slots(decode: _Side, prefill: _Side, workload: Workload, prompts: Wo
     if aggregated:
         held = max(held, float(_prefill_memory(prefill, prompts).without_kv_bytes[0]))
     room = decode.limit_bytes - held
-    fitting = int(sequences_that_fit(np.array([room / float(memory.kv_bytes_per_token[0])]), workload)[0])
+    fitting = int(memory.sequence.fitting(room)[0])
     if fitting < 1:
-        needed = workload.peak_context_tokens * float(memory.kv_bytes_per_token[0])
+        needed = float(memory.sequence.peak[0])
         raise ProblemError(
             f"no sequence of {workload.peak_context_tokens:,.0f} tokens fits beside the weights: its KV cache needs "
             f"{needed / 1e9:.1f} GB per GPU, {max(room, 0) / 1e9:.1f} GB of {decode.limit_bytes / 1e9:.1f} GB are left; "

@@ -15,7 +15,7 @@ from autotune.resolving import ResolvedProblem, resolve_problem
 from autotune.serving.model import ServiceCoefficients
 from autotune.serving.predicting import as_decoded, as_prefilled, requests_of
 from cost_models.arrays import Floats, as_floats
-from cost_models.memory import kv_bytes_per_token
+from cost_models.memory import state_bytes
 from cost_models.specs.workload import Workload
 
 TTFT_STEPS = {"p50": 1.5, "p95": 1.95, "p99": 2.0}
@@ -196,5 +196,5 @@ def transfer_per_s(pools: Pools, resolved: ResolvedProblem, table: LayoutTable) 
     one_domain = not pools.own_hardware and pools.decode.gpus <= hardware.scale_up.domain_gpus
     nic_bytes_per_s = hardware.scale_out.nic_bits_per_s.value / 8 * hardware.scale_out.nics_per_node / hardware.gpus_per_node
     link_bytes_per_s = hardware.scale_up.bytes_per_s.value if one_domain else nic_bytes_per_s
-    prompt_bytes = kv_bytes_per_token(resolved.machine, rows) * pools.traffic.isl_tokens
+    prompt_bytes = state_bytes(resolved.machine, rows, pools.traffic.isl_tokens)
     return as_floats(rows.dp * link_bytes_per_s / prompt_bytes)

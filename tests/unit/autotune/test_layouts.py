@@ -35,7 +35,7 @@ def test_every_shape_is_valid_and_the_largest_size_is_tried(hw, gpus):
     for shape in found:
         layout = Layout(tp=shape.tp, dp=shape.dp, ep=shape.ep, pp=shape.pp)
         assert layout.gpus <= gpus
-        assert model.attention.heads % shape.tp == 0
+        assert model.heads % shape.tp == 0
     assert max(s.tp * s.dp * s.pp for s in found) == gpus
     assert len(set(found)) == len(found)
 

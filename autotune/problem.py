@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from autotune.deployment import CalibrationChoice, Load, Phase
 from autotune.errors import ProblemError
-from autotune.placement.loads import read_loads
-from autotune.placement.skew import RecordedSkew
 from autotune.predicting import DEFAULT_MEMORY_FRACTION, resolve_calibration
 from cost_models import catalog
 from cost_models.calibration import Calibration
@@ -24,6 +22,9 @@ from cost_models.specs.precision import PrecisionRecipe
 from cost_models.specs.workload import Workload
 from search_spaces.loader import load_engine, resolve_version
 from search_spaces.schema import EngineSpec
+
+if TYPE_CHECKING:
+    from autotune.placement.skew import RecordedSkew
 
 Objective = Literal["tokens_per_s_per_gpu", "tokens_per_s", "tpot", "ttft"]
 Target = Literal["decode", "prefill", "serve"]
@@ -78,8 +79,8 @@ class Problem(Spec):
     memory_fraction: float = Field(default=DEFAULT_MEMORY_FRACTION, gt=0, le=1)
     """Share of driver-reported memory that a plan may fill (safety margin)."""
     top_k: int = Field(default=3, gt=0, le=20)
-    trials: int = Field(default=120, ge=0, le=1_000_000)
-    """Flag trials for each chosen layout."""
+    trials: int | None = Field(default=None, ge=0, le=1_000_000)
+    """Flag trials of an Optuna study for the best layout; when absent flags are enumerated, and studied where they are too many."""
     seed: int = 0
     storage: str | None = None
     """Optuna storage URL; a study found there is resumed."""
@@ -168,6 +169,9 @@ def resolve_problem(problem: Problem) -> ResolvedProblem:
 def _recorded_skew(problem: Problem, model: ModelSpec, engine: EngineSpec) -> RecordedSkew | None:
     if not problem.expert_load:
         return None
+    from autotune.placement.loads import read_loads
+    from autotune.placement.skew import RecordedSkew
+
     return RecordedSkew(read_loads([Path(name) for name in problem.expert_load], model), loads_maps=engine.loads_expert_maps)
 
 

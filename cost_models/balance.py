@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from math import comb
 from statistics import NormalDist
@@ -47,6 +48,7 @@ def _uniform(tokens: Floats, groups: Floats, experts: int, top_k: int) -> Floats
     return ratio
 
 
+@functools.cache
 def discrete_max_over_mean(tokens_per_rank: float, ranks: float, experts: int, top_k: int) -> float:
     r"""E[busiest / mean] of G ranks from the exact distribution F of one rank's load: sum over j of 1 - F(j)^G, over the mean.
 
@@ -101,11 +103,14 @@ def combined_max_over_mean(*ratios: ArrayLike) -> Floats:
     return as_floats(1 + np.sqrt(excess))
 
 
+@functools.cache
 def popularity_quantiles(sigma: float, points: int = POPULARITY_POINTS) -> Floats:
-    """Relative popularity of experts, log-normal with mean 1, at equally probable quantiles, (points,)."""
+    """Relative popularity of experts, log-normal with mean 1, at equally probable quantiles, (points,); not to be written to."""
     z = normal_quantile((np.arange(points) + 0.5) / points)
     weights = np.exp(sigma * z)
-    return as_floats(weights / weights.mean())
+    popularity = as_floats(weights / weights.mean())
+    popularity.flags.writeable = False
+    return popularity
 
 
 def expected_active_experts(tokens: ArrayLike, share: ArrayLike, experts: int, top_k: int, sigma: float = 0.0) -> Floats:

@@ -56,8 +56,10 @@ def search(
     ] = None,
     memory_fraction: Annotated[float | None, typer.Option(help="Share of device memory a plan may fill.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Plans with distinct layouts to return.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Flag trials for the winning layout.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of CP-SAT and Optuna.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Also study the flags of the best layout, with so many trials of Optuna.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of Optuna, of random search and of CP-SAT.")] = None,
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL; resumes a study found there.")] = None,
     problem: Annotated[Path | None, typer.Option(help="YAML problem file; options override it.")] = None,
     out: Annotated[Path, typer.Option(help="Folder that receives the run folder.")] = Path("results"),

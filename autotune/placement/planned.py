@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from autotune.placement.placing import Placement
+from typing import TYPE_CHECKING
+
 from cost_models.specs.base import Spec
+
+if TYPE_CHECKING:
+    from autotune.placement.placing import Placement
 
 
 class PlannedPlacement(Spec):

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from autotune.problem import Problem
-from autotune.searching import search
+from autotune import Problem, search
 from cost_models.catalog import hardware_names, load_hardware, model_names
 from cost_models.errors import AutotuneError
 
@@ -111,9 +110,8 @@ def against(path: Path) -> int:
         print(f"{i}: {json.dumps(kept[i]['problem'])}\n   {found[i]}")
     same, tied = found.count(None), found.count("tie")
     took = time.process_time() - start
-    print(
-        f"{len(kept)} problems: {same} the same, {tied} other settings of the same worth, {len(changed)} changed, {took:.1f} CPU s"
-    )
+    counts = f"{same} the same, {tied} other settings of the same worth, {len(changed)} changed"
+    print(f"{len(kept)} problems: {counts}, {took:.1f} CPU s")
     return int(bool(changed))
 
 

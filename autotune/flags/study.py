@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autotune.documents.plan import Setting
+from autotune.documents.problem import DEFAULT_TRIALS
 from autotune.errors import OutputError
 from autotune.flags.evaluate import Evaluation, FlagEvaluator
 from autotune.flags.space import FlagSpace, Params
-from autotune.plan import Setting
 from search_spaces.schema import Value
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 ENUMERABLE = 400_000
 """Spaces up to this size are solved exactly."""
-DEFAULT_TRIALS = 120
-"""Of a study in a space that is too large to enumerate, and of the random search that the answer is compared with."""
 IN_MEMORY = "memory"
 STARTUP_TRIALS = 40
 """Random trials before TPE models the space; with fewer it settles on a local best more often."""

@@ -65,7 +65,7 @@ class Problem(Spec):
     """Share of driver-reported memory that a plan may fill (safety margin)."""
     top_k: int = Field(default=3, gt=0, le=20)
     trials: int | None = Field(default=None, ge=0, le=1_000_000)
-    """Optuna's, for the flags of the best layout; when absent flags are enumerated, with DEFAULT_TRIALS where they are too many."""
+    """Optuna's, for the flags of the best layout; when absent they are enumerated, or DEFAULT_TRIALS made where too many."""
     seed: int = 0
     storage: str | None = None
     """Optuna storage URL; a study found there is resumed."""

@@ -83,7 +83,7 @@ def _fill(
     (folder / "run.json").write_text(
         json.dumps(_run_document(problem, result, command, stamp), indent=2) + "\n", encoding="utf-8"
     )
-    if trials:
+    if any(trials.values()):
         (folder / "trials.csv").write_text(trials_csv(trials), encoding="utf-8")
     return write_launch(folder / "launch", result.plans)
 

@@ -198,7 +198,7 @@ class GzipLines(io.RawIOBase):
 
         regular(path)
         self.path, self.limit, self.count = path, limit, 0
-        self.file = gzip.open(path, "rb")
+        self.file = gzip.open(path, "rb")  # noqa: SIM115  (closed with the reader)
 
     def readable(self) -> bool:
         return True

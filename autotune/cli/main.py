@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -10,13 +11,18 @@ import typer
 from autotune.cli import audit, calibrate, catalog, export, measure, place, predict, schema, search, validate
 from cost_models.errors import AutotuneError
 
-app = typer.Typer(
-    name="autotune",
-    help="Find the parallel layout and engine flags for LLM inference: predicted, explained, launchable.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+
+def _application() -> typer.Typer:
+    return typer.Typer(
+        name="autotune",
+        help="Find the parallel layout and engine flags for LLM inference: predicted, explained, launchable.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+
+app = _application()
 search.register(app)
 predict.register(app)
 export.register(app)
@@ -37,8 +43,9 @@ USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "
 
 def main() -> None:
     """Run a command; every foreseeable failure is one message and a non-zero exit."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for some reads what every installed package declares
     try:
-        code = app(standalone_mode=False)
+        code = _narrowed(sys.argv[1:2])(standalone_mode=False)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except USAGE_ERROR as error:
@@ -51,6 +58,17 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _narrowed(first: list[str]) -> typer.Typer:
+    """The application with the one command that is run, where it is one of its own: Typer builds every option of all others."""
+    wanted = [command for command in app.registered_commands if [command.name] == first]
+    if not wanted:
+        return app
+    narrowed = _application()
+    narrowed.callback()(lambda: None)  # keeps a lone command a subcommand
+    narrowed.registered_commands = wanted
+    return narrowed
 
 
 def _fail(message: str, code: int) -> None:

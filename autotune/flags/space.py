@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,12 +58,20 @@ class FlagSpace:
         digits = np.unravel_index(np.arange(self.size), [len(v) for v in self.values.values()])
         return dict(zip(self.values, digits, strict=True))
 
+    def columns(self, combinations: Sequence[Params]) -> dict[str, Ints]:
+        """Combinations as index columns, (combinations,) each."""
+        return {name: np.array([values.index(params[name]) for params in combinations]) for name, values in self.values.items()}
+
+    def positions(self, columns: Mapping[str, Ints]) -> Ints:
+        """Positions of index columns in the grid."""
+        position = np.zeros(1, dtype=np.int64)
+        for name, values in self.values.items():
+            position = position * len(values) + columns[name]
+        return position
+
     def index(self, params: Params) -> int:
         """Position of a combination in the grid."""
-        position = 0
-        for name, values in self.values.items():
-            position = position * len(values) + values.index(params[name])
-        return position
+        return int(self.positions(self.columns([params]))[0])
 
     def params_at(self, position: int) -> Params:
         """The combination at a grid position."""

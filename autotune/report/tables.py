@@ -11,6 +11,7 @@ from autotune.documents.deployment import Deployment
 from autotune.documents.plan import Plan, SearchResult, Setting
 from autotune.documents.planned_placement import PlannedPlacement
 from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction, StepPrediction, Uncertainty
+from autotune.documents.problem import DEFAULT_TRIALS
 from autotune.exporters import feed_requirement
 from autotune.predicting.uncertainty import uncertainty
 from search_spaces.schema import Value
@@ -136,10 +137,11 @@ def flags_text(plan: Plan) -> str:
         study = f"{flags.study:,.0f}" if flags.study else "none feasible"
         parts.append(f"Optuna {study} in {flags.trials} trials, {flags.feasible_trials} feasible")
     if flags.random:
-        parts.append(f"random search, same budget, {flags.random:,.0f}")
-    exact = f"exact optimum {flags.exact:,.0f} of {flags.space_size:,} combinations" if flags.exact else None
-    if flags.trials:
-        parts.append(exact or f"{flags.space_size:,} combinations: too many to enumerate")
+        parts.append(f"random search in {flags.trials or DEFAULT_TRIALS} trials {flags.random:,.0f}")
+    if flags.exact:
+        parts.append(f"exact optimum {flags.exact:,.0f} of {flags.space_size:,} combinations")
+    elif flags.trials:
+        parts.append(f"{flags.space_size:,} combinations: too many to enumerate")
     return "; ".join(parts)
 
 

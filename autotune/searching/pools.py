@@ -96,7 +96,7 @@ def run_search(problem: Problem, progress: Progress | None = None) -> SearchRun:
 
 
 def _select(resolved: ResolvedProblem, table: LayoutTable, feasible_rows: Ints) -> tuple[Ints, list[Selection]]:
-    """Prune exactly, then let CP-SAT choose the k best distinct layouts.
+    """Prune exactly, then choose the k best distinct layouts.
 
     Returns the rows kept (positions in the table) and the selections, whose `row` is a position among those.
     """
@@ -110,7 +110,7 @@ def _select(resolved: ResolvedProblem, table: LayoutTable, feasible_rows: Ints) 
     kept = feasible_rows[kept]
     candidates = table.take(kept)
     instance = instance_of(candidates, Limits.of(resolved), problem.objective)
-    selections = select_top(instance, candidates.layout, problem.top_k, seed=problem.seed)
+    selections = select_top(instance, candidates.layout, problem.top_k)
     if not selections:
         raise NoFeasiblePlan(
             "no feasible plan: every row that satisfies the limits fails once rates are rounded down; loosen one limit slightly"
@@ -145,13 +145,13 @@ def _placement(resolved: ResolvedProblem, pool: Pool) -> PlannedPlacement | None
 
 
 def _tuned(
-    resolved: ResolvedProblem, row: Rows, instances: int, trials: int, rank: int, on_trial: Callable[[], None] | None
+    resolved: ResolvedProblem, row: Rows, instances: int, trials: int | None, rank: int, on_trial: Callable[[], None] | None
 ) -> tuple[FlagEvaluator, FlagResult]:
     space = flag_space(resolved, row, int(largest_fitting_size(resolved, row)[0]))
     evaluator = EVALUATORS[resolved.phase](resolved, row, space, instances)
     problem = resolved.problem
     name = f"{study_prefix(resolved)}/plan-{rank}"
-    storage = problem.storage if trials else None
+    storage = None if trials == 0 else problem.storage
     found = tune_flags(evaluator, trials=trials, seed=problem.seed, storage=storage, study_name=name, on_trial=on_trial)
     return evaluator, found
 

@@ -224,7 +224,7 @@ class Worker:
             self.step_s, strides = self._prompt_step_s(taken), 1
         elif any(self.decoding):
             self.step_s = self.pool.decode_s(max(self.decoding))
-            strides = self._alike()
+            strides = 1 if self.entered else self._alike()  # what has just come in is seen to after one step
         else:
             return
         self.strides = strides

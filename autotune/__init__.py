@@ -11,34 +11,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autotune.deployment import Deployment
+    from autotune.documents.deployment import Deployment
+    from autotune.documents.plan import Plan, SearchResult
+    from autotune.documents.prediction import Prediction
+    from autotune.documents.problem import Problem
+    from autotune.documents.service_plan import ServicePlan, ServiceResult
     from autotune.errors import NoFeasiblePlan
     from autotune.exporters import export
-    from autotune.plan import Plan, SearchResult
-    from autotune.predicting import predict
-    from autotune.prediction import Prediction
-    from autotune.problem import Problem
-    from autotune.searching import search
-    from autotune.services.plan import ServicePlan, ServiceResult
-    from autotune.services.searching import search_services
+    from autotune.predicting.step import predict
+    from autotune.searching.pools import search
+    from autotune.searching.services.searching import search_services
     from autotune.serving.predicting import predict_service
     from cost_models.errors import AutotuneError
 
 _PUBLIC = {
     "AutotuneError": "cost_models.errors",
-    "Deployment": "autotune.deployment",
+    "Deployment": "autotune.documents.deployment",
     "NoFeasiblePlan": "autotune.errors",
-    "Plan": "autotune.plan",
-    "Prediction": "autotune.prediction",
-    "Problem": "autotune.problem",
-    "SearchResult": "autotune.plan",
-    "ServicePlan": "autotune.services.plan",
-    "ServiceResult": "autotune.services.plan",
+    "Plan": "autotune.documents.plan",
+    "Prediction": "autotune.documents.prediction",
+    "Problem": "autotune.documents.problem",
+    "SearchResult": "autotune.documents.plan",
+    "ServicePlan": "autotune.documents.service_plan",
+    "ServiceResult": "autotune.documents.service_plan",
     "export": "autotune.exporters",
-    "predict": "autotune.predicting",
+    "predict": "autotune.predicting.step",
     "predict_service": "autotune.serving.predicting",
-    "search": "autotune.searching",
-    "search_services": "autotune.services.searching",
+    "search": "autotune.searching.pools",
+    "search_services": "autotune.searching.services.searching",
 }
 
 __all__ = [

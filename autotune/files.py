@@ -41,3 +41,12 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(scratch, path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_writable(out: Path) -> None:
+    """Raise OutputError early, before minutes are spent on a search that could not be saved."""
+    existing = next(p for p in [out, *out.parents] if p.exists())
+    if not existing.is_dir():
+        raise OutputError(f"{existing} is not a folder, so {out} cannot be created; choose another with --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"no permission to write under {existing}; choose another folder with --out")

@@ -281,8 +281,8 @@ def run(out: Path) -> None:
 
 def predicted(step: dict[str, Any], hardware: str, calibration: str) -> Any:
     """The same step, priced."""
-    from autotune.deployment import Deployment
-    from autotune.predicting import predict
+    from autotune.documents.deployment import Deployment
+    from autotune.predicting.step import predict
 
     world = step["tp"] * step["dp"]
     balance = {"skew": 1.0, "popularity_sigma": 0.0}  # random weights choose experts evenly

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from autotune.deployment import Deployment
-from autotune.problem import Problem, ResolvedProblem, resolve_problem
+from autotune.documents.deployment import Deployment
+from autotune.documents.problem import Problem
+from autotune.resolving import ResolvedProblem, resolve_problem
 from cost_models.catalog import calibration_for, load_hardware, load_model, load_recipe
 from cost_models.machine import Machine
 

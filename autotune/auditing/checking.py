@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from autotune.auditing.capacity import room
 from autotune.auditing.conflicts import conflicts, unlaunchable
 from autotune.auditing.edits import Edit, pool_edits, service_edits
-from autotune.auditing.fitting import room
 from autotune.auditing.goals import GoalLine, Goals, pool_goals, service_goals
 from autotune.auditing.verdict import Change, PoolMemory, Verdict
-from autotune.deployment import Deployment, Phase
+from autotune.documents.deployment import Deployment, PoolRole
+from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction
 from autotune.errors import ProblemError
-from autotune.predicting import predict
-from autotune.prediction import Prediction, PrefillPrediction, ServicePrediction
+from autotune.predicting.step import predict
 from autotune.serving.predicting import DEFAULT_PREFILL_TOKENS, predict_service
 from cost_models.catalog import load_model
 from cost_models.errors import AutotuneError
@@ -41,7 +41,7 @@ class Outcome:
     """A deployment with what is predicted of it."""
 
     deployment: Deployment
-    steps: dict[Phase, PoolPrediction]
+    steps: dict[PoolRole, PoolPrediction]
     """A step of every pool; none of a service that was only tried."""
     service: ServicePrediction | None
     goals: tuple[GoalLine, ...]
@@ -125,7 +125,7 @@ def check(deployment: Deployment, goals: Goals, command: ReadCommand | None = No
     )
 
 
-def _memory(phase: Phase, step: PoolPrediction) -> PoolMemory:
+def _memory(phase: PoolRole, step: PoolPrediction) -> PoolMemory:
     return PoolMemory(
         phase=phase,
         lines=tuple(sorted(step.memory, key=lambda line: -line.bytes)),
@@ -164,9 +164,9 @@ def outcome(deployment: Deployment, goals: Goals, *, tried: bool = False) -> Out
     return Outcome(deployment, steps, service, service_goals(goals, service), held)
 
 
-def _step(deployment: Deployment, phase: Phase, slots: int) -> PoolPrediction:
+def _step(deployment: Deployment, phase: PoolRole, slots: int) -> PoolPrediction:
     """A step of one pool of a service, full; slots : sequences that it holds in all."""
-    single: Phase = "prefill" if phase == "prefill" else "decode"
+    single: PoolRole = "prefill" if phase == "prefill" else "decode"
     pool = deployment.pools[phase]
     sized = {"batch_per_dp_rank": max(slots // (pool.dp * pool.instances), 1)}
     if phase == "serve":  # its prefill steps need no more than what is left free for them
@@ -207,13 +207,13 @@ def _edits(plan: Outcome) -> Iterator[Edit]:
     return pool_edits(plan.deployment, _fitting(plan))
 
 
-def _crowded(plan: Outcome) -> set[Phase]:
+def _crowded(plan: Outcome) -> set[PoolRole]:
     """Pools that more instances could relieve; all of them where the service could not be replayed."""
     service = plan.service
     if service is None:
         return set(plan.deployment.pools)
     full = service.decode_sequences / service.decode_slots
-    found: set[Phase] = {"serve"}
+    found: set[PoolRole] = {"serve"}
     found |= {"prefill"} if service.prefill_busy > CROWDED else set()
     return found | ({"decode"} if full > CROWDED or not service.overloaded else set())
 
@@ -274,7 +274,7 @@ def remarks(plan: Outcome) -> Iterator[str]:
         yield from (prefix + line for line in _pool_remarks(plan, phase, step))
 
 
-def _pool_remarks(plan: Outcome, phase: Phase, step: PoolPrediction) -> Iterator[str]:
+def _pool_remarks(plan: Outcome, phase: PoolRole, step: PoolPrediction) -> Iterator[str]:
     pool = plan.deployment.pools[phase]
     decodes = phase != "prefill"
     free = 1 - step.memory_total_bytes / step.memory_limit_bytes

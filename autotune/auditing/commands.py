@@ -11,15 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from autotune.auditing.capacity import as_it_runs, covering_all
 from autotune.auditing.conflicts import indivisible
-from autotune.auditing.fitting import as_it_runs, covering_all
 from autotune.auditing.options import NUMBER, Command, engine_for, split_options
 from autotune.auditing.shell import find_command
-from autotune.deployment import Deployment, Load
+from autotune.documents.deployment import Deployment, Load
 from autotune.errors import ProblemError
 from autotune.exporters.vllm import EPLB_FIELDS, KV_ROLES
-from autotune.predicting import resolve_calibration
-from autotune.problem import choose_recipe
+from autotune.resolving import choose_recipe, resolve_calibration
 from cost_models.catalog import load_hardware, load_model, model_names
 from cost_models.errors import unknown_name
 from cost_models.specs.model import ModelSpec

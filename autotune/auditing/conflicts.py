@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autotune.deployment import Deployment, Load, Pool
+from autotune.documents.deployment import Deployment, Load, Pool
 from autotune.errors import ExportError
 from cost_models.catalog import load_hardware, load_model
 from cost_models.specs.hardware import HardwareSpec

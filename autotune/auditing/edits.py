@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from autotune.deployment import Deployment, Offload, Phase, Pool, PrecisionChoice
-from autotune.predicting import resolve_recipe
+from autotune.documents.deployment import Deployment, Offload, Pool, PoolRole, PrecisionChoice
+from autotune.resolving import resolve_recipe
 from cost_models.catalog import load_hardware, load_model, recipes
 
 BATCH_FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0, 4.0)
@@ -50,7 +50,7 @@ def pool_edits(deployment: Deployment, sizes: set[int]) -> Iterator[Edit]:
             yield Edit("offload", f"offload one layer in {group}", changed(phase, offload=Offload(group_size=group)))
 
 
-def service_edits(deployment: Deployment, crowded: set[Phase]) -> Iterator[Edit]:
+def service_edits(deployment: Deployment, crowded: set[PoolRole]) -> Iterator[Edit]:
     """Changes of a service: more instances of crowded pools, other token budgets, precisions, no batch limit."""
     for phase, pool in deployment.pools.items():
         if phase not in crowded:
@@ -69,7 +69,7 @@ def service_edits(deployment: Deployment, crowded: set[Phase]) -> Iterator[Edit]
         yield from _precisions(deployment, next(iter(deployment.pools)))
 
 
-def _precisions(deployment: Deployment, phase: Phase) -> Iterator[Edit]:
+def _precisions(deployment: Deployment, phase: PoolRole) -> Iterator[Edit]:
     pool = deployment.pools[phase]
     now = pool.precision or deployment.precision
     name = now if isinstance(now, str) else now.recipe
@@ -85,17 +85,17 @@ def _precisions(deployment: Deployment, phase: Phase) -> Iterator[Edit]:
         yield Edit("kv", "KV cache in FP8", _precision(phase, choice))
 
 
-def changed(phase: Phase, **changes: object) -> Apply:
+def changed(phase: PoolRole, **changes: object) -> Apply:
     """A pool with other values."""
     return lambda deployment: deployment.with_pool(phase, **changes)
 
 
-def _precision(phase: Phase, precision: str | PrecisionChoice) -> Apply:
+def _precision(phase: PoolRole, precision: str | PrecisionChoice) -> Apply:
     """Of the deployment; the pool's own would win, so it goes."""
     return lambda deployment: deployment.model_copy(update={"precision": precision}).with_pool(phase, precision=None)
 
 
-def _retiled(phase: Phase, pool: Pool, tp: int, dp: int) -> Apply:
+def _retiled(phase: PoolRole, pool: Pool, tp: int, dp: int) -> Apply:
     """The same GPUs split otherwise; the same sequences in all."""
     factor = tp / pool.tp
     changes: dict[str, object] = {"tp": tp, "dp": dp, "moe_tp": None}
@@ -106,7 +106,7 @@ def _retiled(phase: Phase, pool: Pool, tp: int, dp: int) -> Apply:
     return changed(phase, **changes)
 
 
-def _wider(phase: Phase, pool: Pool, dp: int, ep: int) -> Apply:
+def _wider(phase: PoolRole, pool: Pool, dp: int, ep: int) -> Apply:
     """More attention-DP ranks, the same sequences on each, experts spread over all."""
     backend = pool.all2all_backend if pool.all2all_backend != "none" else "allgather_reducescatter"
     return changed(phase, dp=dp, ep=ep, moe_tp=None, all2all_backend=backend)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autotune.prediction import Prediction, PrefillPrediction, ServicePrediction
+from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction
+from autotune.predicting.uncertainty import step_factors
 from autotune.serving.errors import probability_below
-from autotune.uncertainty import step_factors
 from cost_models.arrays import Floats, as_floats
 from cost_models.specs.base import Spec
 

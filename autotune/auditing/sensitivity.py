@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from autotune.auditing.capacity import largest
 from autotune.auditing.edits import Edit, pool_edits
-from autotune.auditing.fitting import largest
-from autotune.deployment import Deployment
+from autotune.documents.deployment import Deployment
+from autotune.documents.prediction import Prediction, PrefillPrediction
 from autotune.errors import ProblemError
-from autotune.predicting import Resolved, predict, predict_step, resolve
-from autotune.prediction import Prediction, PrefillPrediction
+from autotune.predicting.step import Resolved, predict, predict_step, resolve
 from cost_models.arrays import as_floats
 from cost_models.calibration import Calibration
 from cost_models.catalog import load_hardware

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from autotune.auditing.goals import GoalLine
-from autotune.deployment import Phase
-from autotune.prediction import MemoryLine
+from autotune.documents.deployment import PoolRole
+from autotune.documents.prediction import MemoryLine
 from cost_models.specs.base import Spec
 
 
 class PoolMemory(Spec):
     """One GPU of a pool."""
 
-    phase: Phase
+    phase: PoolRole
     lines: tuple[MemoryLine, ...]
     """Largest first."""
     total_bytes: float

@@ -8,12 +8,12 @@ from pathlib import Path
 from autotune.auditing.commands import is_of
 from autotune.auditing.goals import Goals
 from autotune.calibrating.benchmarks import BenchmarkPoint, ServedLoad, at_point, read_benchmark
-from autotune.deployment import Deployment, Load
+from autotune.documents.deployment import Deployment, Load
+from autotune.documents.prediction import Interval, ServicePrediction, StepPrediction
 from autotune.errors import ProblemError
-from autotune.predicting import predict, predict_decode, resolve
-from autotune.prediction import Interval, ServicePrediction, StepPrediction
+from autotune.predicting.step import predict, predict_decode, resolve
+from autotune.predicting.uncertainty import measurement_values, uncertainty
 from autotune.serving.predicting import predict_service
-from autotune.uncertainty import measurement_values, uncertainty
 from cost_models.catalog import load_hardware, load_model
 from cost_models.specs.base import Spec
 

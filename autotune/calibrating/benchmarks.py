@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from autotune.calibrating.timings import sha256_of
-from autotune.deployment import Deployment
+from autotune.documents.deployment import Deployment
 from autotune.errors import ProblemError
-from autotune.predicting import predict_decode, resolve
+from autotune.predicting.step import predict_decode, resolve
 from cost_models.calibration import Entry, FitReport
 from cost_models.specs.workload import Workload
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.deployment import CalibrationChoice, Deployment
+from autotune.documents.deployment import CalibrationChoice, Deployment
+from autotune.documents.results import dump_yaml
 from autotune.files import write_whole
-from autotune.records import dump_yaml
 from autotune.validating.cases import predict_any, published
 from cost_models.calibration import Entry
 from cost_models.catalog import load_hardware, raw_calibration
@@ -84,8 +84,8 @@ def changes(document: dict[str, Any]) -> list[Change]:
 
 def plan_change(document: dict[str, Any], hardware: str, engine: str) -> PlanChange | None:
     """What `autotune search --hw HARDWARE` would choose, before and after; none where the engine has no search."""
-    from autotune.problem import Problem
-    from autotune.searching import search
+    from autotune.documents.problem import Problem
+    from autotune.searching.pools import search
 
     if engine not in engine_names():
         return None

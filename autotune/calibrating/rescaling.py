@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autotune.calibrating.traces import FamilyTimes
+from autotune.documents.prediction import StepPrediction
 from autotune.errors import ProblemError
-from autotune.prediction import StepPrediction
 from cost_models.calibration import Calibration, Entry
 
 FAMILY_OF_ENTRY = {

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from autotune.auditing.commands import ReadCommand
     from autotune.auditing.goals import Goals
-    from autotune.deployment import Deployment, Load
+    from autotune.documents.deployment import Deployment, Load
 
 File = Annotated[Path, typer.Argument(help="Deployment file (.yaml), run folder, or script that starts vLLM or SGLang.")]
 Hardware = Annotated[str | None, typer.Option("--hw", help="For a script: what it runs on.")]
@@ -172,7 +172,7 @@ def _goals(limits: dict[str, str | None], **counted: float | None) -> Goals:
 
 def _load(rate: float | None, clients: int | None) -> Load | None:
     """What a service is sent, where it is said here."""
-    from autotune.deployment import Load
+    from autotune.documents.deployment import Load
     from autotune.errors import ProblemError
 
     if rate and clients:
@@ -225,8 +225,8 @@ def _read(file: Path, script: Script, load: Load | None = None) -> ReadCommand:
 
 def _document(file: Path) -> Deployment:
     """A deployment file, or the deployment of a run's best plan."""
-    from autotune.deployment import Deployment
-    from autotune.records import is_plan, load_plans
+    from autotune.documents.deployment import Deployment
+    from autotune.documents.results import is_plan, load_plans
     from cost_models.catalog import read_yaml, validated
 
     if file.is_dir() or is_plan(data := read_yaml(file)):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from autotune.calibrating.fits import FittedEntry
     from autotune.calibrating.inputs import Inputs
     from autotune.calibrating.timings import TimingTable
-    from autotune.deployment import Deployment
+    from autotune.documents.deployment import Deployment
     from cost_models.calibration import Calibration, Entry
     from cost_models.specs.hardware import HardwareSpec
 
@@ -56,7 +56,7 @@ def calibrate(
     if tables:
         entries += _fit_tables(tables, hardware, base)
     if inputs.traces or inputs.points:
-        from autotune.deployment import Deployment
+        from autotune.documents.deployment import Deployment
 
         if deployment is None:
             raise ProblemError("traces and benchmark results need --deployment FILE: what ran (autotune schema deployment)")
@@ -104,7 +104,7 @@ def _fit_runs(inputs: Inputs, ran: Deployment, base: Calibration, steps: int | N
 def _rescaled(trace, ran: Deployment, base: Calibration, steps: int | None, rules: Path | None) -> Entries:  # type: ignore[no-untyped-def]  # KernelTimes, imported lazily
     from autotune.calibrating.rescaling import rescale
     from autotune.calibrating.traces import family_times, load_rules
-    from autotune.predicting import predict
+    from autotune.predicting.step import predict
 
     measured = family_times(trace, load_rules(rules), steps)
     prediction = predict(ran)

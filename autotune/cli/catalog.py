@@ -23,7 +23,7 @@ def group(kind: str, help_text: str) -> typer.Typer:
         name: Annotated[str, typer.Argument(help="Catalogue name or path to a file.")],
         json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
-        from autotune.records import dump_yaml
+        from autotune.documents.results import dump_yaml
 
         entry, derived = _load(kind, name)
         data = {**entry.model_dump(mode="json"), "derived": derived}

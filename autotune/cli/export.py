@@ -20,10 +20,11 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Folder for the scripts; prints them by default.")] = None,
 ) -> None:
     """Write launch scripts of a plan."""
+    from autotune.documents.plan import Plan
+    from autotune.documents.results import load_plans
     from autotune.errors import ProblemError
     from autotune.exporters import feed_requirement
-    from autotune.plan import Plan
-    from autotune.records import load_plans, plan_scripts, write_scripts
+    from autotune.exporters.folders import plan_scripts, write_scripts
 
     plans = load_plans(run).plans
     plan = next((p for p in plans if p.rank == rank), None)

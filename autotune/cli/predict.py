@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from autotune.deployment import Deployment
+    from autotune.documents.deployment import Deployment
 
 
 def register(app: typer.Typer) -> None:
@@ -21,8 +21,8 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Predict one configuration: throughput, TPOT, breakdown, memory, bottleneck."""
-    from autotune.deployment import Deployment
-    from autotune.predicting import predict as run
+    from autotune.documents.deployment import Deployment
+    from autotune.predicting.step import predict as run
     from cost_models.catalog import read_yaml, validated
 
     document = validated(Deployment, read_yaml(deployment), str(deployment))

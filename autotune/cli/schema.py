@@ -19,11 +19,11 @@ def schema(
     ],
 ) -> None:
     """Print the JSON schema of a document."""
-    from autotune.deployment import Deployment
+    from autotune.documents.deployment import Deployment
+    from autotune.documents.plan import SearchResult
+    from autotune.documents.problem import Problem
+    from autotune.documents.service_plan import ServiceResult
     from autotune.errors import ProblemError
-    from autotune.plan import SearchResult
-    from autotune.problem import Problem
-    from autotune.services.plan import ServiceResult
     from autotune.validating.cases import CaseFile
     from cost_models.calibration import Calibration
     from cost_models.errors import unknown_name

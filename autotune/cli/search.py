@@ -11,10 +11,10 @@ import typer
 from autotune.cli.parsing import duration_s, rates
 
 if TYPE_CHECKING:
+    from autotune.documents.plan import SearchResult
+    from autotune.documents.problem import Problem
+    from autotune.documents.service_plan import ServiceResult
     from autotune.flags.study import TrialRow
-    from autotune.plan import SearchResult
-    from autotune.problem import Problem
-    from autotune.services.plan import ServiceResult
 
 
 def register(app: typer.Typer) -> None:
@@ -65,8 +65,9 @@ def search(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the report.")] = False,
 ) -> None:
     """Find the best deployment: layout, flags, prediction and launch scripts."""
-    from autotune.plan import SearchResult
-    from autotune.records import check_writable, write_run
+    from autotune.documents.plan import SearchResult
+    from autotune.files import check_writable
+    from autotune.records import write_run
 
     serve = target == "serve" or (target is None and problem is not None and _target_of(problem) == "serve")
     percentiles = {"p50": ttft_p50, "p95": ttft_p95, "p99": ttft_p99}
@@ -126,8 +127,8 @@ def search(
 
 def problem_from(options: dict[str, Any], workload: dict[str, Any], file: Path | None) -> Problem:
     """A problem file with the given options on top; unset ones keep the defaults."""
+    from autotune.documents.problem import DEFAULT_LENGTH_TOKENS, Problem
     from autotune.errors import ProblemError
-    from autotune.problem import DEFAULT_LENGTH_TOKENS, Problem
     from cost_models.catalog import read_yaml, validated
 
     data: Any = read_yaml(file) if file else {}
@@ -156,7 +157,7 @@ Run = tuple["SearchResult | ServiceResult", dict[int, tuple["TrialRow", ...]]]
 
 def _run_services(problem: Problem) -> Run:
     """Plan a service; there are no flag trials to show."""
-    from autotune.services.searching import search_services
+    from autotune.searching.services.searching import search_services
 
     return search_services(problem), {}
 
@@ -164,7 +165,7 @@ def _run_services(problem: Problem) -> Run:
 def _run(problem: Problem, *, quiet: bool) -> Run:
     """Run with a progress bar on the error stream when someone watches."""
     from autotune.progress import Progress
-    from autotune.searching import run_search
+    from autotune.searching.pools import run_search
 
     if quiet or not sys.stderr.isatty() or not problem.trials:
         run = run_search(problem)

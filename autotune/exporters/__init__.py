@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from autotune.deployment import Deployment
+from autotune.documents.deployment import Deployment
+from autotune.documents.planned_placement import PlannedPlacement
 from autotune.errors import ExportError
 from autotune.exporters.base import Script, feed_requirement, single_pools
 from autotune.exporters.benchmark import benchmark_script
 from autotune.exporters.router import router_script
-from autotune.placement.planned import PlannedPlacement
 from cost_models.catalog import load_hardware, load_model
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec

@@ -8,7 +8,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autotune.deployment import Deployment, Phase, Pool
+from autotune.documents.deployment import Deployment, Pool, PoolRole
 from autotune.errors import ExportError
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 CONTEXT_ROUNDING_TOKENS = 64
-PHASES: tuple[Phase, ...] = ("prefill", "decode", "serve")
+PHASES: tuple[PoolRole, ...] = ("prefill", "decode", "serve")
 ROLES = {"prefill": "prefill", "decode": "decode", "serve": "aggregated"}
 OTHER_SIDE = {"prefill": "decode", "decode": "prefill"}
 """Of a disaggregated pair."""
@@ -84,7 +84,7 @@ class Placement:
 
 def single_pools(deployment: Deployment) -> list[Deployment]:
     """A deployment for every pool, prefill first, with its own hardware and precision; the other pool stays known."""
-    phases: list[Phase] = [phase for phase in PHASES if phase in deployment.pools]
+    phases: list[PoolRole] = [phase for phase in PHASES if phase in deployment.pools]
     parts = []
     for phase in phases:
         pool = deployment.pools[phase]

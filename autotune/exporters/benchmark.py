@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.deployment import Deployment, Load
+from autotune.documents.deployment import Deployment, Load
 from autotune.exporters.base import Argument, Required, Script, Shell, checkpoint, render_template
 from cost_models.specs.model import ModelSpec
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.deployment import Deployment
+from autotune.documents.deployment import Deployment
 from autotune.exporters.base import Required, Script, render_template
 
 TEMPLATES = {"vllm-ascend": "router_ascend.sh.j2"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.deployment import Deployment, Pool
+from autotune.documents.deployment import Deployment, Pool
 from autotune.exporters.base import (
     OTHER_SIDE,
     ROLES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autotune.deployment import Deployment
+from autotune.documents.deployment import Deployment
 from autotune.errors import ExportError
 from autotune.exporters.base import (
     OTHER_SIDE,
@@ -23,7 +23,7 @@ from autotune.exporters.base import (
     placement,
     render,
 )
-from autotune.predicting import resolve_recipe
+from autotune.resolving import resolve_recipe
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import EngineSpec, version_key

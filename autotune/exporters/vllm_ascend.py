@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from autotune.deployment import Deployment, Pool
+from autotune.documents.deployment import Deployment, Pool
 from autotune.errors import ExportError
 from autotune.exporters.base import (
     OTHER_SIDE,

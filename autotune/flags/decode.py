@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from autotune.flags.evaluate import Costs, FlagEvaluator
-from autotune.problem import ResolvedProblem
+from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Floats, Ints, as_floats
 from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine

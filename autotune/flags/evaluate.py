@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from autotune.flags.space import FlagSpace, Params
 from autotune.layouts.enumerate import token_limits
-from autotune.problem import ResolvedProblem
+from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
 from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from autotune.documents.plan import RebalancingPoint
 from autotune.layouts.table import phase_of
-from autotune.plan import RebalancingPoint
-from autotune.problem import ResolvedProblem
+from autotune.resolving import ResolvedProblem
 from cost_models.moe_layer import imbalance
 from cost_models.rows import Rows
 from search_spaces.schema import Value

@@ -11,7 +11,7 @@ import numpy as np
 from autotune.flags.rebalancing import best_rebalancing
 from autotune.layouts.enumerate import Shape, backend_admissible
 from autotune.layouts.table import phase_of
-from autotune.problem import ResolvedProblem
+from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Ints
 from cost_models.dispatch import BACKENDS
 from cost_models.overlap import OVERLAPS

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autotune.documents.plan import Setting
 from autotune.errors import OutputError
 from autotune.flags.evaluate import Evaluation, FlagEvaluator
 from autotune.flags.space import FlagSpace, Params
-from autotune.plan import Setting
 from search_spaces.schema import Value
 
 if TYPE_CHECKING:

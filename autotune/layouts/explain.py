@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.documents.plan import AlternativeSummary, SizeSummary
 from autotune.layouts.families import FAMILIES, Family, Limits, excess, feasible
 from autotune.layouts.table import LayoutTable, build_table, kernel_size_limit, phase_of
-from autotune.plan import AlternativeSummary, SizeSummary
-from autotune.problem import ResolvedProblem, resolve_problem, usable_recipes
+from autotune.resolving import ResolvedProblem, resolve_problem, usable_recipes
 from cost_models.arrays import Floats, as_floats
 from cost_models.prefill import prefill_step
 from cost_models.specs.layout import Layout

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.layouts.table import LayoutTable
-from autotune.problem import ResolvedProblem
+from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Floats, Ints
 
 

@@ -31,7 +31,7 @@ class PhaseCost:
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class PhaseModel:
     """One phase of inference as layout selection sees it."""
 
     name: Literal["decode", "prefill", "serve"]
@@ -130,7 +130,7 @@ def _aggregated_memory(machine: Machine, rows: Rows, workload: Workload) -> Memo
     return Memory({**lines, "kv_cache": decode.lines["kv_cache"]}, decode.kv_bytes_per_token)
 
 
-DECODE = Phase(
+DECODE = PhaseModel(
     name="decode",
     size="batch",
     unit="sequences per DP rank",
@@ -140,7 +140,7 @@ DECODE = Phase(
     cost=_decode_cost,
     memory=decode_memory,
 )
-PREFILL = Phase(
+PREFILL = PhaseModel(
     name="prefill",
     size="batched_tokens",
     unit="tokens per DP rank and step",
@@ -150,7 +150,7 @@ PREFILL = Phase(
     cost=_prefill_cost,
     memory=prefill_memory,
 )
-AGGREGATED = Phase(
+AGGREGATED = PhaseModel(
     name="serve",
     size="batch",
     unit="sequences per DP rank",

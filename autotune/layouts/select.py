@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autotune.documents.plan import SolverSummary
+from autotune.documents.problem import Objective
 from autotune.layouts.families import Limits
 from autotune.layouts.table import LayoutTable
-from autotune.problem import Objective
 from cost_models.arrays import Ints
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class Proof:
     def gap(self) -> float:
         """Relative distance between objective and bound; 0 is proven optimal."""
         return abs(self.bound - self.objective) / max(abs(self.objective), 1e-9)
+
+    def summary(self) -> SolverSummary:
+        """The same as plans store it."""
+        return SolverSummary(status=self.status, objective=self.objective, bound=self.bound, gap=self.gap)
 
 
 @dataclass(frozen=True, slots=True)

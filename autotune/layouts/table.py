@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.layouts.enumerate import layout_rows, token_limits
-from autotune.layouts.phases import PHASES, Phase
-from autotune.problem import ResolvedProblem
+from autotune.layouts.phases import PHASES, PhaseModel
+from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Floats, Ints, distinct_rows
 from cost_models.rows import Rows
 
@@ -61,7 +61,7 @@ class LayoutTable:
         return LayoutTable(Rows.concatenate([part.rows for part in parts]), *merged)
 
 
-def phase_of(resolved: ResolvedProblem) -> Phase:
+def phase_of(resolved: ResolvedProblem) -> PhaseModel:
     """The phase that a problem's pool runs."""
     return PHASES[resolved.pool]
 

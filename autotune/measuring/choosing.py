@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from autotune.documents.plan import Plan, SearchResult
 from autotune.errors import ProblemError
 from autotune.measuring.shapes import MACHINE, Shape
-from autotune.plan import Plan, SearchResult
 from cost_models.catalog import load_model
 
 NEAR = 2.0
@@ -19,7 +19,7 @@ def most_telling(path: Path, found: list[Shape]) -> list[Shape]:
 
     Machine properties come first always. Raises ProblemError for a service plan or one without error bars.
     """
-    from autotune.records import load_plans
+    from autotune.documents.results import load_plans
 
     result = load_plans(path)
     if not isinstance(result, SearchResult) or not result.measurements:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from autotune.documents.planned_placement import PlannedPlacement
 from autotune.placement.eplb import global_placement
 from autotune.placement.loads import Loads
-from autotune.placement.placing import place
-from autotune.placement.planned import PlannedPlacement
+from autotune.placement.placing import Placement, place
 from autotune.placement.solve import gpu_loads, in_order, normalised, pack, replicate
 from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
 from cost_models.rows import Rows
@@ -33,7 +33,7 @@ class RecordedSkew:
 
     def placement_of(self, model: ModelSpec, ep: int, redundant_experts: int, gpus_per_node: int) -> PlannedPlacement:
         """All layers placed for one layout."""
-        return PlannedPlacement.of(place(self.loads, model, ep, redundant_experts, gpus_per_node))
+        return planned(place(self.loads, model, ep, redundant_experts, gpus_per_node))
 
     def of_rows(self, rows: Rows) -> Floats:
         """(rows,); NaN where experts are not spread over ranks."""
@@ -59,3 +59,16 @@ class RecordedSkew:
         if self.loads_maps:
             return pack(layer, replicate(layer, slots), ep)
         return global_placement(as_floats(layer.sum(axis=0)), slots, ep)
+
+
+def planned(placement: Placement) -> PlannedPlacement:
+    """A placement as plans store it."""
+    lines = tuple(" | ".join(" ".join(map(str, gpu)) for gpu in layer) for layer in placement.experts)
+    return PlannedPlacement(
+        gpus=placement.gpus,
+        slots=placement.slots,
+        balanced=placement.balance.worst_scenario,
+        eplb_balanced=placement.eplb.worst_scenario,
+        median_gap=placement.median_gap,
+        layers=lines,
+    )

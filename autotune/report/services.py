@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from autotune.documents.service_plan import ServicePlan, ServiceResult
 from autotune.report.tables import ms, new_table, paragraph
-from autotune.services.plan import ServicePlan, ServiceResult
 
 PARETO_KINDS = ("disaggregated", "aggregated")
 

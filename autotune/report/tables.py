@@ -7,12 +7,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autotune.deployment import Deployment
+from autotune.documents.deployment import Deployment
+from autotune.documents.plan import Plan, SearchResult, Setting
+from autotune.documents.planned_placement import PlannedPlacement
+from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction, StepPrediction, Uncertainty
 from autotune.exporters import feed_requirement
-from autotune.placement.planned import PlannedPlacement
-from autotune.plan import Plan, SearchResult, Setting
-from autotune.prediction import Prediction, PrefillPrediction, ServicePrediction, StepPrediction
-from autotune.uncertainty import Uncertainty, uncertainty
+from autotune.predicting.uncertainty import uncertainty
 from search_spaces.schema import Value
 
 GB = 1e9

@@ -6,8 +6,8 @@ import math
 
 from pydantic import Field
 
+from autotune.documents.prediction import Interval, ServiceIntervals
 from autotune.files import packaged
-from autotune.prediction import Interval, ServiceIntervals
 from cost_models.specs.base import Spec
 
 QUANTILE_SIGMAS = 2.563

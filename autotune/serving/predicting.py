@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from autotune.deployment import Deployment, Load, Pool
+from autotune.documents.deployment import Deployment, Load, Pool
+from autotune.documents.prediction import Percentiles, ServicePrediction
 from autotune.errors import ProblemError
-from autotune.predicting import memory_limit_bytes, pool_rows, resolve_pool
-from autotune.prediction import Percentiles, ServicePrediction
+from autotune.predicting.step import memory_limit_bytes, pool_rows, resolve_pool
 from autotune.serving.errors import service_errors
 from autotune.serving.model import PrefillCurves, ServiceCoefficients, decode_curve, prefill_curves, prefill_kernels
 from autotune.serving.replay import Replay, ServiceModel, replay

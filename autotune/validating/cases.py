@@ -7,12 +7,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from autotune.deployment import Deployment
+from autotune.documents.deployment import Deployment
+from autotune.documents.prediction import Interval, Prediction, PrefillPrediction, ServicePrediction
 from autotune.files import packaged
-from autotune.predicting import predict
-from autotune.prediction import Interval, Prediction, PrefillPrediction, ServicePrediction
+from autotune.predicting.step import predict
+from autotune.predicting.uncertainty import uncertainty
 from autotune.serving.predicting import predict_service
-from autotune.uncertainty import uncertainty
 from cost_models.catalog import read_yaml, validated
 from cost_models.specs.base import Spec
 

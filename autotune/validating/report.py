@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from autotune.documents.prediction import ServicePrediction
 from autotune.errors import OutputError
 from autotune.files import write_whole
-from autotune.prediction import ServicePrediction
 from autotune.validating.cases import CaseFile, CaseResult
 from autotune.validating.statistics import Summary, decisions, summarise
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import csv
 import sys
 
-from autotune.deployment import Deployment
-from autotune.predicting import predict
+from autotune.documents.deployment import Deployment
+from autotune.predicting.step import predict
 from autotune.validating.cases import published
 
 GEMMS = ("q_a_kv_a", "q_b", "kv_b", "o_proj", "absorb", "shared_gate_up", "shared_down", "router", "shared_stream")

@@ -11,7 +11,7 @@ import csv
 import dataclasses
 import sys
 
-from autotune.predicting import predict_decode, predict_prefill, resolve
+from autotune.predicting.step import predict_decode, predict_prefill, resolve
 from autotune.validating.cases import published
 from cost_models.calibration import Calibration, Entry
 from cost_models.catalog import load_calibration

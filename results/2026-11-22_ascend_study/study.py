@@ -11,14 +11,14 @@ from typing import Any
 
 from autotune.auditing.checking import check
 from autotune.auditing.goals import Goals
-from autotune.deployment import Deployment
+from autotune.documents.deployment import Deployment
 from autotune.errors import NoFeasiblePlan
-from autotune.predicting import predict
-from autotune.problem import Problem
-from autotune.records import plan_scripts, write_scripts
-from autotune.searching import search
-from autotune.services.plan import ServicePlan
-from autotune.services.searching import search_services
+from autotune.predicting.step import predict
+from autotune.documents.problem import Problem
+from autotune.exporters.folders import plan_scripts, write_scripts
+from autotune.searching.pools import search
+from autotune.documents.service_plan import ServicePlan
+from autotune.searching.services.searching import search_services
 from cost_models.catalog import load_hardware, load_model
 
 SHORT = {"isl_tokens": 2048, "osl_tokens": 2048}

@@ -12,13 +12,13 @@ from typing import Any
 from autotune.auditing.checking import Verdict, check
 from autotune.auditing.goals import Goals
 from autotune.auditing.sensitivity import sensitivity
-from autotune.deployment import Deployment
+from autotune.documents.deployment import Deployment
 from autotune.errors import NoFeasiblePlan
-from autotune.problem import Problem
-from autotune.records import dump_yaml
-from autotune.searching import search
-from autotune.services.searching import search_services
-from autotune.predicting import predict
+from autotune.documents.problem import Problem
+from autotune.documents.results import dump_yaml
+from autotune.searching.pools import search
+from autotune.searching.services.searching import search_services
+from autotune.predicting.step import predict
 from cost_models.catalog import load_hardware, load_model, load_recipe
 from cost_models.specs.model import ModelSpec
 

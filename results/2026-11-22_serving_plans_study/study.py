@@ -12,11 +12,11 @@ from pathlib import Path
 import yaml
 
 from autotune.errors import NoFeasiblePlan
-from autotune.plan import SearchResult
-from autotune.predicting import predict
-from autotune.problem import Problem
-from autotune.searching import search
-from autotune.services.searching import search_services
+from autotune.documents.plan import SearchResult
+from autotune.predicting.step import predict
+from autotune.documents.problem import Problem
+from autotune.searching.pools import search
+from autotune.searching.services.searching import search_services
 
 SIZES = (2, 4, 8)
 

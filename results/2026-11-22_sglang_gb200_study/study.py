@@ -9,13 +9,13 @@ from typing import Any
 
 from autotune.auditing.commands import read_command
 from autotune.auditing.conflicts import conflicts
-from autotune.auditing.fitting import room
-from autotune.deployment import Deployment
-from autotune.predicting import predict
-from autotune.prediction import Prediction, PrefillPrediction
-from autotune.problem import Problem
-from autotune.searching import search
-from autotune.uncertainty import uncertainty
+from autotune.auditing.capacity import room
+from autotune.documents.deployment import Deployment
+from autotune.predicting.step import predict
+from autotune.documents.prediction import Prediction, PrefillPrediction
+from autotune.documents.problem import Problem
+from autotune.searching.pools import search
+from autotune.predicting.uncertainty import uncertainty
 from autotune.validating.cases import CaseResult, published, run_cases
 
 AnyPrediction = Prediction | PrefillPrediction

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from autotune.auditing.conflicts import conflicts
-from autotune.deployment import Deployment
-from autotune.predicting import predict
-from autotune.prediction import Prediction, PrefillPrediction
-from autotune.problem import Problem
-from autotune.searching import search
-from autotune.uncertainty import uncertainty
+from autotune.documents.deployment import Deployment
+from autotune.predicting.step import predict
+from autotune.documents.prediction import Prediction, PrefillPrediction
+from autotune.documents.problem import Problem
+from autotune.searching.pools import search
+from autotune.predicting.uncertainty import uncertainty
 from autotune.validating.cases import CaseResult, published, run_cases
 
 AnyPrediction = Prediction | PrefillPrediction

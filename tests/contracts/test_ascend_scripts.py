@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.deployment import Deployment, Pool
+from autotune.documents.deployment import Deployment, Pool
 from autotune.errors import ExportError
 from autotune.exporters import export
 from autotune.exporters.vllm_ascend import hccl_buffer_mb

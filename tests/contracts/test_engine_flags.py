@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from autotune.deployment import Deployment
+from autotune.documents.deployment import Deployment
+from autotune.documents.problem import Problem
 from autotune.errors import ExportError
 from autotune.exporters import export
-from autotune.problem import Problem
-from autotune.searching import search
-from autotune.services.searching import search_services
+from autotune.searching.pools import search
+from autotune.searching.services.searching import search_services
 from search_spaces.loader import load_engine
 from search_spaces.options import load_options
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autotune.problem import Problem
+from autotune.documents.problem import Problem
 from autotune.report.tables import error_bars
-from autotune.searching import search
+from autotune.searching.pools import search
 from autotune.validating.cases import published, run_cases
 from autotune.validating.report import MARK_BEGIN, MARK_END, markdown
 from autotune.validating.statistics import decisions, summarise

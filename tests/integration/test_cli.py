@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from autotune.cli.main import main
-from autotune.plan import SearchResult
+from autotune.documents.plan import SearchResult
 
 FAST = ["--trials", "6"]
 

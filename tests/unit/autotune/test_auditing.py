@@ -11,11 +11,11 @@ from autotune.auditing.goals import Goals
 from autotune.auditing.sensitivity import STEPS, sensitivity
 from autotune.auditing.verifying import verify
 from autotune.cli.main import app
+from autotune.documents.problem import Problem
+from autotune.documents.results import dump_yaml
 from autotune.errors import ProblemError
-from autotune.predicting import predict
-from autotune.problem import Problem
-from autotune.records import dump_yaml
-from autotune.searching import search
+from autotune.predicting.step import predict
+from autotune.searching.pools import search
 from tests.conftest import h20_plan
 
 

@@ -10,12 +10,12 @@ from autotune.auditing.commands import read_command
 from autotune.auditing.goals import Goals
 from autotune.auditing.shell import find_command
 from autotune.cli.main import app
-from autotune.deployment import Load
+from autotune.documents.deployment import Load
+from autotune.documents.problem import Problem
 from autotune.errors import ProblemError
 from autotune.exporters import export
-from autotune.predicting import predict
-from autotune.problem import Problem
-from autotune.searching import search
+from autotune.predicting.step import predict
+from autotune.searching.pools import search
 from autotune.serving.predicting import predict_service
 from cost_models.catalog import load_model
 from cost_models.errors import CatalogError

@@ -11,9 +11,9 @@ from autotune.auditing.conflicts import conflicts, unlaunchable
 from autotune.auditing.goals import Goals
 from autotune.auditing.verifying import verify
 from autotune.cli.main import app
-from autotune.deployment import Deployment, EngineChoice, Pool
+from autotune.documents.deployment import Deployment, EngineChoice, Pool
+from autotune.documents.results import dump_yaml
 from autotune.errors import ProblemError
-from autotune.records import dump_yaml
 from autotune.serving.errors import probability_below
 from autotune.serving.predicting import predict_service
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from autotune.deployment import Deployment
+from autotune.documents.deployment import Deployment
+from autotune.documents.problem import Problem
 from autotune.errors import ProblemError
-from autotune.predicting import predict
-from autotune.problem import Problem, resolve_problem
+from autotune.predicting.step import predict
+from autotune.resolving import resolve_problem
 from cost_models.errors import AutotuneError
 
 BASE = {

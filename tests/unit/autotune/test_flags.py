@@ -7,15 +7,16 @@ import sqlite3
 import numpy as np
 import pytest
 
+from autotune.documents.problem import Problem
 from autotune.errors import OutputError
 from autotune.flags.decode import DecodeFlagEvaluator, api_servers
 from autotune.flags.evaluate import CONSTRAINTS, FlagEvaluator
 from autotune.flags.space import FlagSpace, flag_space
 from autotune.flags.study import tune_flags
 from autotune.layouts.table import largest_fitting_size
-from autotune.predicting import predict
-from autotune.problem import Problem, resolve_problem
-from autotune.realising import deployment_of
+from autotune.predicting.step import predict
+from autotune.resolving import resolve_problem
+from autotune.searching.realising import deployment_of
 from cost_models.dispatch import BACKENDS
 from cost_models.rows import Rows
 

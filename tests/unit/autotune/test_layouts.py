@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from autotune.documents.problem import Problem
 from autotune.errors import NoFeasiblePlan
 from autotune.layouts.enumerate import instance_sizes, layout_rows, redundancy_choices, shapes
 from autotune.layouts.explain import alternatives, clashing_families, explain_infeasible
@@ -15,8 +16,8 @@ from autotune.layouts.phases import DECODE
 from autotune.layouts.prune import prune
 from autotune.layouts.select import instance_of, select, select_top
 from autotune.layouts.table import LayoutTable, build_table
-from autotune.problem import Problem, resolve_problem
-from autotune.searching import search
+from autotune.resolving import resolve_problem
+from autotune.searching.pools import search
 from cost_models.catalog import load_hardware, load_model
 from cost_models.rows import Rows
 from cost_models.specs.layout import Layout

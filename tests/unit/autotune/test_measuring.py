@@ -10,13 +10,13 @@ from autotune.calibrating.operators import OPERATORS
 from autotune.calibrating.timings import read_timings
 from autotune.cli.main import app
 from autotune.cli.measure import gpu_name
+from autotune.documents.problem import Problem
+from autotune.documents.results import dump_yaml
 from autotune.errors import ProblemError
 from autotune.measuring.choosing import most_telling
 from autotune.measuring.shapes import FIRST, LINKS, MACHINE, Grid, Shape, only, shapes
 from autotune.measuring.table import MeasuredTable
-from autotune.problem import Problem
-from autotune.records import dump_yaml
-from autotune.searching import search
+from autotune.searching.pools import search
 from cost_models.catalog import load_model
 
 V3 = load_model("deepseek-v3")

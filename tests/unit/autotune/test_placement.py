@@ -16,6 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autotune.documents.problem import Problem
 from autotune.errors import ProblemError
 from autotune.placement.eplb import balanced_packing, global_placement, hierarchical_placement, replicate_experts
 from autotune.placement.formats import FILES, write_files
@@ -35,9 +36,8 @@ from autotune.placement.solve import (
     worst_gpu,
 )
 from autotune.placement.synthetic import described, synthetic_loads
-from autotune.predicting import predict
-from autotune.problem import Problem
-from autotune.searching import search
+from autotune.predicting.step import predict
+from autotune.searching.pools import search
 from cost_models.catalog import load_model
 
 MODEL = load_model("deepseek-v3")

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import yaml
 
+from autotune.documents.problem import Problem
 from autotune.errors import NoFeasiblePlan, ProblemError
 from autotune.flags.prefill import PrefillFlagEvaluator
 from autotune.flags.space import flag_space
 from autotune.layouts.enumerate import layout_rows
 from autotune.layouts.table import largest_fitting_size
-from autotune.predicting import predict
-from autotune.problem import Problem, resolve_problem
-from autotune.realising import deployment_of
-from autotune.searching import search
+from autotune.predicting.step import predict
+from autotune.resolving import resolve_problem
+from autotune.searching.pools import search
+from autotune.searching.realising import deployment_of
 from cost_models.dispatch import BACKENDS
 from cost_models.rows import Rows
 

@@ -14,9 +14,9 @@ from autotune.calibrating.benchmarks import fit_host, host_points, read_benchmar
 from autotune.calibrating.inputs import read_inputs
 from autotune.calibrating.rescaling import rescale, scaled_coefficients
 from autotune.calibrating.traces import FamilyTimes, KernelRules, family_times, load_rules, read_trace
-from autotune.deployment import Deployment
+from autotune.documents.deployment import Deployment
 from autotune.errors import ProblemError
-from autotune.predicting import predict
+from autotune.predicting.step import predict
 from cost_models.attention import DecodeAttentionCoefficients, mla_decode_time_s
 from cost_models.catalog import calibration_for
 from cost_models.collectives import AllReduceCoefficients, all_reduce_time_s
@@ -157,7 +157,7 @@ def test_rescaling_makes_the_prediction_equal_the_trace():
 def _predicted_with(ran, calibration):
     import dataclasses
 
-    from autotune.predicting import predict_decode, resolve
+    from autotune.predicting.step import predict_decode, resolve
 
     resolved = resolve(ran)
     return predict_decode(dataclasses.replace(resolved, machine=dataclasses.replace(resolved.machine, calibration=calibration)))

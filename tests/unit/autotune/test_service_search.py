@@ -7,14 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 
+from autotune.documents.problem import Problem
+from autotune.documents.service_plan import ServiceResult
 from autotune.errors import NoFeasiblePlan, ProblemError
 from autotune.layouts.phases import AGGREGATED
-from autotune.problem import Problem, resolve_problem
-from autotune.searching import search
-from autotune.services.choosing import aggregated, disaggregated
-from autotune.services.plan import ServiceResult
-from autotune.services.searching import search_services
-from autotune.services.sides import (
+from autotune.resolving import resolve_problem
+from autotune.searching.pools import search
+from autotune.searching.services.choosing import aggregated, disaggregated
+from autotune.searching.services.searching import search_services
+from autotune.searching.services.sides import (
     aggregated_candidates,
     decode_candidates,
     pools_of,
@@ -143,8 +144,8 @@ def test_an_aggregated_engine_is_slower_than_its_decode_steps_alone():
 def test_the_closed_form_of_an_aggregated_engine_agrees_with_its_replay():
     pools = pools_of(resolve_problem(service()))
     found = aggregated(pools, aggregated_candidates(pools), 3)
-    from autotune.deployment import Load
-    from autotune.services.evaluating import deployment_of
+    from autotune.documents.deployment import Load
+    from autotune.searching.services.evaluating import deployment_of
 
     for candidate in found:
         load = Load(rate_per_s=candidate.requests_per_s)

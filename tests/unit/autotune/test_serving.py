@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autotune.deployment import Deployment
+from autotune.documents.deployment import Deployment
 from autotune.errors import ProblemError
-from autotune.predicting import predict
+from autotune.predicting.step import predict
 from autotune.serving.errors import service_errors
 from autotune.serving.model import curve, interrupted_step_s
 from autotune.serving.predicting import predict_service

@@ -10,12 +10,12 @@ from autotune.auditing.checking import check
 from autotune.auditing.commands import read_command
 from autotune.auditing.conflicts import conflicts, unlaunchable
 from autotune.auditing.goals import Goals
-from autotune.deployment import Deployment
+from autotune.documents.deployment import Deployment
+from autotune.documents.problem import Problem
+from autotune.documents.results import dump_yaml
 from autotune.exporters import export
-from autotune.predicting import predict
-from autotune.problem import Problem
-from autotune.records import dump_yaml
-from autotune.services.searching import search_services
+from autotune.predicting.step import predict
+from autotune.searching.services.searching import search_services
 from cost_models.catalog import load_hardware, load_model, load_recipe
 from tests.conftest import H20, h20_plan
 

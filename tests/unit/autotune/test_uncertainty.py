@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autotune.prediction import OperatorLine, Prediction
-from autotune.uncertainty import BALANCE_SIGMA, SHARED_SIGMA, compare, measurement_values, own_sigma, step_factors, uncertainty
+from autotune.documents.prediction import OperatorLine, Prediction
+from autotune.predicting.uncertainty import (
+    BALANCE_SIGMA,
+    SHARED_SIGMA,
+    compare,
+    measurement_values,
+    own_sigma,
+    step_factors,
+    uncertainty,
+)
 from autotune.validating.cases import published, run_cases
 from cost_models.provenance import NORMAL_80
 

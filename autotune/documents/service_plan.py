@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from autotune.deployment import Deployment
-from autotune.plan import SearchStatistics, SolverSummary
-from autotune.prediction import ServicePrediction
+from autotune.documents.deployment import Deployment
+from autotune.documents.plan import SearchStatistics, SolverSummary
+from autotune.documents.prediction import ServicePrediction
 from cost_models.specs.base import Spec
 
 Kind = Literal["aggregated", "disaggregated"]
 
 
-class Objective(Spec):
+class LimitOutcome(Spec):
     """One limit on what requests see."""
 
     name: str
@@ -48,7 +48,7 @@ class ServicePlan(Spec):
     label: str
     deployment: Deployment
     prediction: ServicePrediction
-    objectives: tuple[Objective, ...]
+    objectives: tuple[LimitOutcome, ...]
     pools: tuple[PoolSummary, ...]
     bound_by: str
     """What keeps it from serving more."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.deployment import Load
+from autotune.documents.deployment import Load
 from autotune.errors import ProblemError
 from autotune.layouts.families import Limits, feasible
 from autotune.layouts.table import LayoutTable, build_table
-from autotune.problem import ResolvedProblem, resolve_problem
+from autotune.resolving import ResolvedProblem, resolve_problem
 from autotune.serving.model import ServiceCoefficients
 from autotune.serving.predicting import as_decoded, as_prefilled, requests_of
 from cost_models.arrays import Floats, as_floats

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.documents.plan import SolverSummary
 from autotune.layouts.families import Limits, feasible
 from autotune.layouts.packing import Domains
 from autotune.layouts.pair import Goal, Pair, PairSolver, Side
 from autotune.layouts.prune import prune
 from autotune.layouts.table import VARIANT_COLUMNS, LayoutTable, cost_rows
-from autotune.plan import SolverSummary
-from autotune.problem import ResolvedProblem
-from autotune.services.sides import Candidates, Pools
+from autotune.resolving import ResolvedProblem
+from autotune.searching.services.sides import Candidates, Pools
 from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
 from cost_models.rows import Rows
 
@@ -86,7 +86,7 @@ def disaggregated(pools: Pools, prefill: Candidates, decode: Candidates, count: 
                 (prefill, decode), sides, units, selection.rows, selection.instances, strict=True
             )
         )
-        found.append(Candidate(chosen, selection.rate / MILLI, SolverSummary.of(selection)))
+        found.append(Candidate(chosen, selection.rate / MILLI, selection.summary()))
     return found
 
 

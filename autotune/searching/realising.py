@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from autotune.deployment import Chunks, Deployment, EngineChoice, ExpertBalance, Offload, Pool, PrecisionChoice
+from autotune.documents.deployment import Chunks, Deployment, EngineChoice, ExpertBalance, Offload, Pool, PrecisionChoice
 from autotune.flags.decode import api_servers
 from autotune.flags.evaluate import kv_dtype
 from autotune.flags.space import Params
-from autotune.problem import ResolvedProblem
+from autotune.resolving import ResolvedProblem
 from cost_models.dispatch import BACKENDS
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows

@@ -7,16 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from autotune.documents.plan import SearchStatistics
+from autotune.documents.problem import Problem
+from autotune.documents.service_plan import PoolSummary, ServicePlan, ServiceResult
 from autotune.errors import NoFeasiblePlan, ProblemError
 from autotune.layouts.explain import explain_infeasible
-from autotune.plan import SearchStatistics
-from autotune.problem import Problem, resolve_problem
 from autotune.progress import Progress
-from autotune.services.choosing import Candidate, Chosen, aggregated, disaggregated
-from autotune.services.comparing import bound_by, kind_of, pareto, verdict
-from autotune.services.evaluating import SEARCHED, Evaluated, goodput
-from autotune.services.plan import PoolSummary, ServicePlan, ServiceResult
-from autotune.services.sides import (
+from autotune.resolving import resolve_problem
+from autotune.searching.services.choosing import Candidate, Chosen, aggregated, disaggregated
+from autotune.searching.services.comparing import bound_by, kind_of, pareto, verdict
+from autotune.searching.services.evaluating import SEARCHED, Evaluated, goodput
+from autotune.searching.services.sides import (
     Candidates,
     Pools,
     aggregated_candidates,

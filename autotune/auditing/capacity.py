@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from autotune.deployment import Deployment
-from autotune.predicting import predict, predict_decode, resolve
-from autotune.prediction import Prediction
+from autotune.documents.deployment import Deployment
+from autotune.documents.prediction import Prediction
+from autotune.predicting.step import predict, predict_decode, resolve
 from cost_models.catalog import load_hardware
 from cost_models.memory import sequences_that_fit
 from cost_models.specs.workload import Workload

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from autotune.deployment import CalibrationChoice, Deployment, Phase, Pool, PrecisionChoice
+from autotune.documents.deployment import DEFAULT_MEMORY_FRACTION, CalibrationChoice, Deployment, Pool, PoolRole
+from autotune.documents.prediction import MemoryLine, OperatorLine, Prediction, PrefillPrediction
 from autotune.errors import ProblemError
-from autotune.prediction import MemoryLine, OperatorLine, Prediction, PrefillPrediction
+from autotune.resolving import resolve_calibration, resolve_recipe
 from cost_models import catalog
 from cost_models.arrays import Floats
-from cost_models.calibration import Calibration
 from cost_models.dispatch import BACKENDS
 from cost_models.errors import unknown_name
 from cost_models.machine import Machine
@@ -24,14 +24,10 @@ from cost_models.provenance import Provenance, operator_provenance, prefill_prov
 from cost_models.rows import UNLIMITED, Rows
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
-from cost_models.specs.precision import PrecisionRecipe
 from cost_models.specs.workload import Workload
 from cost_models.step import StepCost, decode_step
 from search_spaces.loader import load_engine, resolve_version
 from search_spaces.schema import EngineSpec
-
-DEFAULT_MEMORY_FRACTION = 0.97
-"""Safety margin: share of driver-reported memory a plan may fill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +38,7 @@ class Resolved:
     rows: Rows
     workload: Workload
     pool: Pool
-    phase: Phase
-
-
-def resolve_recipe(choice: str | PrecisionChoice) -> PrecisionRecipe:
-    """A named recipe, with overrides where the deployment gives them."""
-    if isinstance(choice, str):
-        return catalog.load_recipe(choice)
-    recipe = catalog.load_recipe(choice.recipe)
-    changed = {k: v for k, v in choice.model_dump(exclude={"recipe"}).items() if v is not None}
-    return recipe.model_copy(update={**changed, "name": f"{recipe.name}*"} if changed else {})
-
-
-def resolve_calibration(choice: CalibrationChoice, gpu: str, engine: str) -> Calibration:
-    """The user's file, another engine's calibration, or the engine's own."""
-    if choice.file:
-        return catalog.load_calibration(choice.file)
-    return catalog.calibration_for(gpu, choice.engine or engine)
+    phase: PoolRole
 
 
 def check_model_on_engine(model: ModelSpec, layout_tp: int) -> None:

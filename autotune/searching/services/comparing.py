@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from autotune.documents.service_plan import Kind, ParetoPoint
 from autotune.layouts.explain import row_label
 from autotune.layouts.table import LayoutTable
-from autotune.services.choosing import Candidate
-from autotune.services.evaluating import Evaluated
-from autotune.services.plan import Kind, ParetoPoint
-from autotune.services.sides import Candidates, Pools
+from autotune.searching.services.choosing import Candidate
+from autotune.searching.services.evaluating import Evaluated
+from autotune.searching.services.sides import Candidates, Pools
 from cost_models.step import decode_step
 
 NEAR = 0.98

@@ -136,3 +136,37 @@ class ServicePrediction(Spec):
     """Requests come faster than they are answered; the notes say where it stops."""
     calibration: str
     notes: tuple[str, ...] = ()
+
+
+class Uncertainty(Spec):
+    """Error bars of one prediction."""
+
+    step_s: Interval
+    tokens_per_s_per_gpu: Interval
+    tpot_s: Interval | None = None
+    """Of a decode pool."""
+
+
+class PlanOdds(Spec):
+    """How one plan compares with the others under the same errors."""
+
+    uncertainty: Uncertainty
+    best_probability: float
+    """Probability of the highest tokens/s/GPU among the plans returned."""
+    latency_probability: float
+    """Probability of meeting the limit on the time per output token, or of one prompt."""
+    expected_regret: float
+    """Mean relative throughput lost by choosing it instead of whichever plan turns out best."""
+
+
+class MeasurementValue(Spec):
+    """What timing one family of kernels (or recording expert loads) would be worth before choosing."""
+
+    family: str
+    """Calibration family and variant, or `balance`: recorded expert loads."""
+    operators: tuple[str, ...]
+    """Operators of the best plan that it prices."""
+    variance_share: float
+    """Share of the best plan's throughput variance that its shared error explains."""
+    regret_reduction: float
+    """Expected throughput gained by choosing after the measurement instead of before, relative."""

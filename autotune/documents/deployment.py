@@ -14,7 +14,10 @@ from cost_models.specs.precision import Dtype, KvDtype
 from cost_models.specs.workload import Workload
 
 MAX_BATCH = 1_000_000
-Phase = Literal["decode", "prefill", "serve"]
+PoolRole = Literal["decode", "prefill", "serve"]
+
+DEFAULT_MEMORY_FRACTION = 0.97
+"""Safety margin: share of driver-reported memory a plan may fill."""
 
 
 class EngineChoice(Spec):
@@ -189,9 +192,9 @@ class Deployment(Spec):
     precision: str | PrecisionChoice
     engine: EngineChoice
     calibration: CalibrationChoice = CalibrationChoice()
-    phase: Phase = "decode"
+    phase: PoolRole = "decode"
     workload: Workload
-    pools: dict[Phase, Pool] = Field(min_length=1)
+    pools: dict[PoolRole, Pool] = Field(min_length=1)
     """decode, prefill or both; `serve` is one aggregated pool that does both."""
     load: Load | None = None
     """What phase `serve` is sent."""
@@ -222,11 +225,11 @@ class Deployment(Spec):
         """The pool that the phase names; a service's decoding one."""
         return self.pools[self.phase] if self.phase in self.pools else self.pools["decode"]
 
-    def with_pool(self, phase: Phase, **changes: object) -> Deployment:
+    def with_pool(self, phase: PoolRole, **changes: object) -> Deployment:
         """One pool with other values, which are not validated."""
         pool = self.pools[phase].model_copy(update=changes)
         return self.model_copy(update={"pools": {**self.pools, phase: pool}})
 
-    def alone(self, phase: Phase, pool: Pool) -> Deployment:
+    def alone(self, phase: PoolRole, pool: Pool) -> Deployment:
         """One pool priced by itself in a phase, without the service around it."""
         return self.model_copy(update={"phase": phase, "pools": {phase: pool}, "load": None})

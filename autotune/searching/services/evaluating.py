@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autotune.deployment import Deployment, EngineChoice, Load, Phase, Pool
+from autotune.documents.deployment import Deployment, EngineChoice, Load, Pool, PoolRole
+from autotune.documents.prediction import Interval, ServicePrediction
+from autotune.documents.service_plan import LimitOutcome
 from autotune.errors import ProblemError
 from autotune.flags.space import Params, flag_space
 from autotune.layouts.table import largest_fitting_size
-from autotune.prediction import Interval, ServicePrediction
-from autotune.problem import ResolvedProblem
-from autotune.realising import pool_of, precision_of
-from autotune.services.choosing import Candidate, Chosen
-from autotune.services.plan import Objective
-from autotune.services.sides import Pools
+from autotune.resolving import ResolvedProblem
+from autotune.searching.realising import pool_of, precision_of
+from autotune.searching.services.choosing import Candidate, Chosen
+from autotune.searching.services.sides import Pools
 from autotune.serving.errors import probability_below
 from autotune.serving.predicting import predict_service
 
@@ -29,7 +29,7 @@ class Evaluated:
     candidate: Candidate
     deployment: Deployment
     prediction: ServicePrediction
-    objectives: tuple[Objective, ...]
+    objectives: tuple[LimitOutcome, ...]
 
     @property
     def holds(self) -> bool:
@@ -78,7 +78,7 @@ def deployment_of(pools: Pools, candidate: Candidate, load: Load) -> Deployment:
     problem = pools.decode.problem
     chosen = {pool.resolved.pool: pool for pool in candidate.pools}
     params = {phase: _params(pool) for phase, pool in chosen.items()}
-    phase: Phase = "decode" if "decode" in chosen else "serve"
+    phase: PoolRole = "decode" if "decode" in chosen else "serve"
     main = chosen[phase]
     built = {name: _pool(pools, pool, params[name]) for name, pool in chosen.items()}
     if "prefill" in built:  # both sides of a pair run the same drafter, or neither
@@ -113,11 +113,11 @@ def _pool(pools: Pools, chosen: Chosen, params: Params) -> Pool:
     return pool
 
 
-def objectives_of(resolved: ResolvedProblem, prediction: ServicePrediction) -> tuple[Objective, ...]:
+def objectives_of(resolved: ResolvedProblem, prediction: ServicePrediction) -> tuple[LimitOutcome, ...]:
     """Each limit with the probability of meeting it."""
     bands = prediction.intervals
     found = [
-        Objective(
+        LimitOutcome(
             name=f"TTFT {name.upper()}",
             predicted=getattr(prediction.ttft_s, name),
             limit=limit,
@@ -127,7 +127,7 @@ def objectives_of(resolved: ResolvedProblem, prediction: ServicePrediction) -> t
     ]
     mean_s, limit_s = prediction.tpot_s.mean, resolved.problem.tpot_limit_s
     chance = _probability(mean_s, limit_s, mean_s, bands.tpot_s)
-    return (*found, Objective(name="mean TPOT", predicted=mean_s, limit=limit_s, probability=chance))
+    return (*found, LimitOutcome(name="mean TPOT", predicted=mean_s, limit=limit_s, probability=chance))
 
 
 def _probability(predicted: float, limit: float, mean: float, band: Interval) -> float:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from autotune.deployment import Deployment
-from autotune.placement.planned import PlannedPlacement
-from autotune.prediction import Prediction, PrefillPrediction
-from autotune.uncertainty import MeasurementValue, PlanOdds
+from autotune.documents.deployment import Deployment
+from autotune.documents.planned_placement import PlannedPlacement
+from autotune.documents.prediction import MeasurementValue, PlanOdds, Prediction, PrefillPrediction
 from cost_models.specs.base import Spec
 from cost_models.specs.layout import Layout
 from search_spaces.schema import Value
-
-if TYPE_CHECKING:
-    from autotune.layouts.select import Proof
 
 
 class Setting(Spec):
@@ -55,10 +51,6 @@ class SolverSummary(Spec):
     objective: float
     bound: float
     gap: float
-
-    @staticmethod
-    def of(proof: Proof) -> SolverSummary:
-        return SolverSummary(status=proof.status, objective=proof.objective, bound=proof.bound, gap=proof.gap)
 
 
 class AlternativeSummary(Spec):

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.deployment import Deployment, Pool
+from autotune.documents.deployment import Deployment, Pool
+from autotune.documents.plan import FlagSummary, Plan, SearchResult, SearchStatistics
+from autotune.documents.planned_placement import PlannedPlacement
+from autotune.documents.prediction import PlanOdds, Prediction, PrefillPrediction
+from autotune.documents.problem import Problem
 from autotune.errors import NoFeasiblePlan, ProblemError
 from autotune.flags.decode import DecodeFlagEvaluator
 from autotune.flags.evaluate import FlagEvaluator
@@ -21,14 +25,11 @@ from autotune.layouts.families import Limits, feasible
 from autotune.layouts.prune import prune
 from autotune.layouts.select import Selection, instance_of, select_top
 from autotune.layouts.table import LayoutTable, build_table, largest_fitting_size
-from autotune.placement.planned import PlannedPlacement
-from autotune.plan import FlagSummary, Plan, SearchResult, SearchStatistics, SolverSummary
-from autotune.predicting import pool_rows, predict
-from autotune.prediction import Prediction, PrefillPrediction
-from autotune.problem import Problem, ResolvedProblem, resolve_problem
+from autotune.predicting.step import pool_rows, predict
+from autotune.predicting.uncertainty import compare, measurement_values
 from autotune.progress import Progress
-from autotune.realising import deployment_of
-from autotune.uncertainty import PlanOdds, compare, measurement_values
+from autotune.resolving import ResolvedProblem, resolve_problem
+from autotune.searching.realising import deployment_of
 from cost_models.arrays import Ints
 from cost_models.rows import Rows
 
@@ -191,5 +192,5 @@ def _plan(
             feasible_trials=found.feasible_trials,
             settings=found.settings,
         ),
-        solver=SolverSummary.of(selection),
+        solver=selection.summary(),
     )

@@ -1,4 +1,4 @@
-"""The search problem: what people ask, and the same with every default filled in and named."""
+"""What was asked, with its documents loaded and every default filled in and named."""
 
 from __future__ import annotations
 
@@ -6,83 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
-from autotune.deployment import CalibrationChoice, Load, Phase
+from autotune.documents.deployment import CalibrationChoice, PoolRole, PrecisionChoice
+from autotune.documents.problem import DEFAULT_TTFT_S, Problem
 from autotune.errors import ProblemError
 from autotune.placement.loads import read_loads
 from autotune.placement.skew import RecordedSkew
-from autotune.predicting import DEFAULT_MEMORY_FRACTION, resolve_calibration
 from cost_models import catalog
 from cost_models.calibration import Calibration
 from cost_models.errors import MissingFactError
 from cost_models.machine import Machine
-from cost_models.specs.base import Spec
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from cost_models.specs.precision import PrecisionRecipe
-from cost_models.specs.workload import Workload
 from search_spaces.loader import load_engine, resolve_version
 from search_spaces.schema import EngineSpec
 
-Objective = Literal["tokens_per_s_per_gpu", "tokens_per_s", "tpot", "ttft"]
-Target = Literal["decode", "prefill", "serve"]
-
 RECIPE_PREFERENCE = ("nvfp4", "fp8-block", "mxfp4", "int8", "bf16")
-DEFAULT_MODEL = "deepseek-v3"
-DEFAULT_LENGTH_TOKENS = 2000
-DEFAULT_TPOT_S = 0.1
-DEFAULT_TTFT_S = 3.0
-MAX_GPUS = 20_000
-
-
-class Problem(Spec):
-    """What `autotune search` is asked; a YAML problem file has the same fields."""
-
-    hardware: str
-    model: str = DEFAULT_MODEL
-    target: Target = "decode"
-    precision: str | None = None
-    """Best recipe that the hardware has kernels for when absent."""
-    engine: str | None = None
-    """vLLM (vLLM-Ascend on Ascend) when absent."""
-    engine_version: str | None = None
-    calibration: CalibrationChoice = CalibrationChoice()
-    workload: Workload = Workload(isl_tokens=DEFAULT_LENGTH_TOKENS, osl_tokens=DEFAULT_LENGTH_TOKENS)
-    gpus: int | None = Field(default=None, gt=0, le=MAX_GPUS)
-    """GPU budget; one scale-up domain (or the whole fixed cluster) when absent."""
-    objective: Objective = "tokens_per_s_per_gpu"
-    tpot_limit_s: float = Field(default=DEFAULT_TPOT_S, gt=0, le=60)
-    ttft_limit_s: float = Field(default=DEFAULT_TTFT_S, gt=0, le=3600)
-    """Prefill: all steps of one prompt, when nothing waits."""
-    ttft_p50_limit_s: float | None = Field(default=None, gt=0, le=3600)
-    """Serve: limits on percentiles of the time to first token; P99 within DEFAULT_TTFT_S when none is given."""
-    ttft_p95_limit_s: float | None = Field(default=None, gt=0, le=3600)
-    ttft_p99_limit_s: float | None = Field(default=None, gt=0, le=3600)
-    expert_load: tuple[str, ...] = ()
-    """Files of recorded expert loads, one per workload: what imbalance is priced from instead of a prior."""
-    load: Load | None = None
-    """Serve: what must be served. Without it the plan serves as much as its limits allow."""
-    prefill_hardware: str | None = None
-    """Serve: hardware of the prefill pool, where it differs."""
-    prefill_gpus: int | None = Field(default=None, gt=0, le=MAX_GPUS)
-    """GPU budget of that hardware; one scale-up domain when absent."""
-    prefill_precision: str | None = None
-    gpu_hour_usd: float | None = Field(default=None, gt=0)
-    """Serve: with a price, plans are compared by cost per token."""
-    prefill_gpu_hour_usd: float | None = Field(default=None, gt=0)
-    min_concurrency: int = Field(default=0, ge=0)
-    """Sequences that must decode at once over all instances."""
-    min_tokens_per_s: float = Field(default=0.0, ge=0)
-    """Output tokens per second that all instances must reach together."""
-    memory_fraction: float = Field(default=DEFAULT_MEMORY_FRACTION, gt=0, le=1)
-    """Share of driver-reported memory that a plan may fill (safety margin)."""
-    top_k: int = Field(default=3, gt=0, le=20)
-    trials: int = Field(default=120, ge=0, le=1_000_000)
-    """Flag trials for each chosen layout."""
-    seed: int = 0
-    storage: str | None = None
-    """Optuna storage URL; a study found there is resumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +34,7 @@ class ResolvedProblem:
     version: str
     gpus: int
     assumed: tuple[str, ...]
-    pool: Phase = "decode"
+    pool: PoolRole = "decode"
     """Which pool is planned; `serve` is an aggregated one."""
     skew: RecordedSkew | None = None
     """Of recorded expert loads, where there are any."""
@@ -296,3 +235,19 @@ def _assumed(problem: Problem, engine: EngineSpec, version: str, recipe: Precisi
         del lines["workload"]
     unset = [text for name, text in lines.items() if name not in given or getattr(problem, name) is None]
     return tuple(unset)
+
+
+def resolve_recipe(choice: str | PrecisionChoice) -> PrecisionRecipe:
+    """A named recipe, with overrides where the deployment gives them."""
+    if isinstance(choice, str):
+        return catalog.load_recipe(choice)
+    recipe = catalog.load_recipe(choice.recipe)
+    changed = {k: v for k, v in choice.model_dump(exclude={"recipe"}).items() if v is not None}
+    return recipe.model_copy(update={**changed, "name": f"{recipe.name}*"} if changed else {})
+
+
+def resolve_calibration(choice: CalibrationChoice, gpu: str, engine: str) -> Calibration:
+    """The user's file, another engine's calibration, or the engine's own."""
+    if choice.file:
+        return catalog.load_calibration(choice.file)
+    return catalog.calibration_for(gpu, choice.engine or engine)

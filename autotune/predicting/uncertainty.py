@@ -14,9 +14,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autotune.prediction import Interval, OperatorLine, Prediction, PrefillPrediction, StepPrediction
+from autotune.documents.prediction import (
+    Interval,
+    MeasurementValue,
+    OperatorLine,
+    PlanOdds,
+    Prediction,
+    PrefillPrediction,
+    StepPrediction,
+    Uncertainty,
+)
 from cost_models.arrays import Floats
-from cost_models.specs.base import Spec
 
 DRAWS = 2000
 
@@ -30,40 +38,6 @@ OUTSIDE_FACTOR = 1.5
 BALANCE_SIGMA = 0.06
 """Expert imbalance, shared by the operators of the busiest rank."""
 BALANCED = ("experts", "dispatch", "combine")
-
-
-class Uncertainty(Spec):
-    """Error bars of one prediction."""
-
-    step_s: Interval
-    tokens_per_s_per_gpu: Interval
-    tpot_s: Interval | None = None
-    """Of a decode pool."""
-
-
-class PlanOdds(Spec):
-    """How one plan compares with the others under the same errors."""
-
-    uncertainty: Uncertainty
-    best_probability: float
-    """Probability of the highest tokens/s/GPU among the plans returned."""
-    latency_probability: float
-    """Probability of meeting the limit on the time per output token, or of one prompt."""
-    expected_regret: float
-    """Mean relative throughput lost by choosing it instead of whichever plan turns out best."""
-
-
-class MeasurementValue(Spec):
-    """What timing one family of kernels (or recording expert loads) would be worth before choosing."""
-
-    family: str
-    """Calibration family and variant, or `balance`: recorded expert loads."""
-    operators: tuple[str, ...]
-    """Operators of the best plan that it prices."""
-    variance_share: float
-    """Share of the best plan's throughput variance that its shared error explains."""
-    regret_reduction: float
-    """Expected throughput gained by choosing after the measurement instead of before, relative."""
 
 
 VALUE_DRAWS = 4000

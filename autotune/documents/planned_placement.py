@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from autotune.placement.placing import Placement
 from cost_models.specs.base import Spec
 
 
@@ -18,19 +17,6 @@ class PlannedPlacement(Spec):
     median_gap: float
     layers: tuple[str, ...]
     """Logical experts of every MoE layer: GPUs separated by " | ", their slots by blanks."""
-
-    @classmethod
-    def of(cls, placement: Placement) -> PlannedPlacement:
-        """A placement, shortened."""
-        lines = tuple(" | ".join(" ".join(map(str, gpu)) for gpu in layer) for layer in placement.experts)
-        return cls(
-            gpus=placement.gpus,
-            slots=placement.slots,
-            balanced=placement.balance.worst_scenario,
-            eplb_balanced=placement.eplb.worst_scenario,
-            median_gap=placement.median_gap,
-            layers=lines,
-        )
 
     @property
     def experts(self) -> tuple[tuple[tuple[int, ...], ...], ...]:

@@ -1,0 +1,69 @@
+"""The search problem: what people ask."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from autotune.documents.deployment import DEFAULT_MEMORY_FRACTION, CalibrationChoice, Load
+from cost_models.specs.base import Spec
+from cost_models.specs.workload import Workload
+
+Objective = Literal["tokens_per_s_per_gpu", "tokens_per_s", "tpot", "ttft"]
+Target = Literal["decode", "prefill", "serve"]
+
+DEFAULT_MODEL = "deepseek-v3"
+DEFAULT_LENGTH_TOKENS = 2000
+DEFAULT_TPOT_S = 0.1
+DEFAULT_TTFT_S = 3.0
+MAX_GPUS = 20_000
+
+
+class Problem(Spec):
+    """What `autotune search` is asked; a YAML problem file has the same fields."""
+
+    hardware: str
+    model: str = DEFAULT_MODEL
+    target: Target = "decode"
+    precision: str | None = None
+    """Best recipe that the hardware has kernels for when absent."""
+    engine: str | None = None
+    """vLLM (vLLM-Ascend on Ascend) when absent."""
+    engine_version: str | None = None
+    calibration: CalibrationChoice = CalibrationChoice()
+    workload: Workload = Workload(isl_tokens=DEFAULT_LENGTH_TOKENS, osl_tokens=DEFAULT_LENGTH_TOKENS)
+    gpus: int | None = Field(default=None, gt=0, le=MAX_GPUS)
+    """GPU budget; one scale-up domain (or the whole fixed cluster) when absent."""
+    objective: Objective = "tokens_per_s_per_gpu"
+    tpot_limit_s: float = Field(default=DEFAULT_TPOT_S, gt=0, le=60)
+    ttft_limit_s: float = Field(default=DEFAULT_TTFT_S, gt=0, le=3600)
+    """Prefill: all steps of one prompt, when nothing waits."""
+    ttft_p50_limit_s: float | None = Field(default=None, gt=0, le=3600)
+    """Serve: limits on percentiles of the time to first token; P99 within DEFAULT_TTFT_S when none is given."""
+    ttft_p95_limit_s: float | None = Field(default=None, gt=0, le=3600)
+    ttft_p99_limit_s: float | None = Field(default=None, gt=0, le=3600)
+    expert_load: tuple[str, ...] = ()
+    """Files of recorded expert loads, one per workload: what imbalance is priced from instead of a prior."""
+    load: Load | None = None
+    """Serve: what must be served. Without it the plan serves as much as its limits allow."""
+    prefill_hardware: str | None = None
+    """Serve: hardware of the prefill pool, where it differs."""
+    prefill_gpus: int | None = Field(default=None, gt=0, le=MAX_GPUS)
+    """GPU budget of that hardware; one scale-up domain when absent."""
+    prefill_precision: str | None = None
+    gpu_hour_usd: float | None = Field(default=None, gt=0)
+    """Serve: with a price, plans are compared by cost per token."""
+    prefill_gpu_hour_usd: float | None = Field(default=None, gt=0)
+    min_concurrency: int = Field(default=0, ge=0)
+    """Sequences that must decode at once over all instances."""
+    min_tokens_per_s: float = Field(default=0.0, ge=0)
+    """Output tokens per second that all instances must reach together."""
+    memory_fraction: float = Field(default=DEFAULT_MEMORY_FRACTION, gt=0, le=1)
+    """Share of driver-reported memory that a plan may fill (safety margin)."""
+    top_k: int = Field(default=3, gt=0, le=20)
+    trials: int = Field(default=120, ge=0, le=1_000_000)
+    """Flag trials for each chosen layout."""
+    seed: int = 0
+    storage: str | None = None
+    """Optuna storage URL; a study found there is resumed."""

@@ -1,0 +1,36 @@
+"""Results of a search as files: plan.yaml written and read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autotune.documents.plan import SearchResult
+from autotune.documents.service_plan import ServiceResult
+from cost_models.catalog import read_yaml, validated
+
+Result = SearchResult | ServiceResult
+SERVICE_FORMAT = ServiceResult.model_fields["format"].default
+SEARCH_FORMAT = SearchResult.model_fields["format"].default
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain data as block YAML, keys in order."""
+    text: str = yaml.dump(data, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False, width=120)
+    return text
+
+
+def is_plan(data: Any) -> bool:
+    """Whether a document is what a search writes as plan.yaml."""
+    return isinstance(data, dict) and data.get("format") in (SERVICE_FORMAT, SEARCH_FORMAT)
+
+
+def load_plans(path: Path) -> Result:
+    """plan.yaml, or the run folder that holds it."""
+    file = path / "plan.yaml" if path.is_dir() else path
+    data = read_yaml(file)
+    if isinstance(data, dict) and data.get("format") == SERVICE_FORMAT:
+        return validated(ServiceResult, data, str(file))
+    return validated(SearchResult, data, str(file))

@@ -1,0 +1,1 @@
+"""Step times and their uncertainty of one deployment."""

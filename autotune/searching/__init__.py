@@ -1,0 +1,1 @@
+"""Searches: one pool, or a service of several."""

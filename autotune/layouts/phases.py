@@ -43,12 +43,18 @@ class PhaseModel:
     grid: Ints
     """Sizes tried for every layout."""
     largest: int
+    multiple: int
+    """Sizes are whole multiples of it: a token budget is whole KV pages."""
     cost: Callable[[Machine, Rows, Workload], PhaseCost]
     memory: Callable[[Machine, Rows, Workload], Memory]
 
     def sized(self, rows: Rows, size: Ints) -> Rows:
         """The same rows with another step size."""
         return rows.replace(**{self.size: size})
+
+    def whole(self, size: Ints) -> Ints:
+        """The largest multiple below a size, at least one."""
+        return np.asarray(np.maximum(size // self.multiple, 1) * self.multiple, dtype=np.int64)
 
     def size_of(self, rows: Rows) -> Ints:
         sizes: Ints = getattr(rows, self.size)
@@ -144,6 +150,7 @@ DECODE = PhaseModel(
     latency="TPOT",
     grid=geometric_grid(1, 8192, 8),
     largest=2**14,
+    multiple=1,
     cost=_decode_cost,
     memory=decode_memory,
 )
@@ -154,6 +161,7 @@ PREFILL = PhaseModel(
     latency="TTFT",
     grid=geometric_grid(512, 131_072, 64),
     largest=2**18,
+    multiple=64,
     cost=_prefill_cost,
     memory=prefill_memory,
 )
@@ -164,6 +172,7 @@ AGGREGATED = PhaseModel(
     latency="TPOT",
     grid=geometric_grid(1, 8192, 8),
     largest=2**14,
+    multiple=1,
     cost=_aggregated_cost,
     memory=_aggregated_memory,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cost_models.specs.base import Spec
 
@@ -38,8 +38,8 @@ class DtypeInfo:
 
 MX_ARCHITECTURES = ("blackwell", "rubin", "cdna4")
 """Whose tensor cores scale blocks of 32 themselves."""
-MXFP4_PADDING: dict[str, int] = {"hidden_multiple": 256, "width_multiple": 128}
-"""Marlin and the TensorRT-LLM kernels (vllm 0.33, fused_moe/oracle/mxfp4.py, mxfp4_round_up_hidden_size_and_intermediate_size)."""
+MXFP4_PADDING: dict[str, Any] = {"hidden_multiple": 256, "width_multiple": 128}
+"""Marlin, TensorRT-LLM kernels (vllm 0.33, fused_moe/oracle/mxfp4.py, mxfp4_round_up_hidden_size_and_intermediate_size)."""
 
 DTYPES: dict[str, DtypeInfo] = {
     "bf16": DtypeInfo(2.0, 2.0, "bf16"),

@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,17 @@ def _model_stem(model: str) -> str:
 
 
 def write_run(
-    out: Path, problem: Problem, result: Result, trials: dict[int, tuple[TrialRow, ...]], command: list[str]
+    out: Path,
+    problem: Problem,
+    result: Result,
+    trials: dict[int, tuple[TrialRow, ...]],
+    command: list[str],
+    extra: Mapping[str, str] | None = None,
 ) -> RunRecord:
-    """Write the folder under a temporary name, then rename it: nothing is ever half-written."""
+    """Write the folder under a temporary name, then rename it: nothing is ever half-written.
+
+    extra : further files by name, e.g. the page and the candidates that it draws.
+    """
     stamp = datetime.datetime.now(datetime.UTC)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -56,6 +65,8 @@ def write_run(
         raise OutputError(f"cannot write to {out}: {error.strerror or error}; choose another folder with --out") from error
     try:
         note = _fill(scratch, problem, result, trials, command, stamp)
+        for name, text in (extra or {}).items():
+            (scratch / name).write_text(text, encoding="utf-8")
         scratch.chmod(0o755)
         folder = _free_name(out, f"{stamp:%Y-%m-%d}_{slug(problem)}")
         scratch.rename(folder)

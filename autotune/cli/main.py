@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from autotune.cli import audit, calibrate, catalog, export, measure, place, predict, schema, search, validate
+from autotune.cli import audit, calibrate, catalog, export, measure, place, predict, report, schema, search, validate
 from cost_models.errors import AutotuneError
 
 
@@ -26,6 +26,7 @@ app = _application()
 search.register(app)
 predict.register(app)
 export.register(app)
+report.register(app)
 place.register(app)
 validate.register(app)
 audit.register(app)

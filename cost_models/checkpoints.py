@@ -34,6 +34,8 @@ class Checkpoint(Spec):
     """Recipe, or the name of a format that has none."""
     stored: tuple[tuple[str, str], ...] = ()
     """Fields of the recipe that it has otherwise."""
+    folders: tuple[str, ...] = ()
+    """Other names that its folder has in public recipes."""
     context_tokens: int | None = None
     """Longest context of its own config, where it is another than the preset's."""
     architecture: str | None = None
@@ -74,9 +76,9 @@ def find_checkpoint(name: str) -> Checkpoint | None:
 
 
 def in_folder_called(name: str) -> tuple[Checkpoint, ...]:
-    """Checkpoints whose own name, without the organisation, is that of a folder."""
+    """Checkpoints whose own name without the organisation, or another that recipes give it, is that of a folder."""
     last = name.rstrip("/").rsplit("/", 1)[-1].casefold()
-    return tuple(checkpoint for checkpoint in known_checkpoints() if checkpoint.folder.casefold() == last)
+    return tuple(c for c in known_checkpoints() if last in {called.casefold() for called in (c.folder, *c.folders)})
 
 
 def checkpoints_of(model: str) -> tuple[Checkpoint, ...]:

@@ -23,6 +23,7 @@ from autotune.exporters.base import (
 )
 from autotune.exporters.quoting import Shell
 from autotune.resolving import resolve_recipe
+from cost_models.catalog import load_model
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import EngineSpec, version_key
@@ -201,7 +202,7 @@ def _environment(
 
 
 def _dispatches_nvfp4(deployment: Deployment) -> bool:
-    return resolve_recipe(deployment.precision).dispatch == "nvfp4"
+    return resolve_recipe(deployment.precision, load_model(deployment.model)).dispatch == "nvfp4"
 
 
 def _comments(deployment: Deployment, version: str, place: Placement) -> list[str]:

@@ -18,6 +18,8 @@ DEFAULT_LENGTH_TOKENS = 2000
 DEFAULT_TPOT_S = 0.1
 DEFAULT_TTFT_S = 3.0
 MAX_GPUS = 20_000
+MAX_SEED = 2**31 - 1
+"""CP-SAT's are 32-bit, numpy's not negative."""
 
 
 class Problem(Spec):
@@ -64,6 +66,6 @@ class Problem(Spec):
     top_k: int = Field(default=3, gt=0, le=20)
     trials: int = Field(default=120, ge=0, le=1_000_000)
     """Flag trials for each chosen layout."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     storage: str | None = None
     """Optuna storage URL; a study found there is resumed."""

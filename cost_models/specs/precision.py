@@ -7,9 +7,7 @@ from typing import Any, Literal
 
 from cost_models.specs.base import Spec
 
-Dtype = Literal[
-    "bf16", "fp8", "fp8_block", "int8", "int4_g32", "int4_g64", "int4_g128", "mxfp8", "mxfp4", "mxfp4_mxfp8", "nvfp4"
-]
+Dtype = Literal["bf16", "fp8", "fp8_block", "int8", "int4_g32", "int4_g64", "int4_g128", "mxfp8", "mxfp4", "mxfp4_mxfp8", "nvfp4"]
 KvDtype = Literal["bf16", "fp8"]
 
 

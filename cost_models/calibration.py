@@ -7,12 +7,13 @@ inputs it was measured. Datasheet facts are not in here, nor are safety margins.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from cost_models.errors import MissingFactError
 from cost_models.specs.base import Spec
+from cost_models.specs.bounds import check_coefficients
 
 Status = Literal["measured", "transferred", "assumed", "datasheet"]
 """measured: fitted to timings of this GPU and kernel. transferred: fitted on a sibling GPU or
@@ -40,7 +41,7 @@ class FitReport(Spec):
 class Entry(Spec):
     """Coefficients of one family and variant."""
 
-    coefficients: dict[str, float]
+    coefficients: Annotated[dict[str, float], AfterValidator(check_coefficients)]
     status: Status
     source: str
     box: dict[str, tuple[float, float]] = Field(default_factory=dict)

@@ -14,6 +14,7 @@ from cost_models.checkpoints import Checkpoint, checkpoints_of, find_checkpoint,
 from cost_models.errors import CatalogError, InputError, UnsupportedModelError, unknown_name
 from cost_models.huggingface import NOT_MODELLED, CheckpointFiles, model_from_config, model_from_files
 from cost_models.reading import check_numbers, first_line, named, parse_yaml, read_text
+from cost_models.specs.bounds import check_model
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from cost_models.specs.precision import PrecisionRecipe
@@ -144,7 +145,8 @@ def _preset(name: str) -> ModelSpec:
 
 @functools.lru_cache(maxsize=KEPT_FILES)
 def _model_of_files(files: CheckpointFiles) -> ModelSpec:
-    return model_from_files(files, {recipe.name: recipe.model_dump() for recipe in recipes().values()})
+    fields = {recipe.name: recipe.model_dump() for recipe in recipes().values()}
+    return check_model(model_from_files(files, fields), files.origin)
 
 
 @functools.cache

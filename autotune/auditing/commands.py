@@ -20,7 +20,7 @@ from autotune.documents.deployment import Deployment, Load
 from autotune.errors import ProblemError
 from autotune.exporters.vllm import KV_ROLES
 from autotune.resolving import choose_recipe, resolve_calibration
-from cost_models.catalog import load_hardware
+from cost_models.catalog import load_hardware, validated
 from cost_models.errors import unknown_name
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import Knob, Value
@@ -111,7 +111,7 @@ def read_command(
     if pool["draft_tokens"] and not mtp_acceptance:
         document["workload"]["mtp_acceptance"] = (ASSUMED_ACCEPTANCE,)
         remarks.append(f"draft acceptance assumed to be {ASSUMED_ACCEPTANCE:.0%} per draft (--mtp-acceptance)")
-    deployment = Deployment.model_validate(document)
+    deployment = validated(Deployment, document, "the command")
     used = {*READ[invocation.engine], *(s.name for knob in engine.knobs for s in knob.spellings)}
     ignored = tuple(name for name in command.options if name not in used)
     aggregated, written = _role(command) is None, Written(command.options, command.environment)

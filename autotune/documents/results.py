@@ -11,7 +11,7 @@ from autotune.documents.candidates import Candidates
 from autotune.documents.plan import SearchResult
 from autotune.documents.service_plan import ServiceResult
 from cost_models.catalog import read_yaml, validated
-from cost_models.reading import RESULT, parse_json, read_text
+from cost_models.reading import RESULT, is_folder, parse_json, read_text
 
 Result = SearchResult | ServiceResult
 SERVICE_FORMAT = ServiceResult.model_fields["format"].default
@@ -42,7 +42,7 @@ def is_plan(data: Any) -> bool:
 
 def load_plans(path: Path) -> Result:
     """plan.yaml, or the run folder that holds it."""
-    file = path / "plan.yaml" if path.is_dir() else path
+    file = path / "plan.yaml" if is_folder(path) else path
     data = read_yaml(file)
     if isinstance(data, dict) and data.get("format") == SERVICE_FORMAT:
         return validated(ServiceResult, data, str(file))

@@ -137,15 +137,15 @@ def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
     and for a key that the architecture needs and the file lacks.
     """
     architecture = architecture_of(config, source)
-    fields = flat(config)
-    if fields.get("index_topk"):
-        raise UnsupportedModelError(f"{source}: index_topk is set: sparse attention (DSA) is not modelled")
     entry = ARCHITECTURES[architecture]
     try:
+        fields = flat(config)
+        if fields.get("index_topk"):
+            raise ValueError("index_topk is set: sparse attention (DSA) is not modelled")
         model = entry.read(fields, name, source)
     except KeyError as missing:
         raise UnsupportedModelError(f"{source}: {architecture} needs the key {missing}, which is absent") from missing
-    except (ValidationError, TypeError, ValueError) as error:
+    except (ValidationError, TypeError, ValueError, ArithmeticError) as error:
         detail = error.errors()[0] if isinstance(error, ValidationError) else error
         text = f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" if isinstance(detail, dict) else str(detail)
         raise UnsupportedModelError(f"{source}: {architecture}: {text}") from error

@@ -76,8 +76,8 @@ RULES = (
         engines=("vllm", "vllm-ascend", "sglang", "trtllm"),
         broken=_pairs,
         because=lambda s: (
-            f"{s.engine.title}'s connector takes no pipeline stages in a {s.role} pool: pp {int(s.rows.pp[0])} cannot hand KV caches "
-            f"over"
+            f"{s.engine.title}'s connector takes no pipeline stages in a {s.role} pool: pp {int(s.rows.pp[0])} cannot hand KV "
+            f"caches over"
         ),
     ),
     Rule(

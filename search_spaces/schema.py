@@ -116,6 +116,9 @@ class Spelling(Ranged):
 
     kind: Literal["flag", "env"]
     name: str
+    """`--option.field` is a field of an option that takes a document."""
+    off: str | None = None
+    """What switches it off, where a switch is on by itself."""
 
 
 class Knob(Spec):
@@ -132,6 +135,16 @@ class Knob(Spec):
     """Values worth trying beside the default and the analytic best."""
     minimum: float | None = None
     maximum: float | None = None
+    emit: Literal["when_set", "always", "by_exporter"] = "when_set"
+    """Written where a plan sets it; always, with the engine's default where no plan does; or in what an exporter composes."""
+    needs: str | None = None
+    """Knob that must be on for it to be written."""
+    unwritten: tuple[Value, ...] = ()
+    """Values that the engine takes by itself and that are not written."""
+    roles: tuple[Literal["prefill", "decode", "serve"], ...] = ("prefill", "decode", "serve")
+    """Pools that it is written for."""
+    unsupported: str | None = None
+    """Why it is neither written nor read."""
     source: str
 
     def spelling(self, version: str) -> Spelling | None:

@@ -17,9 +17,11 @@ from autotune.documents.deployment import Deployment, PoolRole
 from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction
 from autotune.errors import ProblemError
 from autotune.predicting.step import predict
-from autotune.serving.predicting import DEFAULT_PREFILL_TOKENS, predict_service
+from autotune.serving.policies import policy_of
+from autotune.serving.predicting import predict_service
 from cost_models.catalog import load_model
 from cost_models.errors import AutotuneError
+from search_spaces.loader import load_engine, resolve_version
 
 if TYPE_CHECKING:
     from autotune.auditing.commands import ReadCommand
@@ -196,8 +198,14 @@ def _step(deployment: Deployment, phase: PoolRole, slots: int) -> PoolPrediction
     if phase == "serve":  # its prefill steps need no more than what is left free for them
         sized["max_batched_tokens"] = 0
     if single == "prefill":
-        sized = {"max_batched_tokens": pool.max_batched_tokens or DEFAULT_PREFILL_TOKENS}
+        sized = {"max_batched_tokens": pool.max_batched_tokens or _default_tokens(deployment)}
     return predict(deployment.alone(single, pool.model_copy(update=sized)))
+
+
+def _default_tokens(deployment: Deployment) -> int:
+    """Token budget of a prefill step where none is set."""
+    engine = load_engine(deployment.engine.name)
+    return policy_of(engine.name, resolve_version(engine, deployment.engine.version)).default_tokens
 
 
 def smallest_changes(plan: Outcome, goals: Goals, *, aggregated: bool = False) -> tuple[tuple[Change, ...], int]:
@@ -286,7 +294,7 @@ def _fitting(plan: Outcome) -> set[int]:
 def _room(plan: Outcome) -> int:
     """Sequences of an attention-DP rank that the KV room holds; 0 for other pools."""
     step = plan.steps.get("decode")
-    return room(step, plan.deployment.workload) if isinstance(step, Prediction) else 0
+    return room(step) if isinstance(step, Prediction) else 0
 
 
 def remarks(plan: Outcome) -> Iterator[str]:

@@ -93,5 +93,7 @@ def _sglang_map(placement: PlannedPlacement, model: ModelSpec) -> Script:
 
 
 MAPS: dict[str, Callable[[PlannedPlacement, ModelSpec], Script]] = {"sglang": _sglang_map, "vllm-ascend": _ascend_map}
+MAP_FILES = ("sglang_expert_location.json", "vllm_ascend_expert_map.json")
+"""Names of the maps that lie beside scripts."""
 PoolScripts = Callable[[Deployment, Subject, Lengths], list[Script]]
 SCRIPTS: dict[str, Callable[[], PoolScripts]] = {"vllm": _vllm, "vllm-ascend": _vllm_ascend, "sglang": _sglang}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from autotune.documents.deployment import Deployment
 from autotune.errors import ProblemError
 from autotune.predicting.step import predict
-from autotune.serving.predicting import requests_of
 from autotune.serving.requests import Requests
+from autotune.serving.traffic import requests_of
 from cost_models.errors import AutotuneError
 from cost_models.specs.model import ModelSpec
 

@@ -14,10 +14,9 @@ from autotune.exporters.base import (
     backend_flags,
     checkpoint,
     hardware_name,
-    knob_argument,
+    knob_arguments,
     needed_arguments,
     notes_of,
-    offload_arguments,
     placement,
     recipe_name,
     render,
@@ -28,14 +27,13 @@ from autotune.exporters.quoting import Shell
 from autotune.exporters.router import BOOTSTRAP_OFFSETS
 from autotune.exporters.settings import START_LIMIT_S, Where, network_required, network_variables, settings_of
 from search_spaces.rules import Subject, written
+from search_spaces.spelling import spelled
 
 DIST_INIT_PORT = 5757
 PORT_STRIDE = 20
 """From slot to slot: with attention DP a server holds PORT + 233 to PORT + 247 too (srt/server_args.py, PortArgs of 0.5.23)."""
 MAP_FILE = "sglang_expert_location.json"
 DEEPEP_MODES = {"prefill": "normal", "decode": "low_latency", "serve": "auto"}
-PLAIN_KNOBS = ("enable_dbo", "enable_sbo", "cudagraph_max_tokens", "gpu_memory_fraction")
-EPLB_KNOBS = ("enable_eplb", "eplb_interval_steps", "eplb_window_steps")
 
 
 def sglang_scripts(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Script]:
@@ -122,24 +120,15 @@ def _serving_arguments(deployment: Deployment, subject: Subject, lengths: Length
         Argument("--watchdog-timeout", START_LIMIT_S),
         *_sizes(deployment),
     ]
-    if flags.get("all2all_backend", "none") != "none":
-        arguments += knob_argument(engine, version, flags, "all2all_backend")
     if flags.get("all2all_backend") == "deepep":
         arguments.append(Argument("--deepep-mode", DEEPEP_MODES[deployment.phase]))
-    for name in PLAIN_KNOBS:
-        arguments += knob_argument(engine, version, flags, name)
-    if pool.redundant_experts:
-        arguments += knob_argument(engine, version, {"redundant_experts": pool.redundant_experts}, "redundant_experts")
+    knobs = flags | {"redundant_experts": pool.redundant_experts} | ({"enable_eplb": False} if _mapped(pool) else {})
+    arguments += knob_arguments(spelled(engine, version, knobs, deployment.phase))
     if _mapped(pool):
         arguments.append(Argument("--init-expert-location", Shell('"$EXPERT_LOCATION"')))
         # a static pick differs from rank to rank: it needs an all-to-all (srt/arg_groups/parallel_hook.py:776 of 0.5.23)
         spread = flags.get("all2all_backend", "none") != "none"
         arguments.append(Argument("--ep-dispatch-algorithm", "static" if spread else "dynamic"))
-    elif flags.get("enable_eplb"):
-        for name in EPLB_KNOBS:
-            arguments += knob_argument(engine, version, flags, name)
-    if flags.get("kv_cache_dtype", "auto") != "auto":
-        arguments += knob_argument(engine, version, flags, "kv_cache_dtype")
     if pool.draft_tokens:
         arguments += [
             Argument("--speculative-algorithm", "NEXTN"),
@@ -149,7 +138,7 @@ def _serving_arguments(deployment: Deployment, subject: Subject, lengths: Length
         ]
     if recipe_name(deployment) == "nvfp4":
         arguments.append(Argument("--quantization", "modelopt_fp4"))
-    return [*arguments, *offload_arguments(engine, version, flags), *_transfer(deployment)]
+    return [*arguments, *_transfer(deployment)]
 
 
 def _mapped(pool: Pool) -> bool:

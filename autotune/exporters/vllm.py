@@ -15,11 +15,9 @@ from autotune.exporters.base import (
     checkpoint,
     hardware_name,
     json_value,
-    knob_argument,
-    knob_environment,
+    knob_arguments,
     needed_arguments,
     notes_of,
-    offload_arguments,
     placement,
     render,
     served_name,
@@ -28,27 +26,13 @@ from autotune.exporters.lengths import Lengths
 from autotune.exporters.quoting import Shell
 from autotune.exporters.settings import Where, network_required, network_variables, settings_of
 from search_spaces.rules import Subject, written
+from search_spaces.spelling import spelled
 
 DATA_PARALLEL_RPC_PORT = 13345
 MASTER_PORT = 29501
-PLAIN_KNOBS = (
-    "all2all_backend",
-    "enable_dbo",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "cudagraph_max_tokens",
-    "gpu_memory_fraction",
-)
-DBO_KNOBS = ("dbo_decode_token_threshold", "dbo_prefill_token_threshold")
 OFFLOADED_PARAMETERS = "experts"
 """Parameters that weight offload moves, as a segment of their names."""
 KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
-EPLB_FIELDS = {
-    "eplb_window_steps": "window_size",
-    "eplb_interval_steps": "step_interval",
-    "eplb_async": "use_async",
-    "redundant_experts": "num_redundant_experts",
-}
 
 
 def vllm_scripts(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Script]:
@@ -164,22 +148,12 @@ def _address(deployment: Deployment) -> list[Required]:
 
 
 def _serving_arguments(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Argument]:
-    pool, engine, version = deployment.pool, subject.engine, subject.version
+    pool = deployment.pool
     flags = backend_flags(subject, pool.flags)
     arguments = [Argument("--max-model-len", lengths.longest)]
-    for name in PLAIN_KNOBS:
-        arguments += knob_argument(engine, version, flags, name)
-    if flags.get("enable_dbo"):
-        for name in DBO_KNOBS:
-            arguments += knob_argument(engine, version, flags, name)
-    arguments += offload_arguments(engine, version, flags)
+    arguments += knob_arguments(spelled(subject.engine, subject.version, flags, deployment.phase))
     if flags.get("offload_group_size") and subject.model.moe is not None:  # of a dense model whole layers move
         arguments.append(Argument("--offload-params", OFFLOADED_PARAMETERS))
-    if flags.get("kv_cache_dtype", "auto") != "auto":
-        arguments += knob_argument(engine, version, flags, "kv_cache_dtype")
-    if flags.get("enable_eplb"):
-        config = {field: flags[name] for name, field in EPLB_FIELDS.items() if name in flags}
-        arguments += [Argument("--enable-eplb"), Argument("--eplb-config", json_value(config))]
     if pool.draft_tokens:
         speculative = {"method": "mtp", "num_speculative_tokens": pool.draft_tokens}
         arguments.append(Argument("--speculative-config", json_value(speculative)))
@@ -204,7 +178,8 @@ def _transfer(deployment: Deployment) -> list[Argument]:
 
 def _environment(where: Where) -> dict[str, str | Shell]:
     deployment, subject = where.deployment, where.subject
-    environment: dict[str, str | Shell] = dict(knob_environment(subject.engine, subject.version, deployment.pool.flags))
+    knobs = spelled(subject.engine, subject.version, deployment.pool.flags, deployment.phase)
+    environment: dict[str, str | Shell] = dict(knobs.environment)
     choice = subject.choice()
     if choice is not None and choice.value == "deepep_low_latency" and where.several_nodes and where.inside_a_domain:
         environment["VLLM_DEEPEP_LOW_LATENCY_USE_MNNVL"] = "1"

@@ -22,7 +22,7 @@ from autotune.exporters.base import (
     checkpoint,
     hardware_name,
     json_value,
-    knob_argument,
+    knob_arguments,
     needed_arguments,
     notes_of,
     placement,
@@ -36,9 +36,9 @@ from autotune.exporters.vllm import DATA_PARALLEL_RPC_PORT, KV_ROLES
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.rules import Subject, written
+from search_spaces.spelling import spelled
 
 MAP_FILE = "vllm_ascend_expert_map.json"
-PLAIN_KNOBS = ("max_num_seqs", "max_num_batched_tokens", "gpu_memory_fraction")
 KV_PORTS = {8: 28000, 16: 36000}
 """First port that AscendDirectTransport leaves free, by NPU dies of a node (tutorials/features/pd_disaggregation)."""
 FIRST_BUFFER_MB = 200
@@ -178,14 +178,13 @@ def _layout(pool: Pool, place: Placement, local: int) -> list[Argument]:
 
 
 def _serving(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Argument]:
-    pool, engine, version = deployment.pool, subject.engine, subject.version
+    pool = deployment.pool
     arguments = [
         Argument("--served-model-name", Shell('"$SERVED_NAME"')),
         *needed_arguments(written(subject)),
         Argument("--max-model-len", lengths.longest),
     ]
-    for name in PLAIN_KNOBS:
-        arguments += knob_argument(engine, version, pool.flags, name)
+    arguments += knob_arguments(spelled(subject.engine, subject.version, pool.flags, deployment.phase))
     if recipe_name(deployment) == "int8":
         arguments.append(Argument("--quantization", "ascend"))
     if pool.draft_tokens:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from autotune.layouts.table import kept_free_bytes, phase_of
 from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Ints
 from cost_models.dispatch import BACKENDS
+from cost_models.memory import state_bytes
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
 from search_spaces.schema import Knob, Value
@@ -60,12 +61,20 @@ class FlagSpace:
         digits = np.unravel_index(np.arange(self.size), [len(v) for v in self.values.values()])
         return dict(zip(self.values, digits, strict=True))
 
+    def columns(self, combinations: Sequence[Params]) -> dict[str, Ints]:
+        """Combinations as index columns, (combinations,) each."""
+        return {name: np.array([values.index(params[name]) for params in combinations]) for name, values in self.values.items()}
+
+    def positions(self, columns: Mapping[str, Ints]) -> Ints:
+        """Positions of index columns in the grid."""
+        position = np.zeros(1, dtype=np.int64)
+        for name, values in self.values.items():
+            position = position * len(values) + columns[name]
+        return position
+
     def index(self, params: Params) -> int:
         """Position of a combination in the grid."""
-        position = 0
-        for name, values in self.values.items():
-            position = position * len(values) + values.index(params[name])
-        return position
+        return int(self.positions(self.columns([params]))[0])
 
     def params_at(self, position: int) -> Params:
         """The combination at a grid position."""
@@ -188,7 +197,7 @@ def _needed_fraction(resolved: ResolvedProblem, row: Rows) -> float:
     if resolved.phase == "prefill":
         return round(most, 3)
     longest = LONGEST_OVER_MEAN * resolved.problem.workload.peak_context_tokens
-    short = max(longest * float(memory.kv_bytes_per_token[0]) - float(memory.lines["kv_cache"][0]), 0.0)
+    short = max(float(state_bytes(resolved.machine, row, longest)[0]) - float(memory.lines["kv_cache"][0]), 0.0)
     needed = math.ceil((covered + short) / visible * 100 + 1) / 100
     return round(min(needed, most), 3)
 
@@ -236,7 +245,9 @@ def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, fitting_size: int
     if knob.name == "all2all_backend":
         return list(_admissible_backends(resolved, row))
     if knob.name == "kv_cache_dtype":
-        known = resolved.machine.calibration.has(f"{resolved.model.attention.kind}_decode", "fp8")
+        fp8 = resolved.machine.recipe.with_kv_cache("fp8")
+        needed = [need for kind in resolved.model.attentions for need in kind.requirements(fp8, "decode")]
+        known = all(resolved.machine.calibration.has(*need) for need in needed)
         return [kv_value(resolved, "fp8")] if known else []
     if knob.kind == "bool":
         return [False, True]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.documents.knobs import LAYOUT_COLUMNS
 from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Ints
 from cost_models.dispatch import BACKENDS
@@ -63,7 +64,7 @@ def shapes(model: ModelSpec, hardware: HardwareSpec, gpus: int) -> Iterator[Shap
     """
     for size in instance_sizes(hardware, gpus):
         for tp in divisors(size):
-            if model.attention.heads % tp or tp > MAX_TP or tp > hardware.scale_up.domain_gpus:
+            if model.heads % tp or tp > MAX_TP or tp > hardware.scale_up.domain_gpus:
                 continue
             for pp in divisors(size // tp):
                 dp = size // tp // pp
@@ -137,12 +138,6 @@ def _every_row(resolved: ResolvedProblem, gpus: int) -> Rows:
 def aggregated_budget(workload: Workload) -> int:
     """Tokens per rank and step of an aggregated engine: whole prompts where they are not very long."""
     return int(np.clip(2 ** np.ceil(np.log2(workload.isl_tokens)), *AGGREGATED_BUDGET))
-
-
-LAYOUT_COLUMNS = (
-    "tp", "dp", "ep", "pp", "redundant_experts", "eplb", "backend", "overlap", "graph_tokens", "drafts",
-    "offload_group_size", "offload_in_group", "offload_prefetch_step",
-)  # fmt: skip
 
 
 def _draft_options(resolved: ResolvedProblem) -> tuple[int, ...]:

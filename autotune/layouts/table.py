@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.documents.knobs import VARIANT_COLUMNS
 from autotune.layouts.enumerate import layout_rows, rule_subject, token_limits
 from autotune.layouts.phases import PHASES, PhaseModel
 from autotune.resolving import ResolvedProblem
@@ -15,12 +16,6 @@ from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
 from cost_models.dispatch import BACKENDS
 from cost_models.rows import Rows
 from search_spaces.rules import SIZED_RULES, legal
-
-VARIANT_COLUMNS = (
-    "tp", "dp", "ep", "pp", "drafts", "redundant_experts", "backend", "overlap", "eplb",
-    "offload_group_size", "offload_in_group", "offload_prefetch_step",
-)  # fmt: skip
-"""Columns in which rows of an enumeration differ, besides the size of a step."""
 
 
 @dataclass(frozen=True, slots=True)

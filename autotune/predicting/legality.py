@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autotune.documents.deployment import Deployment, PoolRole
-from autotune.predicting.step import pool_rows
+from autotune.documents.knobs import pool_rows
 from autotune.resolving import resolve_recipe
 from cost_models.catalog import load_hardware, load_model
 from search_spaces.loader import load_engine, resolve_version

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from cost_models.specs.model import GqaSpec
 from search_spaces.rules.rule import Rule
 from search_spaces.rules.subject import Bools, Subject
 
@@ -38,8 +37,7 @@ def moves_with_offload(subject: Subject) -> Bools:
 
 def _clips(subject: Subject) -> bool:
     """Whether the model is of gpt-oss's kind: its attention has sinks."""
-    attention = subject.model.attention
-    return isinstance(attention, GqaSpec) and attention.sinks and subject.model.moe is not None
+    return subject.model.moe is not None and any(getattr(kind, "sinks", False) for kind in subject.model.attentions)
 
 
 RULES = (

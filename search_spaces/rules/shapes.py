@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cost_models.arrays import Ints
-from cost_models.specs.model import GqaSpec, Matrix
+from cost_models.specs.matrix import Matrix
 from search_spaces.rules.rule import Rule
 from search_spaces.rules.subject import Bools, Subject
 
@@ -96,15 +96,18 @@ def _recut_text(subject: Subject) -> str:
 
 
 def _heads(subject: Subject) -> Bools:
-    return np.asarray(subject.model.attention.heads % subject.rows.tp != 0)
+    return np.asarray(subject.model.heads % subject.rows.tp != 0)
 
 
 def _kv_heads(subject: Subject) -> Bools:
-    attention, tp = subject.model.attention, subject.rows.tp
-    if not isinstance(attention, GqaSpec):
-        return subject.none()
-    kv = attention.kv_heads
-    return np.asarray(np.where(tp >= kv, tp % kv != 0, kv % np.maximum(tp, 1) != 0))
+    tp = subject.rows.tp
+    found = [np.where(tp >= kv, tp % kv != 0, kv % np.maximum(tp, 1) != 0) for kv in _kv_head_counts(subject)]
+    return np.asarray(np.any(found, axis=0)) if found else subject.none()
+
+
+def _kv_head_counts(subject: Subject) -> list[int]:
+    """KV heads of every attention kind that has several; a latent is one for all heads."""
+    return sorted({kind.kv_heads for kind in subject.model.attentions if hasattr(kind, "kv_heads")})
 
 
 def _experts_divide(subject: Subject) -> Bools:
@@ -123,15 +126,21 @@ def _experts_text(subject: Subject) -> str:
 
 def _widths(subject: Subject) -> Bools:
     model, rows = subject.model, subject.rows
-    dense = (model.dense_intermediate % rows.tp != 0) & (model.dense_layers > 0)
+    dense = np.asarray(np.any([width % rows.tp != 0 for width in _dense_widths(subject)] or [subject.none()], axis=0))
     return dense if model.moe is None else np.asarray(dense | (model.moe.intermediate % rows.moe_tp != 0))
+
+
+def _dense_widths(subject: Subject) -> list[int]:
+    return [ffn.intermediate for ffn in subject.model.ffns if ffn.kind == "dense"]
 
 
 def _widths_text(subject: Subject) -> str:
     model, rows = subject.model, subject.rows
     if model.moe is not None and model.moe.intermediate % int(rows.moe_tp[0]):
         return f"experts of width {model.moe.intermediate} do not divide over {int(rows.moe_tp[0])} tensor-parallel ranks"
-    return f"dense layers of width {model.dense_intermediate:,} do not divide over {int(rows.tp[0])} tensor-parallel ranks"
+    tp = int(rows.tp[0])
+    width = next(width for width in _dense_widths(subject) if width % tp)
+    return f"dense layers of width {width:,} do not divide over {tp} tensor-parallel ranks"
 
 
 RULES = (
@@ -141,7 +150,7 @@ RULES = (
         source="vllm/config/model.py verify_with_parallel_config (0.33.0); sglang srt/models/deepseek_v2.py asserts the same",
         engines=EVERY,
         broken=_heads,
-        because=lambda s: f"tp {int(s.rows.tp[0])} does not divide {s.model.attention.heads} attention heads",
+        because=lambda s: f"tp {int(s.rows.tp[0])} does not divide {s.model.heads} attention heads",
     ),
     Rule(
         name="kv_heads_divide",
@@ -149,7 +158,7 @@ RULES = (
         source="vllm/model_executor/layers/linear.py QKVParallelLinear (0.33.0); sglang srt/layers/linear.py (0.5.23)",
         engines=EVERY,
         broken=_kv_heads,
-        because=lambda s: f"tp {int(s.rows.tp[0])} neither divides {s.model.attention.max_kv_shards} KV heads nor is a multiple",
+        because=lambda s: f"tp {int(s.rows.tp[0])} neither divides {_kv_head_counts(s)[0]} KV heads nor is a multiple",
     ),
     Rule(
         name="redundant_experts_divide",

@@ -14,7 +14,7 @@ from cost_models.arrays import Ints
 from cost_models.dispatch import BACKENDS
 from cost_models.rows import Rows
 from cost_models.specs.hardware import HardwareSpec
-from cost_models.specs.model import MlaSpec, ModelSpec
+from cost_models.specs.model import ModelSpec
 from cost_models.specs.precision import PrecisionRecipe
 from search_spaces.schema import Choice, EngineSpec
 
@@ -51,7 +51,7 @@ class Subject:
     @property
     def latent(self) -> bool:
         """Whether attention is latent, as in the DeepSeek family."""
-        return isinstance(self.model.attention, MlaSpec)
+        return any(kind.kind == "mla" for kind in self.model.attentions)
 
     @property
     def spread(self) -> Bools:

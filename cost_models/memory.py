@@ -88,7 +88,7 @@ def decode_memory(machine: Machine, rows: Rows, workload: Workload) -> Memory:
     """
     c = machine.coefficients("memory", "default", MemoryCoefficients)
     tokens = _buffer_tokens(rows)
-    sampled = np.ceil(rows.batch / rows.pp) * (1 + rows.drafts)
+    sampled = as_floats(np.ceil(rows.batch / rows.pp) * (1 + rows.drafts))
     activations = _activation_bytes(machine, rows, "decode", tokens, sampled, c)
     sequence = sequence_bytes(machine, rows, workload)
     return _memory(machine, rows, c, sequence, sequence.of_batch(rows.batch), tokens, activations)

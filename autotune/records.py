@@ -8,6 +8,7 @@ import io
 import json
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,22 @@ def _model_stem(model: str) -> str:
 
 
 def write_run(
-    out: Path, problem: Problem, result: Result, trials: dict[int, tuple[TrialRow, ...]], command: list[str]
+    out: Path,
+    problem: Problem,
+    result: Result,
+    trials: dict[int, tuple[TrialRow, ...]],
+    command: list[str],
+    extra: Mapping[str, str] | None = None,
 ) -> RunRecord:
-    """Write the folder under a scratch name, then rename it to one that is free: nothing is half-written, no result replaced."""
+    """Write the folder under a scratch name, then rename it to one that is free: nothing is half-written, no result replaced.
+
+    extra : further files by name, e.g. the page and the candidates that it draws.
+    """
     stamp = datetime.datetime.now(datetime.UTC)
     with scratch_folder(out, "; choose another folder with --out") as scratch:
         note = _fill(scratch, problem, result, trials, command, stamp)
+        for name, text in (extra or {}).items():
+            (scratch / name).write_text(text, encoding="utf-8")
         folder = claim(scratch, out, f"{stamp:%Y-%m-%d}_{slug(problem)}")
     return RunRecord(folder, note)
 
@@ -65,7 +76,7 @@ def _fill(
     (folder / "run.json").write_text(
         json.dumps(_run_document(problem, result, command, stamp), indent=2) + "\n", encoding="utf-8"
     )
-    if trials:
+    if any(trials.values()):
         (folder / "trials.csv").write_text(trials_csv(trials), encoding="utf-8")
     return write_launch(folder / "launch", result.plans)
 

@@ -86,11 +86,14 @@ class Calibration(Spec):
 
     def get(self, family: str, variant: str, kind: type[C]) -> C:
         """Coefficients as the dataclass of their cost model."""
-        entry = self.entry(family, variant)
+        return self.of(self.entry(family, variant), kind, f"{family}.{variant}")
+
+    def of(self, entry: Entry, kind: type[C], name: str) -> C:
+        """An entry's coefficients as a dataclass; raises MissingFactError where they are not its fields."""
         try:
             return kind(**entry.coefficients)
         except TypeError as error:
-            raise MissingFactError(f"calibration {self.id}, {family}.{variant}: {error}") from error
+            raise MissingFactError(f"calibration {self.id}, {name}: {error}") from error
 
 
 def merged(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:

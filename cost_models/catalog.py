@@ -27,6 +27,8 @@ OF_A_VALUE = {
     "int_parsing_size", "float_parsing", "bool_parsing", "literal_error", "string_unicode",
 }  # fmt: skip
 """Faults whose message does not show the value."""
+KEPT_FILES = 64
+"""Users' files are kept by their content: one that changes is read again."""
 
 
 def read_yaml(path: Path) -> Any:
@@ -84,7 +86,17 @@ def hardware_names() -> list[str]:
 def load_hardware(name: str) -> HardwareSpec:
     """Catalogue hardware by name, or a user's own YAML file by path."""
     if looks_like_path(name):
-        return validated(HardwareSpec, read_yaml(Path(name)), name)
+        return _hardware_of(read_text(Path(name), pipe=True), name)
+    return _hardware(name)
+
+
+@functools.lru_cache(maxsize=KEPT_FILES)
+def _hardware_of(text: str, origin: str) -> HardwareSpec:
+    return validated(HardwareSpec, parse_yaml(text, origin), origin)
+
+
+@functools.cache
+def _hardware(name: str) -> HardwareSpec:
     if name not in hardware_names():
         raise CatalogError(unknown_name("hardware", name, hardware_names()) + ", or a path to a YAML file")
     return validated(HardwareSpec, _packaged("hardware", name), name)
@@ -98,7 +110,12 @@ def model_names() -> list[str]:
 def load_model(name: str) -> ModelSpec:
     """Preset by name, or a Hugging Face config.json by path; raises UnsupportedModelError or CatalogError."""
     if looks_like_path(name):
-        return _model_from_file(Path(name))
+        return _model_of(read_text(Path(name), pipe=True), Path(name))
+    return _model(name)
+
+
+@functools.cache
+def _model(name: str) -> ModelSpec:
     if name not in model_names():
         raise CatalogError(unknown_name("model", name, model_names()) + ", or a path to a config.json")
     document = _packaged("models", name)
@@ -107,8 +124,9 @@ def load_model(name: str) -> ModelSpec:
     return ModelSpec.model_validate({**model.model_dump(), **extra})
 
 
-def _model_from_file(path: Path) -> ModelSpec:
-    config = parse_json(read_text(path, pipe=True), path, unique=True)
+@functools.lru_cache(maxsize=KEPT_FILES)
+def _model_of(text: str, path: Path) -> ModelSpec:
+    config = parse_json(text, path, unique=True)
     if not isinstance(config, dict):
         raise CatalogError(f"{path}: expected a Hugging Face config object, found {type(config).__name__}")
     check_numbers(config, path)
@@ -143,11 +161,20 @@ def raw_calibration(name: str) -> dict[str, Any]:
     return dict(_packaged("calibrations", name))
 
 
-@functools.cache
 def load_calibration(name: str) -> Calibration:
     """A calibration document by id or path, with what it inherits merged in."""
     if looks_like_path(name):
-        return validated(Calibration, _resolved(read_yaml(Path(name)), name), name)
+        return _calibration_of(read_text(Path(name), pipe=True), name)
+    return _calibration(name)
+
+
+@functools.lru_cache(maxsize=KEPT_FILES)
+def _calibration_of(text: str, origin: str) -> Calibration:
+    return validated(Calibration, _resolved(parse_yaml(text, origin), origin), origin)
+
+
+@functools.cache
+def _calibration(name: str) -> Calibration:
     if name not in calibration_names():
         raise CatalogError(unknown_name("calibration", name, calibration_names()) + ", or a path to a YAML file")
     return validated(Calibration, _resolved(_packaged("calibrations", name), name), name)

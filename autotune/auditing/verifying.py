@@ -176,7 +176,10 @@ def _waiting_suspects(deployment: Deployment, service: ServicePrediction) -> tup
     if "prefill" in deployment.pools:
         step = predict(deployment.alone("prefill", deployment.pools["prefill"]))
         found += [f"prefill: {suspect}" for suspect in _suspects(step)]
-    return (*found, "serving/default (frontend_s, transfer_s, prefill_switch_s): what an engine does around its steps")
+    return (
+        *found,
+        "serving/default (frontend_s, prefill_switch_s), kv_transfer/default (start_s): what an engine does around its steps",
+    )
 
 
 def _check_run(path: Path, points: list[BenchmarkPoint], deployment: Deployment) -> None:

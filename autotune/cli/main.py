@@ -12,20 +12,26 @@ from typing import Any
 
 import typer
 
-from autotune.cli import audit, calibrate, catalog, export, measure, place, predict, schema, search, validate
+from autotune.cli import audit, calibrate, catalog, export, measure, place, predict, report, schema, search, validate
 from autotune.errors import ProblemError
 from cost_models.errors import AutotuneError
 
-app = typer.Typer(
-    name="autotune",
-    help="Find the parallel layout and engine flags for LLM inference: predicted, explained, launchable.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+
+def _application() -> typer.Typer:
+    return typer.Typer(
+        name="autotune",
+        help="Find the parallel layout and engine flags for LLM inference: predicted, explained, launchable.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+
+app = _application()
 search.register(app)
 predict.register(app)
 export.register(app)
+report.register(app)
 place.register(app)
 validate.register(app)
 audit.register(app)
@@ -49,6 +55,7 @@ TRACEBACK = "AUTOTUNE_TRACEBACK"
 
 def main() -> None:
     """Run a command; every failure is one message and a non-zero exit."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for some reads what every installed package declares
     if not sys.warnoptions:  # warnings of libraries are for who develops, not for who plans
         warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):
@@ -73,8 +80,19 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _narrowed(first: list[str]) -> typer.Typer:
+    """The application with the one command that is run, where it is one of its own: Typer builds every option of all others."""
+    wanted = [command for command in app.registered_commands if [command.name] == first]
+    if not wanted:
+        return app
+    narrowed = _application()
+    narrowed.callback()(lambda: None)  # keeps a lone command a subcommand
+    narrowed.registered_commands = wanted
+    return narrowed
+
+
 def _run() -> object:
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(_narrowed(sys.argv[1:2]))
     _bound(command)
     return command.main(standalone_mode=False)
 

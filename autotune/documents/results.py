@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
+from autotune.documents.candidates import Candidates
 from autotune.documents.plan import SearchResult
 from autotune.documents.service_plan import ServiceResult
 from cost_models.catalog import read_yaml, validated
-from cost_models.reading import is_folder
+from cost_models.reading import RESULT, is_folder, parse_json, read_text
 
 Result = SearchResult | ServiceResult
 SERVICE_FORMAT = ServiceResult.model_fields["format"].default
@@ -21,6 +22,17 @@ def dump_yaml(data: Any) -> str:
     """Plain data as block YAML, keys in order."""
     text: str = yaml.dump(data, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False, width=120)
     return text
+
+
+CANDIDATES = "candidates.json"
+
+
+def load_candidates(folder: Path) -> Candidates | None:
+    """What a search weighed, from its run folder; None in folders of older versions and of services."""
+    file = folder / CANDIDATES
+    if not file.exists():
+        return None
+    return validated(Candidates, parse_json(read_text(file, RESULT), file), str(file))
 
 
 def is_plan(data: Any) -> bool:

@@ -14,7 +14,7 @@ from autotune.exporters.quoting import FILTERS, Shell, finalize, word
 from cost_models.catalog import looks_like_path
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
-from search_spaces.schema import EngineSpec, Value
+from search_spaces.spelling import Spelled
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -107,27 +107,9 @@ def json_value(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def knob_environment(engine: EngineSpec, version: str, flags: dict[str, Value]) -> dict[str, str]:
-    """Environment variables of the knobs that the version spells so."""
-    environment = {}
-    for name, value in flags.items():
-        knob = engine.knob(name)
-        spelling = knob.spelling(version) if knob else None
-        if spelling and spelling.kind == "env":
-            environment[spelling.name] = str(int(value)) if isinstance(value, bool) else str(value)
-    return environment
-
-
-def knob_argument(engine: EngineSpec, version: str, flags: dict[str, Value], name: str) -> list[Argument]:
-    """The option of one knob, empty when the version lacks it, it is not set, or a switch is off."""
-    knob = engine.knob(name)
-    spelling = knob.spelling(version) if knob else None
-    if name not in flags or spelling is None or spelling.kind != "flag":
-        return []
-    value = flags[name]
-    if isinstance(value, bool):
-        return [Argument(spelling.name)] if value else []
-    return [Argument(spelling.name, value)]
+def knob_arguments(knobs: Spelled) -> list[Argument]:
+    """The options that a plan's knobs are spelled with."""
+    return [Argument(name, json_value(value) if isinstance(value, dict) else value) for name, value in knobs.options.items()]
 
 
 def max_model_len(deployment: Deployment, model: ModelSpec) -> int:
@@ -169,16 +151,6 @@ def feed_requirement(deployment: Deployment, tokens_per_s: float) -> str:
         f"({requests * workload.isl_tokens:,.0f} prompt tokens/s), "
         "and a router that sends each request to one prefill and one decode instance."
     )
-
-
-OFFLOAD_KNOBS = ("offload_group_size", "offload_num_in_group", "offload_prefetch_step")
-
-
-def offload_arguments(engine: EngineSpec, version: str, flags: dict[str, Value]) -> list[Argument]:
-    """Weight offload; nothing where no layer is offloaded."""
-    if not flags.get("offload_group_size"):
-        return []
-    return [argument for name in OFFLOAD_KNOBS for argument in knob_argument(engine, version, flags, name)]
 
 
 def render(

@@ -13,9 +13,8 @@ from autotune.exporters.base import (
     Script,
     checkpoint,
     hardware_name,
-    knob_argument,
+    knob_arguments,
     max_model_len,
-    offload_arguments,
     placement,
     recipe_name,
     render,
@@ -24,12 +23,11 @@ from autotune.exporters.quoting import Shell
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import EngineSpec
+from search_spaces.spelling import spelled
 
 DIST_INIT_PORT = 5757
 MAP_FILE = "sglang_expert_location.json"
 DEEPEP_MODES = {"prefill": "normal", "decode": "low_latency", "serve": "auto"}
-PLAIN_KNOBS = ("enable_dbo", "enable_sbo", "cudagraph_max_tokens", "gpu_memory_fraction")
-EPLB_KNOBS = ("enable_eplb", "eplb_interval_steps", "eplb_window_steps")
 
 
 def sglang_scripts(
@@ -100,22 +98,13 @@ def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str,
     pool = deployment.pool
     flags = pool.flags
     arguments = [Argument("--context-length", max_model_len(deployment, model)), *_sizes(deployment)]
-    if flags.get("all2all_backend", "none") != "none":
-        arguments += knob_argument(engine, version, flags, "all2all_backend")
     if flags.get("all2all_backend") == "deepep":
         arguments.append(Argument("--deepep-mode", DEEPEP_MODES[deployment.phase]))
-    for name in PLAIN_KNOBS:
-        arguments += knob_argument(engine, version, flags, name)
-    if pool.redundant_experts:
-        arguments += knob_argument(engine, version, {"redundant_experts": pool.redundant_experts}, "redundant_experts")
+    knobs = flags | {"redundant_experts": pool.redundant_experts} | ({"enable_eplb": False} if _mapped(pool) else {})
+    arguments += knob_arguments(spelled(engine, version, knobs, deployment.phase))
     if _mapped(pool):
         arguments.append(Argument("--init-expert-location", Shell('"$EXPERT_LOCATION"')))
         arguments.append(Argument("--ep-dispatch-algorithm", "static"))
-    elif flags.get("enable_eplb"):
-        for name in EPLB_KNOBS:
-            arguments += knob_argument(engine, version, flags, name)
-    if flags.get("kv_cache_dtype", "auto") != "auto":
-        arguments += knob_argument(engine, version, flags, "kv_cache_dtype")
     if pool.draft_tokens:
         arguments += [
             Argument("--speculative-algorithm", "NEXTN"),
@@ -125,7 +114,7 @@ def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str,
         ]
     if recipe_name(deployment) == "nvfp4":
         arguments.append(Argument("--quantization", "modelopt_fp4"))
-    return [*arguments, *offload_arguments(engine, version, flags), *_transfer(deployment)]
+    return [*arguments, *_transfer(deployment)]
 
 
 def _mapped(pool: Pool) -> bool:

@@ -22,7 +22,7 @@ from autotune.exporters.base import (
     checkpoint,
     hardware_name,
     json_value,
-    knob_argument,
+    knob_arguments,
     max_model_len,
     placement,
     recipe_name,
@@ -33,9 +33,9 @@ from autotune.exporters.vllm import DATA_PARALLEL_RPC_PORT, KV_ROLES
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import EngineSpec
+from search_spaces.spelling import spelled
 
 MAP_FILE = "vllm_ascend_expert_map.json"
-PLAIN_KNOBS = ("max_num_seqs", "max_num_batched_tokens", "gpu_memory_fraction")
 KV_PORTS = {8: 28000, 16: 36000}
 """First port that AscendDirectTransport leaves free, by NPU dies of a node (tutorials/features/pd_disaggregation)."""
 FIRST_BUFFER_MB = 200
@@ -175,8 +175,7 @@ def _layout(pool: Pool, place: Placement, local: int) -> list[Argument]:
 def _serving(deployment: Deployment, engine: EngineSpec, version: str, model: ModelSpec) -> list[Argument]:
     pool = deployment.pool
     arguments = [Argument("--max-model-len", max_model_len(deployment, model))]
-    for name in PLAIN_KNOBS:
-        arguments += knob_argument(engine, version, pool.flags, name)
+    arguments += knob_arguments(spelled(engine, version, pool.flags, deployment.phase))
     if recipe_name(deployment) == "int8":
         arguments.append(Argument("--quantization", "ascend"))
     if pool.draft_tokens:

@@ -41,7 +41,7 @@ def archive_bytes(archive: zipfile.ZipFile, name: str, limit: Limit, path: Path)
 
 
 def parse_npy(raw: bytes, path: Path) -> Any:
-    """The array of a .npy file's bytes; raises ProblemError where the header states another size, ValueError without a header."""
+    """The array of a .npy file's bytes; ProblemError where the header states another size, ValueError without one."""
     file = io.BytesIO(raw)
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):

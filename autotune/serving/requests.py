@@ -37,6 +37,8 @@ class Requests:
     arrival_s: Floats | None = None
     """Times sent (open loop); none: closed loop, `concurrency` of them in flight."""
     concurrency: int = 0
+    prefix_tokens: Floats | None = None
+    """Tokens before the input that the prefix cache holds; `isl_tokens` are then those to be computed."""
 
     def __len__(self) -> int:
         return len(self.isl_tokens)
@@ -69,7 +71,8 @@ class Requests:
 
     def without_cached(self, hit_rate: float) -> Requests:
         """Input lengths less what the prefix cache holds; the last token of a prompt is always computed."""
-        return dataclasses.replace(self, isl_tokens=np.maximum(self.isl_tokens * (1 - hit_rate), 1.0))
+        new = np.maximum(self.isl_tokens * (1 - hit_rate), 1.0)
+        return dataclasses.replace(self, isl_tokens=new, prefix_tokens=self.isl_tokens - new)
 
     def _part(self, rows: slice) -> Requests:
         arrival_s = None if self.arrival_s is None else self.arrival_s[rows]

@@ -58,6 +58,8 @@ class FlagSpace:
 
     def grid(self) -> dict[str, Ints]:
         """Every combination as index columns, (size,) each."""
+        if not self.values:
+            return {}
         digits = np.unravel_index(np.arange(self.size), [len(v) for v in self.values.values()])
         return dict(zip(self.values, digits, strict=True))
 

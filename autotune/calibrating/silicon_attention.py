@@ -53,7 +53,9 @@ def _delta(raw: pd.DataFrame, engine: str, kind: str) -> Rows:
     dropped[f"{kind}: verification of drafts"] = int(verifying.sum())
     dropped[f"{kind}: prompts below {SMALLEST_PROMPT}"] = int(short.sum())
     dropped[f"{kind}: prefill convolution (one sequence after the other)"] = int((serial & ~short).sum())
-    raw = raw[~verifying & ~short & ~serial]
+    borrowed = (raw.phase == "context") & raw.kernel_source.str.contains("update|fused_recurrent")
+    dropped[f"{kind}: prompts that the decode kernel takes"] = int((borrowed & ~short & ~serial).sum())
+    raw = raw[~verifying & ~short & ~serial & ~borrowed]
     convolution = convolution[raw.index]
     channels = 2 * raw.num_k_heads * raw.head_k_dim + raw.num_v_heads * raw.head_v_dim
     first, _ = _convolutions(raw[convolution], kind, channels[convolution], dropped)

@@ -194,7 +194,7 @@ def sparse_prefill_bound_s(
 SPARSE_PREFILL = {
     "start_s": Coefficient(3e-5, 1e-6, 3e-4),
     "compute_efficiency": Coefficient(0.5, 0.03, 0.98, prior=0.5),
-    "memory_efficiency": Coefficient(0.7, 0.1, 6.0, prior=0.5),
+    "memory_efficiency": Coefficient(0.7, 0.1, 3.9, prior=0.5),
     "query_passes": Coefficient(2.0, 0.05, 30.0, prior=0.7),
     "index_start_s": Coefficient(2e-5, 1e-6, 2e-4),
     "index_compute_efficiency": Coefficient(0.5, 0.03, 0.98, prior=0.5),

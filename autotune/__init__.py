@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from autotune.documents.prediction import Prediction
     from autotune.documents.problem import Problem
     from autotune.documents.service_plan import ServicePlan, ServiceResult
+    from autotune.documents.sweep import SweepResult
     from autotune.errors import NoFeasiblePlan
     from autotune.exporters import export
     from autotune.predicting.step import predict
     from autotune.searching.pools import search
     from autotune.searching.services.searching import search_services
     from autotune.serving.predicting import predict_service
+    from autotune.sweeping.running import sweep
     from cost_models.errors import AutotuneError
 
 _PUBLIC = {
@@ -39,6 +41,8 @@ _PUBLIC = {
     "predict_service": "autotune.serving.predicting",
     "search": "autotune.searching.pools",
     "search_services": "autotune.searching.services.searching",
+    "sweep": "autotune.sweeping.running",
+    "SweepResult": "autotune.documents.sweep",
 }
 
 __all__ = [
@@ -51,11 +55,13 @@ __all__ = [
     "SearchResult",
     "ServicePlan",
     "ServiceResult",
+    "SweepResult",
     "export",
     "predict",
     "predict_service",
     "search",
     "search_services",
+    "sweep",
 ]
 
 

@@ -322,4 +322,3 @@ def _digits(value: int) -> str:
     """A whole number, shortened where it has more digits than anyone reads."""
     bits = value.bit_length()
     return str(value) if bits < 128 else f"a number of about {int(bits * math.log10(2)) + 1} digits"
-

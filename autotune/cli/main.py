@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from autotune.cli import audit, calibrate, catalog, export, measure, place, predict, schema, search, validate
+from autotune.cli import audit, calibrate, catalog, export, measure, place, predict, schema, search, sweep, validate
 from cost_models.errors import AutotuneError
 
 
@@ -24,6 +24,7 @@ def _application() -> typer.Typer:
 
 app = _application()
 search.register(app)
+sweep.register(app)
 predict.register(app)
 export.register(app)
 place.register(app)

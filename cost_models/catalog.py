@@ -13,6 +13,7 @@ from cost_models.calibration import Calibration, merged
 from cost_models.errors import CatalogError, unknown_name
 from cost_models.huggingface import model_from_config, native_precision
 from cost_models.reading import check_numbers, first_line, parse_json, parse_yaml, read_text
+from cost_models.specs.bounds import check_model
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from cost_models.specs.precision import PrecisionRecipe
@@ -130,7 +131,7 @@ def _model_of(text: str, path: Path) -> ModelSpec:
         raise CatalogError(f"{path}: expected a Hugging Face config object, found {type(config).__name__}")
     check_numbers(config, path)
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
-    model = model_from_config(config, name=name or "model", source=str(path))
+    model = check_model(model_from_config(config, name=name or "model", source=str(path)), str(path))
     return model.model_copy(update={"checkpoints": {native_precision(config): str(path.resolve().parent)}})
 
 

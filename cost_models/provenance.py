@@ -93,7 +93,7 @@ def _shared_sources(machine: Machine, rows: Rows, tokens: float, phase: Phase) -
 
 
 def _checked(machine: Machine, family: str, variant: str, inputs: Mapping[str, float]) -> Provenance:
-    entry: Entry = machine.calibration.entry(family, variant)
+    entry: Entry = machine.entry(family, variant)
     outside = []
     for name, (low, high) in entry.box.items():
         value = inputs.get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -73,7 +74,7 @@ def reading(where: object, what: str, error: type[AutotuneError] = InputError) -
     try:
         yield
     except InputError as found:
-        raise error(str(found)) from found
+        raise error(f"{where}: {what}: {str(found).removeprefix(f'{where}: ')}") from found
     except AutotuneError:
         raise
     except OSError as found:
@@ -138,8 +139,8 @@ def read_bytes(path: Path, limit: Limit = DOCUMENT, *, pipe: bool = False) -> by
 
     pipe : whether a pipe, such as the shell's <(...), is read too, once.
     """
-    if pipe and stat.S_ISFIFO(named(path).st_mode):
-        return _piped(path, limit)
+    if pipe and stat.S_ISFIFO((found := named(path)).st_mode):
+        return _piped(path, limit, found.st_dev, found.st_ino)
     limit.check(regular(path), path, "is it the right file?")
     try:
         return path.read_bytes()
@@ -147,8 +148,9 @@ def read_bytes(path: Path, limit: Limit = DOCUMENT, *, pipe: bool = False) -> by
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _piped(path: Path, limit: Limit) -> bytes:
-    """Everything that comes through a pipe; raises InputError where nothing does for PIPE_WAIT_S."""
+@functools.cache
+def _piped(path: Path, limit: Limit, _device: int, _inode: int) -> bytes:
+    """Everything that comes through a pipe, kept: it comes once. Raises InputError where nothing does for PIPE_WAIT_S."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     found = bytearray()
     waited_until = time.monotonic() + PIPE_WAIT_S
@@ -198,7 +200,7 @@ class GzipLines(io.RawIOBase):
 
         regular(path)
         self.path, self.limit, self.count = path, limit, 0
-        self.file = gzip.open(path, "rb")  # noqa: SIM115  (closed with the reader)
+        self.file = gzip.GzipFile(path)
 
     def readable(self) -> bool:
         return True
@@ -207,7 +209,7 @@ class GzipLines(io.RawIOBase):
         try:
             chunk = self.file.read(len(buffer))
         except (OSError, EOFError, zlib.error, ValueError) as error:
-            raise InputError(f"{self.path}: cannot be unpacked: {first_line(error)}: broken or cut off?") from error
+            raise InputError(f"{self.path}: cannot be read: broken or cut off? ({first_line(error)})") from error
         self.count += len(chunk)
         self.limit.check(self.count, self.path, "unpacked; cut it to the part that matters")
         buffer[: len(chunk)] = chunk

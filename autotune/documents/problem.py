@@ -20,6 +20,8 @@ DEFAULT_TTFT_S = 3.0
 DEFAULT_TRIALS = 120
 """Of a flag study in a space too large to enumerate, and of the random search that an answer is compared with."""
 MAX_GPUS = 20_000
+MAX_SEED = 2**31 - 1
+"""CP-SAT's are 32-bit, numpy's not negative."""
 
 
 class Problem(Spec):
@@ -66,6 +68,6 @@ class Problem(Spec):
     top_k: int = Field(default=3, gt=0, le=20)
     trials: int | None = Field(default=None, ge=0, le=1_000_000)
     """Optuna's, for the flags of the best layout; when absent they are enumerated, or DEFAULT_TRIALS made where too many."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     storage: str | None = None
     """Optuna storage URL; a study found there is resumed."""

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from autotune.documents.knobs import COLUMNS, flag_columns
 from autotune.flags.space import FlagSpace, Params
-from autotune.layouts.enumerate import token_limits
+from autotune.layouts.enumerate import rule_subject, token_limits
 from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
 from cost_models.dispatch import BACKENDS
@@ -19,6 +19,7 @@ from cost_models.machine import Machine
 from cost_models.memory import Memory
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
+from search_spaces.rules import RULES, legal
 from search_spaces.schema import Value
 
 CONSTRAINTS = (
@@ -31,6 +32,7 @@ CONSTRAINTS = (
     "one_overlap",
     "redundant_experts_need_eplb",
     "redundant_experts_divide",
+    "engine_rules",
     "window_within_interval",
     "required_throughput",
 )
@@ -109,7 +111,8 @@ class FlagEvaluator(ABC):
         first, inverse = distinct_rows(*(getattr(rows, c.name) for c in flag_columns(self.resolved.phase)), fp8_kv, fraction)
         cost = self._costs(rows.take(first), fp8_kv[first], fraction[first])
         gathered = Costs(*(getattr(cost, name)[inverse] for name in Costs.__slots__))
-        return self._evaluation(rows, columns, gathered)
+        taken = legal(RULES, rule_subject(self.resolved, rows.take(first)))[inverse]
+        return self._evaluation(rows, columns, gathered, taken)
 
     def _rows(self, columns: dict[str, Ints]) -> Rows:
         rows = self.rows_of(columns)
@@ -212,7 +215,8 @@ class FlagEvaluator(ABC):
             return fraction * visible - memory.without_kv_bytes, fraction * visible - self.resolved.memory_limit_bytes
         return fraction * visible - weights, fraction * visible + rest - self.resolved.memory_limit_bytes
 
-    def _evaluation(self, rows: Rows, columns: dict[str, Ints], cost: Costs) -> Evaluation:
+    def _evaluation(self, rows: Rows, columns: dict[str, Ints], cost: Costs, taken: NDArray[np.bool_]) -> Evaluation:
+        """taken : combinations that the engine's rules admit."""
         problem = self.resolved.problem
         size = cost.size.astype(np.int64)
         dbo = self.column(columns, "enable_dbo", False) > 0
@@ -232,6 +236,7 @@ class FlagEvaluator(ABC):
             "one_overlap": (dbo & sbo).astype(float),
             "redundant_experts_need_eplb": ((rows.redundant_experts > 0) & (rows.eplb == 0)).astype(float),
             "redundant_experts_divide": ((experts + rows.redundant_experts) % rows.ep).astype(float),
+            "engine_rules": (~taken).astype(float),
             "window_within_interval": np.where(
                 rows.eplb_interval_steps > 0, rows.eplb_window_steps - rows.eplb_interval_steps, 0
             ).astype(float),

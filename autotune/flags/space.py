@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from autotune.documents.knobs import COLUMNS
 from autotune.flags.rebalancing import best_rebalancing
-from autotune.layouts.enumerate import Shape, backend_admissible
+from autotune.layouts.enumerate import PAGE_TOKENS, backend_admissible
 from autotune.layouts.table import phase_of
 from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Ints
@@ -270,7 +270,9 @@ def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, fitting_size: int
         return [batch for batch in [*batches, fitting_size] if 1 <= batch <= fitting_size]
     if knob.name == "max_num_batched_tokens":
         # decode: the default and the batch itself are already in
-        tokens: list[Value] = [max(int(row.batched_tokens[0] * factor), 1) for factor in TOKEN_FACTORS]
+        tokens: list[Value] = [
+            max(int(row.batched_tokens[0] * factor) // PAGE_TOKENS, 1) * PAGE_TOKENS for factor in TOKEN_FACTORS
+        ]
         return tokens if resolved.phase == "prefill" else []
     if knob.name == "redundant_experts" and resolved.model.moe:
         experts, ep = resolved.model.moe.experts, int(row.ep[0])
@@ -289,5 +291,4 @@ def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, fitting_size: int
 
 def _admissible_backends(resolved: ResolvedProblem, row: Rows) -> list[str]:
     """Backends of the version that run on the row's layout and that the calibration knows."""
-    shape = Shape(int(row.tp[0]), int(row.dp[0]), int(row.ep[0]), int(row.pp[0]))
-    return [c.value for c in resolved.engine.backend_choices(resolved.version) if backend_admissible(c, shape, resolved)]
+    return [c.value for c in resolved.engine.backend_choices(resolved.version) if backend_admissible(c, row, resolved)]

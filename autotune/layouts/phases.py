@@ -8,14 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from autotune.serving.model import ServiceCoefficients, interrupted_step_s, prefill_kernels, split_step
 from cost_models.arrays import Floats, Ints, as_floats
 from cost_models.machine import Machine
 from cost_models.memory import Memory, decode_memory, prefill_memory
 from cost_models.prefill import prefill_step
 from cost_models.rows import NO_GRAPH, Rows
+from cost_models.serving import ServiceCoefficients, core_s, interrupted_step_s, joined_s, prefill_kernels, prompt_step
 from cost_models.specs.workload import Workload
-from cost_models.step import decode_step
+from cost_models.step import StepCost, decode_step
 
 STEPS_PER_OCTAVE = 4
 FIXED_POINT_ROUNDS = 12
@@ -43,12 +43,18 @@ class PhaseModel:
     grid: Ints
     """Sizes tried for every layout."""
     largest: int
+    multiple: int
+    """Sizes are whole multiples of it: a token budget is whole KV pages."""
     cost: Callable[[Machine, Rows, Workload], PhaseCost]
     memory: Callable[[Machine, Rows, Workload], Memory]
 
     def sized(self, rows: Rows, size: Ints) -> Rows:
         """The same rows with another step size."""
         return rows.replace(**{self.size: size})
+
+    def whole(self, size: Ints) -> Ints:
+        """The largest multiple below a size, at least one."""
+        return np.asarray(np.maximum(size // self.multiple, 1) * self.multiple, dtype=np.int64)
 
     def size_of(self, rows: Rows) -> Ints:
         sizes: Ints = getattr(rows, self.size)
@@ -85,33 +91,40 @@ def _aggregated_cost(machine: Machine, rows: Rows, workload: Workload) -> PhaseC
     decode = decode_step(machine, rows, workload.context_tokens, workload.mtp_acceptance)
     sequences = rows.batch * rows.dp
     per_step = sequences / workload.osl_tokens
-    prefill_s = prefill_extra_s(machine, rows, workload, per_step, decode.tpot_s)
-    tpot_s = decode.tpot_s + prefill_s
+    extra_s = prompts_add_s(machine, rows, workload, per_step, decode)
+    tpot_s = decode.tpot_s + extra_s
     for _ in range(FIXED_POINT_ROUNDS):
-        found = interrupted_step_s(decode.tpot_s, prefill_s, per_step / tpot_s, decode.tpot_s)
+        found = interrupted_step_s(decode.tpot_s, extra_s, per_step / tpot_s, decode.tpot_s)
         tpot_s = (tpot_s + found) / 2
     return PhaseCost(tpot_s, as_floats(sequences / tpot_s / rows.gpus))
 
 
-def prefill_extra_s(machine: Machine, rows: Rows, workload: Workload, prompts: Floats, decode_s: Floats) -> Floats:
-    """What one prefill step adds to the decode step of `decode_s` that it joins or delays, (rows,) each [s].
+def prompts_add_s(machine: Machine, rows: Rows, workload: Workload, prompts: Floats, decode: StepCost) -> Floats:
+    """What the prompts of one engine step add to the decode step that they join or delay, (rows,) each [s].
 
     prompts : that come per decode step; a step takes at least one. The busiest attention-DP rank holds whole prompts;
-    MoE layers follow the mean of the ranks.
+    MoE layers follow the mean of the ranks. Where prompts join decode steps, its tokens share their budget.
     """
     c = machine.coefficients("serving", "default", ServiceCoefficients)
     prompt = max(workload.isl_tokens * (1 - workload.prefix_cache_hit_rate), 1.0)
-    budget = np.maximum(rows.batched_tokens, prompt)
+    beside = np.where(c.mixed > 0, rows.batch, 0)
+    budget = np.maximum(rows.batched_tokens - beside, prompt)
     batch = prompts / -np.expm1(-prompts)
     busiest = np.ceil(batch / rows.dp) * prompt
-    mean = batch * prompt / rows.dp
     steps = np.maximum(busiest / budget, 1.0)
     as_prefill = prefill_rows(rows)
-    sized = [as_prefill.replace(batched_tokens=np.maximum(t / steps, 1.0).astype(np.int64)) for t in (busiest, mean)]
-    (own_s, _, gaps_s), (_, shared_s, _) = (split_step(prefill_step(machine, part, workload)) for part in sized)
-    whole_s = own_s + shared_s + c.prefill_switch_s
-    joined_s = np.maximum(whole_s, decode_s + whole_s - gaps_s) - decode_s
-    return as_floats(np.where(c.mixed > 0, joined_s, whole_s) * steps)
+    own, shared = (
+        prompt_step(prefill_step(machine, as_prefill.replace(batched_tokens=_tokens(t / steps + beside)), workload))
+        for t in (busiest, batch * prompt / rows.dp)
+    )
+    core = own.core_s * (busiest / steps) / (busiest / steps + beside)
+    whole_s = own.own_s + core + shared.shared_s + c.prefill_switch_s
+    together_s = joined_s(whole_s, own.gaps_s, core_s(decode.operators, len(rows))) - decode.step_s
+    return as_floats(np.where(c.mixed > 0, np.maximum(together_s, 0.0), whole_s) * steps / decode.accepted_tokens)
+
+
+def _tokens(tokens: Floats) -> Ints:
+    return np.asarray(np.maximum(tokens, 1.0), dtype=np.int64)
 
 
 def prefill_rows(rows: Rows) -> Rows:
@@ -137,6 +150,7 @@ DECODE = PhaseModel(
     latency="TPOT",
     grid=geometric_grid(1, 8192, 8),
     largest=2**14,
+    multiple=1,
     cost=_decode_cost,
     memory=decode_memory,
 )
@@ -147,6 +161,7 @@ PREFILL = PhaseModel(
     latency="TTFT",
     grid=geometric_grid(512, 131_072, 64),
     largest=2**18,
+    multiple=64,
     cost=_prefill_cost,
     memory=prefill_memory,
 )
@@ -157,6 +172,7 @@ AGGREGATED = PhaseModel(
     latency="TPOT",
     grid=geometric_grid(1, 8192, 8),
     largest=2**14,
+    multiple=1,
     cost=_aggregated_cost,
     memory=_aggregated_memory,
 )

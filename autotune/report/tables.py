@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,7 @@ from autotune.documents.prediction import Prediction, PrefillPrediction, Service
 from autotune.documents.problem import DEFAULT_TRIALS
 from autotune.exporters import feed_requirement
 from autotune.predicting.uncertainty import uncertainty
+from autotune.report.page.comparing import Comparison
 from search_spaces.schema import Value
 
 GB = 1e9
@@ -31,6 +33,20 @@ def new_table(title: str) -> Table:
 def ms(seconds: float) -> str:
     """Milliseconds below a second, seconds above."""
     return f"{seconds * 1e3:,.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"
+
+
+def comparison_report(comparison: Comparison) -> RenderableType:
+    """Runs side by side."""
+    parts: list[RenderableType] = []
+    for title, rows in (("Best plans", comparison.figures), ("Settings that differ", comparison.settings)):
+        table = new_table(title)
+        table.add_column("", style="cyan")
+        for i, name in enumerate(comparison.names, start=1):
+            table.add_column(f"{i}: {name}", overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        parts.append(Padding(table, (0, 0, 1, 0)))
+    return Group(*parts)
 
 
 def error_bars(bars: Uncertainty) -> str:

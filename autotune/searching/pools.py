@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.documents.candidates import Candidates
 from autotune.documents.deployment import Deployment, Pool
 from autotune.documents.knobs import pool_rows
 from autotune.documents.plan import FlagSummary, Plan, SearchResult, SearchStatistics
@@ -21,6 +22,7 @@ from autotune.flags.prefill import PrefillFlagEvaluator
 from autotune.flags.rebalancing import rebalancing_curve
 from autotune.flags.space import flag_space
 from autotune.flags.study import FlagResult, TrialRow, tune_flags
+from autotune.layouts.candidates import candidates_of
 from autotune.layouts.explain import alternatives, explain_infeasible, instance_sizes_compared
 from autotune.layouts.families import Limits, feasible
 from autotune.layouts.prune import prune
@@ -46,6 +48,8 @@ class SearchRun:
     result: SearchResult
     trials: dict[int, tuple[TrialRow, ...]]
     """By plan rank."""
+    candidates: Candidates
+    """What was weighed, for charts and questions."""
 
 
 def search(problem: Problem, progress: Progress | None = None) -> SearchResult:
@@ -92,7 +96,7 @@ def run_search(problem: Problem, progress: Progress | None = None) -> SearchRun:
         notes=(*resolved.model.flags, *resolved.engine.notes),
         measurements=tuple(measurement_values([plan.prediction for plan in plans])),
     )
-    return SearchRun(result, trials)
+    return SearchRun(result, trials, candidates_of(resolved, table, plans[0].prediction.operators))
 
 
 def _select(resolved: ResolvedProblem, table: LayoutTable, feasible_rows: Ints) -> tuple[Ints, list[Selection]]:

@@ -1,131 +1,77 @@
-"""Deployment of a service -> the times that a replay needs, from the step cost models."""
+"""Pools of a service deployment -> the step times that a replay asks for, from the step cost models."""
 
 from __future__ import annotations
 
-import bisect
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
+from autotune.serving.policies import Policy
 from cost_models.arrays import Floats, as_floats
-from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
-from cost_models.prefill import PrefillCost, prefill_step
+from cost_models.prefill import prefill_step
 from cost_models.rows import Rows
+from cost_models.serving import core_s, prefill_kernels, prompt_step
 from cost_models.specs.workload import Workload
 from cost_models.step import decode_step
 
 GRID = 28
-"""Points of each tabulated curve, geometric; steps are smooth in batch and tokens."""
-MOE_OPERATORS = frozenset(
-    {
-        "router", "shared_gate_up", "shared_down", "shared_stream", "dispatch", "experts", "combine", "moe_elementwise",
-        "moe_all_reduce", "eplb_moves", "overlap",
-    }
-)  # fmt: skip
-"""Work that attention-DP ranks share, so it follows the mean of their tokens; the rest follows the busiest rank."""
+"""Sizes priced of each curve, geometric; steps are smooth in batch and tokens."""
+TOKENS = 16
+"""Prompt steps are tabulated by so many tokens."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceCoefficients:
-    """Per engine."""
+def decode_times(machine: Machine, row: Rows, workload: Workload, policy: Policy, most: int) -> tuple[Floats, Floats]:
+    """(step, attention core) of a step that only decodes, by sequences per rank: (most + 1,) each [s].
 
-    frontend_s: float
-    """Tokenising, HTTP and scheduling before a prompt can start [s]."""
-    transfer_s: float
-    """Fixed time of handing a KV cache over [s]."""
-    prefill_switch_s: float
-    """What an aggregated engine adds to every prefill step: leaving the decode loop, scheduling, allocation [s]."""
-    mixed: float
-    """1 where prompts join decode steps, 0 where they get steps of their own [-]."""
-
-
-def interrupted_step_s(step_s: ArrayLike, prefill_s: ArrayLike, rate_per_s: ArrayLike, looks_s: ArrayLike) -> Floats:
-    """Seconds per decode step of an aggregated engine whose prompts come at random.
-
-    A renewal argument: a prefill step of `prefill_s`, at least `looks_s` of decode before the engine looks again, and,
-    if nothing came meanwhile (probability exp(-rate x both)), the mean wait 1 / rate for the next prompt. Of that cycle
-    everything but the prefill step decodes.
+    All but the attention runs on the next captured batch. Entry 0, a rank without a sequence, is as entry 1.
     """
-    step, prefill, rate, looks = (as_floats(x) for x in np.broadcast_arrays(step_s, prefill_s, rate_per_s, looks_s))
-    decoding = looks + np.exp(-rate * (prefill + looks)) / np.maximum(rate, 1e-12)
-    return step * (prefill + decoding) / decoding
+    batch = np.unique(np.rint(np.geomspace(1, max(policy.padded(most), 2), GRID))).astype(np.int64)
+    cost = decode_step(machine, row.replace(batch=batch), workload.context_tokens, workload.mtp_acceptance)
+    core = core_s(cost.operators, len(batch))
+    counts = np.maximum(np.arange(most + 1), 1)
+    padded = np.array([policy.padded(int(n)) for n in counts])
+    own = np.interp(padded, batch, cost.step_s - core)
+    cores = np.interp(counts, batch, core)
+    return as_floats(own + cores), as_floats(cores)
 
 
-def curve(x: Floats, y: Floats) -> Callable[[float], float]:
-    """Linear interpolation in a table; beyond its end along the last segment."""
-    xs, ys = x.tolist(), y.tolist()
-    slopes = [(b - a) / (right - left) for left, right, a, b in zip(xs, xs[1:], ys, ys[1:], strict=False)] or [0.0]
-
-    def at(value: float) -> float:  # scalar bisection: several times as fast as np.interp, and a replay asks 100,000 times
-        if value <= xs[0]:
-            return float(ys[0])
-        left = min(bisect.bisect_right(xs, value) - 1, len(slopes) - 1)
-        return float(ys[left] + slopes[left] * (value - xs[left]))
-
-    return at
+def tokens_per_step(machine: Machine, row: Rows, workload: Workload) -> float:
+    """What a running sequence gains in a step: one, and the drafts that are accepted."""
+    cost = decode_step(machine, row.replace(batch=1), workload.context_tokens, workload.mtp_acceptance)
+    return float(cost.accepted_tokens[0])
 
 
-def decode_curve(machine: Machine, row: Rows, workload: Workload, most: float) -> Callable[[float], float]:
-    """Sequences in one decode worker -> seconds per token, at the workload's mean context.
+PromptTimes = Callable[[float, float, float, int], float]
 
-    row : one candidate row; its batch is replaced. Below one sequence per rank the step is that of one.
+
+def prompt_times(
+    machine: Machine, row: Rows, workload: Workload, policy: Policy, most_tokens: float, switch_s: float, cores: Floats
+) -> PromptTimes:
+    """Time of a step that holds prompts, see `PoolModel.prompt_s`.
+
+    most_tokens : of a rank in a step; longer steps follow the last segment. switch_s : what every such step costs on top.
+    cores : attention of decoding sequences by their number, (n,) [s].
     """
-    ranks = float(row.dp[0])
-    batch = np.unique(np.rint(np.geomspace(1, max(most / ranks, 2), GRID)))
-    cost = decode_step(machine, row.replace(batch=batch.astype(np.int64)), workload.context_tokens, workload.mtp_acceptance)
-    return curve(batch * ranks, cost.tpot_s)
+    top = max(most_tokens, workload.isl_tokens, 2 * TOKENS)
+    sizes = np.unique(np.rint(np.geomspace(TOKENS, top, GRID))).astype(np.int64)
+    rows = prefill_kernels(row).replace(batch=1, batched_tokens=sizes, graph_tokens=policy.captured_tokens, moe_chunk_tokens=0)
+    parts = prompt_step(prefill_step(machine, rows, workload))
+    at = np.arange(0, math.ceil(top / TOKENS) + 1) * TOKENS
+    own, shared, gaps = (np.interp(at, sizes, y).tolist() for y in (parts.own_s, parts.shared_s, parts.gaps_s))
+    cached = workload.isl_tokens * workload.prefix_cache_hit_rate
+    keys_each = cached + max(workload.isl_tokens - cached, 1.0) / 2
+    per_key = np.interp(at, sizes, parts.core_s / (sizes * keys_each)).tolist()
+    decoding, last = cores.tolist(), len(at) - 1
 
+    def time_s(busiest: float, mean: float, keys: float, decodes: int) -> float:
+        """Beyond the tables in proportion."""
+        i, j = math.ceil(busiest / TOKENS), math.ceil(mean / TOKENS)
+        beyond = max(i / last, 1.0)
+        i, j = min(i, last), min(j, last)
+        whole = (own[i] + shared[j]) * beyond + per_key[i] * keys + switch_s
+        core = decoding[min(decodes, len(decoding) - 1)] if decodes else 0.0
+        return whole + (core - gaps[i] if core > gaps[i] else 0.0)
 
-@dataclass(frozen=True, slots=True)
-class PrefillCurves:
-    """A prefill step's time in parts, by tokens per rank."""
-
-    busiest: Callable[[float], float]
-    """What follows the tokens of the busiest rank [s]."""
-    shared: Callable[[float], float]
-    """What follows the mean [s]."""
-    step_start_s: float
-    """What every step costs on top, whatever its tokens [s]."""
-    gaps: Callable[[float], float]
-    """Eager-launch gaps inside `busiest`: time that a decode step in the same pass would fill [s]."""
-
-    def step_s(self, busy_tokens: float, mean_tokens: float) -> float:
-        return self.step_start_s + self.busiest(busy_tokens) + self.shared(mean_tokens)
-
-    def extra_s(self, busy_tokens: float, mean_tokens: float, decode_s: float, mixed: bool) -> float:
-        """Seconds that running sequences lose: the whole step, or what it adds to the decode step it joins."""
-        whole = self.step_s(busy_tokens, mean_tokens)
-        if not mixed or not decode_s:
-            return whole
-        gaps = self.gaps(busy_tokens)
-        return max(whole, decode_s + whole - gaps) - decode_s
-
-
-def prefill_kernels(rows: Rows) -> Rows:
-    """Rows with the all-to-all that they prefill with: DeepEP's low-latency kernels are for decode, the normal ones step in."""
-    low_latency, normal = BACKENDS.index("deepep_low_latency"), BACKENDS.index("deepep_normal")
-    return rows.replace(backend=np.where(rows.backend == low_latency, normal, rows.backend))
-
-
-def split_step(cost: PrefillCost) -> tuple[Floats, Floats, Floats]:
-    """(busiest, shared, gaps) of costed prefill steps: what follows the busiest rank, what the mean, and launch gaps [s]."""
-    shared, gaps = (_part(cost, names) for names in (MOE_OPERATORS, frozenset({"launch_gaps"})))
-    return cost.step_s - shared, shared, gaps
-
-
-def prefill_curves(
-    machine: Machine, row: Rows, workload: Workload, budget_tokens: float, step_start_s: float = 0.0
-) -> PrefillCurves:
-    """Tabulate prefill steps of up to `budget_tokens` per rank; longer prompts are priced as one long step."""
-    tokens = np.unique(np.rint(np.geomspace(16, max(budget_tokens, workload.isl_tokens, 32), GRID)))
-    cost = prefill_step(machine, row.replace(batched_tokens=tokens.astype(np.int64), graph_tokens=0), workload)
-    busiest, shared, gaps = split_step(cost)
-    return PrefillCurves(curve(tokens, busiest), curve(tokens, shared), step_start_s, curve(tokens, gaps))
-
-
-def _part(cost: PrefillCost, names: frozenset[str]) -> Floats:
-    chosen = [timing.time_s for name, timing in cost.operators.items() if name in names]
-    return np.sum(chosen, axis=0) if chosen else np.zeros(len(cost.step_s))
+    return time_s

@@ -1,81 +1,30 @@
-"""Replaying requests through the pools of a service: a fluid decode batch, prefill in whole batches, queues in order.
+"""Replaying requests through the pools of a service: arrivals, front end, prompts, hand-over, answers, in order of time.
 
-Between two events the decode batch is constant, so every running sequence gains one token per step time; sequences
-finish in the order of a common clock that counts those tokens (processor sharing). Prompts are prefilled in batches of
-whole prompts, as many as a step's token budget takes. Aggregated engines alternate: a prefill step delays every running
-sequence by what it takes beyond a decode step. Disaggregated pools work side by side; a prompt joins the decode batch
-when its KV cache has been transferred.
+The clock jumps from event to event; what a step holds is the policy of its engine (`policies.py`), when it ends its
+worker's (`worker.py`).
 """
 
 from __future__ import annotations
 
 import heapq
-import math
+import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.serving.policies import Dealing
 from autotune.serving.requests import Requests
+from autotune.serving.service import PoolModel, ServiceModel
+from autotune.serving.worker import BACKGROUND, Job, Worker
 from cost_models.arrays import Floats
 
 NEVER = float("inf")
-TOKEN_ROUNDING = 1e-9
-BACKGROUND = -1
-"""A sequence that ran before the first request came."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceModel:
-    """Times of one service instance (or of its two pools)."""
-
-    decode_step_s: Callable[[float], float]
-    """Sequences decoding in one decode worker -> seconds per token of each."""
-    prefill_s: Callable[[float, float], float]
-    """(tokens of the busiest rank, mean tokens per rank) of a prefill step -> seconds."""
-    prefill_extra_s: Callable[[float, float, float], float]
-    """The same and the decode step it displaces or joins -> seconds that running sequences lose."""
-    disaggregated: bool
-    prefill_workers: int
-    prefill_ranks: int
-    """Attention-DP ranks of one prefill worker (or of the aggregated engine)."""
-    prefill_tokens: float
-    """Token budget per rank and prefill step."""
-    decode_workers: int
-    decode_slots: int
-    """Sequences that all decode workers hold at most."""
-    frontend_s: float
-    """Tokenising, routing and scheduling before a prompt can start [s]."""
-    transfer_s: float
-    """Handing a prompt's KV cache to the decode pool [s]."""
-    admission_interval_steps: int = 1
-    """The engine looks for new prompts every so many decode steps."""
-    gather_steps: int = 0
-    """Decode steps that prompts wait so that all attention-DP ranks prefill together; 0 never."""
-
-
-@dataclass(slots=True)
-class _Decode:
-    """Running sequences on a clock that counts tokens of each."""
-
-    model: ServiceModel
-    clock: float = 0.0
-    running: list[tuple[float, int]] = field(default_factory=list)
-
-    def step_s(self) -> float:
-        return self.model.decode_step_s(len(self.running) / self.model.decode_workers)
-
-    def next_finish_s(self) -> float:
-        """Seconds until the next sequence finishes at the present batch."""
-        return (self.running[0][0] - self.clock) * self.step_s() if self.running else NEVER
-
-    def advance(self, seconds: float) -> None:
-        if self.running and seconds > 0:
-            self.clock += seconds / self.step_s()
-
-    def start(self, request: int, tokens: float) -> None:
-        heapq.heappush(self.running, (self.clock + max(tokens - 1, 0.0), request))
+BUSIEST = 0.9
+"""Share of the front end that answers may take."""
+READY, HANDED, WAKE = range(3)
+"""Kinds of events: of one instant, requests come first and steps are composed last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +35,8 @@ class Replay:
     first_token_s: Floats
     finished_s: Floats
     osl_tokens: Floats
+    preempted: int = 0
+    """Times that a sequence lost its KV cache to others and was computed again."""
 
     @property
     def ttft_s(self) -> Floats:
@@ -103,7 +54,7 @@ class Replay:
 
 def replay(requests: Requests, model: ServiceModel) -> Replay:
     """Run all requests to their end."""
-    return _Run(requests, model).run()
+    return Run(requests, model).to_the_end()
 
 
 def replay_steady(requests: Requests, model: ServiceModel, sequences: int) -> Replay:
@@ -112,172 +63,207 @@ def replay_steady(requests: Requests, model: ServiceModel, sequences: int) -> Re
     sequences : decoding at the start, at independent points of their answers, as Little's law has them. What follows a
     first token runs at the pace of the whole run: the answers outlast it.
     """
-    return _Run(requests, model).run_steady(sequences)
+    return Run(requests, model).from_steady(sequences)
 
 
-class _Run:
+class Run:
     """State of one replay."""
 
     def __init__(self, requests: Requests, model: ServiceModel) -> None:
-        count = len(requests)
         self.requests, self.model = requests, model
-        self.isl, self.osl = requests.isl_tokens.tolist(), requests.osl_tokens.tolist()
-        self.sent, self.first, self.finished = (np.full(count, NEVER) for _ in range(3))
-        self.decode = _Decode(model)
-        self.now = 0.0
-        self.coming: list[tuple[float, int]] = []
-        """(time, request): sent, on their way through the front end."""
-        self.waiting: deque[int] = deque()
-        self.prefilling: list[tuple[float, int]] = []
-        """(time of the first token, request) in the prefill pool of a disaggregated service."""
-        self.ready: deque[int] = deque()
-        """Prefilled, waiting for a decode slot."""
-        self.free_at = [0.0] * model.prefill_workers
-        self.next_look_s = 0.0
-        self.gathering_since: float | None = None
-        self.left = count
-        self.unsent = iter(range(count))
+        self.sent, self.first, self.finished = ([NEVER] * len(requests) for _ in range(3))
+        self.jobs = jobs_of(requests, model.decode.tokens_per_step)
+        self.events: list[tuple[float, int, int, int, Worker | None]] = []
+        """(time, kind, order, request, worker)."""
+        self.order = 0
+        self.left = self.unstarted = len(requests)
+        self.unsent = 0
+        self.frontend_free_s = 0.0
+        self.steps_gained = 0
+        apart = model.prefill is not None
+        self.decoders = self._workers(model.decode, "decode" if apart else "serve")
+        self.prefillers = self._workers(model.prefill, "prefill") if model.prefill else self.decoders
+        self.turn = {"prefill": 0, "decode": 0}
+        self.decoder_of: dict[int, tuple[Worker, int | None]] = {}
+        """Decode worker of a request of a disaggregated service, and its rank where that is chosen before the prefill."""
+        self.reserved = {worker: [0] * model.decode.ranks for worker in self.decoders}
+        self.pending = {worker: [deque[int]() for _ in range(model.decode.ranks)] for worker in self.decoders}
+        """Requests that wait for a decode slot before they are prefilled."""
+        self.link_free_s: dict[tuple[Worker, int], float] = {}
 
-    def run(self) -> Replay:
-        first = len(self.isl) if self.requests.arrival_s is not None else min(self.requests.concurrency, len(self.isl))
-        for _ in range(first):
-            self._send_next()
+    def _workers(self, pool: PoolModel, role: str) -> list[Worker]:
+        policy = self.model.policy
+        dealing = policy.deals if role == "serve" else policy.deals_apart
+        return [Worker(pool, policy, self.jobs, self, dealer(dealing, number), role) for number in range(pool.workers)]
+
+    def to_the_end(self) -> Replay:
+        self._send_first()
         while self.left:
             self._one_event()
-        return Replay(self.sent, self.first, self.finished, self.requests.osl_tokens)
+        return self._result(np.array(self.finished))
 
-    def run_steady(self, sequences: int) -> Replay:
+    def from_steady(self, sequences: int) -> Replay:
         """From a running service until every request has its first token."""
-        mean_osl = float(self.requests.osl_tokens.mean())
-        left = [(mean_osl * (i + 0.5) / sequences, BACKGROUND) for i in range(sequences)]
-        self.decode.running = left  # ascending, so a heap
-        for _ in range(len(self.isl)):
-            self._send_next()
-        awaited = 0  # requests are admitted in order, so the last one's first token is the last
-        while awaited < len(self.isl):
-            self._one_event()
-            while awaited < len(self.isl) and self.first[awaited] < NEVER:
-                awaited += 1
-        pace_s = self.now / self.decode.clock if self.decode.clock else self.decode.step_s()
+        mean_steps = float(np.mean([job.steps for job in self.jobs])) + 1
+        context = float(np.mean([job.context for job in self.jobs])) + mean_steps / 2
+        for number, worker in enumerate(self.decoders):
+            mine = range(number, sequences, len(self.decoders))
+            worker.seed([int(mean_steps * (i + 0.5) / sequences) for i in mine], context)
+            if mine:
+                self.reserved[worker] = list(worker.decoding)
+                worker.wakes_at = 0.0
+                self.wake(worker, 0.0)
+        self._send_first()
+        now = 0.0
+        while self.unstarted:
+            now = self._one_event()
+        pace_s = self._pace_s(now)
         osl = self.requests.osl_tokens
-        return Replay(self.sent, self.first, self.first + np.maximum(osl - 1, 0) * pace_s, osl)
+        first = np.array(self.first)
+        return self._result(first + np.maximum(osl - 1, 0) * pace_s)
 
-    def _send_next(self) -> None:
-        request = next(self.unsent, None)
-        if request is None:
-            return
-        arrivals = self.requests.arrival_s
-        self.sent[request] = self.now if arrivals is None else float(arrivals[request])
-        heapq.heappush(self.coming, (float(self.sent[request]) + self.model.frontend_s, request))
+    def _pace_s(self, now: float) -> float:
+        """Seconds between two tokens of a running sequence, over the run."""
+        steps = sum(worker.step - sum(worker.stalls) / len(worker.stalls) for worker in self.decoders) / len(self.decoders)
+        if steps <= 0:
+            return self.model.decode.decode_s(1) / self.model.decode.tokens_per_step
+        return now / steps / self.model.decode.tokens_per_step
 
-    def _one_event(self) -> None:
-        self._admit()
-        finish_s = self.now + self.decode.next_finish_s()
-        options = [finish_s]
-        if self.coming:
-            options.append(self.coming[0][0])
-        if self.prefilling:
-            options.append(self.prefilling[0][0])
-        if self.waiting:
-            options.append(self._next_chance_s())
-        until = max(min(options), self.now)
-        if until == finish_s:  # exactly: late in a long trace, rounding of seconds is more than a token's last bit
-            self.decode.clock = self.decode.running[0][0]
+    def _result(self, finished: Floats) -> Replay:
+        preempted = sum(worker.preempted for worker in self.decoders)
+        return Replay(np.array(self.sent), np.array(self.first), finished, self.requests.osl_tokens, preempted)
+
+    def _push(self, at: float, kind: int, request: int, worker: Worker | None = None) -> None:
+        self.order += 1
+        heapq.heappush(self.events, (at, kind, self.order, request, worker))
+
+    def _one_event(self) -> float:
+        now, kind, _, request, worker = heapq.heappop(self.events)
+        if kind == WAKE:
+            assert worker is not None
+            worker.wake(now)
+        elif kind == HANDED:
+            decoder, rank = self.decoder_of[request]
+            decoder.deliver(request, now, rank)
         else:
-            self.decode.advance(until - self.now)
-        self.now = until
-        self._finish()
-        while self.coming and self.coming[0][0] <= self.now:
-            self.waiting.append(heapq.heappop(self.coming)[1])
-            self._round_up_next_look()
-        while self.prefilling and self.prefilling[0][0] <= self.now:
-            self.ready.append(heapq.heappop(self.prefilling)[1])
+            self._ready(request, now)
+        return now
 
-    def _next_chance_s(self) -> float:
-        """When a waiting prompt may be looked at next."""
-        if self.model.disaggregated:
-            return max(min(self.free_at), self.now)
-        if len(self.decode.running) >= self.model.decode_slots:
-            return NEVER
-        chance = self.next_look_s
-        if self.gathering_since is not None:
-            chance = max(chance, self.gathering_since + self.model.gather_steps * self.decode.step_s())
-        return chance
+    def _send_first(self) -> None:
+        arrivals = self.requests.arrival_s
+        if arrivals is None:
+            for _ in range(min(self.requests.concurrency, len(self.jobs))):
+                self._send(0.0)
+        else:
+            for at in arrivals.tolist():
+                self._send(at)
 
-    def _round_up_next_look(self) -> None:
-        """The engine looks every so many steps whether or not anything waits: a prompt comes at any phase of that."""
-        period = self.model.admission_interval_steps * self.decode.step_s()
-        if self.decode.running and self.model.admission_interval_steps > 1 and self.now > self.next_look_s:
-            self.next_look_s += math.ceil((self.now - self.next_look_s) / period) * period
+    def _send(self, now: float) -> None:
+        """The next request sets out; the front end takes one prompt at a time, in what streaming answers leaves of it."""
+        if self.unsent == len(self.jobs):
+            return
+        request, frontend = self.unsent, self.model.frontend
+        self.unsent += 1
+        self.sent[request] = now
+        work_s = frontend.prompt_s + frontend.token_s * self.jobs[request].context
+        if work_s and frontend.output_s:
+            work_s /= 1 - min(self._tokens_per_s() * frontend.output_s, BUSIEST)
+        self.frontend_free_s = max(self.frontend_free_s, now) + work_s
+        self._push(self.frontend_free_s + frontend.fixed_s, READY, request)
 
-    def _finish(self) -> None:
-        running = self.decode.running
-        while running and running[0][0] <= self.decode.clock + TOKEN_ROUNDING:
-            request = heapq.heappop(running)[1]
-            if request == BACKGROUND:
-                continue
-            self.finished[request] = self.now
+    def _tokens_per_s(self) -> float:
+        gained = sum(worker.running / worker.step_s for worker in self.decoders if worker.strides and worker.step_s)
+        return gained * self.model.decode.tokens_per_step
+
+    def _ready(self, request: int, now: float) -> None:
+        """Through the front end: to an engine, or to a prefill worker and, in time, a decode worker."""
+        if self.model.prefill is None:
+            self.decoders[self._turn("decode", self.decoders)].deliver(request, now)
+            return
+        decoder = self.decoders[self._turn("decode", self.decoders)]
+        rank = decoder.deal(decoder) if self.model.policy.slot_first else None
+        self.decoder_of[request] = decoder, rank
+        if rank is not None:
+            if self.reserved[decoder][rank] >= self.model.decode.slots:
+                self.pending[decoder][rank].append(request)
+                return
+            self.reserved[decoder][rank] += 1
+        self._prefill(request, now)
+
+    def _turn(self, side: str, workers: list[Worker]) -> int:
+        """Workers are dealt requests in turn."""
+        turn = self.turn[side]
+        self.turn[side] = (turn + 1) % len(workers)
+        return turn
+
+    def _prefill(self, request: int, now: float) -> None:
+        self.prefillers[self._turn("prefill", self.prefillers)].deliver(request, now)
+
+    def wake(self, worker: Worker, at: float) -> None:
+        """A worker's segment ends at that time."""
+        self._push(at, WAKE, BACKGROUND, worker)
+
+    def first_token(self, request: int, now: float) -> None:
+        """A client sees its first token; once, also of a request that is preempted and computed again."""
+        if self.first[request] == NEVER:
+            self.first[request] = now
+            self.unstarted -= 1
+
+    def prefilled(self, request: int, now: float) -> None:
+        """A prompt's KV cache goes to its decode rank; the links of that rank carry one after the other."""
+        handover, (decoder, rank) = self.model.handover, self.decoder_of[request]
+        where = decoder, request % decoder.pool.ranks if rank is None else rank
+        free_s = max(self.link_free_s.get(where, 0.0), now)
+        self.link_free_s[where] = free_s + handover.token_s * self.jobs[request].context
+        self._push(self.link_free_s[where] + handover.start_s, HANDED, request)
+
+    def answered(self, request: int, now: float) -> None:
+        """A sequence has all its tokens; in a closed loop the next request sets out."""
+        if request != BACKGROUND:
+            self.finished[request] = now
             self.left -= 1
             if self.requests.arrival_s is None:
-                self._send_next()
+                self._send(now)
+        if self.model.prefill is not None and self.model.policy.slot_first:
+            self._free_slot(request, now)
 
-    def _admit(self) -> None:
-        if self.model.disaggregated:
-            self._admit_apart()
-            while self.ready and len(self.decode.running) < self.model.decode_slots:
-                request = self.ready.popleft()
-                self.decode.start(request, self.osl[request])
-        elif self.waiting and (self.now >= self.next_look_s - 1e-12 or not self.decode.running):
-            self._admit_together()
+    def _free_slot(self, request: int, now: float) -> None:
+        decoder, rank = self.decoder_of.pop(request) if request != BACKGROUND else self._background_slot()
+        assert rank is not None
+        self.reserved[decoder][rank] -= 1
+        queue = self.pending[decoder][rank]
+        if queue and self.reserved[decoder][rank] < self.model.decode.slots:
+            self.reserved[decoder][rank] += 1
+            self._prefill(queue.popleft(), now)
 
-    def _admit_apart(self) -> None:
-        """Idle prefill workers take the prompts that fit their step."""
-        for worker, free in enumerate(self.free_at):
-            if not self.waiting:
-                return
-            if free > self.now:
-                continue
-            batch, busy, mean = self._next_batch(len(self.waiting))
-            done = self.now + self.model.prefill_s(busy, mean)
-            self.free_at[worker] = done
-            for request in batch:
-                self.first[request] = done + self.model.transfer_s
-                heapq.heappush(self.prefilling, (done + self.model.transfer_s, request))
+    def _background_slot(self) -> tuple[Worker, int | None]:
+        """Where more slots are reserved than requests of this run hold."""
+        places = ((worker, rank) for worker in self.decoders for rank in range(worker.pool.ranks))
+        return max(places, key=lambda place: self.reserved[place[0]][place[1]] - place[0].decoding[place[1]])
 
-    def _admit_together(self) -> None:
-        """An aggregated engine runs one prefill step; running sequences wait."""
-        model, decode = self.model, self.decode
-        room = int(min(model.decode_slots - len(decode.running), len(self.waiting)))
-        if room <= 0:
-            return
-        if model.gather_steps and decode.running and len(self.waiting) < model.prefill_ranks:
-            if self.gathering_since is None:
-                self.gathering_since = self.now
-            if self.now < self.gathering_since + model.gather_steps * decode.step_s() - 1e-12:
-                return
-        self.gathering_since = None
-        batch, busy, mean = self._next_batch(room)
-        step_s = decode.step_s() if decode.running else 0.0
-        self.now += model.prefill_extra_s(busy, mean, step_s)
-        for request in batch:
-            self.first[request] = self.now
-            decode.start(request, self.osl[request])
-        self.next_look_s = self.now + model.admission_interval_steps * decode.step_s()
-        if self.waiting and len(decode.running) < model.decode_slots:  # seen already: no new look; but slots free up in steps
-            self.next_look_s = self.now
 
-    def _next_batch(self, room: int) -> tuple[list[int], float, float]:
-        """Prompts in order, dealt to the emptiest rank while it stays inside its budget; a longer prompt goes alone.
+def jobs_of(requests: Requests, tokens_per_step: float) -> list[Job]:
+    """Requests as workers see them."""
+    steps = np.ceil((requests.osl_tokens - 1) / tokens_per_step).astype(int).tolist()
+    prefix = requests.prefix_tokens.tolist() if requests.prefix_tokens is not None else [0.0] * len(steps)
+    isl = requests.isl_tokens.tolist()
+    return [
+        Job(left=new, prefix=cached, steps=count, context=new + cached, answer=count * tokens_per_step)
+        for new, cached, count in zip(isl, prefix, steps, strict=True)
+    ]
 
-        Also returns tokens of the busiest rank and mean per rank.
-        """
-        batch: list[int] = []
-        loads = [0.0] * self.model.prefill_ranks
-        while self.waiting and len(batch) < room:
-            rank = loads.index(min(loads))
-            tokens = self.isl[self.waiting[0]]
-            if batch and loads[rank] + tokens > self.model.prefill_tokens:
-                break
-            loads[rank] += tokens
-            batch.append(self.waiting.popleft())
-        return batch, max(loads), sum(loads) / len(loads)
+
+def dealer(dealing: Dealing, number: int) -> Callable[[Worker], int]:
+    """Chooses a rank of a worker for a request that reaches it; `number` of the worker makes chance repeatable."""
+    if dealing == "balanced":
+        return lambda worker: min(range(worker.pool.ranks), key=worker.load_of) if worker.pool.ranks > 1 else 0
+    if dealing == "random":
+        chance = random.Random(number)  # noqa: S311
+        return lambda worker: chance.randrange(worker.pool.ranks)
+    turns = [0]
+
+    def in_turn(worker: Worker) -> int:
+        turns[0] = (turns[0] + 1) % worker.pool.ranks
+        return turns[0] - 1 if turns[0] else worker.pool.ranks - 1
+
+    return in_turn

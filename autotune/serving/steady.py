@@ -1,23 +1,21 @@
-"""The steady state of an open loop: decode batch by Little's law, waiting for the first token by replay."""
+"""The steady state of an open loop: decode batch by Little's law, what requests see by a replay that starts there."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.serving.model import interrupted_step_s
-from autotune.serving.replay import Replay, ServiceModel, replay, replay_steady
+from autotune.serving.replay import Replay, replay_steady
 from autotune.serving.requests import poisson_requests
+from autotune.serving.service import PoolModel, ServiceModel
+from cost_models.serving import interrupted_step_s
 from cost_models.specs.workload import Workload
 
 STEPS_REPLAYED = 20
-"""Full prefill steps of every replayed worker."""
+"""Full prefill steps of every worker."""
 REQUESTS = (2_000, 10_000)
-WORKERS = 4
-"""A pool of more prefill workers is replayed as so many of them, with their share of the requests."""
 SETTLED = 1e-6
 ROUNDS = 400
 LONGEST = 100.0
@@ -36,73 +34,73 @@ class SteadyState:
     """Why it cannot settle, where it cannot."""
 
 
-def steady_state(workload: Workload, model: ServiceModel, rate_per_s: float, shortest: float) -> SteadyState:
+def steady_state(workload: Workload, model: ServiceModel, slots: int, rate_per_s: float, shortest: float) -> SteadyState:
     """Where a disaggregated service, or one aggregated instance, settles.
 
-    rate_per_s : requests that arrive. Decode batch: the smallest fixed point of N = rate x osl x TPOT(N), which is what a
-    service reaches from empty.
+    slots : sequences that decode at once at most. rate_per_s : requests that arrive. Decode batch: the smallest fixed
+    point of N = rate x osl x TPOT(N), which is what a service reaches from empty.
     """
     osl = workload.osl_tokens * (1 + shortest) / 2
-    interference = 0.0 if model.disaggregated else 1.0
-    sequences, tpot_s = 0.0, model.decode_step_s(1.0)
+    pool = model.decode
+    sequences, tpot_s = 0.0, _step_s(pool, 1.0) / pool.tokens_per_step
     for _ in range(ROUNDS):
-        step_s = model.decode_step_s(max(sequences / model.decode_workers, 1.0))
-        admitted = min(rate_per_s, model.decode_slots / (osl * tpot_s))
-        found_s = step_s + interference * _prefill_share_s(workload, model, admitted, step_s, shortest)
+        each = max(sequences / (pool.workers * pool.ranks), 1.0)
+        step_s = _step_s(pool, each)
+        admitted = min(rate_per_s, slots / (osl * tpot_s))
+        extra_s = 0.0 if model.prefill else _prompts_add_s(workload, model, admitted, step_s, each, shortest)
+        found_s = (step_s + extra_s) / pool.tokens_per_step
         tpot_s = (tpot_s + found_s) / 2  # damped: a longer step admits fewer prompts, which shortens it
-        settled = min(rate_per_s * osl * tpot_s, float(model.decode_slots))
+        settled = min(rate_per_s * osl * tpot_s, float(slots))
         if abs(settled - sequences) <= SETTLED * max(sequences, 1.0):
             break
         sequences = settled
     wanted = rate_per_s * osl * tpot_s
     overload = ""
-    if wanted > model.decode_slots * (1 + 1e-3):
-        overload = f"the answers need {wanted:,.0f} sequences at once, {model.decode_slots:,} fit"
-    run = _run_apart if model.disaggregated else _run_together
-    return SteadyState(run(workload, model, rate_per_s, shortest, tpot_s, round(sequences)), tpot_s, sequences, overload)
+    if wanted > slots * (1 + 1e-3):
+        overload = f"the answers need {wanted:,.0f} sequences at once, {slots:,} fit"
+    count = _count(workload, model)
+    sent = poisson_requests(workload.isl_tokens, workload.osl_tokens, count=count, rate_per_s=rate_per_s, shortest=shortest)
+    computed = sent.without_cached(workload.prefix_cache_hit_rate)
+    return SteadyState(replay_steady(computed, model, round(sequences)), tpot_s, sequences, overload)
 
 
-def _prefill_share_s(workload: Workload, model: ServiceModel, rate_per_s: float, step_s: float, shortest: float) -> float:
+def _step_s(pool: PoolModel, sequences: float) -> float:
+    """A decode step at a mean batch per rank between whole ones."""
+    low = int(sequences)
+    share = sequences - low
+    return pool.decode_s(low) * (1 - share) + pool.decode_s(low + 1) * share
+
+
+def _prompts_add_s(
+    workload: Workload, model: ServiceModel, rate_per_s: float, step_s: float, decoding: float, shortest: float
+) -> float:
     """What prompts add to every decode step of an aggregated engine."""
-    prompt = max(workload.isl_tokens * (1 - workload.prefix_cache_hit_rate) * (1 + shortest) / 2, 1.0)
-    ranks, looks_s = model.prefill_ranks, model.admission_interval_steps * step_s
-    batch, tpot_s = 1.0, step_s
+    cached = workload.isl_tokens * workload.prefix_cache_hit_rate * (1 + shortest) / 2
+    prompt = max(workload.isl_tokens * (1 + shortest) / 2 - cached, 1.0)
+    pool, mixes = model.decode, model.policy.mixes
+    beside = decoding if mixes else 0.0
+    budget = max(model.policy.budget(pool.budget_tokens, decoding), 1.0)
+    batch, found_s = 1.0, step_s
     for _ in range(ROUNDS):
-        busiest = max(math.ceil(batch / ranks - SETTLED), 1) * prompt
-        steps = max(busiest / max(model.prefill_tokens, prompt), 1.0)
-        prefill_s = model.prefill_extra_s(busiest / steps, max(batch, 1.0) * prompt / ranks / steps, step_s) * steps
-        tpot_s = float(interrupted_step_s(step_s, prefill_s, rate_per_s, looks_s))
-        found = max(rate_per_s * prefill_s * tpot_s / max(tpot_s - step_s, 1e-12), 1.0)  # prompts of one cycle
-        if abs(found - batch) <= 1e-3 * batch or tpot_s > LONGEST * step_s:
+        busiest = max(math.ceil(batch / pool.ranks - SETTLED), 1) * prompt
+        steps = max(busiest / max(budget, prompt if not _cuts(model) else 1.0), 1.0)
+        tokens, mean = busiest / steps, max(batch, 1.0) * prompt / pool.ranks / steps
+        whole_s = pool.prompt_s(tokens + beside, mean + beside, tokens * (cached + prompt / 2), round(beside))
+        extra_s = (whole_s - (step_s if mixes else 0.0)) * steps
+        found_s = float(interrupted_step_s(step_s, max(extra_s, 0.0), rate_per_s, pool.look_steps * step_s))
+        found = max(rate_per_s * extra_s * found_s / max(found_s - step_s, 1e-12), 1.0)  # prompts of one cycle
+        if abs(found - batch) <= 1e-3 * batch or found_s > LONGEST * step_s:
             break
         batch = (batch + found) / 2
-    return min(tpot_s - step_s, LONGEST * step_s)
+    return min(found_s - step_s, LONGEST * step_s)
 
 
-def _count(workload: Workload, model: ServiceModel, workers: int) -> int:
-    prompts = max(model.prefill_tokens / workload.isl_tokens, 1.0) * model.prefill_ranks * workers
+def _cuts(model: ServiceModel) -> bool:
+    """Whether the engine cuts prompts that do not fit a step."""
+    return model.policy.piece(2.0, 1.0, False) > 0
+
+
+def _count(workload: Workload, model: ServiceModel) -> int:
+    pool = model.prefill or model.decode
+    prompts = max(pool.budget_tokens / workload.isl_tokens, 1.0) * pool.ranks * pool.workers
     return int(np.clip(STEPS_REPLAYED * prompts, *REQUESTS))
-
-
-def _run_apart(
-    workload: Workload, model: ServiceModel, rate_per_s: float, shortest: float, tpot_s: float, _sequences: int
-) -> Replay:
-    """The prefill pool alone; answers follow at the settled pace."""
-    workers = min(model.prefill_workers, WORKERS)
-    share = rate_per_s * workers / model.prefill_workers
-    count = _count(workload, model, workers)
-    sent = poisson_requests(workload.isl_tokens, workload.osl_tokens, count=count, rate_per_s=share, shortest=shortest)
-    prompts = dataclasses.replace(sent.without_cached(workload.prefix_cache_hit_rate), osl_tokens=np.ones(count))
-    alone = dataclasses.replace(model, prefill_workers=workers, decode_slots=count)
-    result = replay(prompts, alone)
-    first, osl = result.first_token_s, sent.osl_tokens
-    return Replay(result.sent_s, first, first + np.maximum(osl - 1, 0) * tpot_s, osl)
-
-
-def _run_together(
-    workload: Workload, model: ServiceModel, rate_per_s: float, shortest: float, _tpot_s: float, sequences: int
-) -> Replay:
-    """An aggregated instance that has long been running."""
-    count = _count(workload, model, 1)
-    sent = poisson_requests(workload.isl_tokens, workload.osl_tokens, count=count, rate_per_s=rate_per_s, shortest=shortest)
-    return replay_steady(sent.without_cached(workload.prefix_cache_hit_rate), model, sequences)

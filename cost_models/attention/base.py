@@ -34,6 +34,9 @@ Source = tuple[str, str, Mapping[str, float]]
 class AttentionKind(Spec, ABC):
     """One kind of token mixing. All counts are of one layer; tp shards heads, never tokens."""
 
+    kind: str
+    """Its name in the registry."""
+
     @property
     @abstractmethod
     def shardable_heads(self) -> int:

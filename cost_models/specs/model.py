@@ -120,6 +120,8 @@ class ModelSpec(Spec):
     attention_output_bias: bool = False
     checkpoints: dict[str, str] = Field(default_factory=dict)
     """Precision recipe -> published checkpoint."""
+    stored: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Precision recipe -> dtypes of the fields that its checkpoint stores otherwise than the recipe says."""
     published: PublishedCount | None = None
     flags: tuple[str, ...] = ()
     """What the cost models leave out for this model, said by name."""

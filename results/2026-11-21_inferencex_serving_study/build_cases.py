@@ -2,20 +2,27 @@
 
 usage: python build_cases.py inferencex_dsr1.csv > cases.yaml
 
-Rules, from public launch scripts where they say so; TPOT residuals had been seen before, see README.md:
-- lengths uniform in 0.8-1 of nominal, closed loop, as the public benchmark client sends them;
+Rules, from the public launch scripts and recipes of the benchmark (SemiAnalysisAI/InferenceX, Apache-2.0; the commits are those
+of its history), not from residuals:
+- lengths uniform in 0.8-1 of nominal, closed loop, ten prompts per request in flight, as its client sends them;
 - attention DP without EP: four ranks are TP4, more are EP over all (relabelled topologies);
-- SGLang aggregated: --scheduler-recv-interval 10 below 16 requests in flight, 30 from there (public launch scripts);
-- TensorRT-LLM attention DP aggregated: enable_balance with timeout_iters 60 (public launch scripts);
-- FP8 KV cache and attention (public launch scripts);
-- prefill steps of at most 16,384 tokens per rank, the tool's default share of device memory;
+- SGLang aggregated: --scheduler-recv-interval 10 below 16 requests in flight, 30 from there; --chunked-prefill-size 32,768 for FP8 on
+  eight GPUs (8,192 on four), 16,384 for FP4; --max-running-requests 128 for FP8 on B200 (32 on four), 256 for FP4, 512 or 256 on H200
+  (benchmarks/dsr1_fp8_b200.sh, dsr1_fp4_b200.sh, dsr1_fp8_h200.sh);
+- TensorRT-LLM aggregated: max_num_tokens is concurrency + isl + 64, rounded up to 64, until 2026-01-21 (commit 64af5a771), then at
+  least 8,192; images 1.2.0rc6 and later came after that; attention DP has enable_balance with timeout_iters 60;
+- TensorRT-LLM disaggregated: prefill of 4 prompts and 4,608 tokens a step at 1k, one prompt and 8,448 tokens at 8k; the decode side's
+  max_batch_size per attention-DP rank as the recipe is named (recipes.csv);
+- FP8 KV cache and attention;
 - all-to-all: one-sided NVLink for TensorRT-LLM on Blackwell, DeepEP elsewhere, low latency for decode, normal for prefill.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import sys
+from pathlib import Path
 
 import yaml
 
@@ -29,10 +36,26 @@ HARDWARE = {
 }
 FP8_CACHE = {"kv_cache": "fp8", "attention_compute": "fp8", "prefill_attention": "fp8"}
 SOURCE = "https://github.com/SemiAnalysisAI/InferenceX"
+AFTER_MAX_TOKENS = ("1.2.0rc6", "1.3")
+"""TensorRT-LLM images that ran with at least 8,192 tokens a step."""
 
 
 def number(row: dict[str, str], name: str, default: int = 1) -> int:
     return int(float(row[name])) if row[name] else default
+
+
+@functools.cache
+def recipes() -> dict[tuple[str, ...], int]:
+    """Decode slots per attention-DP rank by system, precision, lengths, concurrency and workers."""
+    with (Path(__file__).parent / "recipes.csv").open(newline="", encoding="utf-8") as file:
+        return {tuple(list(row.values())[:7]): int(row["slots_per_rank"]) for row in csv.DictReader(file)}
+
+
+def slots(row: dict[str, str]) -> int:
+    """Decode slots per rank of a disaggregated TensorRT-LLM point; 0 where no recipe is known."""
+    system = row["system"].removesuffix("_sxm")
+    named = (row["isl"], row["osl"], str(number(row, "concurrency")), row["p_workers"], row["d_workers"])
+    return recipes().get((system, row["precision"], *named), 0)
 
 
 def pool(row: dict[str, str], side: str, role: str) -> dict:
@@ -54,17 +77,36 @@ def pool(row: dict[str, str], side: str, role: str) -> dict:
     }
 
 
+def aggregated(row: dict[str, str], concurrency: int) -> dict:
+    """One engine with the limits of its launch script."""
+    one = pool(row, "d" if row["d_tp"] else "p", "serve")
+    gpus, fp8 = one["tp"] * one["dp"], row["precision"] == "fp8"
+    if row["engine"] == "sglang":
+        one["admission_interval_steps"] = 30 if concurrency >= 16 and not (fp8 and gpus == 4) else 10
+        running = 256 if not fp8 else 32 if gpus == 4 else 128
+        if row["system"].startswith("h"):
+            running = 512 if (row["isl"], row["osl"]) == ("1024", "1024") else 256
+        one["batch_per_dp_rank"] = running // one["dp"]
+        one["max_batched_tokens"] = (16384 if not fp8 else 8192 if gpus == 4 else 32768) // one["dp"]
+        return one
+    least = 8192 if row["engine_version"].startswith(AFTER_MAX_TOKENS) else 0
+    one["max_batched_tokens"] = max(-(-(concurrency + int(row["isl"]) + 64) // 64) * 64, least)
+    if one["dp"] > 1:
+        one["gather_prefill_steps"] = 60
+    return one
+
+
+def disaggregated(row: dict[str, str]) -> dict:
+    pools = {"prefill": pool(row, "p", "prefill"), "decode": pool(row, "d", "decode")}
+    if row["engine"] == "trtllm":
+        pools["prefill"]["max_batched_tokens"] = 4608 if int(row["isl"]) <= 1024 else int(row["isl"]) + 256
+        pools["decode"]["batch_per_dp_rank"] = slots(row)
+    return pools
+
+
 def case(row: dict[str, str]) -> dict:
     concurrency = number(row, "concurrency")
-    if row["mode"] == "disagg":
-        pools = {"prefill": pool(row, "p", "prefill"), "decode": pool(row, "d", "decode")}
-    else:
-        one = pool(row, "d" if row["d_tp"] else "p", "serve")
-        if row["engine"] == "sglang":
-            one["admission_interval_steps"] = 30 if concurrency >= 16 else 10
-        elif one["dp"] > 1:
-            one["gather_prefill_steps"] = 60
-        pools = {"serve": one}
+    pools = disaggregated(row) if row["mode"] == "disagg" else {"serve": aggregated(row, concurrency)}
     gpus = sum(p["tp"] * p["dp"] * p["instances"] for p in pools.values())
     tpot_s, ttft_s = float(row["tpot_ms"]) / 1e3, float(row["ttft_ms"]) / 1e3
     osl = 0.9 * int(row["osl"])

@@ -12,10 +12,11 @@ from autotune.errors import ProblemError
 from autotune.layouts.families import Limits, feasible
 from autotune.layouts.table import LayoutTable, build_table
 from autotune.resolving import ResolvedProblem, resolve_problem
-from autotune.serving.model import ServiceCoefficients
-from autotune.serving.predicting import as_decoded, as_prefilled, requests_of
+from autotune.serving.traffic import as_decoded, as_prefilled, requests_of
 from cost_models.arrays import Floats, as_floats
+from cost_models.kv_transfer import HandoverCoefficients, handover_bytes_s, link_bytes_per_s
 from cost_models.memory import state_bytes
+from cost_models.serving import ServiceCoefficients
 from cost_models.specs.workload import Workload
 
 TTFT_STEPS = {"p50": 1.5, "p95": 1.95, "p99": 2.0}
@@ -107,7 +108,7 @@ def _with_workload(resolved: ResolvedProblem, workload: Workload, ttft_limit_s: 
 def prompt_limit_s(resolved: ResolvedProblem) -> float:
     """Longest prefill of one prompt with which the TTFT limits can hold; raises ProblemError where none can."""
     c = resolved.machine.coefficients("serving", "default", ServiceCoefficients)
-    fixed_s = c.frontend_s + c.transfer_s
+    fixed_s = c.frontend_s + resolved.machine.coefficients("kv_transfer", "default", HandoverCoefficients).start_s
     limits = {name: (limit - fixed_s) / TTFT_STEPS[name] for name, limit in resolved.ttft_limits_s.items()}
     if not limits:
         return resolved.problem.ttft_limit_s
@@ -194,7 +195,6 @@ def transfer_per_s(pools: Pools, resolved: ResolvedProblem, table: LayoutTable) 
     """
     hardware, rows = resolved.hardware, table.rows
     one_domain = not pools.own_hardware and pools.decode.gpus <= hardware.scale_up.domain_gpus
-    nic_bytes_per_s = hardware.scale_out.nic_bits_per_s.value / 8 * hardware.scale_out.nics_per_node / hardware.gpus_per_node
-    link_bytes_per_s = hardware.scale_up.bytes_per_s.value if one_domain else nic_bytes_per_s
+    c = resolved.machine.coefficients("kv_transfer", "default", HandoverCoefficients)
     prompt_bytes = state_bytes(resolved.machine, rows, pools.traffic.isl_tokens)
-    return as_floats(rows.dp * link_bytes_per_s / prompt_bytes)
+    return as_floats(rows.dp / handover_bytes_s(prompt_bytes, link_bytes_per_s(hardware, one_domain), c))

@@ -1,0 +1,173 @@
+"""How each engine family schedules: when a prompt may start, what a step may hold and in which order.
+
+A policy is a value without state; the replay asks it. Facts are those of the engines' sources and documentation, by
+generation: nothing here was fitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from autotune.errors import ProblemError
+
+Dealing = Literal["balanced", "round_robin", "random"]
+FirstToken = Literal["at_entry", "with_first_step", "by_first_step"]
+"""When a client of a disaggregated service sees its first token: when the sequence enters the decode batch, with what the
+first decode step returns, or as what that step computes (the prefill's token is computed again)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One generation of an engine's scheduler. Subclasses say what a step may hold."""
+
+    name: str
+    runs_ahead: int
+    """Steps that are composed before the running one has ended: a newcomer waits for one more step each."""
+    mixes: bool
+    """Prompts join decode steps, in which every running sequence gains its token; else they get steps of their own."""
+    deals: Dealing
+    """Among the attention-DP ranks of an aggregated engine, when a request reaches it."""
+    deals_apart: Dealing
+    """The same in the pools of a disaggregated service."""
+    reserve: float
+    """Share of the longest answer whose KV cache is set aside when a prompt is let in [-]; what outgrows it preempts."""
+    slot_first: bool
+    """Disaggregated: a prompt waits for its decode slot before it is prefilled."""
+    first_token: FirstToken
+    handover_steps: int
+    """Decode steps from the arrival of a KV cache until the decode side looks, beyond those it runs ahead."""
+    default_tokens: int
+    """Token budget of a step where none is set."""
+    captured_tokens: int = 0
+    """Largest step with prompts that is captured piece by piece; larger ones are launched eagerly."""
+    gathers: bool = False
+    """Attention-DP ranks may wait until all have a prompt."""
+    polls: bool = False
+    """New requests may be looked for every so many steps only."""
+
+    def padded(self, sequences: int) -> int:
+        """The captured batch that `sequences` of a rank decode in: 1, 2, 4, then multiples of 8, from 256 on of 16."""
+        if sequences <= 4:
+            return 1 << max(sequences - 1, 0).bit_length()
+        multiple = 8 if sequences <= 256 else 16
+        return -(-sequences // multiple) * multiple
+
+    def budget(self, tokens: float, decoding: float) -> float:
+        """Prompt tokens that a rank's step may hold beside `decoding` sequences' tokens."""
+        raise NotImplementedError
+
+    def piece(self, left: float, budget: float, alone: bool) -> float:
+        """Tokens of the next waiting prompt, `left` of it uncomputed, that the step takes; 0 none.
+
+        alone : nothing else was taken on its rank, and the budget is untouched by prompts.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class VllmV1(Policy):
+    """vLLM V1: one budget for decode tokens and prompts, running sequences first; the prompt that does not fit is cut."""
+
+    def budget(self, tokens: float, decoding: float) -> float:
+        return tokens - decoding
+
+    def piece(self, left: float, budget: float, alone: bool) -> float:
+        return min(left, budget)
+
+
+@dataclass(frozen=True, slots=True)
+class Sglang(Policy):
+    """SGLang: as long as prompts wait, steps of prompts only; the last one that does not fit is cut."""
+
+    def budget(self, tokens: float, decoding: float) -> float:
+        return tokens
+
+    def piece(self, left: float, budget: float, alone: bool) -> float:
+        return min(left, budget)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRtLlm(Policy):
+    """TensorRT-LLM in-flight batching: whole prompts into what the decode tokens leave of the budget.
+
+    A prompt beyond the budget goes alone: the engine would not start with so small a budget, so this prices what it would
+    have to be told.
+    """
+
+    def budget(self, tokens: float, decoding: float) -> float:
+        return tokens - decoding
+
+    def piece(self, left: float, budget: float, alone: bool) -> float:
+        return left if left <= budget or alone else 0.0
+
+
+VLLM_V1 = VllmV1(
+    name="vllm-v1",
+    runs_ahead=0,
+    mixes=True,
+    deals="balanced",
+    deals_apart="balanced",
+    reserve=0.0,
+    slot_first=False,
+    first_token="by_first_step",
+    handover_steps=0,
+    default_tokens=8192,
+    captured_tokens=512,
+)
+VLLM_V1_ASYNC = VllmV1(
+    name="vllm-v1-async",
+    runs_ahead=1,
+    mixes=True,
+    deals="balanced",
+    deals_apart="balanced",
+    reserve=0.0,
+    slot_first=False,
+    first_token="by_first_step",
+    handover_steps=0,
+    default_tokens=8192,
+    captured_tokens=512,
+)
+SGLANG = Sglang(
+    name="sglang-overlap",
+    runs_ahead=1,
+    mixes=False,
+    deals="round_robin",
+    deals_apart="random",  # by the bootstrap room, a random number
+    reserve=0.1,  # new_token_ratio once it has decayed
+    slot_first=True,
+    first_token="at_entry",
+    handover_steps=1,
+    default_tokens=16384,
+    polls=True,
+)
+TENSORRT_LLM = TensorRtLlm(
+    name="tensorrt-llm-inflight",
+    runs_ahead=1,
+    mixes=True,
+    deals="balanced",
+    deals_apart="balanced",
+    reserve=1.0,  # GUARANTEED_NO_EVICT
+    slot_first=False,
+    first_token="with_first_step",
+    handover_steps=1,
+    default_tokens=8192,
+    gathers=True,
+)
+POLICIES = {policy.name: policy for policy in (VLLM_V1, VLLM_V1_ASYNC, SGLANG, TENSORRT_LLM)}
+
+GENERATIONS: dict[str, tuple[tuple[tuple[int, ...], Policy], ...]] = {
+    "vllm": (((0, 14), VLLM_V1_ASYNC), ((0,), VLLM_V1)),  # asynchronous scheduling is the default since 0.14
+    "vllm-ascend": (((0,), VLLM_V1),),
+    "sglang": (((0,), SGLANG),),
+    "trtllm": (((0,), TENSORRT_LLM),),
+}
+"""Engine -> (first version, policy), newest first."""
+
+
+def policy_of(engine: str, version: str) -> Policy:
+    """The policy of an engine version; raises ProblemError for an engine whose scheduler is not modelled."""
+    if engine not in GENERATIONS:
+        raise ProblemError(f"the scheduler of {engine} is not modelled; services are predicted for {', '.join(GENERATIONS)}")
+    found = tuple(int(part) for part in version.split(".") if part.isdigit())
+    return next(policy for since, policy in GENERATIONS[engine] if found >= since)

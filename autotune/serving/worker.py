@@ -1,0 +1,365 @@
+"""One engine of a replay: whole steps, composed by the engine's policy.
+
+Steps that only decode are all alike until something happens, so they are taken in one stride: the replay's events are
+requests, not tokens. What cannot happen inside a step does not: a newcomer waits for the end of the steps that were
+composed before it came.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from autotune.serving.policies import Policy
+from autotune.serving.service import PoolModel
+
+BACKGROUND = -1
+"""A sequence that ran before the first request came."""
+
+
+class Listener(Protocol):
+    """What a worker tells the run."""
+
+    def first_token(self, request: int, now: float) -> None: ...
+    def prefilled(self, request: int, now: float) -> None: ...
+    def answered(self, request: int, now: float) -> None: ...
+    def wake(self, worker: Worker, at: float) -> None: ...
+
+
+@dataclass(slots=True)
+class Job:
+    """A request as the workers see it."""
+
+    left: float
+    """Prompt tokens to be computed."""
+    prefix: float
+    """Tokens before them that are in the KV cache."""
+    steps: int
+    """Decode steps of its answer after the first token."""
+    context: float
+    """Prompt tokens it holds when prefilled, cached ones too."""
+    answer: float
+    """Tokens that those steps add to the KV cache."""
+    ends: int = -1
+    """Index of the step at whose end it is answered, less the steps its rank had stalled; -1 when not running."""
+
+
+class Worker:
+    """Ranks that step together; `role` says what becomes of a finished prompt."""
+
+    def __init__(
+        self, pool: PoolModel, policy: Policy, jobs: list[Job], listener: Listener, deal: Callable[[Worker], int], role: str
+    ) -> None:
+        ranks = range(pool.ranks)
+        self.pool, self.policy, self.jobs, self.listener, self.deal = pool, policy, jobs, listener, deal
+        self.role = role
+        self.queues: list[deque[tuple[int, int]]] = [deque() for _ in ranks]
+        """(step from which it may be taken, request) of each rank, in order."""
+        self.heaps: list[list[tuple[int, int]]] = [[] for _ in ranks]
+        """(ends, request) of what decodes on each rank; preempted requests stay until they surface."""
+        self.newest: list[list[int]] = [[] for _ in ranks]
+        self.decoding = [0] * pool.ranks
+        self.partly = [0] * pool.ranks
+        """Prompts begun and not finished."""
+        self.held = [0.0] * pool.ranks
+        """KV tokens in use."""
+        self.promised = [0.0] * pool.ranks
+        """KV tokens set aside for what was let in."""
+        self.stalls = [0] * pool.ranks
+        """Steps in which a rank's running sequences gained no token."""
+        self.step = 0
+        """Index of the running step; of the next where none runs."""
+        self.start_s = self.step_s = 0.0
+        self.strides = 0
+        """Steps of the running segment; 0 idle."""
+        self.wakes_at = math.inf
+        self.finishing: list[tuple[int, int]] = []
+        """(rank, request) whose prompts end with the running step."""
+        self.stalled: list[int] = []
+        self.entered: list[int] = []
+        """Requests whose first token comes with the running step, prefilled elsewhere."""
+        self.gathering = -1
+        self.seeded = 0.0
+        self.preempted = 0
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self.queues))
+
+    @property
+    def running(self) -> int:
+        return sum(self.decoding)
+
+    def load_of(self, rank: int) -> int:
+        """Requests of a rank, for whoever deals them."""
+        return self.decoding[rank] + len(self.queues[rank])
+
+    def seed(self, ends: list[int], context: float) -> None:
+        """Sequences that already run: ends : the step at whose end each finishes."""
+        self.seeded = context
+        for number, end in enumerate(sorted(ends)):
+            rank = number % self.pool.ranks
+            heapq.heappush(self.heaps[rank], (end, BACKGROUND))
+            self.decoding[rank] += 1
+            self.held[rank] += context
+            self.promised[rank] += context
+
+    def deliver(self, request: int, now: float, rank: int | None = None) -> None:
+        """A request arrives; it may join the first step that is composed after the engine looked."""
+        rank = self.deal(self) if rank is None else rank
+        if not self.strides:
+            self.queues[rank].append((self.step, request))
+            if self.wakes_at > now:  # requests of the same instant are looked at together
+                self.wakes_at = now
+                self.listener.wake(self, now)
+            return
+        inside = min(int((now - self.start_s) / self.step_s), self.strides - 1) if self.step_s else self.strides - 1
+        eligible = self._eligible(self.step + inside)
+        self.queues[rank].append((eligible, request))
+        if self.strides > 1 and self._room(rank, request):
+            self._cut(max(eligible - self.step, inside + 1))
+
+    def _eligible(self, current: int) -> int:
+        """First step that may hold what comes during step `current`."""
+        look = -(-(current + 1) // self.pool.look_steps) * self.pool.look_steps
+        late = self.policy.handover_steps if self.role == "decode" else 0
+        return look + self.policy.runs_ahead + late
+
+    def _cut(self, strides: int) -> None:
+        if strides < self.strides:
+            self.strides = strides
+            self.wakes_at = self.start_s + strides * self.step_s
+            self.listener.wake(self, self.wakes_at)
+
+    def _room(self, rank: int, request: int) -> bool:
+        """Whether a rank's slots and KV cache take one more."""
+        pool = self.pool
+        if self.decoding[rank] + self.partly[rank] >= pool.slots:
+            return False
+        job = self.jobs[request]
+        if pool.kv_tokens == math.inf or not (self.decoding[rank] or self.partly[rank]):
+            return True
+        needed = job.context + self.policy.reserve * job.answer
+        return max(self.held[rank], self.promised[rank]) + needed <= pool.kv_tokens
+
+    def wake(self, now: float) -> None:
+        """The running segment ends."""
+        if now < self.wakes_at:  # it was cut: an earlier event stands for it
+            return
+        done = self.strides
+        self.step += done
+        self.strides = 0
+        self.wakes_at = math.inf
+        self._grow(done)
+        for request in self.entered:
+            self.listener.first_token(request, now)
+        self.entered.clear()
+        self._finish_prompts(now)
+        self._finish_answers(now)
+        self._begin(now)
+
+    def _grow(self, steps: int) -> None:
+        for rank in self.stalled:
+            self.stalls[rank] += 1
+        for rank, count in enumerate(self.decoding):
+            if count and rank not in self.stalled:
+                self.held[rank] += count * steps * self.pool.tokens_per_step
+        self.stalled.clear()
+
+    def _finish_prompts(self, now: float) -> None:
+        done, self.finishing = self.finishing, []
+        for rank, request in done:
+            self.partly[rank] -= 1
+            if self.role == "prefill":
+                self._release(rank, request)
+                self.listener.prefilled(request, now)
+                continue
+            self.listener.first_token(request, now)
+            self._run_on(rank, request, self.step - 1 + self.jobs[request].steps)
+
+    def _run_on(self, rank: int, request: int, last_step: int) -> None:
+        """A request decodes until the end of step `last_step`."""
+        job = self.jobs[request]
+        job.ends = last_step - self.stalls[rank]
+        heapq.heappush(self.heaps[rank], (job.ends, request))
+        self.newest[rank].append(request)
+        self.decoding[rank] += 1
+
+    def _finish_answers(self, now: float) -> None:
+        for rank, heap in enumerate(self.heaps):
+            last = self.step - 1 - self.stalls[rank]
+            while heap and heap[0][0] <= last:
+                ends, request = heapq.heappop(heap)
+                if request == BACKGROUND:
+                    self.held[rank] -= self.seeded + (ends + 1) * self.pool.tokens_per_step
+                    self.promised[rank] -= self.seeded
+                elif self.jobs[request].ends == ends:
+                    self.jobs[request].ends = -1
+                    self._release(rank, request)
+                else:  # it was preempted
+                    continue
+                self.decoding[rank] -= 1
+                self.listener.answered(request, now)
+
+    def _release(self, rank: int, request: int) -> None:
+        job = self.jobs[request]
+        held = job.context + (0.0 if self.role == "prefill" else job.answer)
+        self.held[rank] = max(self.held[rank] - held, 0.0)
+        self.promised[rank] = max(self.promised[rank] - job.context - self.policy.reserve * job.answer, 0.0)
+
+    def _begin(self, now: float) -> None:
+        """Compose the next step, or as many as are alike."""
+        self.start_s = now
+        self._preempt()
+        if self.role == "decode":
+            self._enter(now)
+            taken = []
+        else:
+            taken = self._prompts()
+        if taken:
+            self.step_s, strides = self._prompt_step_s(taken), 1
+        elif any(self.decoding):
+            self.step_s = self.pool.decode_s(max(self.decoding))
+            strides = 1 if self.entered else self._alike()  # what has just come in is seen to after one step
+        else:
+            return
+        self.strides = strides
+        self.wakes_at = now + strides * self.step_s
+        self.listener.wake(self, self.wakes_at)
+
+    def _alike(self) -> int:
+        """Steps until something changes: an answer ends, a waiting request may be taken, the KV cache is full."""
+        last = min(heap[0][0] + self.stalls[rank] for rank, heap in enumerate(self.heaps) if heap)
+        strides = last - self.step + 1
+        for rank, queue in enumerate(self.queues):
+            if queue and queue[0][0] > self.step and self._room(rank, queue[0][1]):
+                strides = min(strides, queue[0][0] - self.step)
+        if self.gathering >= 0:
+            strides = min(strides, max(self.gathering + self.pool.gather_steps - self.step, 1))
+        if self.pool.kv_tokens < math.inf:
+            for rank, count in enumerate(self.decoding):
+                if count:
+                    room = (self.pool.kv_tokens - self.held[rank]) / (count * self.pool.tokens_per_step)
+                    strides = min(strides, max(int(room), 1))
+        return max(strides, 1)
+
+    def _enter(self, now: float) -> None:
+        """Sequences prefilled elsewhere join the batch."""
+        idle = not any(self.decoding)
+        for rank, queue in enumerate(self.queues):
+            while queue and (queue[0][0] <= self.step or idle) and self._room(rank, queue[0][1]):
+                request = queue.popleft()[1]
+                job = self.jobs[request]
+                self.held[rank] += job.context
+                self.promised[rank] += job.context + self.policy.reserve * job.answer
+                self._enter_one(rank, request, now)
+
+    def _enter_one(self, rank: int, request: int, now: float) -> None:
+        job, seen = self.jobs[request], self.policy.first_token
+        last = self.step + job.steps - (seen != "by_first_step")
+        if seen == "at_entry":
+            self.listener.first_token(request, now)
+        else:
+            self.entered.append(request)
+            last = max(last, self.step)
+        self._run_on(rank, request, last)
+
+    def _prompts(self) -> list[list[tuple[int, float]]]:
+        """What each rank's prompts give to the next step: (request, tokens); empty where no rank has any."""
+        alone = not any(self.decoding)
+        step = self.step if not alone else 2**62
+        ready = [
+            bool(queue) and (queue[0][0] <= step or self.partly[rank] > 0)
+            and (self.partly[rank] > 0 or self._room(rank, queue[0][1]))
+            for rank, queue in enumerate(self.queues)
+        ]  # fmt: skip
+        if not any(ready) or self._gathers(ready):
+            return []
+        return [self._pieces(rank, step) if ready[rank] else [] for rank in range(self.pool.ranks)]
+
+    def _gathers(self, ready: list[bool]) -> bool:
+        """Whether prompts wait until every rank has one."""
+        if not self.pool.gather_steps or all(ready) or not all(self.decoding) or any(self.partly):
+            self.gathering = -1
+            return False
+        if self.gathering < 0:
+            self.gathering = self.step
+        if self.step < self.gathering + self.pool.gather_steps:
+            return True
+        self.gathering = -1
+        return False
+
+    def _pieces(self, rank: int, step: int) -> list[tuple[int, float]]:
+        queue, policy = self.queues[rank], self.policy
+        budget = max(policy.budget(self.pool.budget_tokens, self.decoding[rank]), 1.0)
+        taken: list[tuple[int, float]] = []
+        while queue and budget > 0 and queue[0][0] <= step:
+            request = queue[0][1]
+            job = self.jobs[request]
+            begun = bool(self.partly[rank]) and not taken
+            if not begun and not self._room(rank, request):
+                break
+            tokens = policy.piece(job.left, budget, not taken)
+            if tokens <= 0:
+                break
+            if not begun:
+                self.partly[rank] += 1
+                self.held[rank] += job.context
+                self.promised[rank] += job.context + policy.reserve * job.answer
+            taken.append((request, tokens))
+            budget -= tokens
+            job.left -= tokens
+            if job.left > 0:
+                break
+            queue.popleft()
+            self.finishing.append((rank, request))
+        return taken
+
+    def _prompt_step_s(self, taken: list[list[tuple[int, float]]]) -> float:
+        """Price the step that was composed; ranks whose prompts get a step of their own stall what runs on them."""
+        busiest = total = keys = 0.0
+        most = 0
+        for rank, pieces in enumerate(taken):
+            tokens = attended = 0.0
+            for request, count in pieces:
+                job = self.jobs[request]
+                tokens += count
+                attended += count * (job.prefix + count / 2)
+                job.prefix += count
+            if self.policy.mixes or not pieces:
+                tokens += self.decoding[rank]
+                most = max(most, self.decoding[rank])
+            elif self.decoding[rank]:
+                self.stalled.append(rank)
+            busiest, total, keys = max(busiest, tokens), total + tokens, max(keys, attended)
+        return self.pool.prompt_s(busiest, total / len(taken), keys, most)
+
+    def _preempt(self) -> None:
+        """What outgrew the KV cache loses its newest sequences; they compute their context again."""
+        if self.pool.kv_tokens == math.inf:
+            return
+        for rank in range(self.pool.ranks):
+            while self.held[rank] > self.pool.kv_tokens and self.decoding[rank] > 1 and self._evict(rank):
+                self.preempted += 1
+
+    def _evict(self, rank: int) -> bool:
+        newest = self.newest[rank]
+        while newest:
+            request = newest.pop()
+            job = self.jobs[request]
+            if job.ends < 0:
+                continue
+            gained = job.steps - max(job.ends + self.stalls[rank] - self.step + 1, 0)
+            self._release(rank, request)
+            self.held[rank] += job.answer - gained * self.pool.tokens_per_step  # what it had not come to hold
+            job.context += gained * self.pool.tokens_per_step
+            job.answer -= gained * self.pool.tokens_per_step
+            job.left, job.prefix, job.steps, job.ends = job.context, 0.0, job.steps - gained, -1
+            self.decoding[rank] -= 1
+            self.queues[rank].appendleft((self.step, request))
+            return True
+        return False

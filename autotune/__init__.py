@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autotune.documents.deployment import Deployment
+    from autotune.documents.fleet import FleetProblem, FleetResult
     from autotune.documents.plan import Plan, SearchResult
     from autotune.documents.prediction import Prediction
     from autotune.documents.problem import Problem
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from autotune.documents.sweep import SweepResult
     from autotune.errors import NoFeasiblePlan
     from autotune.exporters import export
+    from autotune.fleets.planning import fleet
     from autotune.predicting.step import predict
     from autotune.searching.pools import search
     from autotune.searching.services.searching import search_services
@@ -37,6 +39,9 @@ _PUBLIC = {
     "ServicePlan": "autotune.documents.service_plan",
     "ServiceResult": "autotune.documents.service_plan",
     "export": "autotune.exporters",
+    "fleet": "autotune.fleets.planning",
+    "FleetProblem": "autotune.documents.fleet",
+    "FleetResult": "autotune.documents.fleet",
     "predict": "autotune.predicting.step",
     "predict_service": "autotune.serving.predicting",
     "search": "autotune.searching.pools",
@@ -48,6 +53,8 @@ _PUBLIC = {
 __all__ = [
     "AutotuneError",
     "Deployment",
+    "FleetProblem",
+    "FleetResult",
     "NoFeasiblePlan",
     "Plan",
     "Prediction",
@@ -57,6 +64,7 @@ __all__ = [
     "ServiceResult",
     "SweepResult",
     "export",
+    "fleet",
     "predict",
     "predict_service",
     "search",

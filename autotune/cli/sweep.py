@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from autotune.documents.sweep import Found
-    from autotune.sweeping.running import OnAnswer
+from autotune.cli.watching import watched
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +42,7 @@ def sweep(
     from autotune.report.tables import show
     from autotune.sweeping.running import sweep as run
 
-    with _watched(quiet=json) as on_answer:
+    with watched(quiet=json) as on_answer:
         result = run(scenarios, folder, workers=workers, executor=executor, address=address, part=one, on_answer=on_answer)
     path = folder / f"table{one.suffix}.{table}"
     write_table(path, result.rows)
@@ -61,25 +56,3 @@ def sweep(
         typer.echo(f"error: {line}", err=True)
     if faults or not result.with_status("plan"):
         raise typer.Exit(1 if faults else 2)
-
-
-@contextmanager
-def _watched(*, quiet: bool) -> Iterator[OnAnswer | None]:
-    """A progress bar on the error stream when someone watches."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    counts: dict[str, int] = {}
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("")
-
-        def advance(done: int, total: int, found: Found) -> None:
-            counts[found.status] = counts.get(found.status, 0) + 1
-            text = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-            bar.update(task, completed=done, total=total, description=text)
-
-        yield advance

@@ -127,11 +127,12 @@ def _decode_pool(
 
 
 def _prefill_pool(side: Side, prompts: Workload, longest: float) -> PoolModel:
-    """A pool that only prefills; it has no decode loop to leave."""
+    """A pool that only prefills."""
+    c = side.machine.coefficients("serving", "default", ServiceCoefficients)
     top = max(side.budget_tokens, longest)
     return PoolModel(
         decode_s=lambda _: 0.0,
-        prompt_s=prompt_times(side.machine, side.prefill_rows, prompts, side.policy, top, 0.0, np.zeros(1)),
+        prompt_s=prompt_times(side.machine, side.prefill_rows, prompts, side.policy, top, c.prefill_switch_s, np.zeros(1)),
         workers=side.pool.instances,
         ranks=side.pool.dp,
         budget_tokens=float(side.budget_tokens),

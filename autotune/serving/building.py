@@ -80,9 +80,10 @@ def build(deployment: Deployment, requests: Requests) -> Built:
     workload, prompts = as_decoded(deployment.workload, requests), as_prefilled(deployment.workload, requests)
     if apart:
         _check_prefill_fits(prefill, prompts)
-    kv_tokens = _kv_tokens(decode, None if apart else _prefill_memory(decode, prompts), workload)
+    fitting_tokens = _kv_tokens(decode, None if apart else _prefill_memory(decode, prompts), workload)
     workers = decode.pool.instances if apart else 1
-    most = _most_per_rank(decode, kv_tokens, workload, requests.concurrency, workers)
+    most = _most_per_rank(decode, fitting_tokens, workload, requests.concurrency, workers)
+    kv_tokens = _binding(decode, fitting_tokens, requests)
     gpus = sum(side.pool.layout.gpus * side.pool.instances for side in sides.values())
     model = ServiceModel(
         policy=policy,
@@ -91,7 +92,7 @@ def build(deployment: Deployment, requests: Requests) -> Built:
         frontend=_frontend(decode),
         handover=_handover(decode, prefill, gpus) if apart else Handover(),
     )
-    fitting = max(int(kv_tokens / max(workload.context_tokens, 1.0)), 1)
+    fitting = max(int(fitting_tokens / max(workload.context_tokens, 1.0)), 1)
     return Built(
         model=model,
         prompts=prompts,
@@ -168,6 +169,13 @@ def _kv_tokens(side: Side, prefill: Memory | None, workload: Workload) -> float:
             "use more GPUs, a smaller precision or a higher memory_fraction"
         )
     return room / token_bytes
+
+
+def _binding(side: Side, kv_tokens: float, requests: Requests) -> float:
+    """The same, or no limit where all requests that one rank can be sent at once fit."""
+    most = min(side.pool.batch_per_dp_rank or UNLIMITED, requests.concurrency or UNLIMITED)
+    longest = float((requests.isl_tokens + requests.osl_tokens).max())
+    return float("inf") if most * longest <= kv_tokens else kv_tokens
 
 
 def _prefill_memory(side: Side, prompts: Workload) -> Memory:

@@ -253,10 +253,18 @@ def jobs_of(requests: Requests, tokens_per_step: float) -> list[Job]:
     ]
 
 
+def emptiest(worker: Worker) -> int:
+    """The first of the ranks with the fewest requests."""
+    if worker.pool.ranks == 1:
+        return 0
+    loads = [running + len(queue) for running, queue in zip(worker.decoding, worker.queues, strict=True)]
+    return loads.index(min(loads))
+
+
 def dealer(dealing: Dealing, number: int) -> Callable[[Worker], int]:
     """Chooses a rank of a worker for a request that reaches it; `number` of the worker makes chance repeatable."""
     if dealing == "balanced":
-        return lambda worker: min(range(worker.pool.ranks), key=worker.load_of) if worker.pool.ranks > 1 else 0
+        return emptiest
     if dealing == "random":
         chance = random.Random(number)  # noqa: S311
         return lambda worker: chance.randrange(worker.pool.ranks)

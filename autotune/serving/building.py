@@ -82,7 +82,7 @@ def build(deployment: Deployment, requests: Requests) -> Built:
         _check_prefill_fits(prefill, prompts)
     fitting_tokens = _kv_tokens(decode, None if apart else _prefill_memory(decode, prompts), workload)
     workers = decode.pool.instances if apart else 1
-    most = _most_per_rank(decode, fitting_tokens, workload, requests.concurrency, workers)
+    most = _most_per_rank(decode, fitting_tokens, workload, requests.in_flight, workers)
     kv_tokens = _binding(decode, fitting_tokens, requests)
     gpus = sum(side.pool.layout.gpus * side.pool.instances for side in sides.values())
     model = ServiceModel(
@@ -140,13 +140,13 @@ def _prefill_pool(side: Side, prompts: Workload, longest: float) -> PoolModel:
     )
 
 
-def _most_per_rank(side: Side, kv_tokens: float, workload: Workload, concurrency: int, workers: int) -> int:
+def _most_per_rank(side: Side, kv_tokens: float, workload: Workload, in_flight: int, workers: int) -> int:
     """Sequences of a rank up to which decode steps are tabulated."""
     limit = side.pool.batch_per_dp_rank or UNLIMITED
     most = min(limit, max(int(2 * kv_tokens / max(workload.context_tokens, 1.0)), 1))
-    if concurrency:
-        even = -(-concurrency // (side.pool.dp * workers))
-        most = min(most, concurrency, UNEVEN * even)
+    if in_flight:
+        even = -(-in_flight // (side.pool.dp * workers))
+        most = min(most, in_flight, UNEVEN * even)
     return max(int(most), 1)
 
 
@@ -173,7 +173,7 @@ def _kv_tokens(side: Side, prefill: Memory | None, workload: Workload) -> float:
 
 def _binding(side: Side, kv_tokens: float, requests: Requests) -> float:
     """The same, or no limit where all requests that one rank can be sent at once fit."""
-    most = min(side.pool.batch_per_dp_rank or UNLIMITED, requests.concurrency or UNLIMITED)
+    most = min(side.pool.batch_per_dp_rank or UNLIMITED, requests.in_flight or UNLIMITED)
     longest = float((requests.isl_tokens + requests.osl_tokens).max())
     return float("inf") if most * longest <= kv_tokens else kv_tokens
 

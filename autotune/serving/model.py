@@ -75,4 +75,3 @@ def prompt_times(
         return whole + (core - gaps[i] if core > gaps[i] else 0.0)
 
     return time_s
-

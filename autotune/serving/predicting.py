@@ -96,7 +96,9 @@ def _replayed(requests: Requests, computed: Requests, model: ServiceModel, uncut
     result = replay(computed, model)
     notes = []
     if uncut > len(requests):
-        notes.append(f"the first {len(requests):,} of {uncut:,} requests were replayed: the ramp up and down weigh more than in all")
+        notes.append(
+            f"the first {len(requests):,} of {uncut:,} requests were replayed: the ramp up and down weigh more than in all"
+        )
     if result.preempted:
         notes.append(f"the KV cache overflows: {result.preempted:,} times a sequence was preempted and computed again")
     overload = _overload(requests.rate_per_s is not None, result)
@@ -133,9 +135,7 @@ def _mean_running(result: Replay) -> float:
     return float((result.finished_s - result.first_token_s).sum() / span)
 
 
-def _prefill_busy(
-    tokens_per_s: float, requests: Requests, computed: Requests, model: ServiceModel, prompts: Workload
-) -> float:
+def _prefill_busy(tokens_per_s: float, requests: Requests, computed: Requests, model: ServiceModel, prompts: Workload) -> float:
     """Lower bound of the prefill's use: every prompt at the rate of a full step."""
     pool = model.prefill or model.decode
     full = pool.budget_tokens

@@ -8,16 +8,15 @@ import io
 import json
 import platform
 import re
-import shutil
-import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autotune.documents.problem import Problem
 from autotune.documents.results import Result, dump_yaml
-from autotune.errors import OutputError
 from autotune.exporters.folders import write_launch
+from autotune.files import claim, scratch_folder
 from autotune.flags.study import TrialRow
 from autotune.versions import installed_version
 
@@ -45,30 +44,24 @@ def _model_stem(model: str) -> str:
 
 
 def write_run(
-    out: Path, problem: Problem, result: Result, trials: dict[int, tuple[TrialRow, ...]], command: list[str]
+    out: Path,
+    problem: Problem,
+    result: Result,
+    trials: dict[int, tuple[TrialRow, ...]],
+    command: list[str],
+    extra: Mapping[str, str] | None = None,
 ) -> RunRecord:
-    """Write the folder under a temporary name, then rename it: nothing is ever half-written."""
+    """Write the folder under a scratch name, then rename it to one that is free: nothing is half-written, no result replaced.
+
+    extra : further files by name, e.g. the page and the candidates that it draws.
+    """
     stamp = datetime.datetime.now(datetime.UTC)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".autotune-", dir=out))
-    except OSError as error:
-        raise OutputError(f"cannot write to {out}: {error.strerror or error}; choose another folder with --out") from error
-    try:
+    with scratch_folder(out, "; choose another folder with --out") as scratch:
         note = _fill(scratch, problem, result, trials, command, stamp)
-        scratch.chmod(0o755)
-        folder = _free_name(out, f"{stamp:%Y-%m-%d}_{slug(problem)}")
-        scratch.rename(folder)
-    except OSError as error:
-        raise OutputError(f"cannot write to {out}: {error.strerror or error}; choose another folder with --out") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        for name, text in (extra or {}).items():
+            (scratch / name).write_text(text, encoding="utf-8")
+        folder = claim(scratch, out, f"{stamp:%Y-%m-%d}_{slug(problem)}")
     return RunRecord(folder, note)
-
-
-def _free_name(out: Path, name: str) -> Path:
-    candidates = [out / name, *(out / f"{name}_{i}" for i in range(2, 10_000))]
-    return next(path for path in candidates if not path.exists())
 
 
 def _fill(
@@ -83,7 +76,7 @@ def _fill(
     (folder / "run.json").write_text(
         json.dumps(_run_document(problem, result, command, stamp), indent=2) + "\n", encoding="utf-8"
     )
-    if trials:
+    if any(trials.values()):
         (folder / "trials.csv").write_text(trials_csv(trials), encoding="utf-8")
     return write_launch(folder / "launch", result.plans)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from autotune.documents.deployment import CalibrationChoice, PoolRole, PrecisionChoice
 from autotune.documents.problem import DEFAULT_TTFT_S, Problem
 from autotune.errors import ProblemError
-from autotune.placement.loads import read_loads
-from autotune.placement.skew import RecordedSkew
 from cost_models import catalog
 from cost_models.calibration import Calibration
 from cost_models.errors import MissingFactError
@@ -20,6 +18,9 @@ from cost_models.specs.model import ModelSpec
 from cost_models.specs.precision import PrecisionRecipe
 from search_spaces.loader import load_engine, resolve_version
 from search_spaces.schema import EngineSpec
+
+if TYPE_CHECKING:
+    from autotune.placement.skew import RecordedSkew
 
 RECIPE_PREFERENCE = ("nvfp4", "fp8-block", "mxfp4", "int8", "bf16")
 
@@ -107,6 +108,9 @@ def resolve_problem(problem: Problem) -> ResolvedProblem:
 def _recorded_skew(problem: Problem, model: ModelSpec, engine: EngineSpec) -> RecordedSkew | None:
     if not problem.expert_load:
         return None
+    from autotune.placement.loads import read_loads
+    from autotune.placement.skew import RecordedSkew
+
     return RecordedSkew(read_loads([Path(name) for name in problem.expert_load], model), loads_maps=engine.loads_expert_maps)
 
 
@@ -152,7 +156,9 @@ def why_not(recipe: PrecisionRecipe, model: ModelSpec, hardware: HardwareSpec, c
                 calibration.entry("dense_gemm", machine.dtype(matrix.family))
         if model.moe:
             calibration.entry("grouped_gemm", recipe.experts)
-        calibration.entry(f"{model.attention.kind}_decode", recipe.kv_cache)
+        for kind in model.attentions:
+            for family, variant in kind.requirements(recipe, "decode"):
+                calibration.entry(family, variant)
     except MissingFactError as error:
         return str(error)
     return None

@@ -13,8 +13,8 @@ Ints = NDArray[np.int64]
 
 MAX_CODE = 2**52
 """Codes stay exact as floats."""
-LOOKUP_SPAN = 2**21
-"""Largest range of a look-up table [entry]; beyond it sorting is cheaper."""
+LOOKUP_ENTRIES_PER_ROW = 8
+"""Longest look-up table per row; beyond it sorting is cheaper."""
 
 
 def as_floats(values: ArrayLike) -> Floats:
@@ -58,12 +58,12 @@ def distinct_rows(*columns: ArrayLike) -> tuple[Ints, Ints]:
 def _ranks(column: NDArray[np.generic]) -> tuple[Ints, int]:
     """Rank of each value among the distinct ones, and how many there are.
 
-    Columns of halves and integers in a modest range are ranked by table look-up, without sorting.
+    Columns of halves and integers whose range is not much longer than they are ranked by table look-up, without sorting.
     """
     doubled = as_floats(column) * 2
     low = float(doubled.min(initial=0.0))
     span = float(doubled.max(initial=0.0)) - low
-    if span < LOOKUP_SPAN and np.array_equal(doubled, np.rint(doubled)):
+    if span < LOOKUP_ENTRIES_PER_ROW * len(doubled) and np.array_equal(doubled, np.rint(doubled)):
         position = (doubled - low).astype(np.int64)
         present = np.zeros(int(span) + 1, dtype=np.int64)
         present[position] = 1

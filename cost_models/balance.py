@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from math import comb
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from cost_models.arrays import Floats, as_floats, evaluate_distinct
 
@@ -47,6 +48,7 @@ def _uniform(tokens: Floats, groups: Floats, experts: int, top_k: int) -> Floats
     return ratio
 
 
+@functools.cache
 def discrete_max_over_mean(tokens_per_rank: float, ranks: float, experts: int, top_k: int) -> float:
     r"""E[busiest / mean] of G ranks from the exact distribution F of one rank's load: sum over j of 1 - F(j)^G, over the mean.
 
@@ -60,9 +62,21 @@ def discrete_max_over_mean(tokens_per_rank: float, ranks: float, experts: int, t
         one = [p + part * _picked(j, int(local) + 1, experts, top_k) for j, p in enumerate(one)]
     most = tokens * top_k
     size = 1 << most.bit_length()  # a power of two is the fastest length that holds the most picks
-    loads = np.fft.irfft(np.fft.rfft(one, size) ** tokens, size)[: most + 1]
+    loads = np.fft.irfft(_power(np.fft.rfft(one, size), tokens), size)[: most + 1]
     at_most = np.minimum(np.cumsum(np.maximum(loads, 0.0)), 1.0)
     return float((1 - at_most**ranks).sum() * ranks / most)
+
+
+def _power(base: NDArray[np.complex128], exponent: int) -> NDArray[np.complex128]:
+    """base ** exponent by squaring: numpy takes a logarithm and an exponential of every complex number instead."""
+    result = np.ones_like(base)
+    while exponent:
+        if exponent & 1:
+            result = result * base
+        exponent >>= 1
+        if exponent:
+            base = base * base
+    return result
 
 
 def _picked(count: int, local: int, experts: int, top_k: int) -> float:
@@ -101,11 +115,14 @@ def combined_max_over_mean(*ratios: ArrayLike) -> Floats:
     return as_floats(1 + np.sqrt(excess))
 
 
+@functools.cache
 def popularity_quantiles(sigma: float, points: int = POPULARITY_POINTS) -> Floats:
-    """Relative popularity of experts, log-normal with mean 1, at equally probable quantiles, (points,)."""
+    """Relative popularity of experts, log-normal with mean 1, at equally probable quantiles, (points,); not to be written to."""
     z = normal_quantile((np.arange(points) + 0.5) / points)
     weights = np.exp(sigma * z)
-    return as_floats(weights / weights.mean())
+    popularity = as_floats(weights / weights.mean())
+    popularity.flags.writeable = False
+    return popularity
 
 
 def expected_active_experts(tokens: ArrayLike, share: ArrayLike, experts: int, top_k: int, sigma: float = 0.0) -> Floats:
@@ -120,7 +137,7 @@ def expected_active_experts(tokens: ArrayLike, share: ArrayLike, experts: int, t
     """
     tokens, share = (as_floats(x) for x in np.broadcast_arrays(tokens, share))
     weights = popularity_quantiles(sigma)
-    pace = _pick_pace(weights, min(top_k / experts, 1 - 1e-9))
+    pace = _pick_pace(sigma, min(top_k / experts, 1 - 1e-9))
     idle = np.exp(-np.multiply.outer(tokens, pace * weights)).mean(axis=-1)
     return as_floats(share * (1 - idle))
 
@@ -139,8 +156,10 @@ def busiest_active_experts(active: ArrayLike, local_experts: ArrayLike, ranks: A
     return as_floats(np.where(groups > 1, np.minimum(mean + blom_quantile(groups) * spread, slots), mean))
 
 
-def _pick_pace(weights: Floats, mean_probability: float) -> float:
+@functools.cache
+def _pick_pace(sigma: float, mean_probability: float) -> float:
     """c with mean(1 - exp(-c w)) = mean_probability, by Newton's method from below (concave, monotone)."""
+    weights = popularity_quantiles(sigma)
     pace = mean_probability
     for _ in range(40):
         value = float(np.mean(-np.expm1(-pace * weights))) - mean_probability

@@ -7,12 +7,13 @@ inputs it was measured. Datasheet facts are not in here, nor are safety margins.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from cost_models.errors import MissingFactError
 from cost_models.specs.base import Spec
+from cost_models.specs.bounds import check_coefficients
 
 Status = Literal["measured", "transferred", "assumed", "datasheet"]
 """measured: fitted to timings of this GPU and kernel. transferred: fitted on a sibling GPU or
@@ -40,7 +41,7 @@ class FitReport(Spec):
 class Entry(Spec):
     """Coefficients of one family and variant."""
 
-    coefficients: dict[str, float]
+    coefficients: Annotated[dict[str, float], AfterValidator(check_coefficients)]
     status: Status
     source: str
     box: dict[str, tuple[float, float]] = Field(default_factory=dict)
@@ -85,11 +86,14 @@ class Calibration(Spec):
 
     def get(self, family: str, variant: str, kind: type[C]) -> C:
         """Coefficients as the dataclass of their cost model."""
-        entry = self.entry(family, variant)
+        return self.of(self.entry(family, variant), kind, f"{family}.{variant}")
+
+    def of(self, entry: Entry, kind: type[C], name: str) -> C:
+        """An entry's coefficients as a dataclass; raises MissingFactError where they are not its fields."""
         try:
             return kind(**entry.coefficients)
         except TypeError as error:
-            raise MissingFactError(f"calibration {self.id}, {family}.{variant}: {error}") from error
+            raise MissingFactError(f"calibration {self.id}, {name}: {error}") from error
 
 
 def merged(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:

@@ -3,69 +3,63 @@
 from __future__ import annotations
 
 import functools
-import json
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from cost_models.calibration import Calibration, merged
 from cost_models.errors import CatalogError, unknown_name
 from cost_models.huggingface import model_from_config, native_precision
+from cost_models.reading import check_numbers, first_line, parse_json, parse_yaml, read_text
+from cost_models.specs.bounds import check_model
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from cost_models.specs.precision import PrecisionRecipe
 
 M = TypeVar("M", bound=BaseModel)
-
-try:
-    _Loader: type[Any] = yaml.CSafeLoader
-except AttributeError:  # PyYAML built without libyaml
-    _Loader = yaml.SafeLoader
-
-
-def parse_yaml(text: str, origin: str) -> Any:
-    """YAML text to plain data; raises CatalogError with the position of a syntax error."""
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a safe loader)
-    except yaml.YAMLError as error:
-        raise CatalogError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
+MOST_ERRORS = 20
+"""Faults of a document named in one message."""
+MOST_SHOWN = 200
+OF_A_VALUE = {
+    "greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number", "int_from_float", "int_parsing",
+    "int_parsing_size", "float_parsing", "bool_parsing", "literal_error", "string_unicode",
+}  # fmt: skip
+"""Faults whose message does not show the value."""
+KEPT_FILES = 64
+"""Users' files are kept by their content: one that changes is read again."""
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a user's YAML or JSON file; raises CatalogError when it cannot be read."""
-    return parse_yaml(_text_of(path), str(path))
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise CatalogError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CatalogError(f"{path}: cannot be read: {error}") from error
+    """Read a user's YAML or JSON file, or pipe; raises InputError when it cannot be read."""
+    return parse_yaml(read_text(path, pipe=True), path)
 
 
 def validated(kind: type[M], data: Any, origin: str) -> M:
     """A document checked against its schema; every field error on a line of its own."""
     if not isinstance(data, dict):
         raise CatalogError(f"{origin}: expected a mapping of keys, found {type(data).__name__}")
+    check_numbers(data, origin)
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         raise CatalogError(f"{origin}: {describe(error)}") from error
+    except (ArithmeticError, RecursionError, TypeError) as error:  # a validator that computes with what it was given
+        raise CatalogError(f"{origin}: cannot be checked: {first_line(error)}") from error
 
 
 def describe(error: ValidationError) -> str:
     """A pydantic error in one readable line per field."""
     lines = []
-    for item in error.errors():
+    for item in error.errors()[:MOST_ERRORS]:
         where = ".".join(str(part) for part in item["loc"]) or "document"
         message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
-        lines.append(f"{where}: {message}")
-    return "; ".join(lines)
+        given = item.get("input")
+        shown = f", not {given!r:.60}" if isinstance(given, int | float | str) and item["type"] in OF_A_VALUE else ""
+        lines.append(f"{where[:MOST_SHOWN]}: {message}{shown}")
+    more = error.error_count() - len(lines)
+    return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
 
 
 def _names(folder: str) -> list[str]:
@@ -92,7 +86,17 @@ def hardware_names() -> list[str]:
 def load_hardware(name: str) -> HardwareSpec:
     """Catalogue hardware by name, or a user's own YAML file by path."""
     if looks_like_path(name):
-        return validated(HardwareSpec, read_yaml(Path(name)), name)
+        return _hardware_of(read_text(Path(name), pipe=True), name)
+    return _hardware(name)
+
+
+@functools.lru_cache(maxsize=KEPT_FILES)
+def _hardware_of(text: str, origin: str) -> HardwareSpec:
+    return validated(HardwareSpec, parse_yaml(text, origin), origin)
+
+
+@functools.cache
+def _hardware(name: str) -> HardwareSpec:
     if name not in hardware_names():
         raise CatalogError(unknown_name("hardware", name, hardware_names()) + ", or a path to a YAML file")
     return validated(HardwareSpec, _packaged("hardware", name), name)
@@ -106,7 +110,12 @@ def model_names() -> list[str]:
 def load_model(name: str) -> ModelSpec:
     """Preset by name, or a Hugging Face config.json by path; raises UnsupportedModelError or CatalogError."""
     if looks_like_path(name):
-        return _model_from_file(Path(name))
+        return _model_of(read_text(Path(name), pipe=True), Path(name))
+    return _model(name)
+
+
+@functools.cache
+def _model(name: str) -> ModelSpec:
     if name not in model_names():
         raise CatalogError(unknown_name("model", name, model_names()) + ", or a path to a config.json")
     document = _packaged("models", name)
@@ -115,15 +124,14 @@ def load_model(name: str) -> ModelSpec:
     return ModelSpec.model_validate({**model.model_dump(), **extra})
 
 
-def _model_from_file(path: Path) -> ModelSpec:
-    try:
-        config = json.loads(_text_of(path))
-    except json.JSONDecodeError as error:
-        raise CatalogError(f"{path}: not valid JSON: {error}") from error
+@functools.lru_cache(maxsize=KEPT_FILES)
+def _model_of(text: str, path: Path) -> ModelSpec:
+    config = parse_json(text, path, unique=True)
     if not isinstance(config, dict):
         raise CatalogError(f"{path}: expected a Hugging Face config object, found {type(config).__name__}")
+    check_numbers(config, path)
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
-    model = model_from_config(config, name=name or "model", source=str(path))
+    model = check_model(model_from_config(config, name=name or "model", source=str(path)), str(path))
     return model.model_copy(update={"checkpoints": {native_precision(config): str(path.resolve().parent)}})
 
 
@@ -153,11 +161,20 @@ def raw_calibration(name: str) -> dict[str, Any]:
     return dict(_packaged("calibrations", name))
 
 
-@functools.cache
 def load_calibration(name: str) -> Calibration:
     """A calibration document by id or path, with what it inherits merged in."""
     if looks_like_path(name):
-        return validated(Calibration, _resolved(read_yaml(Path(name)), name), name)
+        return _calibration_of(read_text(Path(name), pipe=True), name)
+    return _calibration(name)
+
+
+@functools.lru_cache(maxsize=KEPT_FILES)
+def _calibration_of(text: str, origin: str) -> Calibration:
+    return validated(Calibration, _resolved(parse_yaml(text, origin), origin), origin)
+
+
+@functools.cache
+def _calibration(name: str) -> Calibration:
     if name not in calibration_names():
         raise CatalogError(unknown_name("calibration", name, calibration_names()) + ", or a path to a YAML file")
     return validated(Calibration, _resolved(_packaged("calibrations", name), name), name)

@@ -16,6 +16,10 @@ class CatalogError(AutotuneError):
     """An unknown name, or a document that does not follow its schema."""
 
 
+class InputError(CatalogError):
+    """A file or a value that cannot be read as what it is meant to be."""
+
+
 class UnsupportedModelError(AutotuneError):
     """A model architecture or feature that the cost models do not describe."""
 

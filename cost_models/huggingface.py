@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from cost_models.attention.gqa import GqaSpec
+from cost_models.attention.mla import MlaSpec
 from cost_models.errors import UnsupportedModelError
-from cost_models.specs.model import GqaSpec, MlaSpec, ModelSpec, MoeSpec
+from cost_models.specs.model import ModelSpec, MoeSpec
 
 Config = Mapping[str, Any]
+K = TypeVar("K")
 
 REJECTED = {
     "DeepseekV32ForCausalLM": "sparse attention (DSA, index_topk) is not modelled",
@@ -80,7 +83,7 @@ def _deepseek_v3(config: Config, name: str, source: str) -> ModelSpec:
         top_k_groups=config.get("topk_group", 1),
         correction_bias=True,
     )
-    return ModelSpec(
+    return ModelSpec.uniform(
         **_common(config, name, source),
         dense_layers=config["first_k_dense_replace"],
         dense_intermediate=config["intermediate_size"],
@@ -104,37 +107,34 @@ def _qwen3_moe(config: Config, name: str, source: str) -> ModelSpec:
     moe = MoeSpec(
         experts=config["num_experts"], top_k=config["num_experts_per_tok"], intermediate=config["moe_intermediate_size"]
     )
-    return ModelSpec(**_common(config, name, source), dense_layers=0, dense_intermediate=0, attention=attention, moe=moe)
+    return ModelSpec.uniform(**_common(config, name, source), dense_layers=0, dense_intermediate=0, attention=attention, moe=moe)
 
 
 def _gpt_oss(config: Config, name: str, source: str) -> ModelSpec:
-    layer_types = config.get("layer_types") or []
-    windowed = sum(kind == "sliding_attention" for kind in layer_types) or config["num_hidden_layers"] // 2
-    attention = GqaSpec(
-        heads=config["num_attention_heads"],
-        kv_heads=config["num_key_value_heads"],
-        head_dim=config["head_dim"],
-        window_tokens=config["sliding_window"],
-        windowed_layers=windowed,
-        bias=True,
-        sinks=True,
-    )
+    heads = {"heads": config["num_attention_heads"], "kv_heads": config["num_key_value_heads"], "head_dim": config["head_dim"]}
+    full = GqaSpec(**heads, bias=True, sinks=True)
+    window = full.model_copy(update={"window_tokens": config["sliding_window"]})
     moe = MoeSpec(
         experts=config["num_local_experts"],
         top_k=config["num_experts_per_tok"],
         intermediate=config["intermediate_size"],
         bias=True,
     )
+    common = _common(config, name, source)
+    alternating = ["sliding_attention", "full_attention"] * (common["layers"] // 2)
+    kinds = _layer_types(config, {"sliding_attention": window, "full_attention": full}, alternating)
     flags = ("attention sinks add one logit per head; their time is not modelled",)
-    return ModelSpec(
-        **_common(config, name, source),
-        dense_layers=0,
-        dense_intermediate=0,
-        attention=attention,
-        moe=moe,
-        attention_output_bias=True,
-        flags=flags,
-    )
+    return ModelSpec.of_layers([(kind, moe) for kind in kinds], **common, attention_output_bias=True, flags=flags)
+
+
+def _layer_types(config: Config, kinds: Mapping[str, K], otherwise: Sequence[str] = ()) -> list[K]:
+    """What `layer_types` says of each layer; raises ValueError where it is of another length or names something else."""
+    names = config.get("layer_types") or otherwise
+    if len(names) != config["num_hidden_layers"]:
+        raise ValueError(f"layer_types has {len(names)} entries, num_hidden_layers is {config['num_hidden_layers']}")
+    if unknown := sorted({str(name) for name in names} - set(kinds)):
+        raise ValueError(f"layer_types: {', '.join(unknown)} is not modelled here; known: {', '.join(kinds)}")
+    return [kinds[name] for name in names]
 
 
 def _llama(config: Config, name: str, source: str) -> ModelSpec:
@@ -145,7 +145,7 @@ def _llama(config: Config, name: str, source: str) -> ModelSpec:
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
     )
     common = _common(config, name, source)
-    return ModelSpec(
+    return ModelSpec.uniform(
         **common,
         dense_layers=common["layers"],
         dense_intermediate=config["intermediate_size"],

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.arrays import Floats, as_floats, ceil_div
+from cost_models.attention.base import AttentionKind, Phase
 from cost_models.dispatch import BACKENDS
 from cost_models.host import HostCoefficients
 from cost_models.machine import Machine
 from cost_models.memory import by_layer, offload_settings, offloadable_layer_bytes
-from cost_models.moe_layer import Phase, moe_operators
+from cost_models.moe_layer import moe_operators
 from cost_models.offload import OffloadCoefficients, prefetch_pass_s, zero_copy_pass_s
 from cost_models.operators import Timing, dense_ffn_operators
 from cost_models.overlap import OVERLAPS, OverlapCoefficients, single_batch_hidden_s, two_batch_time_s
 from cost_models.rows import Rows
-from cost_models.specs.model import ModelSpec
+from cost_models.specs.model import FeedForward, ModelSpec, MoeSpec
 
 COMMUNICATION = ("dispatch", "combine")
 ROUNDING_S = 1e-9
@@ -33,45 +34,52 @@ class Layer:
     time_s: Floats
 
 
-def whole_model(
-    model: ModelSpec, rows: Rows, dense: Layer | None, moe: Layer | None
-) -> tuple[dict[str, Timing], dict[str, Floats]]:
-    """Operators over all layers, and time by layer kind; the longest pipeline stage sets the pace of all."""
+def whole_model(model: ModelSpec, rows: Rows, layers: Sequence[Layer]) -> tuple[dict[str, Timing], dict[str, Floats]]:
+    """Operators over all layers, and time by layer kind; the longest pipeline stage sets the pace of all.
+
+    layers : one of each group of the model.
+    """
     stretch = as_floats(rows.pp * ceil_div(model.layers, rows.pp) / model.layers)
     operators: dict[str, Timing] = {}
-    kinds = {}
-    counts = (("dense_layers", dense, model.layers - model.moe_layers), ("moe_layers", moe, model.moe_layers))
-    for name, layer, count in counts:
-        kinds[name] = np.zeros(len(stretch)) if layer is None else layer.time_s * count * stretch
-        for operator, timing in (layer.operators if layer else {}).items():
-            scaled = timing.scaled(count * stretch)
+    kinds = {"dense_layers": np.zeros(len(stretch)), "moe_layers": np.zeros(len(stretch))}
+    for group, layer in zip(model.groups, layers, strict=True):
+        kinds[group.kind] = kinds.get(group.kind, np.zeros(len(stretch))) + layer.time_s * group.count * stretch
+        for operator, timing in layer.operators.items():
+            scaled = timing.scaled(group.count * stretch)
             operators[operator] = operators[operator] + scaled if operator in operators else scaled
     return operators, kinds
 
 
-def both_layers(
+def priced_layers(
     machine: Machine,
     rows: Rows,
-    attention: Mapping[str, Timing],
+    attention: Callable[[AttentionKind], Mapping[str, Timing]],
     tokens: Floats,
     split: NDArray[np.bool_],
     captured: NDArray[np.bool_],
     phase: Phase,
-) -> tuple[Layer | None, Layer | None]:
-    """The dense and the MoE layer around an attention block, none where the model has no such layer.
+) -> list[Layer]:
+    """One layer of each group of the model; every distinct attention and feed-forward kind is priced once.
 
-    attention, tokens : of one microbatch; split : rows that run two; captured : rows whose step is a CUDA graph.
+    attention : prices a kind on one microbatch; tokens : of one microbatch; split : rows that run two; captured : rows
+    whose step is a CUDA graph.
     """
     host = machine.coefficients("host", "default", HostCoefficients)
     microbatches = np.where(split, 2.0, 1.0)
-    dense = moe = None
-    if machine.model.layers > machine.model.moe_layers:
-        ffn = dense_ffn_operators(machine, tokens, as_floats(rows.tp))
-        dense = finished({**attention, **ffn}, rows, captured, microbatches, host)
-    if machine.model.moe_layers:
-        operators = {**attention, **moe_operators(machine, rows, tokens, phase)}
-        moe = overlapped(machine, finished(operators, rows, captured, microbatches, host), rows, split)
-    return dense, moe
+    mixers = {kind: attention(kind) for kind in machine.model.attentions}
+    ffns = {ffn: _ffn_operators(machine, rows, ffn, tokens, phase) for ffn in machine.model.ffns}
+    layers = []
+    for group in machine.model.groups:
+        mixer = mixers[group.attention] if group.attention else {}
+        layer = finished({**mixer, **(ffns[group.ffn] if group.ffn else {})}, rows, captured, microbatches, host)
+        layers.append(overlapped(machine, layer, rows, split) if isinstance(group.ffn, MoeSpec) else layer)
+    return layers
+
+
+def _ffn_operators(machine: Machine, rows: Rows, ffn: FeedForward, tokens: Floats, phase: Phase) -> dict[str, Timing]:
+    if isinstance(ffn, MoeSpec):
+        return moe_operators(machine, rows, tokens, phase)
+    return dense_ffn_operators(machine, ffn, tokens, as_floats(rows.tp))
 
 
 def finished(
@@ -124,7 +132,7 @@ def overlapped(machine: Machine, layer: Layer, rows: Rows, split: NDArray[np.boo
     return Layer(operators, layer.time_s - hidden)
 
 
-def offload_stall(machine: Machine, rows: Rows, dense: Layer | None, moe: Layer | None) -> Timing:
+def offload_stall(machine: Machine, rows: Rows, layers: Sequence[Layer]) -> Timing:
     """What weight offload adds to a pass over all layers: the replayed timeline less the layers' own time."""
     zero = np.zeros(len(rows))
     stall = zero
@@ -132,8 +140,8 @@ def offload_stall(machine: Machine, rows: Rows, dense: Layer | None, moe: Layer 
     for setting in offload_settings(model, rows):
         c = machine.coefficients("offload", "default", OffloadCoefficients)
         bandwidth = machine.hardware.host_link_bytes_per_s * c.link_efficiency
-        compute = by_layer(model, dense.time_s if dense else zero, moe.time_s if moe else zero)
-        copies = by_layer(model, *offloadable_layer_bytes(machine, rows)) / bandwidth
+        compute = by_layer(model, [layer.time_s for layer in layers])
+        copies = by_layer(model, offloadable_layer_bytes(machine, rows)) / bandwidth
         if setting.prefetch_step:
             timeline = prefetch_pass_s(compute, copies, setting.layers, setting.prefetch_step)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cost_models.calibration import Calibration
+from cost_models.calibration import Calibration, Entry
 from cost_models.links import Links
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
@@ -46,5 +46,25 @@ class Machine:
         """Tensor peak of the dtype that a matrix family computes in; raises MissingFactError if absent."""
         return self.hardware.gpu.peak_flops_per_s(self.dtype_info(family).compute)
 
+    def entry(self, family: str, variant: str) -> Entry:
+        """The calibration's entry; of a dtype that it lacks, that of the nearest dtype it has, marked `assumed`.
+
+        Raises MissingFactError naming what is there where nothing stands in.
+        """
+        if self.calibration.has(family, variant):
+            return self.calibration.entry(family, variant)
+        dtype, _, kernel = variant.partition(".")
+        nearest = DTYPES[dtype].kernels if dtype in DTYPES else ()
+        for other in nearest:
+            name = f"{other}.{kernel}" if kernel else other
+            if self.calibration.has(family, name):
+                stand_in = self.calibration.entry(family, name)
+                source = f"no {dtype} kernels are calibrated; those of {other} stand in: {stand_in.source}"
+                return stand_in.model_copy(update={"status": "assumed", "source": source, "fit": None})
+        return self.calibration.entry(family, variant)
+
     def coefficients(self, family: str, variant: str, kind: type[C]) -> C:
-        return self.calibration.get(family, variant, kind)
+        """Coefficients as the dataclass of their cost model, of `entry`."""
+        if self.calibration.has(family, variant):
+            return self.calibration.get(family, variant, kind)
+        return self.calibration.of(self.entry(family, variant), kind, f"{family}.{variant}")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cost_models.arrays import Floats, as_floats, ceil_div
+from cost_models.attention.base import Phase
 from cost_models.dispatch import BACKENDS, payload_bytes
 from cost_models.machine import Machine
 from cost_models.offload import freed_bytes, offloaded_mask
 from cost_models.rows import UNLIMITED, Rows
-from cost_models.specs.model import Matrix, MlaSpec, ModelSpec
+from cost_models.specs.matrix import Matrix
+from cost_models.specs.model import ModelSpec, MoeSpec
 from cost_models.specs.precision import DTYPES
 from cost_models.specs.workload import Workload
 
@@ -37,12 +39,36 @@ class MemoryCoefficients:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceBytes:
+    """State of one sequence on one GPU, at independent points of its output, (rows,) each [B]."""
+
+    mean: Floats
+    spread: Floats
+    """Standard deviation over the points of the output."""
+    peak: Floats
+    """Of a finished sequence."""
+
+    def of_batch(self, batch: ArrayLike) -> Floats:
+        """What `batch` sequences hold: their mean and two standard deviations of the sum, at most all of them finished."""
+        batch = as_floats(batch)
+        with_margin = batch * self.mean + KV_CONFIDENCE_SIGMAS * self.spread * np.sqrt(batch)
+        return as_floats(np.minimum(with_margin, batch * np.maximum(self.peak, self.mean)))
+
+    def fitting(self, room_bytes: ArrayLike) -> Floats:
+        """Largest whole batch whose state fits in `room_bytes`: the inverse of `of_batch`."""
+        room = np.maximum(as_floats(room_bytes), 0.0)
+        half = KV_CONFIDENCE_SIGMAS * self.spread / 2
+        root = (np.sqrt(half**2 + self.mean * room) - half) / self.mean
+        return as_floats(np.floor(np.maximum(root**2, room / np.maximum(self.peak, self.mean)) + 1e-9))
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """Named lines of one GPU, (rows,) each [B]."""
 
     lines: dict[str, Floats]
-    kv_bytes_per_token: Floats
-    """KV cache of one token on one GPU, after sharding."""
+    sequence: SequenceBytes
+    """What one sequence keeps on the GPU."""
 
     @property
     def total_bytes(self) -> Floats:
@@ -56,14 +82,15 @@ class Memory:
 def decode_memory(machine: Machine, rows: Rows, workload: Workload) -> Memory:
     """Memory that a decode pool needs on each GPU.
 
-    The KV line holds the batch at its mean context plus two standard deviations of the batch's sum,
-    at most the finished length: requests are at independent points of their output.
+    The KV line holds the batch's state at its mean context plus two standard deviations of the batch's sum,
+    at most that of finished sequences: requests are at independent points of their output.
     DeepEP low-latency buffer: 4 E T (2H + H/32) bytes (DeepEP csrc/legacy/config.hpp).
     """
     c = machine.coefficients("memory", "default", MemoryCoefficients)
     tokens = _buffer_tokens(rows)
-    activations = _activation_bytes(machine, rows, tokens, _absorbed_width(machine), tokens, c)
-    return _memory(machine, rows, c, kv_tokens_needed(rows.batch, workload), tokens, activations)
+    activations = _activation_bytes(machine, rows, "decode", tokens, tokens, c)
+    sequence = sequence_bytes(machine, rows, workload)
+    return _memory(machine, rows, c, sequence, sequence.of_batch(rows.batch), tokens, activations)
 
 
 def prefill_memory(machine: Machine, rows: Rows, workload: Workload) -> Memory:
@@ -77,30 +104,36 @@ def prefill_memory(machine: Machine, rows: Rows, workload: Workload) -> Memory:
     cached = 1 / (1 - workload.prefix_cache_hit_rate)
     resident = KV_STEPS_RESIDENT * np.maximum(tokens * cached, workload.isl_tokens)
     finishing = np.ceil(tokens / max(workload.isl_tokens * (1 - workload.prefix_cache_hit_rate), 1.0))
-    activations = _activation_bytes(machine, rows, tokens, _expanded_width(machine), finishing, c)
-    return _memory(machine, rows, c, resident, tokens, activations)
+    activations = _activation_bytes(machine, rows, "prefill", tokens, finishing, c)
+    held = state_bytes(machine, rows, workload.isl_tokens) * resident / workload.isl_tokens
+    return _memory(machine, rows, c, sequence_bytes(machine, rows, workload), held, tokens, activations)
 
 
 def _memory(
-    machine: Machine, rows: Rows, c: MemoryCoefficients, kv_tokens: Floats, tokens: Floats, activations: Floats
+    machine: Machine,
+    rows: Rows,
+    c: MemoryCoefficients,
+    sequence: SequenceBytes,
+    held: Floats,
+    tokens: Floats,
+    activations: Floats,
 ) -> Memory:
-    """All lines; kv_tokens : resident, tokens : that buffers are sized for, per rank."""
+    """All lines; held : bytes of resident sequences, tokens : that buffers are sized for, per rank."""
     model = machine.model
     stages = ceil_div(model.layers, rows.pp) / model.layers
-    kv_token = kv_bytes_per_token(machine, rows)
     lines = {
         "expert weights": expert_bytes(machine, rows) * stages,
         "other weights": _replicated_bytes(machine, rows) * stages + _head_bytes(machine, rows),
         "offloaded weights": -offloaded_bytes(machine, rows) * stages,
         "mtp weights": np.where(rows.drafts > 0, _mtp_bytes(machine, rows), 0.0),
-        "kv_cache": kv_token * kv_tokens,
+        "kv_cache": held,
         "activations": activations,
         "dispatch buffers": _dispatch_buffer_bytes(machine, rows, tokens, c),
         "eplb buffers": _eplb_bytes(machine, rows),
         "cuda graphs": np.where(rows.graph_tokens > 0, c.graph_sizes * c.graph_bytes_per_size, 0.0),
         "runtime": np.full(len(rows), c.runtime_bytes),
     }
-    return Memory({name: as_floats(line) for name, line in lines.items()}, kv_token)
+    return Memory({name: as_floats(line) for name, line in lines.items()}, sequence)
 
 
 def _eplb_bytes(machine: Machine, rows: Rows) -> Floats:
@@ -113,28 +146,21 @@ def _eplb_bytes(machine: Machine, rows: Rows) -> Floats:
     return np.where(rows.eplb_interval_steps > 0, received + window, 0.0)
 
 
-def kv_tokens_needed(batch: ArrayLike, workload: Workload) -> Floats:
-    """Tokens resident for `batch` sequences at independent points of their output [token]."""
-    batch = as_floats(batch)
-    mean = workload.context_tokens
-    spread = workload.osl_tokens / np.sqrt(12.0)
-    with_margin = batch * mean + KV_CONFIDENCE_SIGMAS * spread * np.sqrt(batch)
-    return as_floats(np.minimum(with_margin, batch * max(workload.peak_context_tokens, mean)))
+def sequence_bytes(machine: Machine, rows: Rows, workload: Workload) -> SequenceBytes:
+    """What one sequence keeps on a GPU while its output grows from nothing to its end at an even pace."""
+    peak_tokens = workload.peak_context_tokens
+    mean, peak, first = (
+        state_bytes(machine, rows, tokens) for tokens in (workload.context_tokens, peak_tokens, peak_tokens - workload.osl_tokens)
+    )
+    return SequenceBytes(mean, (peak - first) / np.sqrt(12.0), peak)
 
 
-def sequences_that_fit(kv_tokens: ArrayLike, workload: Workload) -> Floats:
-    """Largest whole batch whose resident tokens fit in `kv_tokens`: the inverse of kv_tokens_needed."""
-    tokens = np.maximum(as_floats(kv_tokens), 0.0)
-    mean = workload.context_tokens
-    half = KV_CONFIDENCE_SIGMAS * workload.osl_tokens / np.sqrt(12.0) / 2
-    root = (np.sqrt(half**2 + mean * tokens) - half) / mean
-    return as_floats(np.floor(np.maximum(root**2, tokens / max(workload.peak_context_tokens, mean)) + 1e-9))
+def state_bytes(machine: Machine, rows: Rows, context_tokens: float) -> Floats:
+    """Keys, latents and recurrent state of one sequence on one GPU, in its share of the pipeline's layers [B].
 
-
-def kv_bytes_per_token(machine: Machine, rows: Rows) -> Floats:
-    """KV cache of one token on one GPU: sharded over TP up to the KV heads, over the pipeline's layers [B]."""
-    shards = np.minimum(rows.tp, machine.model.attention.max_kv_shards) * rows.pp
-    return as_floats(machine.model.kv_bytes_per_token(machine.recipe) / shards)
+    A prefill rank hands as much over to a decode rank.
+    """
+    return as_floats(machine.model.state_bytes(context_tokens, machine.recipe, rows.tp) / rows.pp)
 
 
 def _stored_bytes(machine: Machine, matrix: Matrix) -> float:
@@ -151,22 +177,23 @@ def expert_bytes(machine: Machine, rows: Rows) -> Floats:
     return as_floats(one_copy * slots / rows.moe_tp)
 
 
-def offloadable_layer_bytes(machine: Machine, rows: Rows) -> tuple[Floats, Floats]:
-    """What offload moves of a dense and of an MoE layer: the routed experts, or whole layers of a dense model [B].
+def offloadable_layer_bytes(machine: Machine, rows: Rows) -> list[Floats]:
+    """What offload moves of a layer of each group: the routed experts, or whole layers of a dense model [B].
 
-    vLLM's --offload-params and SGLang's offloader take the expert matrices of MoE models; their dense layers stay.
+    vLLM's --offload-params and SGLang's offloader take the expert matrices of MoE models; their other layers stay.
     """
     model = machine.model
     if model.moe:
-        return np.zeros(len(rows)), expert_bytes(machine, rows) / model.moe_layers
-    return _replicated_bytes(machine, rows) / model.layers, np.zeros(len(rows))
+        layer = expert_bytes(machine, rows) / model.moe_layers
+        return [layer if isinstance(group.ffn, MoeSpec) else np.zeros(len(rows)) for group in model.groups]
+    return [_replicated_bytes(machine, rows) / model.layers for _ in model.groups]
 
 
 def offloaded_bytes(machine: Machine, rows: Rows) -> Floats:
     """Device memory that weight offload frees, over all layers [B]."""
     freed = np.zeros(len(rows))
     for setting in offload_settings(machine.model, rows):
-        layer = by_layer(machine.model, *offloadable_layer_bytes(machine, rows))
+        layer = by_layer(machine.model, offloadable_layer_bytes(machine, rows))
         freed = np.where(setting.rows, freed_bytes(layer, setting.layers, setting.prefetch_step), freed)
     return freed
 
@@ -188,13 +215,14 @@ def offload_settings(model: ModelSpec, rows: Rows) -> Iterator[OffloadSetting]:
     for group, number, step in np.unique(columns[rows.offload_group_size > 0], axis=0):
         layers = offloaded_mask(model.layers, int(group), int(number))
         if model.moe:
-            layers[: model.layers - model.moe_layers] = False
+            layers[[position for position in range(model.layers) if position not in model.moe_positions]] = False
         yield OffloadSetting((columns == (group, number, step)).all(axis=1), layers, int(step))
 
 
-def by_layer(model: ModelSpec, dense: Floats, moe: Floats) -> Floats:
-    """Values of a dense and of an MoE layer, (rows,) each, as (layers, rows)."""
-    return np.where(np.arange(model.layers)[:, None] < model.layers - model.moe_layers, dense, moe)
+def by_layer(model: ModelSpec, values: Sequence[Floats]) -> Floats:
+    """Values of a layer of each group, (rows,) each, as (layers, rows)."""
+    groups = {position: number for number, group in enumerate(model.groups) for position in group.positions}
+    return np.stack([values[groups[position]] for position in range(model.layers)])
 
 
 def _replicated_bytes(machine: Machine, rows: Rows) -> Floats:
@@ -206,8 +234,9 @@ def _replicated_bytes(machine: Machine, rows: Rows) -> Floats:
     for matrix in machine.model.layer_matrices():
         if matrix.family == "experts":
             continue
-        whole = (matrix.sharding == "replicated") | ((matrix.family == "shared_expert") & (rows.dp > 1))
-        total = total + _stored_bytes(machine, matrix) / np.where(whole, 1, rows.tp)
+        shards = np.where((matrix.family == "shared_expert") & (rows.dp > 1), 1, rows.tp)
+        share = matrix.rank_n(shards) / matrix.n * (matrix.rank_k(shards) / matrix.k)
+        total = total + _stored_bytes(machine, matrix) * share
     return total
 
 
@@ -230,12 +259,13 @@ def _buffer_tokens(rows: Rows) -> Floats:
 
 
 def _activation_bytes(
-    machine: Machine, rows: Rows, tokens: Floats, head_elements: int, sampled: Floats, c: MemoryCoefficients
+    machine: Machine, rows: Rows, phase: Phase, tokens: Floats, sampled: Floats, c: MemoryCoefficients
 ) -> Floats:
     """Widest live tensors of a layer, gathered tokens where the backend gathers them, and the logits of `sampled` tokens."""
     model = machine.model
     own = tokens * model.hidden * 2 * c.activation_passes
-    query = tokens * model.attention.heads / rows.tp * head_elements * 2
+    tp = as_floats(rows.tp)
+    query = tokens * np.max([kind.activation_elements(phase, tp) for kind in model.attentions], axis=0) * 2
     gathered = np.where(rows.backend == BACKENDS.index("allgather_reducescatter"), tokens * rows.dp, tokens)
     experts = 0.0
     if model.moe:
@@ -243,21 +273,6 @@ def _activation_bytes(
         experts = pairs * (2 * model.moe.intermediate / rows.moe_tp + model.hidden) * 2 + gathered * model.hidden * 2
     logits = sampled * model.vocab / rows.tp * 6
     return as_floats(own + query + experts + logits)
-
-
-def _absorbed_width(machine: Machine) -> int:
-    """Query and output elements of one head in decode."""
-    attention = machine.model.attention
-    width = attention.kv_lora_rank + attention.qk_rope_dim if isinstance(attention, MlaSpec) else attention.head_dim
-    return 2 * width
-
-
-def _expanded_width(machine: Machine) -> int:
-    """Query, key, value and output elements of one query head in prefill."""
-    attention = machine.model.attention
-    if isinstance(attention, MlaSpec):
-        return 2 * (attention.qk_nope_dim + attention.qk_rope_dim) + 2 * attention.v_dim
-    return 2 * attention.head_dim * (1 + attention.kv_heads // attention.heads)
 
 
 def _dispatch_buffer_bytes(machine: Machine, rows: Rows, tokens: Floats, c: MemoryCoefficients) -> Floats:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from cost_models.arrays import Floats, as_floats, evaluate_distinct
+from cost_models.attention.base import Phase
 from cost_models.balance import (
     busiest_active_experts,
     combined_max_over_mean,
@@ -33,8 +34,6 @@ from cost_models.overlap import SharedExpertStream, shared_stream_hidden_s
 from cost_models.rebalancing import EplbDynamics, moved_bytes, rebalance_s, stale_max_over_mean
 from cost_models.rows import Rows
 from cost_models.specs.model import MoeSpec
-
-Phase = Literal["decode", "prefill"]
 
 POINT_TO_POINT = ("deepep_low_latency", "deepep_normal", "nvlink_one_sided")
 

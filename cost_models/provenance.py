@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cost_models.attention.base import Phase, Source
 from cost_models.calibration import Entry
 from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
-from cost_models.moe_layer import Phase, kernel_variants
+from cost_models.moe_layer import kernel_variants
 from cost_models.prefill import PromptBatch
 from cost_models.rows import Rows
 
@@ -30,49 +32,41 @@ class Provenance:
     """Spread of log(measured / predicted) on held-out rows: half its central 80 % over 1.28."""
 
 
-Inputs = tuple[str, str, dict[str, float]]
-"""Family, variant, and the inputs that its box is checked against."""
-
-
 def operator_provenance(machine: Machine, rows: Rows, context_tokens: float) -> dict[str, Provenance]:
     """Provenance of every operator of the first row of a decode step."""
     tokens = float(rows.batch[0] * (1 + rows.drafts[0]))
-    attention = machine.model.attention
-    core = {
-        "sequences": float(rows.batch[0]),
-        "context_tokens": context_tokens,
-        "heads": attention.heads / float(rows.tp[0]),
-    }
-    sources = _shared_sources(machine, rows, tokens, "decode")
-    sources["attention"] = (f"{attention.kind}_decode", machine.recipe.kv_cache, core)
-    sources["absorb"] = ("elementwise", "default", {})
-    return {name: _checked(machine, *source) for name, source in sources.items()}
+    inputs = {"sequences": float(rows.batch[0]), "context_tokens": context_tokens, "tp": float(rows.tp[0])}
+    return _all_checked(machine, _shared_sources(machine, rows, tokens, "decode"), "decode", inputs)
 
 
 def prefill_provenance(machine: Machine, rows: Rows, batch: PromptBatch) -> dict[str, Provenance]:
     """Provenance of every operator of the first row of a prefill step."""
-    attention = machine.model.attention
-    core = {
+    inputs = {
         "sequences": float(batch.sequences[0]),
         "new_tokens": float(batch.new_tokens[0]),
         "prefix_tokens": float(batch.prefix_tokens[0]),
-        "heads": attention.heads / float(rows.tp[0]),
+        "tp": float(rows.tp[0]),
     }
-    sources = _shared_sources(machine, rows, float(batch.tokens[0]), "prefill")
-    sources["attention"] = (f"{attention.kind}_prefill", machine.recipe.prefill_attention, core)
-    if "kv_b" in sources:
-        family, _, inputs = sources["kv_b"]
-        sources["kv_b"] = (family, machine.recipe.kv_b_expand or machine.recipe.kv_b, inputs)
+    return _all_checked(machine, _shared_sources(machine, rows, float(batch.tokens[0]), "prefill"), "prefill", inputs)
+
+
+def _all_checked(
+    machine: Machine, shared: Mapping[str, Source], phase: Phase, inputs: Mapping[str, float]
+) -> dict[str, Provenance]:
+    """The shared operators and those of the model's attention kinds."""
+    sources = dict(shared)
+    for kind in machine.model.attentions:
+        sources |= kind.sources(machine.recipe, phase, inputs)
     return {name: _checked(machine, *source) for name, source in sources.items()}
 
 
-def _shared_sources(machine: Machine, rows: Rows, tokens: float, phase: Phase) -> dict[str, Inputs]:
+def _shared_sources(machine: Machine, rows: Rows, tokens: float, phase: Phase) -> dict[str, Source]:
     """Operators that both phases have, on `tokens` per attention-DP rank."""
-    sources: dict[str, Inputs] = {}
+    sources: dict[str, Source] = {}
     tp = float(rows.tp[0])
     for matrix in machine.model.matrices():
         if matrix.family not in ("experts", "embedding"):
-            inputs = {"m": tokens, "n": matrix.n / tp, "k": float(matrix.k)}
+            inputs = {"m": tokens, "n": float(matrix.rank_n(tp)), "k": float(matrix.rank_k(tp))}
             sources[matrix.name] = ("dense_gemm", machine.dtype(matrix.family), inputs)
     for name in ("elementwise", "moe_elementwise"):
         sources[name] = ("elementwise", "prefill" if phase == "prefill" else "default", {})
@@ -98,8 +92,8 @@ def _shared_sources(machine: Machine, rows: Rows, tokens: float, phase: Phase) -
     return sources
 
 
-def _checked(machine: Machine, family: str, variant: str, inputs: dict[str, float]) -> Provenance:
-    entry: Entry = machine.calibration.entry(family, variant)
+def _checked(machine: Machine, family: str, variant: str, inputs: Mapping[str, float]) -> Provenance:
+    entry: Entry = machine.entry(family, variant)
     outside = []
     for name, (low, high) in entry.box.items():
         value = inputs.get(name)

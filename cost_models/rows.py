@@ -48,8 +48,8 @@ class Rows:
     graph_tokens: Ints
     """Largest batch captured in a CUDA graph; 0 runs eagerly."""
     output_chunk: Ints
-    api_outputs: Ints
-    """Outputs per API process and step; 0 leaves the API process out."""
+    api_servers: Ints
+    """API processes that share the outputs of a step; 0 leaves them out."""
     batched_tokens: Ints
     """Token budget per step that buffers are sized for; 0 sizes them for the batch."""
     offload_group_size: Ints
@@ -109,6 +109,12 @@ class Rows:
     def moe_tp(self) -> Ints:
         return self.group // self.ep
 
+    @property
+    def api_outputs(self) -> Ints:
+        """Outputs per API process and step; 0 where those are left out."""
+        shared = -(-self.batch * self.dp // np.maximum(self.api_servers, 1))
+        return np.where(self.api_servers > 0, shared, 0)
+
 
 FLOAT_COLUMNS = ("imbalance", "skew", "popularity")
 DEFAULTS: dict[str, ArrayLike] = {
@@ -129,7 +135,7 @@ DEFAULTS: dict[str, ArrayLike] = {
     "activation_chunk_rows": 0,
     "graph_tokens": UNLIMITED,
     "output_chunk": UNLIMITED,
-    "api_outputs": 0,
+    "api_servers": 0,
     "batched_tokens": 0,
     "offload_group_size": 0,
     "offload_in_group": 1,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cost_models.arrays import Floats, as_floats, ceil_div
+from cost_models.attention.base import AttentionKind
 from cost_models.collectives import pipeline_hop_time_s
 from cost_models.host import HostCoefficients, host_step_s, output_processing_s
-from cost_models.layers import Layer, both_layers, offload_stall, whole_model
+from cost_models.layers import Layer, offload_stall, priced_layers, whole_model
 from cost_models.machine import Machine
 from cost_models.operators import Timing, attention_operators, head_operators
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
+from cost_models.specs.model import ModelSpec
 from cost_models.speculative import accepted_tokens_per_step
 
 PIPELINE_START_S = 10e-6
@@ -25,7 +27,8 @@ class StepCost:
     """A decode step of every row, (rows,) arrays.
 
     operators : name -> time and roofline bound per step [s]; `overlap` is negative: what it hides.
-    layer_kinds : dense_layers, moe_layers, head, host -> time per step [s]; they sum to step_s.
+    layer_kinds : dense_layers, moe_layers, mixer_layers (no feed-forward part), head, host -> time per step [s]; they sum
+    to step_s.
     """
 
     operators: dict[str, Timing]
@@ -46,15 +49,15 @@ def decode_step(machine: Machine, rows: Rows, context_tokens: float, mtp_accepta
     """
     c = machine.coefficients("host", "default", HostCoefficients)
     in_flight = ceil_div(rows.batch, rows.pp)
-    dense, moe = _layers(machine, rows, in_flight, context_tokens)
-    operators, kinds = whole_model(machine.model, rows, dense, moe)
+    layers = _layers(machine, rows, in_flight, context_tokens)
+    operators, kinds = whole_model(machine.model, rows, layers)
     tokens = in_flight * (1 + rows.drafts)
     head = head_operators(machine, as_floats(tokens), as_floats(rows.tp), c.sampling_bytes_per_logit)
     operators |= head
-    operators["mtp_drafts"] = _draft_passes(moe or dense, head, rows)
+    operators["mtp_drafts"] = _draft_passes(draft_layer(machine.model, layers), head, rows)
     operators["pipeline_hops"] = hops(machine, rows, tokens)
     operators["host"] = Timing(host_step_s(in_flight, rows.dp, c) * rows.pp, np.zeros(len(rows)))
-    operators["offload_stall"] = offload_stall(machine, rows, dense, moe)
+    operators["offload_stall"] = offload_stall(machine, rows, layers)
     step_s = as_floats(sum(t.time_s for t in operators.values()))
     waiting = np.maximum(output_processing_s(rows.api_outputs, rows.output_chunk, c) - step_s, 0.0)
     operators["output_processing_wait"] = Timing(waiting, np.zeros(len(rows)))
@@ -68,24 +71,31 @@ def decode_step(machine: Machine, rows: Rows, context_tokens: float, mtp_accepta
     return StepCost(operators, kinds, step_s, accepted, tpot_s, rate)
 
 
-def _layers(machine: Machine, rows: Rows, sequences: Floats, context: float) -> tuple[Layer | None, Layer | None]:
-    """The dense and the MoE layer of every row; two-batch rows are priced on half batches."""
+def _layers(machine: Machine, rows: Rows, sequences: Floats, context: float) -> list[Layer]:
+    """A layer of each group, of every row; two-batch rows are priced on half batches."""
     split = (rows.overlap == OVERLAPS.index("two_batch")) & (sequences >= 2) & (rows.dp > 1)
     sequences = sequences / np.where(split, 2.0, 1.0)
     queries = as_floats(1 + rows.drafts)
     tokens = sequences * queries
-    attention = attention_operators(machine, sequences, queries, as_floats(rows.tp), context)
     captured = np.asarray(rows.graph_tokens >= np.ceil(rows.batch / rows.pp) * (1 + rows.drafts))
-    return both_layers(machine, rows, attention, tokens, split, captured, "decode")
+
+    def attention(kind: AttentionKind) -> Mapping[str, Timing]:
+        return attention_operators(machine, kind, sequences, queries, as_floats(rows.tp), context)
+
+    return priced_layers(machine, rows, attention, tokens, split, captured, "decode")
 
 
-def _draft_passes(layer: Layer | None, head: Mapping[str, Timing], rows: Rows) -> Timing:
+def _draft_passes(layer: Timing, head: Mapping[str, Timing], rows: Rows) -> Timing:
     """Each draft runs one MTP module (a layer) and lm_head."""
-    if layer is None:
-        return Timing(np.zeros(len(rows)), np.zeros(len(rows)))
-    lm_head = head["lm_head"]
-    bound = sum((t.bound_s for t in layer.operators.values()), lm_head.bound_s)
-    return Timing((layer.time_s + lm_head.time_s) * rows.drafts, bound * rows.drafts)
+    return (layer + head["lm_head"]).scaled(as_floats(rows.drafts))
+
+
+def draft_layer(model: ModelSpec, layers: Sequence[Layer]) -> Timing:
+    """One pass through the layer, or blocks, that an MTP module repeats. layers : one of each group of the model."""
+    chosen = [layer for group, layer in zip(model.groups, layers, strict=True) if group in model.draft_layers]
+    zero = np.zeros(len(chosen[0].time_s))
+    bound_s = sum((t.bound_s for layer in chosen for t in layer.operators.values()), zero)
+    return Timing(sum((layer.time_s for layer in chosen), zero), bound_s)
 
 
 def hops(machine: Machine, rows: Rows, tokens: Floats) -> Timing:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 from importlib import resources
 
-from cost_models.catalog import parse_yaml, validated
+from cost_models.catalog import validated
 from cost_models.errors import CatalogError, unknown_name
+from cost_models.reading import parse_yaml
 from search_spaces.schema import EngineSpec
 
 

@@ -30,6 +30,20 @@ class Ranged(Spec):
         return after and (self.until is None or key <= version_key(self.until))
 
 
+class ExpertDtypes(Ranged):
+    """Storage dtypes of the experts that can stand behind an all-to-all."""
+
+    dtypes: tuple[str, ...]
+    roles: tuple[Literal["decode", "prefill", "serve"], ...] = ("decode", "prefill", "serve")
+    """Pools it is said of."""
+
+
+class TokensSeen(Ranged):
+    """Tokens of a rank and step that were seen to run beyond the kernel's documented limit."""
+
+    tokens: int
+
+
 class Choice(Ranged):
     """One value of a categorical knob."""
 
@@ -42,6 +56,10 @@ class Choice(Ranged):
     """Versions in which MoE DP chunking applies to it; none in none."""
     max_tokens: int | None = None
     """Tokens per rank and step that the engine's kernel accepts."""
+    tokens_seen: tuple[TokensSeen, ...] = ()
+    """What newer builds of the kernel were seen to take: plans stay below `max_tokens`, others are not refused up to here."""
+    experts: tuple[ExpertDtypes, ...] = ()
+    """Dtypes of the experts behind it; empty where any is taken."""
     within_domain: bool = False
     """Works inside one scale-up domain only."""
     needs_full_dp: bool = False
@@ -65,6 +83,17 @@ class Choice(Ranged):
         """Token limit of what runs in a phase; none where there is none."""
         return None if phase == "prefill" and self.prefill_model else self.max_tokens
 
+    def tokens_seen_in(self, phase: str, version: str) -> int | None:
+        """The most that is known to run in a phase of a version; none where there is no limit."""
+        limit = self.max_tokens_in(phase)
+        seen = [found.tokens for found in self.tokens_seen if found.exists_in(version)]
+        return None if limit is None else max([limit, *seen])
+
+    def experts_in(self, role: str, version: str) -> tuple[str, ...]:
+        """Dtypes of experts that it takes in a pool of a version; empty where any."""
+        found = [taken.dtypes for taken in self.experts if taken.exists_in(version) and role in taken.roles]
+        return tuple(dtype for dtypes in found for dtype in dtypes)
+
     def takes_ep(self, ep: int, gpu: str) -> bool:
         """Whether its kernel is built for so many expert-parallel ranks of a GPU."""
         return not self.ep_sizes or gpu not in self.ep_sizes_on or ep in self.ep_sizes
@@ -85,6 +114,9 @@ class Spelling(Ranged):
 
     kind: Literal["flag", "env"]
     name: str
+    """`--option.field` is a field of an option that takes a document."""
+    off: str | None = None
+    """What switches it off, where a switch is on by itself."""
 
 
 class Knob(Spec):
@@ -101,6 +133,16 @@ class Knob(Spec):
     """Values worth trying beside the default and the analytic best."""
     minimum: float | None = None
     maximum: float | None = None
+    emit: Literal["when_set", "always", "by_exporter"] = "when_set"
+    """Written where a plan sets it; always, with the engine's default where no plan does; or in what an exporter composes."""
+    needs: str | None = None
+    """Knob that must be on for it to be written."""
+    unwritten: tuple[Value, ...] = ()
+    """Values that the engine takes by itself and that are not written."""
+    roles: tuple[Literal["prefill", "decode", "serve"], ...] = ("prefill", "decode", "serve")
+    """Pools that it is written for."""
+    unsupported: str | None = None
+    """Why it is neither written nor read."""
     source: str
 
     def spelling(self, version: str) -> Spelling | None:

@@ -8,13 +8,11 @@ from autotune.documents.deployment import Deployment
 from autotune.documents.prediction import Prediction
 from autotune.predicting.step import predict, predict_decode, resolve
 from cost_models.catalog import load_hardware
-from cost_models.memory import sequences_that_fit
-from cost_models.specs.workload import Workload
 
 
-def room(prediction: Prediction, workload: Workload) -> int:
+def room(prediction: Prediction) -> int:
     """Sequences of an attention-DP rank that the memory limit leaves room for."""
-    return int(sequences_that_fit(prediction.kv_capacity_tokens, workload))
+    return prediction.kv_sequences
 
 
 def covering_all(deployment: Deployment, fraction: float) -> Deployment:
@@ -38,7 +36,7 @@ def as_it_runs(deployment: Deployment) -> tuple[Deployment, str]:
     sized = deployment.with_pool(phase, max_batched_tokens=pool.max_batched_tokens or limit * (1 + pool.draft_tokens))
 
     def holds(batch: int) -> bool:
-        return room(predict_decode(resolve(sized.with_pool(phase, batch_per_dp_rank=batch))), workload) >= batch
+        return room(predict_decode(resolve(sized.with_pool(phase, batch_per_dp_rank=batch)))) >= batch
 
     fits = largest(limit, holds) or 0
     if fits == limit:

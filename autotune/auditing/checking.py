@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autotune.auditing.capacity import room
-from autotune.auditing.conflicts import conflicts, unlaunchable
+from autotune.auditing.conflicts import Written, audit, unlaunchable
 from autotune.auditing.edits import Edit, pool_edits, service_edits
 from autotune.auditing.goals import GoalLine, Goals, pool_goals, service_goals
 from autotune.auditing.verdict import Change, PoolMemory, Verdict
@@ -50,6 +50,10 @@ class Outcome:
     conflicts: tuple[str, ...]
     refusal: str = ""
     """Why it could not be priced."""
+    doubts: tuple[str, ...] = ()
+    """Settings without effect, and what a library of the engine decides."""
+    aggregated: bool = False
+    """Its decode pool prefills too."""
 
     @property
     def fits(self) -> bool:
@@ -105,8 +109,7 @@ def check(deployment: Deployment, goals: Goals, command: ReadCommand | None = No
     command : that the plan was read from.
     """
     aggregated = command is not None and command.aggregated
-    plan = outcome(deployment, goals)
-    plan = dataclasses.replace(plan, conflicts=plan.conflicts or unlaunchable(deployment, aggregated=aggregated))
+    plan = outcome(deployment, goals, aggregated=aggregated, written=command.written if command else None)
     found, looked_at = ((), 0) if plan.works else smallest_changes(plan, goals, aggregated=aggregated)
     if command is not None:
         plan = dataclasses.replace(plan, conflicts=(*command.conflicts, *plan.conflicts))
@@ -121,10 +124,20 @@ def check(deployment: Deployment, goals: Goals, command: ReadCommand | None = No
         ttft_p99_s=plan.service.ttft_s.p99 if plan.service else None,
         gpus=plan.gpus,
         bottleneck=_bottleneck(plan),
-        remarks=(*(command.remarks if command else ()), *remarks(plan)),
+        remarks=(*(command.remarks if command else ()), *plan.doubts, *remarks(plan), *_not_written(plan)),
         changes=found,
         looked_at=looked_at,
     )
+
+
+def _not_written(plan: Outcome) -> Iterator[str]:
+    """What `autotune export` cannot write says nothing of the engine."""
+    if not plan.conflicts:
+        yield from (f"no launch script can be written for it: {reason}" for reason in _unwritten(plan))
+
+
+def _unwritten(plan: Outcome) -> tuple[str, ...]:
+    return unlaunchable(plan.deployment, aggregated=plan.aggregated)
 
 
 def _memory(phase: PoolRole, step: PoolPrediction) -> PoolMemory:
@@ -145,9 +158,20 @@ def _bottleneck(plan: Outcome) -> str:
     return f"{busy}, {full:.0%} of the room for sequences is used; {steps}"
 
 
-def outcome(deployment: Deployment, goals: Goals, *, tried: bool = False) -> Outcome:
-    """Price a deployment and hold it against the goals; tried : only whether it works, without odds or a service's steps."""
-    held = conflicts(deployment)
+def outcome(
+    deployment: Deployment, goals: Goals, *, tried: bool = False, aggregated: bool = False, written: Written | None = None
+) -> Outcome:
+    """Price a deployment and hold it against the goals and its engine's rules.
+
+    tried : only whether it works, without odds or a service's steps; aggregated : a decode pool prefills too; written : the
+    command that it was read from.
+    """
+    found = audit(deployment, aggregated=aggregated, written=written)
+    plan = _priced(deployment, goals, found.conflicts, tried=tried)
+    return dataclasses.replace(plan, doubts=found.doubts, aggregated=aggregated)
+
+
+def _priced(deployment: Deployment, goals: Goals, held: tuple[str, ...], *, tried: bool) -> Outcome:
     if deployment.phase != "serve":
         try:
             step = predict(deployment)
@@ -228,7 +252,7 @@ def _crowded(plan: Outcome) -> set[PoolRole]:
 
 def _attempts(plan: Outcome, wanted: Sequence[tuple[Edit, ...]], goals: Goals) -> list[Attempt]:
     """The edits that make a deployment, with its outcome."""
-    return [(made, result) for made in wanted if (result := _tried(plan.deployment, made, goals))]
+    return [(made, result) for made in wanted if (result := _tried(plan, made, goals))]
 
 
 def _launchable(attempts: Sequence[Attempt], aggregated: bool) -> Iterator[Attempt]:
@@ -249,12 +273,14 @@ def _change(made: tuple[Edit, ...], tried: Outcome) -> Change:
     )
 
 
-def _tried(deployment: Deployment, made: tuple[Edit, ...], goals: Goals) -> Outcome | None:
-    """The outcome of some edits; none where they make no deployment."""
+def _tried(plan: Outcome, made: tuple[Edit, ...], goals: Goals) -> Outcome | None:
+    """The outcome of some edits of a plan; none where they make no deployment."""
+    deployment = plan.deployment
     try:
         for edit in made:
             deployment = edit.apply(deployment)
-        return outcome(Deployment.model_validate(deployment.model_dump()), goals, tried=True)
+        changed = Deployment.model_validate(deployment.model_dump())
+        return outcome(changed, goals, tried=True, aggregated=plan.aggregated)
     except (AutotuneError, ValueError):
         return None
 
@@ -268,7 +294,7 @@ def _fitting(plan: Outcome) -> set[int]:
 def _room(plan: Outcome) -> int:
     """Sequences of an attention-DP rank that the KV room holds; 0 for other pools."""
     step = plan.steps.get("decode")
-    return room(step, plan.deployment.workload) if isinstance(step, Prediction) else 0
+    return room(step) if isinstance(step, Prediction) else 0
 
 
 def remarks(plan: Outcome) -> Iterator[str]:

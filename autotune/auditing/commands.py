@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.auditing.capacity import as_it_runs, covering_all
-from autotune.auditing.conflicts import indivisible
+from autotune.auditing.conflicts import Written, indivisible
 from autotune.auditing.options import NUMBER, Command, engine_for, split_options
 from autotune.auditing.shell import find_command
 from autotune.documents.deployment import Deployment, Load
 from autotune.errors import ProblemError
-from autotune.exporters.vllm import EPLB_FIELDS, KV_ROLES
+from autotune.exporters.vllm import KV_ROLES
 from autotune.resolving import choose_recipe, resolve_calibration
-from cost_models.catalog import load_hardware, load_model, model_names
+from cost_models.catalog import load_hardware, load_model, model_names, validated
 from cost_models.errors import unknown_name
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import Knob, Value
@@ -37,7 +37,6 @@ READ = {
     ),
 }  # fmt: skip
 ROLES = {**{kv_role: phase for phase, kv_role in KV_ROLES.items()}, "prefill": "prefill", "decode": "decode"}
-EPLB_KNOBS = {field: knob for knob, field in EPLB_FIELDS.items()}
 SGLANG_CHUNKS = ((20e9, 2048), (60e9, 4096), (160e9, 8192), (math.inf, 16384))
 """Chunked-prefill sizes that SGLang takes below so many bytes of memory (srt/server_args.py)."""
 SGLANG_DRAFT_STEPS = 3
@@ -63,6 +62,8 @@ class ReadCommand:
     remarks: tuple[str, ...] = ()
     aggregated: bool = False
     """The engine has no role: it prefills too, though only its decode steps may be judged."""
+    written: Written | None = None
+    """The command's own options and variables, which engine rules ask for."""
 
 
 def read_command(
@@ -110,18 +111,19 @@ def read_command(
     if pool["draft_tokens"] and not mtp_acceptance:
         document["workload"]["mtp_acceptance"] = (ASSUMED_ACCEPTANCE,)
         remarks.append(f"draft acceptance assumed to be {ASSUMED_ACCEPTANCE:.0%} per draft (--mtp-acceptance)")
-    deployment = Deployment.model_validate(document)
+    deployment = validated(Deployment, document, "the command")
     used = {*READ[invocation.engine], *(s.name for knob in engine.knobs for s in knob.spellings)}
     ignored = tuple(name for name in command.options if name not in used)
-    if any(indivisible(deployment.pool, spec)):  # nothing to price: the verdict says so
-        return ReadCommand(deployment, ignored, command.conflicts, tuple(remarks), aggregated=_role(command) is None)
+    aggregated, written = _role(command) is None, Written(command.options, command.environment)
+    if indivisible(deployment):  # nothing to price: the verdict says so
+        return ReadCommand(deployment, ignored, command.conflicts, tuple(remarks), aggregated, written)
     fraction = flags.get("gpu_memory_fraction")
     if fraction and engine.memory_fraction_covers == "weights_and_kv" and phase != "serve":
         deployment = covering_all(deployment, float(fraction))
     if phase == "decode" and size is None:
         deployment, limited = as_it_runs(deployment)
         remarks += [limited] if limited else []
-    return ReadCommand(deployment, ignored, command.conflicts, tuple(remarks), aggregated=_role(command) is None)
+    return ReadCommand(deployment, ignored, command.conflicts, tuple(remarks), aggregated, written)
 
 
 def is_of(name: str, model: ModelSpec) -> bool:
@@ -156,13 +158,10 @@ def _flags(command: Command) -> dict[str, Value]:
         if knob.name == "draft_tokens":  # in a document (vLLM), or counting the token itself (SGLang): see _drafts
             continue
         for spelling in knob.spellings:
-            source: Mapping[str, str | None] = command.options
-            if spelling.kind == "env":  # a variable that the version does not read has no effect
-                source = command.environment if spelling.exists_in(command.version) else {}
-            if spelling.name in source:
-                flags[knob.name] = _value(knob, spelling.name, source[spelling.name])
-    config = command.document("--eplb-config")
-    return flags | {EPLB_KNOBS[name]: value for name, value in config.items() if name in EPLB_KNOBS}
+            said = command.said(spelling)
+            if said is not None:
+                flags[knob.name] = _value(knob, spelling.name, said)
+    return flags
 
 
 def _value(knob: Knob, name: str, text: str | None) -> Value:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction
 from autotune.predicting.uncertainty import step_factors
 from autotune.serving.errors import probability_below
@@ -15,18 +17,18 @@ from cost_models.specs.base import Spec
 class Goals(Spec):
     """Limits and targets; none where nothing is asked."""
 
-    tpot_s: float | None = None
+    tpot_s: float | None = Field(default=None, gt=0)
     """Mean over requests, of a service."""
-    ttft_s: float | None = None
+    ttft_s: float | None = Field(default=None, gt=0)
     """Of one prompt when nothing waits (prefill pools), mean (services)."""
-    ttft_p50_s: float | None = None
-    ttft_p95_s: float | None = None
-    ttft_p99_s: float | None = None
-    tokens_per_s: float | None = None
+    ttft_p50_s: float | None = Field(default=None, gt=0)
+    ttft_p95_s: float | None = Field(default=None, gt=0)
+    ttft_p99_s: float | None = Field(default=None, gt=0)
+    tokens_per_s: float | None = Field(default=None, gt=0)
     """All instances together: generated, or of prompts for a prefill pool."""
-    concurrency: int | None = None
+    concurrency: int | None = Field(default=None, gt=0)
     """Sequences decoding at once."""
-    context_tokens: int | None = None
+    context_tokens: int | None = Field(default=None, gt=0)
     """Tokens of every sequence that the KV cache must hold at once."""
 
 

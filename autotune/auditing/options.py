@@ -13,7 +13,7 @@ from autotune.auditing.shell import Invocation
 from autotune.errors import ProblemError
 from search_spaces.loader import engine_names, load_engine, resolve_version
 from search_spaces.options import Option, OptionList, load_options, releases_with
-from search_spaces.schema import EngineSpec, Renamed
+from search_spaces.schema import EngineSpec, Renamed, Spelling
 
 NUMBER = re.compile(r"^-?\d+(\.\d+)?$")
 UNSET = re.compile(r"(:\s*)\$(?:\{\w+\}|\w+)")
@@ -44,6 +44,21 @@ class Command:
     def text(self, name: str) -> str | None:
         """An option's value."""
         return self.options.get(name)
+
+    def said(self, spelling: Spelling) -> str | None:
+        """What the command says of a knob, as text; none where it says nothing, empty for a switch that is on.
+
+        A variable that the version does not read has no effect.
+        """
+        if spelling.kind == "env":
+            return self.environment.get(spelling.name) if spelling.exists_in(self.version) else None
+        if spelling.off is not None and spelling.off in self.options:
+            return "false"
+        name, _, field = spelling.name.partition(".")
+        if not field:
+            return (self.options[name] or "") if name in self.options else None
+        value = self.document(name).get(field)
+        return value if value is None or isinstance(value, str) else json.dumps(value)
 
     def document(self, name: str) -> dict[str, Any]:
         """A JSON option; empty where it is not there. Raises ProblemError for what is no JSON."""

@@ -8,6 +8,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from autotune.auditing.sensitivity import STEPS, Sensitivity
+from autotune.files import save_figure
 
 mpl.use("agg")
 DPI = 130
@@ -26,4 +27,4 @@ def tornado(found: Sensitivity, path: Path) -> None:
     axes.axvline(0, color="black", lw=0.8)
     axes.set(xlabel="change of throughput, %", title=f"{found.tokens_per_s:,.0f} tokens/s as planned")
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path, DPI)

@@ -14,7 +14,7 @@ from autotune.errors import ProblemError
 from autotune.predicting.step import predict, predict_decode, resolve
 from autotune.predicting.uncertainty import measurement_values, uncertainty
 from autotune.serving.predicting import predict_service
-from cost_models.catalog import load_hardware, load_model
+from cost_models.catalog import load_hardware, load_model, validated
 from cost_models.specs.base import Spec
 
 SUSPECTS = 3
@@ -151,9 +151,10 @@ def _as_run(point: BenchmarkPoint, served: ServedLoad, deployment: Deployment) -
     """The service with the lengths and the load of the benchmark."""
     cap = served.max_concurrency
     if served.rate_per_s is not None and not (cap and served.in_flight >= FULL * cap):
-        load = Load(rate_per_s=served.rate_per_s)
+        load = validated(Load, {"rate_per_s": served.rate_per_s}, "the benchmark's load")
     else:
-        load = Load(concurrency=cap or served.requests, requests=served.requests)
+        sent = {"concurrency": cap or served.requests, "requests": served.requests}
+        load = validated(Load, sent, "the benchmark's load")
     return deployment.model_copy(update={"workload": point.lengths(deployment.workload), "load": load})
 
 
@@ -175,7 +176,10 @@ def _waiting_suspects(deployment: Deployment, service: ServicePrediction) -> tup
     if "prefill" in deployment.pools:
         step = predict(deployment.alone("prefill", deployment.pools["prefill"]))
         found += [f"prefill: {suspect}" for suspect in _suspects(step)]
-    return (*found, "serving/default (frontend_s, prefill_switch_s), kv_transfer/default (start_s): what an engine does around its steps")
+    return (
+        *found,
+        "serving/default (frontend_s, prefill_switch_s), kv_transfer/default (start_s): what an engine does around its steps",
+    )
 
 
 def _check_run(path: Path, points: list[BenchmarkPoint], deployment: Deployment) -> None:

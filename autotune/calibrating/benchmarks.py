@@ -9,7 +9,6 @@ keep theirs.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,17 @@ from typing import Any
 import numpy as np
 
 from autotune.calibrating.timings import sha256_of
-from autotune.documents.deployment import Deployment
+from autotune.documents.deployment import MAX_BATCH, Deployment
 from autotune.errors import ProblemError
 from autotune.predicting.step import predict_decode, resolve
 from cost_models.calibration import Entry, FitReport
-from cost_models.specs.workload import Workload
+from cost_models.errors import InputError
+from cost_models.reading import RESULT, parse_json, read_text, reading
+from cost_models.specs.workload import MAX_LENGTH_TOKENS, Workload
 
+MOST_NAME = 300
+LARGEST = 1e12
+"""Of any number of a result."""
 HOST = ("host", "default")
 HOST_OPERATORS = ("host", "output_processing_wait")
 METHOD = "non-negative least squares of step time less predicted GPU time, relative residuals"
@@ -112,29 +116,35 @@ def read_benchmark(path: Path) -> tuple[list[BenchmarkPoint], int]:
         if kind is None:
             other += 1
             continue
-        gpu = next((str(item[key]) for key in GPU_KEYS if isinstance(item.get(key), str)), "")
-        points.append(dataclasses.replace(READERS[kind](item, source), model=str(item.get("model_id") or ""), gpu=gpu))
+        gpu = next((str(item[key])[:MOST_NAME] for key in GPU_KEYS if isinstance(item.get(key), str)), "")
+        model = str(item.get("model_id") or "")[:MOST_NAME]
+        points.append(_sized(path, dataclasses.replace(READERS[kind](item, source), model=model, gpu=gpu)))
     if not points:
         raise ProblemError(f"{path}: no benchmark result in it; known: {', '.join(READERS)}")
     return points, other
 
 
+def _sized(path: Path, point: BenchmarkPoint) -> BenchmarkPoint:
+    """The point; raises ProblemError for one that no engine can have run."""
+    if point.sequences > MAX_BATCH:
+        raise ProblemError(f"{path}: {point.sequences:,.0f} sequences at once, at most {MAX_BATCH:,} make sense")
+    if (longest := max(point.isl_tokens, point.osl_tokens)) > MAX_LENGTH_TOKENS:
+        raise ProblemError(f"{path}: {longest:,.0f} tokens of a request, at most {MAX_LENGTH_TOKENS:,} make sense")
+    return point
+
+
 def _objects(path: Path) -> list[dict[str, Any]]:
+    with reading(path, "cannot be read", ProblemError):
+        text = read_text(path, RESULT)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProblemError(f"{path}: cannot be read: {error}") from error
-    try:
-        whole = json.loads(text)
+        whole = parse_json(text, path)
         items = whole if isinstance(whole, list) else [whole]
-    except json.JSONDecodeError:
+    except InputError:
         items = []
         for number, line in enumerate(text.splitlines(), start=1):
             if line.strip():
-                try:
-                    items.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ProblemError(f"{path}: line {number} is not JSON: truncated?") from error
+                with reading(path, f"line {number} is not JSON: truncated?", ProblemError):
+                    items.append(parse_json(line, f"{path}: line {number} is not JSON: truncated?"))
     return [item for item in items if isinstance(item, dict)]
 
 
@@ -152,12 +162,12 @@ def _kind(item: dict[str, Any]) -> str | None:
 def _serve(item: dict[str, Any], source: str) -> BenchmarkPoint:
     completed = max(_number(item, "completed"), 1)
     osl = _number(item, "total_output_tokens") / completed
-    token_s = _number(item, "median_itl_ms" if item.get("median_itl_ms") else "median_tpot_ms") / 1e3
-    accepted = float(item.get("spec_decode_acceptance_length") or item.get("accept_length") or 1.0)
+    token_s = _positive(item, "median_itl_ms" if item.get("median_itl_ms") else "median_tpot_ms") / 1e3
+    accepted = _given(item, "spec_decode_acceptance_length") or _given(item, "accept_length") or 1.0
     # mean concurrency by Little's law; the cap where the client says no more
-    busy = float(item.get("concurrency") or _number(item, "output_throughput") * _number(item, "mean_tpot_ms") / 1e3)
-    cap = item.get("max_concurrency")
-    sequences = min(busy, float(cap)) if cap else busy
+    busy = _given(item, "concurrency") or _number(item, "output_throughput") * _number(item, "mean_tpot_ms") / 1e3
+    cap = _given(item, "max_concurrency")
+    sequences = min(busy, cap) if cap else busy
     isl = _number(item, "total_input_tokens") / completed
     kind = _kind(item) or ""
     return BenchmarkPoint(sequences, isl, osl, token_s, max(accepted, 1.0), kind, source, served=_served(item, busy))
@@ -169,27 +179,27 @@ TTFT_KEYS = {"mean": "mean_ttft_ms", "p50": "median_ttft_ms", "p95": "p95_ttft_m
 def _served(item: dict[str, Any], decoding: float) -> ServedLoad:
     """What was sent and seen; decoding : mean sequences decoding at once."""
     asked = item.get("request_rate")
-    rate = float(asked) if isinstance(asked, int | float) and np.isfinite(asked) and asked > 0 else None
-    cap = item.get("max_concurrency")
+    rate = float(asked) if isinstance(asked, int | float) and not isinstance(asked, bool) and 0 < asked < LARGEST else None
+    cap = _given(item, "max_concurrency")
     waiting = _number(item, "mean_ttft_ms") / 1e3 if "mean_ttft_ms" in item else 0.0
-    per_s = float(item.get("request_throughput") or 0.0)
+    per_s = _given(item, "request_throughput")
     return ServedLoad(
         requests=int(max(_number(item, "completed"), 1)),
         rate_per_s=rate,
         max_concurrency=int(cap) if cap else None,
         in_flight=decoding + waiting * per_s,
-        output_tokens_per_s=_number(item, "output_throughput"),
-        ttft_s={name: _number(item, key) / 1e3 for name, key in TTFT_KEYS.items() if key in item},
-        mean_tpot_s=_number(item, "mean_tpot_ms") / 1e3,
+        output_tokens_per_s=_positive(item, "output_throughput"),
+        ttft_s={name: _positive(item, key) / 1e3 for name, key in TTFT_KEYS.items() if key in item},
+        mean_tpot_s=_positive(item, "mean_tpot_ms") / 1e3,
     )
 
 
 def _one_batch(item: dict[str, Any], source: str) -> BenchmarkPoint:
     return BenchmarkPoint(
-        _number(item, "batch_size"),
+        _positive(item, "batch_size"),
         _number(item, "input_len"),
         _number(item, "output_len"),
-        _number(item, "median_decode_latency"),
+        _positive(item, "median_decode_latency"),
         1.0,
         "sglang bench_one_batch",
         source,
@@ -198,12 +208,12 @@ def _one_batch(item: dict[str, Any], source: str) -> BenchmarkPoint:
 
 def _latency(item: dict[str, Any], source: str) -> BenchmarkPoint:
     """Whole-batch latency; the command's lengths must be in the file (--metadata of sweeps) because the tool omits them."""
-    output = _number(item, "output_len")
+    output = _positive(item, "output_len")
     return BenchmarkPoint(
-        _number(item, "batch_size"),
+        _positive(item, "batch_size"),
         _number(item, "input_len"),
         output,
-        _number(item, "avg_latency") / output,
+        _positive(item, "avg_latency") / output,
         1.0,
         "vllm bench latency",
         source,
@@ -220,9 +230,21 @@ READERS = {
 
 def _number(item: dict[str, Any], name: str) -> float:
     value = item.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not np.isfinite(value) or value < 0:
-        raise ProblemError(f"a benchmark result's {name} is {value!r}, not a number of zero or more")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LARGEST:
+        raise ProblemError(f"a benchmark result's {name} is {value!r:.60}, not a number of zero or more, up to {LARGEST:g}")
     return float(value)
+
+
+def _positive(item: dict[str, Any], name: str) -> float:
+    value = _number(item, name)
+    if not value:
+        raise ProblemError(f"a benchmark result's {name} is 0: nothing was measured")
+    return value
+
+
+def _given(item: dict[str, Any], name: str) -> float:
+    """A number that may be absent or null; 0 then."""
+    return _number(item, name) if item.get(name) is not None else 0.0
 
 
 def host_points(points: Sequence[BenchmarkPoint], deployment: Deployment) -> list[HostPoint]:

@@ -8,6 +8,7 @@ GEMMs narrower than 256 are other kernels; decode attention was timed eagerly; o
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from autotune.calibrating.operators import CONTIGUOUS, MASKED
 from autotune.calibrating.timings import TimingTable, collected, merge, require_pandas
 from autotune.errors import ProblemError
+from cost_models.reading import RESULT, is_folder, read_text, reading, shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +36,9 @@ FILE = re.compile(
 def read_infersim(folder: Path, gpu: str) -> TimingTable:
     """Every table of one GPU in a folder; raises ProblemError when there are none."""
     require_pandas()
-    if not folder.is_dir():
-        raise ProblemError(f"{folder}: no such folder")
+    with reading(folder, "cannot be read", ProblemError):
+        if not is_folder(folder):
+            raise ProblemError(f"{shortened(folder)}: no such folder")
     tables = []
     for path in sorted(folder.rglob("*.csv")):
         match = FILE.fullmatch("_".join(path.relative_to(folder).with_suffix("").parts))
@@ -49,11 +52,13 @@ def read_infersim(folder: Path, gpu: str) -> TimingTable:
 def _table(path: Path, gpu: str, kind: str, rest: str) -> TimingTable:
     import pandas as pd
 
-    raw = pd.read_csv(path)
-    if kind.endswith("a_decode") and "dtype" not in raw:
-        raw = pd.read_csv(path, names=DECODE_HEADER)
     readers = {"gemm": _gemm, "mla_decode": _mla_decode, "mha_decode": _gqa_decode, "mla_prefill": _mla_prefill}
-    rows, dropped = readers[kind](raw, rest) if kind in readers else _experts(raw, kind.endswith("decode"))
+    with reading(path, f"not an InferSim table of {kind}", ProblemError):
+        text = read_text(path, RESULT)
+        raw = pd.read_csv(io.StringIO(text))
+        if kind.endswith("a_decode") and "dtype" not in raw:
+            raw = pd.read_csv(io.StringIO(text), names=DECODE_HEADER)
+        rows, dropped = readers[kind](raw, rest) if kind in readers else _experts(raw, kind.endswith("decode"))
     return collected(path, rows, dropped, gpu, f"alibaba/InferSim bench_data {path.name} of {kind}")
 
 

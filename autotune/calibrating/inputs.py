@@ -10,6 +10,7 @@ from autotune.calibrating.benchmarks import BenchmarkPoint, looks_like_benchmark
 from autotune.calibrating.timings import TimingTable, read_timings
 from autotune.calibrating.traces import NSYS_NAME, NSYS_TIME, KernelTimes, read_trace
 from autotune.errors import ProblemError
+from cost_models.reading import reading, regular
 
 HEADER_BYTES = 65536
 
@@ -29,8 +30,8 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
     """Read timing tables, profiler traces and benchmark results; raises ProblemError naming the file at fault."""
     tables, traces, points, ignored = [], [], [], 0
     for path in paths:
-        if not path.is_file():
-            raise ProblemError(f"{path}: no such file")
+        with reading(path, "cannot be read", ProblemError):
+            regular(path)
         if _is_trace(path):
             traces.append(read_trace(path))
         elif path.suffix in (".json", ".jsonl") and looks_like_benchmark(path):

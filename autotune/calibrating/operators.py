@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.attention import fit_gqa_decode, fit_mla_decode
+from cost_models.attention.decode import fit_gqa_decode, fit_mla_decode
+from cost_models.attention.prompt import QUERY_TILES, fit_prefill_attention
 from cost_models.collectives import fit_all_reduce
 from cost_models.dense_gemm import fit_dense_gemm
 from cost_models.dispatch import BACKENDS, fit_transfer
 from cost_models.fitting import Fit, FitError
 from cost_models.grouped_gemm import fit_grouped_gemm
 from cost_models.links import Links
-from cost_models.prefill_attention import QUERY_TILES, fit_prefill_attention
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.precision import DTYPES
 

@@ -7,6 +7,8 @@ shape columns of the operator (operators.py). CSV, JSON lines or Parquet. docs/t
 from __future__ import annotations
 
 import hashlib
+import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +17,13 @@ import numpy as np
 
 from autotune.calibrating.operators import OPERATORS
 from autotune.errors import ProblemError
+from cost_models.reading import MIB, RESULT, read_bytes, reading, regular
 
 if TYPE_CHECKING:
     import pandas as pd
 
 UNITS = {"latency_s": 1.0, "latency_ms": 1e-3, "latency_us": 1e-6}
+LARGEST_SHAPE = 1e15
 TEXT_COLUMNS = ("operator", "dtype", "gpu")
 
 
@@ -39,8 +43,14 @@ class TimingTable:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a raw file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Hash of a raw file; raises ProblemError where there is none."""
+    digest = hashlib.sha256()
+    with reading(path, "cannot be read", ProblemError):
+        regular(path)
+        with path.open("rb") as file:
+            while chunk := file.read(MIB):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def require_pandas() -> None:
@@ -65,22 +75,36 @@ def read_timings(path: Path) -> TimingTable:
 def _read(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    if not path.is_file():
-        raise ProblemError(f"{path}: no such file")
-    try:
-        if path.suffix == ".jsonl":
-            frame = pd.read_json(path, lines=True)
-        elif path.suffix == ".csv":
-            frame = pd.read_csv(path)
-        elif path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
-        else:
+    readers: dict[str, Callable[[io.BytesIO], pd.DataFrame]] = {
+        ".csv": pd.read_csv,
+        ".jsonl": _json_lines,
+        ".parquet": pd.read_parquet,
+    }
+    with reading(path, "cannot be read", ProblemError):
+        raw = read_bytes(path, RESULT)
+        if path.suffix not in readers:
             raise ProblemError(f"{path}: unknown format; write .csv, .jsonl or .parquet")
-    except (ValueError, OSError, ImportError) as error:
-        raise ProblemError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+        if path.suffix == ".parquet":
+            _check_unpacked(path, raw)
+        frame = readers[path.suffix](io.BytesIO(raw))
     if frame.empty:
         raise ProblemError(f"{path}: no rows")
     return frame
+
+
+def _json_lines(file: io.BytesIO) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.read_json(file, lines=True)
+
+
+def _check_unpacked(path: Path, raw: bytes) -> None:
+    """Raise InputError for a Parquet file that unpacks to more than RESULT."""
+    import pyarrow.parquet as pq
+
+    found = pq.ParquetFile(io.BytesIO(raw)).metadata
+    groups = [found.row_group(at).total_byte_size for at in range(found.num_row_groups)]
+    RESULT.check(max(sum(groups), found.num_rows * found.num_columns), path, "unpacked; is it a timing table?")
 
 
 def collected(path: Path, rows: pd.DataFrame, dropped: dict[str, int], gpu: str, source: str) -> TimingTable:
@@ -107,22 +131,40 @@ def checked(frame: pd.DataFrame, name: str, source: str) -> TimingTable:
             f"{name}: {int(bad.sum())} latencies are not positive numbers (lines {lines}, ...); remove or repair them"
         )
     frame = frame.drop(columns=present).assign(latency_s=latency)
+    for column in TEXT_COLUMNS:
+        if not frame[column].map(lambda value: isinstance(value, str)).all():
+            raise ProblemError(f"{name}: column {column} holds something other than text; write names, such as H200")
     known = frame.operator.isin(OPERATORS)
     dropped = {f"unknown operator {op}": int(n) for op, n in frame.operator[~known].value_counts().items()}
     frame = frame[known].reset_index(drop=True)
     for operator in frame.operator.unique():
-        _check_shapes(frame[frame.operator == operator], str(operator), name)
+        frame = _with_shapes(frame, frame.operator == operator, str(operator), name)
     if frame.empty:
         raise ProblemError(f"{name}: no row has a known operator ({', '.join(OPERATORS)}); found {', '.join(dropped)}")
     return TimingTable(frame.assign(source=source), dropped)
 
 
-def _check_shapes(rows: pd.DataFrame, operator: str, name: str) -> None:
-    missing = [column for column in OPERATORS[operator].columns if column not in rows.columns or rows[column].isna().any()]
+def _with_shapes(frame: pd.DataFrame, mine: pd.Series[bool], operator: str, name: str) -> pd.DataFrame:
+    """The frame with the shape columns of one operator's rows as numbers; raises ProblemError for what is none."""
+    import pandas as pd
+
+    rows, columns = frame[mine], OPERATORS[operator].columns
+    missing = [column for column in columns if column not in rows.columns or rows[column].isna().any()]
     if missing:
-        raise ProblemError(
-            f"{name}: {operator} rows need {', '.join(OPERATORS[operator].columns)}; missing or empty: {', '.join(missing)}"
-        )
+        raise ProblemError(f"{name}: {operator} rows need {', '.join(columns)}; missing or empty: {', '.join(missing)}")
+    for column in columns:
+        numbers = pd.to_numeric(rows[column].map(_plain), errors="coerce")
+        if not numbers.between(0, LARGEST_SHAPE).all():
+            wrong = rows[column][~numbers.between(0, LARGEST_SHAPE)].iloc[0]
+            raise ProblemError(f"{name}: {operator} rows: {column} is {wrong!r:.60}, not a number of zero or more")
+        if not pd.api.types.is_numeric_dtype(frame[column]):
+            frame = frame.assign(**{column: frame[column].astype(object).mask(mine, numbers)})
+    return frame
+
+
+def _plain(value: object) -> object:
+    """What may be a number; lists and objects of JSON lines are none."""
+    return value if isinstance(value, str | int | float) else None
 
 
 def merge(tables: list[TimingTable]) -> TimingTable:
@@ -130,6 +172,8 @@ def merge(tables: list[TimingTable]) -> TimingTable:
     import pandas as pd
 
     rows = pd.concat([table.rows for table in tables], ignore_index=True)
+    needed = [*TEXT_COLUMNS, "latency_s", "source", *dict.fromkeys(c for kind in OPERATORS.values() for c in kind.columns)]
+    rows = rows[[column for column in needed if column in rows.columns]]
     dropped: dict[str, int] = {}
     for table in tables:
         for reason, count in table.dropped.items():

@@ -7,8 +7,8 @@ step; Nsight summaries (`nsys stats --report cuda_gpu_kern_sum --format csv`) an
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import json
 import re
 import sqlite3
 from collections import Counter, defaultdict
@@ -20,13 +20,19 @@ from pydantic import Field, field_validator
 
 from autotune.calibrating.timings import sha256_of
 from autotune.errors import ProblemError
-from autotune.files import open_text, packaged
+from autotune.files import packaged
 from cost_models.catalog import read_yaml, validated
+from cost_models.reading import RESULT, parse_json, read_bytes, reading, regular, unpacked
 from cost_models.specs.base import Spec
 
 Family = Literal["attention", "dense_gemm", "experts", "dispatch", "combine", "all_reduce", "elementwise", "sampling", "ignore"]
 NSYS_TIME, NSYS_NAME, NSYS_COUNT = "Total Time (ns)", "Name", "Instances"
 STEP_MARK = "ProfilerStep#"
+LATEST = 1e20
+"""Of a time stamp, in microseconds or nanoseconds since whenever."""
+MOST_LAUNCHES = 5_000_000
+MOST_PATTERN = 400
+"""Characters of a rule's pattern."""
 
 
 class KernelRule(Spec):
@@ -133,19 +139,30 @@ def family_times(times: KernelTimes, rules: KernelRules, steps: int | None) -> F
 
 
 def _from_profiler(path: Path, source: str) -> KernelTimes:
-    try:
-        with open_text(path) as file:
-            document: Any = json.load(file)
-    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ProblemError(f"{path}: cannot be read as a profiler trace: {error}") from error
+    with reading(path, "cannot be read as a profiler trace", ProblemError):
+        document: Any = parse_json(unpacked(path), path)
     events = document.get("traceEvents") if isinstance(document, dict) else None
     if not isinstance(events, list):
         raise ProblemError(f"{path}: no traceEvents: not a PyTorch profiler trace")
     kernels = [e for e in events if isinstance(e, dict) and e.get("cat") == "kernel" and "dur" in e]
-    marks = {e["name"] for e in events if isinstance(e, dict) and str(e.get("name", "")).startswith(STEP_MARK)}
+    marks = {str(e["name"]) for e in events if isinstance(e, dict) and str(e.get("name", "")).startswith(STEP_MARK)}
     device = min((e.get("pid", 0) for e in kernels), default=0, key=str)
-    mine = [(e["name"], float(e["ts"]), float(e["dur"])) for e in kernels if e.get("pid", 0) == device]
+    mine = [_launch(e, f"{path}: kernel {at}") for at, e in enumerate(kernels, 1) if e.get("pid", 0) == device]
     return _timeline(mine, 1e-6, len(marks) or None, source)
+
+
+def _launch(event: dict[str, Any], where: str) -> tuple[str, float, float]:
+    """(name, start, duration) of a kernel event; raises ProblemError for what is not text and two times."""
+    name, start, duration = event.get("name"), event.get("ts"), event.get("dur")
+    if not isinstance(name, str):
+        raise ProblemError(f"{where}: its name is {name!r:.60}, not text")
+    return name, _time(start, f"{where}: its ts"), _time(duration, f"{where}: its dur")
+
+
+def _time(value: Any, where: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LATEST:
+        raise ProblemError(f"{where} is {value!r:.60}, not a number between 0 and {LATEST:g}")
+    return float(value)
 
 
 def _timeline(kernels: list[tuple[str, float, float]], unit_s: float, steps: int | None, source: str) -> KernelTimes:
@@ -171,18 +188,25 @@ def _wall_and_busy(spans: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _from_nsys_csv(path: Path, source: str) -> KernelTimes:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    with reading(path, "cannot be read", ProblemError):
+        lines = read_bytes(path, RESULT).decode(errors="replace").splitlines()
     header = next((i for i, line in enumerate(lines) if NSYS_TIME in line and NSYS_NAME in line), None)
     if header is None:
         raise ProblemError(f"{path}: no header with {NSYS_TIME!r} and {NSYS_NAME!r}: not a cuda_gpu_kern_sum report")
     total, launches = defaultdict[str, float](float), Counter[str]()
-    for number, row in enumerate(csv.DictReader(lines[header:]), start=header + 2):
-        try:
-            total[row[NSYS_NAME]] += float(row[NSYS_TIME].replace(",", "")) * 1e-9
-            launches[row[NSYS_NAME]] += int(row[NSYS_COUNT].replace(",", ""))
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
-            raise ProblemError(f"{path}: line {number} is not a kernel row: truncated?") from error
+    with reading(path, "not a cuda_gpu_kern_sum report", ProblemError):
+        for number, row in enumerate(csv.DictReader(lines[header:]), start=header + 2):
+            with reading(path, f"line {number} is not a kernel row: truncated?", ProblemError):
+                name, time_ns = row[NSYS_NAME], _time(float(row[NSYS_TIME].replace(",", "")), f"{path}: line {number}: its time")
+                launches[name] += int(_time(int(row[NSYS_COUNT].replace(",", "")), f"{path}: line {number}: its count"))
+                total[name] += time_ns * 1e-9
+                if not isinstance(name, str):
+                    raise ProblemError(f"{path}: line {number} has no name: truncated?")
     return KernelTimes(dict(total), dict(launches), None, None, None, source)
+
+
+def _length(start: Any, end: Any) -> Any:
+    return end - start if isinstance(start, int | float) and isinstance(end, int | float) else end
 
 
 def _from_sqlite(path: Path, source: str) -> KernelTimes:
@@ -190,13 +214,16 @@ def _from_sqlite(path: Path, source: str) -> KernelTimes:
         "SELECT s.value, k.start, k.end, k.deviceId FROM CUPTI_ACTIVITY_KIND_KERNEL k "
         "JOIN StringIds s ON s.id = k.demangledName ORDER BY k.deviceId"
     )
-    try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        try:
-            rows = connection.execute(query).fetchall()
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise ProblemError(f"{path}: cannot be read as an Nsight Systems export: {error}") from error
-    mine = [(name, start, end - start) for name, start, end, device in rows if device == rows[0][3]]
+    with reading(path, "cannot be read as an Nsight Systems export", ProblemError):
+        regular(path)
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        with contextlib.closing(connection):
+            rows = connection.execute(query).fetchmany(MOST_LAUNCHES + 1)
+    if len(rows) > MOST_LAUNCHES:
+        raise ProblemError(f"{path}: more than {MOST_LAUNCHES:,} kernel launches; export fewer steps")
+    mine = [
+        _launch({"name": name, "ts": start, "dur": _length(start, end)}, f"{path}: kernel {at}")
+        for at, (name, start, end, device) in enumerate(rows, 1)
+        if device == rows[0][3]
+    ]
     return _timeline(mine, 1e-9, None, source)

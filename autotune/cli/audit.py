@@ -166,18 +166,20 @@ def _goals(limits: dict[str, str | None], **counted: float | None) -> Goals:
     """Goals from durations as they are typed."""
     from autotune.auditing.goals import Goals
     from autotune.cli.parsing import duration_s
+    from cost_models.catalog import validated
 
-    return Goals.model_validate({**counted, **{name: duration_s(limit) for name, limit in limits.items() if limit}})
+    return validated(Goals, {**counted, **{name: duration_s(limit) for name, limit in limits.items() if limit}}, "goals")
 
 
 def _load(rate: float | None, clients: int | None) -> Load | None:
     """What a service is sent, where it is said here."""
     from autotune.documents.deployment import Load
     from autotune.errors import ProblemError
+    from cost_models.catalog import validated
 
     if rate and clients:
         raise ProblemError("give either --rate (open loop) or --clients (closed loop), not both")
-    return Load(rate_per_s=rate, concurrency=clients) if rate or clients else None
+    return validated(Load, {"rate_per_s": rate, "concurrency": clients}, "--rate or --clients") if rate or clients else None
 
 
 def _check_asked(goals: Goals, deployment: Deployment) -> None:
@@ -198,18 +200,19 @@ def _read(file: Path, script: Script, load: Load | None = None) -> ReadCommand:
     from autotune.auditing.commands import ReadCommand, read_command
     from autotune.cli.parsing import rates
     from autotune.errors import ProblemError
+    from cost_models.reading import is_folder, read_bytes, reading
 
-    if file.is_dir() or file.suffix in (".yaml", ".yml", ".json"):
+    if is_folder(file) or file.suffix in (".yaml", ".yml", ".json"):
         deployment = _document(file)
         if load is not None and deployment.phase != "serve":
             raise ProblemError(f"{file} is no service (phase {deployment.phase}): --rate and --clients do not apply")
         return ReadCommand(deployment.model_copy(update={"load": load}) if load else deployment)
-    if not file.is_file():
-        raise ProblemError(f"{file}: no such file")
+    with reading(file, "cannot be read", ProblemError):
+        text = read_bytes(file, pipe=True).decode("utf-8", errors="replace")
     if script.hw is None:
         raise ProblemError(f"{file} does not say what it runs on: give --hw (autotune hw list)")
     found = read_command(
-        file.read_text(encoding="utf-8", errors="replace"),
+        text,
         hardware=script.hw,
         version=script.engine_version,
         isl_tokens=script.isl,
@@ -228,7 +231,8 @@ def _document(file: Path) -> Deployment:
     from autotune.documents.deployment import Deployment
     from autotune.documents.results import is_plan, load_plans
     from cost_models.catalog import read_yaml, validated
+    from cost_models.reading import is_folder
 
-    if file.is_dir() or is_plan(data := read_yaml(file)):
+    if is_folder(file) or is_plan(data := read_yaml(file)):
         return load_plans(file).plans[0].deployment
     return validated(Deployment, data, str(file))

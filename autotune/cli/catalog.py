@@ -9,6 +9,9 @@ import typer
 if TYPE_CHECKING:
     from cost_models.specs.base import Spec
 
+CONTEXTS = (1024, 8192, 65536)
+"""Contexts at which `model show` says what a sequence keeps [token]."""
+
 
 def group(kind: str, help_text: str) -> typer.Typer:
     """The list and show commands of one kind of catalogue entry."""
@@ -46,7 +49,7 @@ def _names(kind: str) -> list[str]:
 
 def _load(kind: str, name: str) -> tuple[Spec, dict[str, Any]]:
     """An entry and the numbers computed from it."""
-    from cost_models.catalog import load_hardware, load_model
+    from cost_models.catalog import load_hardware, load_model, load_recipe
     from search_spaces.loader import load_engine
 
     if kind == "hw":
@@ -61,7 +64,7 @@ def _load(kind: str, name: str) -> tuple[Spec, dict[str, Any]]:
         return model, {
             "parameters": model.parameters(),
             "active_parameters": model.active_parameters(),
-            "kv_elements_per_token_and_layer": model.attention.cache_elements_per_token,
+            "bf16_state_bytes_by_context": {tokens: float(model.state_bytes(tokens, load_recipe("bf16"))) for tokens in CONTEXTS},
         }
     engine = load_engine(name)
     return engine, {"newest": engine.newest, "knobs_of_newest": [k.name for k in engine.knobs if k.spelling(engine.newest)]}

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
+import os
 import sys
+import warnings
 from typing import Any
 
 import typer
 
-from autotune.cli import audit, calibrate, catalog, export, measure, place, predict, schema, search, validate
+from autotune.cli import audit, calibrate, catalog, export, measure, place, predict, report, schema, search, validate
+from autotune.errors import ProblemError
 from cost_models.errors import AutotuneError
 
-app = typer.Typer(
-    name="autotune",
-    help="Find the parallel layout and engine flags for LLM inference: predicted, explained, launchable.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+
+def _application() -> typer.Typer:
+    return typer.Typer(
+        name="autotune",
+        help="Find the parallel layout and engine flags for LLM inference: predicted, explained, launchable.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+
+app = _application()
 search.register(app)
 predict.register(app)
 export.register(app)
+report.register(app)
 place.register(app)
 validate.register(app)
 audit.register(app)
@@ -35,24 +47,114 @@ app.add_typer(catalog.group("engine", "Engines and their knobs."), name="engine"
 USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
+MOST_WHOLE = 2**31 - 1
+"""Of a whole number in an option: seeds and sizes of solvers are 32-bit."""
+TRACEBACK = "AUTOTUNE_TRACEBACK"
+"""Environment variable that shows where a fault of autotune's own lies."""
+
+
 def main() -> None:
-    """Run a command; every foreseeable failure is one message and a non-zero exit."""
+    """Run a command; every failure is one message and a non-zero exit."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for some reads what every installed package declares
+    if not sys.warnoptions:  # warnings of libraries are for who develops, not for who plans
+        warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names and text that are not UTF-8
     try:
-        code = app(standalone_mode=False)
+        code = _run()
+        sys.stdout.flush()
     except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = _flushed(stop.exit_code)
     except USAGE_ERROR as error:
-        _fail(error.format_message(), 1)
+        code = _failed(error.format_message(), 1)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+        code = _failed("interrupted", 130)
     except AutotuneError as error:
-        _fail(str(error), error.exit_code)
+        code = _failed(str(error), error.exit_code)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
+        code = _closed()
+    except Exception as error:  # the last line of defence: whatever it is, people get a message
+        if os.environ.get(TRACEBACK):
+            raise
+        code = _failed(_described(error), 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
+def _narrowed(first: list[str]) -> typer.Typer:
+    """The application with the one command that is run, where it is one of its own: Typer builds every option of all others."""
+    wanted = [command for command in app.registered_commands if [command.name] == first]
+    if not wanted:
+        return app
+    narrowed = _application()
+    narrowed.callback()(lambda: None)  # keeps a lone command a subcommand
+    narrowed.registered_commands = wanted
+    return narrowed
+
+
+def _run() -> object:
+    command = typer.main.get_command(_narrowed(sys.argv[1:2]))
+    _bound(command)
+    return command.main(standalone_mode=False)
+
+
+def _bound(command: Any) -> None:
+    """Let no option of any command take a number that is not finite or beyond MOST_WHOLE."""
+    for parameter in command.params:
+        parameter.process_value = functools.partial(_checked, parameter, parameter.process_value)
+    for inner in getattr(command, "commands", {}).values():
+        _bound(inner)
+
+
+def _checked(parameter: Any, process: Any, context: Any, value: Any) -> Any:
+    found = process(context, value)
+    for number in found if isinstance(found, list | tuple) else (found,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ProblemError(f"{parameter.opts[0]} {number:g} is not a finite number")
+        if isinstance(number, int) and abs(number) > MOST_WHOLE:
+            raise ProblemError(f"{parameter.opts[0]} {str(value)[:40]} is beyond {MOST_WHOLE:,}")
+    return found
+
+
+def _described(error: Exception) -> str:
+    """What an exception that no code below expected says to people."""
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    if isinstance(error, MemoryError):
+        return "out of memory: give the command more, or a smaller input"
+    if type(error).__name__ == "ValidationError" and hasattr(error, "error_count"):
+        from cost_models.catalog import describe
+
+        return describe(error)  # type: ignore[arg-type]  # pydantic's, imported only here
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return f"a fault of autotune's own, please report it ({what}); {TRACEBACK}=1 shows where"
+
+
+def _flushed(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _closed()
+    except OSError as error:
+        return _failed(f"cannot write the output: {error.strerror or error}", 1)
+    return code
+
+
+def _closed() -> int:
+    """Nobody reads the output any more: say nothing, and let the interpreter not try again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def _failed(message: str, code: int) -> int:
+    """Print what went wrong, whatever state the output is in, without what would steer a terminal."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _closed()
+    shown = "".join(
+        c if c == "\n" or c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in message
+    )
+    with contextlib.suppress(OSError):
+        print(f"error: {shown}", file=sys.stderr)
+    return code

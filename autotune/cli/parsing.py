@@ -7,6 +7,7 @@ import re
 from autotune.errors import ProblemError
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
+LONGEST_S = 1e6
 
 
 def duration_s(text: str) -> float:
@@ -14,12 +15,18 @@ def duration_s(text: str) -> float:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(us|ms|s|m)\s*", text)
     if not match:
         raise ProblemError(f"'{text}' is not a duration; write a number with a unit, such as 100ms or 0.1s")
-    return float(match.group(1)) * _SECONDS[match.group(2)]
+    found = float(match.group(1)) * _SECONDS[match.group(2)]
+    if not found <= LONGEST_S:
+        raise ProblemError(f"'{text[:40]}' is longer than {LONGEST_S:,.0f} s")
+    return found
 
 
 def rates(text: str) -> tuple[float, ...]:
     """'0.8,0.6' -> (0.8, 0.6)."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise ProblemError(f"'{text}' is not a list of numbers such as 0.8,0.6") from error
+        raise ProblemError(f"'{text[:80]}' is not a list of numbers such as 0.8,0.6") from error
+    if not all(0 <= rate <= 1 for rate in found):
+        raise ProblemError(f"'{text[:80]}': rates lie between 0 and 1")
+    return found

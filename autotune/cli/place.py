@@ -21,12 +21,12 @@ def place(
     loads: Annotated[
         list[Path] | None, typer.Argument(help="Recorded loads, a file per workload: .pt, .npz, .npy, .csv.")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs that share the experts (EP size).", min=1)] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs that share the experts (EP size).", min=1, max=20_000)] = None,
     redundant: Annotated[int, typer.Option(help="Redundant experts.", min=0)] = 0,
     current: Annotated[Path | None, typer.Option("--from", help="placement.json to change instead of placing afresh.")] = None,
     max_moves: Annotated[int, typer.Option(help="Replicas that may move from it, over all layers.", min=0)] = 256,
-    synthetic: Annotated[float | None, typer.Option(help="Log-normal loads of this spread instead.", min=0)] = None,
-    apart: Annotated[float, typer.Option(help="How far two synthetic workloads are apart.", min=0)] = 0.0,
+    synthetic: Annotated[float | None, typer.Option(help="Log-normal loads of this spread instead.", min=0, max=8)] = None,
+    apart: Annotated[float, typer.Option(help="How far two synthetic workloads are apart.", min=0, max=8)] = 0.0,
     model: Annotated[str, typer.Option(help="Preset or path to a Hugging Face config.json.")] = "deepseek-v3",
     gpus_per_node: Annotated[int, typer.Option(help="For the hierarchical baseline.", min=1)] = 8,
     gather: Annotated[bool, typer.Option("--gather", help="Put experts that tokens choose together on one node.")] = False,
@@ -37,7 +37,7 @@ def place(
 ) -> None:
     """Place expert replicas on GPUs, balanced in the worst of the given workloads, beside EPLB and the bound."""
     from autotune.errors import ProblemError
-    from autotune.placement.formats import draw, write_files
+    from autotune.placement.formats import write_files
     from autotune.placement.loads import read_choices, read_loads
     from autotune.placement.placing import Placement, place_again, place_gathered
     from autotune.placement.placing import place as solve
@@ -66,7 +66,7 @@ def place(
         placement = place_gathered(recorded, chosen, spec, gpus, redundant, gpus_per_node, refine)
     else:
         placement = solve(recorded, spec, gpus, redundant, gpus_per_node, refine)
-    written = [*write_files(placement, spec, out), *draw(placement, recorded, out)] if out else []
+    written = write_files(placement, spec, out, recorded) if out else []
     if json:
         typer.echo(placement.model_dump_json(indent=2))
         return

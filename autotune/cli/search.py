@@ -11,6 +11,7 @@ import typer
 from autotune.cli.parsing import duration_s, rates
 
 if TYPE_CHECKING:
+    from autotune.documents.candidates import Candidates
     from autotune.documents.plan import SearchResult
     from autotune.documents.problem import Problem
     from autotune.documents.service_plan import ServiceResult
@@ -56,8 +57,8 @@ def search(
     ] = None,
     memory_fraction: Annotated[float | None, typer.Option(help="Share of device memory a plan may fill.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Plans with distinct layouts to return.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Flag trials for the winning layout.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of CP-SAT and Optuna.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Also study the best layout's flags with Optuna, so often.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of Optuna, of random search and of CP-SAT.")] = None,
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL; resumes a study found there.")] = None,
     problem: Annotated[Path | None, typer.Option(help="YAML problem file; options override it.")] = None,
     out: Annotated[Path, typer.Option(help="Folder that receives the run folder.")] = Path("results"),
@@ -110,8 +111,8 @@ def search(
     asked = problem_from(options, workload, problem)
     if save:
         check_writable(out)
-    result, rows = _run_services(asked) if serve else _run(asked, quiet=json)
-    record = write_run(out, asked, result, rows, sys.argv) if save else None
+    result, rows, candidates = _run_services(asked) if serve else _run(asked, quiet=json)
+    record = write_run(out, asked, result, rows, sys.argv, _pages(asked, result, candidates)) if save else None
     if json:
         typer.echo(result.model_dump_json(indent=2))
         return
@@ -152,14 +153,21 @@ def _target_of(file: Path) -> str | None:
     return data.get("target") if isinstance(data, dict) else None
 
 
-Run = tuple["SearchResult | ServiceResult", dict[int, tuple["TrialRow", ...]]]
+def _pages(asked: Problem, result: SearchResult | ServiceResult, candidates: Candidates | None) -> dict[str, str]:
+    """The page of the run and what it draws."""
+    from autotune.report.page.folder import files_of
+
+    return files_of(asked, result, candidates, sys.argv)
+
+
+Run = tuple["SearchResult | ServiceResult", dict[int, tuple["TrialRow", ...]], "Candidates | None"]
 
 
 def _run_services(problem: Problem) -> Run:
     """Plan a service; there are no flag trials to show."""
     from autotune.searching.services.searching import search_services
 
-    return search_services(problem), {}
+    return search_services(problem), {}, None
 
 
 def _run(problem: Problem, *, quiet: bool) -> Run:
@@ -169,7 +177,7 @@ def _run(problem: Problem, *, quiet: bool) -> Run:
 
     if quiet or not sys.stderr.isatty() or not problem.trials:
         run = run_search(problem)
-        return run.result, run.trials
+        return run.result, run.trials, run.candidates
     from rich.console import Console
     from rich.progress import Progress as Bar
 
@@ -177,4 +185,4 @@ def _run(problem: Problem, *, quiet: bool) -> Run:
         task = bar.add_task("loading", total=problem.trials)
         progress = Progress(on_trial=lambda: bar.advance(task), on_stage=lambda name: bar.update(task, description=name))
         run = run_search(problem, progress)
-        return run.result, run.trials
+        return run.result, run.trials, run.candidates

@@ -124,6 +124,8 @@ class Pool(Spec):
     expert_balance: ExpertBalance = ExpertBalance()
     draft_tokens: int = Field(default=0, ge=0, le=16)
     cuda_graph: bool = True
+    cuda_graph_tokens: int | None = Field(default=None, gt=0)
+    """Largest decode batch that is captured in a graph, in tokens; a larger one runs eagerly. None captures every step."""
     max_batched_tokens: int = Field(default=0, ge=0)
     """Token budget per attention-DP rank and step: what a prefill pool computes, and what buffers are sized for
     (0 sizes them for the batch)."""

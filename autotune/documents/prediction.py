@@ -51,7 +51,9 @@ class StepPrediction(Spec):
     memory_total_bytes: float
     memory_limit_bytes: float
     kv_capacity_tokens: float
-    """KV tokens of one DP rank that the memory limit leaves room for."""
+    """KV tokens of one DP rank that the memory limit leaves room for, in sequences of the workload's mean context."""
+    kv_sequences: int
+    """Sequences of one DP rank that the memory limit leaves room for, at independent points of their output."""
     fits: bool
     bottleneck: str
     calibration: str

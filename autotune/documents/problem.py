@@ -17,7 +17,11 @@ DEFAULT_MODEL = "deepseek-v3"
 DEFAULT_LENGTH_TOKENS = 2000
 DEFAULT_TPOT_S = 0.1
 DEFAULT_TTFT_S = 3.0
+DEFAULT_TRIALS = 120
+"""Of a flag study in a space too large to enumerate, and of the random search that an answer is compared with."""
 MAX_GPUS = 20_000
+MAX_SEED = 2**31 - 1
+"""CP-SAT's are 32-bit, numpy's not negative."""
 
 
 class Problem(Spec):
@@ -62,8 +66,8 @@ class Problem(Spec):
     memory_fraction: float = Field(default=DEFAULT_MEMORY_FRACTION, gt=0, le=1)
     """Share of driver-reported memory that a plan may fill (safety margin)."""
     top_k: int = Field(default=3, gt=0, le=20)
-    trials: int = Field(default=120, ge=0, le=1_000_000)
-    """Flag trials for each chosen layout."""
-    seed: int = 0
+    trials: int | None = Field(default=None, ge=0, le=1_000_000)
+    """Optuna's, for the flags of the best layout; when absent they are enumerated, or DEFAULT_TRIALS made where too many."""
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     storage: str | None = None
     """Optuna storage URL; a study found there is resumed."""

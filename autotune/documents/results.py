@@ -7,9 +7,11 @@ from typing import Any
 
 import yaml
 
+from autotune.documents.candidates import Candidates
 from autotune.documents.plan import SearchResult
 from autotune.documents.service_plan import ServiceResult
 from cost_models.catalog import read_yaml, validated
+from cost_models.reading import RESULT, is_folder, parse_json, read_text
 
 Result = SearchResult | ServiceResult
 SERVICE_FORMAT = ServiceResult.model_fields["format"].default
@@ -22,6 +24,17 @@ def dump_yaml(data: Any) -> str:
     return text
 
 
+CANDIDATES = "candidates.json"
+
+
+def load_candidates(folder: Path) -> Candidates | None:
+    """What a search weighed, from its run folder; None in folders of older versions and of services."""
+    file = folder / CANDIDATES
+    if not file.exists():
+        return None
+    return validated(Candidates, parse_json(read_text(file, RESULT), file), str(file))
+
+
 def is_plan(data: Any) -> bool:
     """Whether a document is what a search writes as plan.yaml."""
     return isinstance(data, dict) and data.get("format") in (SERVICE_FORMAT, SEARCH_FORMAT)
@@ -29,7 +42,7 @@ def is_plan(data: Any) -> bool:
 
 def load_plans(path: Path) -> Result:
     """plan.yaml, or the run folder that holds it."""
-    file = path / "plan.yaml" if path.is_dir() else path
+    file = path / "plan.yaml" if is_folder(path) else path
     data = read_yaml(file)
     if isinstance(data, dict) and data.get("format") == SERVICE_FORMAT:
         return validated(ServiceResult, data, str(file))

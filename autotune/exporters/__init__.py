@@ -82,5 +82,7 @@ def _sglang_map(placement: PlannedPlacement, model: ModelSpec) -> Script:
 
 
 MAPS: dict[str, Callable[[PlannedPlacement, ModelSpec], Script]] = {"sglang": _sglang_map, "vllm-ascend": _ascend_map}
+MAP_FILES = ("sglang_expert_location.json", "vllm_ascend_expert_map.json")
+"""Names of the maps that lie beside scripts."""
 PoolScripts = Callable[[Deployment, EngineSpec, str, HardwareSpec, ModelSpec], list[Script]]
 SCRIPTS: dict[str, Callable[[], PoolScripts]] = {"vllm": _vllm, "vllm-ascend": _vllm_ascend, "sglang": _sglang}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
-import shlex
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from autotune.documents.deployment import Deployment, Pool, PoolRole
 from autotune.errors import ExportError
+from autotune.exporters.quoting import FILTERS, Shell, finalize, word
+from cost_models.catalog import looks_like_path
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
-from search_spaces.schema import EngineSpec, Value
+from search_spaces.spelling import Spelled
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -25,24 +27,15 @@ OTHER_SIDE = {"prefill": "decode", "decode": "prefill"}
 
 
 @dataclass(frozen=True, slots=True)
-class Shell:
-    """A shell expression that expands when the script runs; must quote itself."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Argument:
     """One option and its value; None for a switch."""
 
     flag: str
     value: str | int | float | Shell | None = None
 
-    def rendered(self) -> str:
-        if self.value is None:
-            return self.flag
-        text = self.value.text if isinstance(self.value, Shell) else shlex.quote(str(self.value))
-        return f"{self.flag} {text}"
+    def rendered(self) -> Shell:
+        """Both as words of a command."""
+        return word(self.flag) if self.value is None else Shell(f"{word(self.flag)} {word(self.value)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,27 +107,9 @@ def json_value(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def knob_environment(engine: EngineSpec, version: str, flags: dict[str, Value]) -> dict[str, str]:
-    """Environment variables of the knobs that the version spells so."""
-    environment = {}
-    for name, value in flags.items():
-        knob = engine.knob(name)
-        spelling = knob.spelling(version) if knob else None
-        if spelling and spelling.kind == "env":
-            environment[spelling.name] = str(int(value)) if isinstance(value, bool) else str(value)
-    return environment
-
-
-def knob_argument(engine: EngineSpec, version: str, flags: dict[str, Value], name: str) -> list[Argument]:
-    """The option of one knob, empty when the version lacks it, it is not set, or a switch is off."""
-    knob = engine.knob(name)
-    spelling = knob.spelling(version) if knob else None
-    if name not in flags or spelling is None or spelling.kind != "flag":
-        return []
-    value = flags[name]
-    if isinstance(value, bool):
-        return [Argument(spelling.name)] if value else []
-    return [Argument(spelling.name, value)]
+def knob_arguments(knobs: Spelled) -> list[Argument]:
+    """The options that a plan's knobs are spelled with."""
+    return [Argument(name, json_value(value) if isinstance(value, dict) else value) for name, value in knobs.options.items()]
 
 
 def max_model_len(deployment: Deployment, model: ModelSpec) -> int:
@@ -152,6 +127,11 @@ def recipe_name(deployment: Deployment) -> str:
 def checkpoint(deployment: Deployment, model: ModelSpec) -> str:
     """Published checkpoint of the plan's precision, or the model's name for MODEL to override."""
     return model.checkpoints.get(recipe_name(deployment), model.name)
+
+
+def hardware_name(deployment: Deployment) -> str:
+    """Catalogue name, or a file's own without the folders it lies in: scripts are passed on."""
+    return PurePath(deployment.hardware).stem if looks_like_path(deployment.hardware) else deployment.hardware
 
 
 def feed_requirement(deployment: Deployment, tokens_per_s: float) -> str:
@@ -173,16 +153,6 @@ def feed_requirement(deployment: Deployment, tokens_per_s: float) -> str:
     )
 
 
-OFFLOAD_KNOBS = ("offload_group_size", "offload_num_in_group", "offload_prefetch_step")
-
-
-def offload_arguments(engine: EngineSpec, version: str, flags: dict[str, Value]) -> list[Argument]:
-    """Weight offload; nothing where no layer is offloaded."""
-    if not flags.get("offload_group_size"):
-        return []
-    return [argument for name in OFFLOAD_KNOBS for argument in knob_argument(engine, version, flags, name)]
-
-
 def render(
     *,
     title: str,
@@ -192,29 +162,28 @@ def render(
     optional: dict[str, str],
     place: Placement,
     environment: dict[str, str | Shell],
-    command: str,
+    command: Shell,
     arguments: list[Argument],
 ) -> str:
     """A bash script from the shared template."""
     strides = {"PORT": 1, "NIXL_PORT": place.gpus_per_node, "BOOTSTRAP_PORT": 1}  # NIXL listens on one port per rank
-    quoted = {k: v.text if isinstance(v, Shell) else shlex.quote(v) for k, v in environment.items()}
     return render_template(
         "node.sh.j2",
         title=title,
         comments=comments,
         required=required,
         beside=beside or [],
-        optional={name: shlex.quote(value) for name, value in optional.items()},
+        optional=optional,
         place=place,
         slot_ports={name: stride for name, stride in strides.items() if name in optional},
-        environment=quoted,
+        environment=environment,
         command=command,
         arguments=[argument.rendered() for argument in arguments],
     )
 
 
 def render_template(name: str, **values: Any) -> str:
-    """A packaged bash template, with delimiters that bash does not use."""
+    """A packaged bash template, with delimiters that bash does not use; every value in it is quoted where it stands."""
     return _templates().get_template(name).render(**values)
 
 
@@ -222,7 +191,7 @@ def render_template(name: str, **values: Any) -> str:
 def _templates() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("autotune", "exporters/templates"),
         variable_start_string="<<",
         variable_end_string=">>",
@@ -232,5 +201,8 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701  (bash, not HTML; values are shell-quoted)
+        autoescape=False,  # noqa: S701  (bash, not HTML)
+        finalize=finalize,
     )
+    environment.filters.update(FILTERS)
+    return environment

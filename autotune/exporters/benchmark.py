@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from autotune.documents.deployment import Deployment, Load
-from autotune.exporters.base import Argument, Required, Script, Shell, checkpoint, render_template
+from autotune.exporters.base import Argument, Required, Script, checkpoint, render_template
+from autotune.exporters.quoting import Shell
 from cost_models.specs.model import ModelSpec
 
 SECONDS = 300
@@ -13,7 +14,7 @@ ROUNDS = 10
 FEWEST_REQUESTS = 100
 TOOLS = {"vllm": "vllm", "vllm-ascend": "vllm", "sglang": "sglang"}
 """Exporter -> whose benchmark."""
-COMMANDS = {"vllm": "vllm bench serve", "sglang": "python3 -m sglang.bench_serving"}
+COMMANDS = {"vllm": Shell("vllm bench serve"), "sglang": Shell("python3 -m sglang.bench_serving")}
 
 
 def benchmark_script(deployment: Deployment, exporter: str, model: ModelSpec) -> Script:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import stat
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from autotune.documents.plan import Plan
 from autotune.documents.prediction import Prediction
 from autotune.documents.service_plan import ServicePlan
-from autotune.errors import ExportError, OutputError
-from autotune.exporters import Script, export, feed_requirement, has_exporter
-from autotune.files import check_writable
+from autotune.errors import ExportError
+from autotune.exporters import MAP_FILES, Script, export, feed_requirement, has_exporter
+from autotune.files import whole_folder
+
+MARKS = (b"ritten by autotune", b"each checks the variables it needs")
+"""In the head of every script, and in the README beside them."""
+MARKED_BYTES = 2048
 
 
 def write_launch(folder: Path, plans: Sequence[Plan | ServicePlan]) -> str | None:
@@ -48,16 +51,19 @@ def _write_files(folder: Path, plan: Plan | ServicePlan, scripts: list[Script]) 
 
 
 def write_scripts(out: Path, plan: Plan | ServicePlan, scripts: list[Script]) -> None:
-    """Scripts into a folder of the user's; each file is replaced whole or left alone."""
-    check_writable(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".autotune-", dir=out) as scratch:
-            _write_files(Path(scratch), plan, scripts)
-            for path in Path(scratch).iterdir():
-                path.replace(out / path.name)
-    except OSError as error:
-        raise OutputError(f"cannot write to {out}: {error.strerror or error}") from error
+    """Scripts into a folder of the user's, all or none; those of an earlier plan go. Raises OutputError."""
+    with whole_folder(out, _exported) as scratch:
+        _write_files(scratch, plan, scripts)
+
+
+def _exported(path: Path) -> bool:
+    """Whether a file was written by an earlier export: a map, or what carries the mark of one."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    if path.name in MAP_FILES:
+        return True
+    with path.open("rb") as file:
+        return any(mark in file.read(MARKED_BYTES) for mark in MARKS)
 
 
 def launch_readme(plan: Plan | ServicePlan, scripts: list[str]) -> str:

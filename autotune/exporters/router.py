@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autotune.documents.deployment import Deployment
 from autotune.exporters.base import Required, Script, render_template
+from autotune.exporters.quoting import Shell
 
 TEMPLATES = {"vllm-ascend": "router_ascend.sh.j2"}
 """Of exporters whose router is called otherwise."""
@@ -13,13 +14,13 @@ NODES = (
 )
 SERVERS = {"vllm-ascend": "Every data-parallel rank is a server: each node has several, one port after the other."}
 ROUTERS = {
-    "vllm": ("vllm-router --vllm-pd-disaggregation --policy round_robin", "pip install vllm-router", ""),
+    "vllm": (Shell("vllm-router --vllm-pd-disaggregation --policy round_robin"), "pip install vllm-router", ""),
     "sglang": (
-        "python3 -m sglang_router.launch_router --pd-disaggregation --policy round_robin",
+        Shell("python3 -m sglang_router.launch_router --pd-disaggregation --policy round_robin"),
         "pip install sglang-router",
         "BOOTSTRAP_PORT",
     ),
-    "vllm-ascend": ("", "examples/disaggregated_prefill_v1/load_balance_proxy_server_example.py of vllm-ascend", ""),
+    "vllm-ascend": (Shell(), "examples/disaggregated_prefill_v1/load_balance_proxy_server_example.py of vllm-ascend", ""),
 }
 """Exporter -> command, where it comes from, and the variable of the port at which prefill hands caches over."""
 
@@ -43,6 +44,6 @@ def router_script(deployment: Deployment, exporter: str) -> Script:
         ],
         optional={"PORT": "9000", **({bootstrap: "8998"} if bootstrap else {})},
         command=command,
-        bootstrap=f'"${bootstrap}"' if bootstrap else "",
+        bootstrap=bootstrap,
     )
     return Script("router.sh", text)

@@ -11,24 +11,23 @@ from autotune.exporters.base import (
     Placement,
     Required,
     Script,
-    Shell,
     checkpoint,
-    knob_argument,
+    hardware_name,
+    knob_arguments,
     max_model_len,
-    offload_arguments,
     placement,
     recipe_name,
     render,
 )
+from autotune.exporters.quoting import Shell
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import EngineSpec
+from search_spaces.spelling import spelled
 
 DIST_INIT_PORT = 5757
 MAP_FILE = "sglang_expert_location.json"
 DEEPEP_MODES = {"prefill": "normal", "decode": "low_latency", "serve": "auto"}
-PLAIN_KNOBS = ("enable_dbo", "enable_sbo", "cudagraph_max_tokens", "gpu_memory_fraction")
-EPLB_KNOBS = ("enable_eplb", "eplb_interval_steps", "eplb_window_steps")
 
 
 def sglang_scripts(
@@ -52,10 +51,10 @@ def sglang_scripts(
         layout += [
             Argument("--nnodes", place.nodes),
             Argument("--node-rank", Shell('"$NODE_RANK"')),
-            Argument("--dist-init-addr", Shell(f'"$HEAD_ADDRESS:{DIST_INIT_PORT}"')),
+            Argument("--dist-init-addr", Shell('"$HEAD_ADDRESS:{port}"').filled(port=DIST_INIT_PORT)),
         ]
     text = render(
-        title=f"{name}: SGLang {ROLES[deployment.phase]} instance, {pool.layout.label()} on {deployment.hardware}",
+        title=f"{name}: SGLang {ROLES[deployment.phase]} instance, {pool.layout.label()} on {hardware_name(deployment)}",
         comments=_comments(deployment, version, place),
         required=required,
         beside=beside,
@@ -66,7 +65,7 @@ def sglang_scripts(
         },
         place=place,
         environment=_environment(deployment),
-        command="python3 -m sglang.launch_server",
+        command=Shell("python3 -m sglang.launch_server"),
         arguments=[
             Argument("--model-path", Shell('"$MODEL"')),
             Argument("--host", "0.0.0.0"),  # noqa: S104  (a server meant to be reached by its router)
@@ -99,22 +98,13 @@ def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str,
     pool = deployment.pool
     flags = pool.flags
     arguments = [Argument("--context-length", max_model_len(deployment, model)), *_sizes(deployment)]
-    if flags.get("all2all_backend", "none") != "none":
-        arguments += knob_argument(engine, version, flags, "all2all_backend")
     if flags.get("all2all_backend") == "deepep":
         arguments.append(Argument("--deepep-mode", DEEPEP_MODES[deployment.phase]))
-    for name in PLAIN_KNOBS:
-        arguments += knob_argument(engine, version, flags, name)
-    if pool.redundant_experts:
-        arguments += knob_argument(engine, version, {"redundant_experts": pool.redundant_experts}, "redundant_experts")
+    knobs = flags | {"redundant_experts": pool.redundant_experts} | ({"enable_eplb": False} if _mapped(pool) else {})
+    arguments += knob_arguments(spelled(engine, version, knobs, deployment.phase))
     if _mapped(pool):
         arguments.append(Argument("--init-expert-location", Shell('"$EXPERT_LOCATION"')))
         arguments.append(Argument("--ep-dispatch-algorithm", "static"))
-    elif flags.get("enable_eplb"):
-        for name in EPLB_KNOBS:
-            arguments += knob_argument(engine, version, flags, name)
-    if flags.get("kv_cache_dtype", "auto") != "auto":
-        arguments += knob_argument(engine, version, flags, "kv_cache_dtype")
     if pool.draft_tokens:
         arguments += [
             Argument("--speculative-algorithm", "NEXTN"),
@@ -124,7 +114,7 @@ def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str,
         ]
     if recipe_name(deployment) == "nvfp4":
         arguments.append(Argument("--quantization", "modelopt_fp4"))
-    return [*arguments, *offload_arguments(engine, version, flags), *_transfer(deployment)]
+    return [*arguments, *_transfer(deployment)]
 
 
 def _mapped(pool: Pool) -> bool:

@@ -13,41 +13,26 @@ from autotune.exporters.base import (
     Placement,
     Required,
     Script,
-    Shell,
     checkpoint,
+    hardware_name,
     json_value,
-    knob_argument,
-    knob_environment,
+    knob_arguments,
     max_model_len,
-    offload_arguments,
     placement,
     render,
 )
+from autotune.exporters.quoting import Shell
 from autotune.resolving import resolve_recipe
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import EngineSpec, version_key
+from search_spaces.spelling import spelled
 
 DATA_PARALLEL_RPC_PORT = 13345
 MASTER_PORT = 29501
-PLAIN_KNOBS = (
-    "all2all_backend",
-    "enable_dbo",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "cudagraph_max_tokens",
-    "gpu_memory_fraction",
-)
-DBO_KNOBS = ("dbo_decode_token_threshold", "dbo_prefill_token_threshold")
 OFFLOADED_PARAMETERS = "experts"
 """Parameters that weight offload moves, as a segment of their names."""
 KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
-EPLB_FIELDS = {
-    "eplb_window_steps": "window_size",
-    "eplb_interval_steps": "step_interval",
-    "eplb_async": "use_async",
-    "redundant_experts": "num_redundant_experts",
-}
 
 
 def vllm_scripts(
@@ -88,7 +73,7 @@ def _data_parallel_script(
     if place.nodes > 1:
         layout += [
             Argument("--data-parallel-size-local", local),
-            Argument("--data-parallel-start-rank", Shell(f'"$((NODE_RANK * {local}))"')),
+            Argument("--data-parallel-start-rank", Shell('"$((NODE_RANK * {local}))"').filled(local=local)),
             Argument("--data-parallel-address", Shell('"$HEAD_ADDRESS"')),
             Argument("--data-parallel-rpc-port", DATA_PARALLEL_RPC_PORT),
             Argument("--data-parallel-hybrid-lb"),
@@ -162,7 +147,7 @@ def _script(
     comments: list[str],
 ) -> Script:
     text = render(
-        title=f"{name}: vLLM {ROLES[deployment.phase]} instance, {deployment.pool.layout.label()} on {deployment.hardware}",
+        title=f"{name}: vLLM {ROLES[deployment.phase]} instance, {deployment.pool.layout.label()} on {hardware_name(deployment)}",
         comments=comments,
         required=required,
         optional={
@@ -172,7 +157,7 @@ def _script(
         },
         place=place,
         environment=environment,
-        command='vllm serve "$MODEL"',
+        command=Shell('vllm serve "$MODEL"'),
         arguments=[Argument("--port", Shell('"$PORT"')), *arguments],
     )
     return Script(name, text)
@@ -182,19 +167,9 @@ def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str,
     pool = deployment.pool
     flags = pool.flags
     arguments = [Argument("--max-model-len", max_model_len(deployment, model))]
-    for name in PLAIN_KNOBS:
-        arguments += knob_argument(engine, version, flags, name)
-    if flags.get("enable_dbo"):
-        for name in DBO_KNOBS:
-            arguments += knob_argument(engine, version, flags, name)
-    arguments += offload_arguments(engine, version, flags)
+    arguments += knob_arguments(spelled(engine, version, flags, deployment.phase))
     if flags.get("offload_group_size"):
         arguments.append(Argument("--offload-params", OFFLOADED_PARAMETERS))
-    if flags.get("kv_cache_dtype", "auto") != "auto":
-        arguments += knob_argument(engine, version, flags, "kv_cache_dtype")
-    if flags.get("enable_eplb"):
-        config = {field: flags[name] for name, field in EPLB_FIELDS.items() if name in flags}
-        arguments += [Argument("--enable-eplb"), Argument("--eplb-config", json_value(config))]
     if pool.draft_tokens:
         speculative = {"method": "mtp", "num_speculative_tokens": pool.draft_tokens}
         arguments.append(Argument("--speculative-config", json_value(speculative)))
@@ -212,7 +187,7 @@ def _environment(
     deployment: Deployment, engine: EngineSpec, version: str, hardware: HardwareSpec, place: Placement
 ) -> dict[str, str | Shell]:
     pool = deployment.pool
-    environment: dict[str, str | Shell] = dict(knob_environment(engine, version, pool.flags))
+    environment: dict[str, str | Shell] = dict(spelled(engine, version, pool.flags, deployment.phase).environment)
     backend = pool.flags.get("all2all_backend")
     inside = pool.layout.gpus <= hardware.scale_up.domain_gpus
     if backend == "deepep_low_latency" and place.nodes > 1 and inside:

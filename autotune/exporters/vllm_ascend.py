@@ -19,28 +19,34 @@ from autotune.exporters.base import (
     Placement,
     Required,
     Script,
-    Shell,
     checkpoint,
+    hardware_name,
     json_value,
-    knob_argument,
+    knob_arguments,
     max_model_len,
     placement,
     recipe_name,
     render_template,
 )
+from autotune.exporters.quoting import Shell, json_word
 from autotune.exporters.vllm import DATA_PARALLEL_RPC_PORT, KV_ROLES
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import EngineSpec
+from search_spaces.spelling import spelled
 
 MAP_FILE = "vllm_ascend_expert_map.json"
-PLAIN_KNOBS = ("max_num_seqs", "max_num_batched_tokens", "gpu_memory_fraction")
 KV_PORTS = {8: 28000, 16: 36000}
 """First port that AscendDirectTransport leaves free, by NPU dies of a node (tutorials/features/pd_disaggregation)."""
 FIRST_BUFFER_MB = 200
 """Default of HCCL_BUFFSIZE."""
 TWO_DIES = ("910C",)
 """NPUs that count as two devices."""
+UNKNOWN_SIZES = {
+    "prefill": {"dp_size": Shell("$PREFILL_DP"), "tp_size": Shell("$PREFILL_TP")},
+    "decode": {"dp_size": Shell("$DECODE_DP"), "tp_size": Shell("$DECODE_TP")},
+}
+"""Of the side that the plan does not hold, as the operator says them."""
 MIB = 2**20
 
 
@@ -60,7 +66,7 @@ def vllm_ascend_scripts(
     local = place.gpus_per_node // pool.tp
     text = render_template(
         "ascend_node.sh.j2",
-        title=f"{name}: vLLM-Ascend {ROLES[deployment.phase]} instance, {pool.layout.label()} on {deployment.hardware}",
+        title=f"{name}: vLLM-Ascend {ROLES[deployment.phase]} instance, {pool.layout.label()} on {hardware_name(deployment)}",
         comments=_comments(deployment, version, place, local),
         required=_required(deployment, place),
         beside=_beside(pool),
@@ -76,8 +82,8 @@ def vllm_ascend_scripts(
         environment=_environment(pool, hardware, model),
         local=local,
         tp=pool.tp,
-        first_device=f"SLOT * {place.gpus_per_node}" if place.per_node > 1 else "0",
-        command='vllm serve "$MODEL"',
+        first_device=Shell("SLOT * {gpus}").filled(gpus=place.gpus_per_node) if place.per_node > 1 else 0,
+        command=Shell('vllm serve "$MODEL"'),
         arguments=[a.rendered() for a in [*_layout(pool, place, local), *_serving(deployment, engine, version, model)]],
     )
     return [Script(name, text)]
@@ -113,13 +119,13 @@ def _mapped(pool: Pool) -> bool:
     return pool.expert_balance.kind == "static" and pool.expert_balance.skew is not None
 
 
-def _environment(pool: Pool, hardware: HardwareSpec, model: ModelSpec) -> dict[str, str]:
+def _environment(pool: Pool, hardware: HardwareSpec, model: ModelSpec) -> dict[str, str | Shell]:
     """HCCL's addresses, buffer and algorithms, and what the tutorials set beside."""
-    found = {
-        "HCCL_IF_IP": '"$NODE_ADDRESS"',
-        "HCCL_SOCKET_IFNAME": '"$NIC"',
-        "GLOO_SOCKET_IFNAME": '"$NIC"',
-        "TP_SOCKET_IFNAME": '"$NIC"',
+    found: dict[str, str | Shell] = {
+        "HCCL_IF_IP": Shell('"$NODE_ADDRESS"'),
+        "HCCL_SOCKET_IFNAME": Shell('"$NIC"'),
+        "GLOO_SOCKET_IFNAME": Shell('"$NIC"'),
+        "TP_SOCKET_IFNAME": Shell('"$NIC"'),
         "HCCL_BUFFSIZE": str(hccl_buffer_mb(pool, model)),
         "OMP_PROC_BIND": "false",
         "OMP_NUM_THREADS": "10",
@@ -154,10 +160,10 @@ def _layout(pool: Pool, place: Placement, local: int) -> list[Argument]:
         Argument("--tensor-parallel-size", pool.tp),
     ]
     if pool.dp > 1:
-        first = f"NODE_RANK * {local} + rank" if place.nodes > 1 else "rank"
+        first = Shell('"$(( NODE_RANK * {local} + rank ))"').filled(local=local) if place.nodes > 1 else Shell('"$rank"')
         arguments += [
             Argument("--data-parallel-size", pool.dp),
-            Argument("--data-parallel-rank", Shell(f'"$(( {first} ))"')),
+            Argument("--data-parallel-rank", first),
             Argument("--data-parallel-address", Shell('"$HEAD_ADDRESS"')),
             Argument("--data-parallel-rpc-port", DATA_PARALLEL_RPC_PORT),
         ]
@@ -169,8 +175,7 @@ def _layout(pool: Pool, place: Placement, local: int) -> list[Argument]:
 def _serving(deployment: Deployment, engine: EngineSpec, version: str, model: ModelSpec) -> list[Argument]:
     pool = deployment.pool
     arguments = [Argument("--max-model-len", max_model_len(deployment, model))]
-    for name in PLAIN_KNOBS:
-        arguments += knob_argument(engine, version, pool.flags, name)
+    arguments += knob_arguments(spelled(engine, version, pool.flags, deployment.phase))
     if recipe_name(deployment) == "int8":
         arguments.append(Argument("--quantization", "ascend"))
     if pool.draft_tokens:
@@ -179,9 +184,9 @@ def _serving(deployment: Deployment, engine: EngineSpec, version: str, model: Mo
     graph = {"cudagraph_mode": "FULL_DECODE_ONLY"}
     arguments.append(Argument("--compilation-config", json_value(graph)) if pool.cuda_graph else Argument("--enforce-eager"))
     if additional := _additional(deployment):
-        arguments.append(Argument("--additional-config", _expanding(additional)))
+        arguments.append(Argument("--additional-config", json_word(additional)))
     if deployment.phase in KV_ROLES:
-        arguments.append(Argument("--kv-transfer-config", _expanding(_transfer(deployment))))
+        arguments.append(Argument("--kv-transfer-config", json_word(_transfer(deployment))))
     return arguments
 
 
@@ -193,7 +198,10 @@ def _additional(deployment: Deployment) -> dict[str, Any]:
     if deployment.phase == "decode":
         found["multistream_overlap_shared_expert"] = True
     if _mapped(deployment.pool):
-        found["eplb_config"] = {"expert_map_path": "$EXPERT_MAP", "num_redundant_experts": deployment.pool.redundant_experts}
+        found["eplb_config"] = {
+            "expert_map_path": Shell(r'\"$(json_text "$EXPERT_MAP")\"'),
+            "num_redundant_experts": deployment.pool.redundant_experts,
+        }
     return found
 
 
@@ -203,20 +211,14 @@ def _transfer(deployment: Deployment) -> dict[str, Any]:
     for phase in KV_ROLES:
         pool = deployment.pools.get(phase)  # type: ignore[call-overload]
         known = {"dp_size": pool.dp, "tp_size": pool.tp} if pool else {}
-        sizes[phase] = known or {f"{size}_size": f"${phase.upper()}_{size.upper()}#" for size in ("dp", "tp")}
+        sizes[phase] = known or UNKNOWN_SIZES[phase]
     return {
         "kv_connector": "MooncakeConnectorV1",
         "kv_role": KV_ROLES[deployment.phase],
-        "kv_port": "$KV_PORT",
-        "engine_id": "$NODE_ADDRESS-$(( PORT + rank ))",
+        "kv_port": Shell(r"\"$KV_PORT\""),
+        "engine_id": Shell(r"\"$NODE_ADDRESS-$(( PORT + rank ))\""),
         "kv_connector_extra_config": sizes,
     }
-
-
-def _expanding(document: dict[str, Any]) -> Shell:
-    """A document whose variables the shell fills in; those that end in # are numbers."""
-    text = json_value(document).replace('"', '\\"')
-    return Shell('"' + text.replace('\\"$DECODE', "$DECODE").replace('\\"$PREFILL', "$PREFILL").replace('#\\"', "") + '"')
 
 
 def _comments(deployment: Deployment, version: str, place: Placement, local: int) -> list[str]:

@@ -9,7 +9,7 @@ from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Floats, Ints, as_floats
 from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
-from cost_models.memory import decode_memory, sequences_that_fit
+from cost_models.memory import decode_memory
 from cost_models.rows import UNLIMITED, Rows
 from cost_models.step import decode_step
 
@@ -17,38 +17,25 @@ from cost_models.step import decode_step
 class DecodeFlagEvaluator(FlagEvaluator):
     """The batch is what max_num_seqs asks for, or what the KV cache holds."""
 
-    row_keys = (
-        "batch", "drafts", "redundant_experts", "backend", "overlap", "eplb", "eplb_window_steps", "eplb_interval_steps",
-        "eplb_async", "moe_chunk_tokens", "activation_chunk_rows", "graph_tokens", "batched_tokens", "output_chunk",
-    )  # fmt: skip
-
     def rows_of(self, columns: dict[str, Ints]) -> Rows:
         row = self.row
         drafts = self.column(columns, "draft_tokens", int(row.drafts[0]))
-        batch = self.column(columns, "max_num_seqs", int(row.batch[0]))
-        tokens = np.ceil(batch / row.pp[0]) * (1 + drafts)
-        common = self.common_columns(columns, tokens, self.column(columns, "dbo_decode_token_threshold", 1))
-        has_api = "output_proc_chunk" in self.space.values
-        outputs = np.ceil(batch * row.dp[0] / api_servers(self.resolved, row))
+        tokens = np.ceil(self.column(columns, "max_num_seqs", int(row.batch[0])) / row.pp[0]) * (1 + drafts)
+        found = self.columns_of(columns, tokens, self.column(columns, "dbo_decode_token_threshold", 1))
         graph = self.column(columns, "cudagraph_max_tokens", UNLIMITED)
-        return Rows.of(
-            **common,
-            batch=batch,
-            drafts=drafts,
-            graph_tokens=np.where(common["backend"] == BACKENDS.index("deepep_normal"), 0, graph),
+        return Rows.of(**found).replace(
+            graph_tokens=np.where(found["backend"] == BACKENDS.index("deepep_normal"), 0, graph),
             batched_tokens=self.column(columns, "max_num_batched_tokens", 0),
-            output_chunk=self.column(columns, "output_proc_chunk", UNLIMITED),
-            api_outputs=outputs if has_api else np.zeros(len(batch)),
+            api_servers=api_servers(self.resolved, row) if "output_proc_chunk" in self.space.values else 0,
         )
 
     def cost(self, machine: Machine, rows: Rows, fraction: Floats) -> Costs:
         workload = self.resolved.problem.workload
         memory = decode_memory(machine, rows, workload)
         room, margin = self.kv_room(memory, fraction)
-        batch = np.minimum(rows.batch, sequences_that_fit(room / memory.kv_bytes_per_token, workload))
+        batch = np.minimum(rows.batch, memory.sequence.fitting(room))
         running = np.maximum(batch, 1)
-        step_rows = rows.replace(batch=running, api_outputs=rows.api_outputs * running // rows.batch)
-        step = decode_step(machine, step_rows, workload.context_tokens, workload.mtp_acceptance)
+        step = decode_step(machine, rows.replace(batch=running), workload.context_tokens, workload.mtp_acceptance)
         return Costs(step.tokens_per_s_per_gpu, step.tpot_s, as_floats(running), np.where(batch < 1, 1 - room, -1.0), margin)
 
     def sized(self, rows: Rows, size: Ints) -> Rows:

@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from autotune.documents.knobs import COLUMNS, flag_columns
 from autotune.flags.space import FlagSpace, Params
-from autotune.layouts.enumerate import token_limits
+from autotune.layouts.enumerate import rule_subject, token_limits
 from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
 from cost_models.dispatch import BACKENDS
@@ -18,6 +19,7 @@ from cost_models.machine import Machine
 from cost_models.memory import Memory
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
+from search_spaces.rules import RULES, legal
 from search_spaces.schema import Value
 
 CONSTRAINTS = (
@@ -30,6 +32,7 @@ CONSTRAINTS = (
     "one_overlap",
     "redundant_experts_need_eplb",
     "redundant_experts_divide",
+    "engine_rules",
     "window_within_interval",
     "required_throughput",
 )
@@ -78,9 +81,6 @@ class Costs:
 class FlagEvaluator(ABC):
     """Evaluates index columns of a FlagSpace for one layout; stateless apart from its inputs."""
 
-    row_keys: tuple[str, ...]
-    """Columns in which combinations of one layout can differ."""
-
     def __init__(self, resolved: ResolvedProblem, row: Rows, space: FlagSpace, instances: int) -> None:
         self.resolved = resolved
         self.row = row
@@ -108,10 +108,11 @@ class FlagEvaluator(ABC):
         rows = self._rows(columns)
         fp8_kv = self._kv_is_fp8(columns)
         fraction = self.column(columns, "gpu_memory_fraction", self.resolved.problem.memory_fraction)
-        first, inverse = distinct_rows(*(getattr(rows, name) for name in self.row_keys), fp8_kv, fraction)
+        first, inverse = distinct_rows(*(getattr(rows, c.name) for c in flag_columns(self.resolved.phase)), fp8_kv, fraction)
         cost = self._costs(rows.take(first), fp8_kv[first], fraction[first])
         gathered = Costs(*(getattr(cost, name)[inverse] for name in Costs.__slots__))
-        return self._evaluation(rows, columns, gathered)
+        taken = legal(RULES, rule_subject(self.resolved, rows.take(first)))[inverse]
+        return self._evaluation(rows, columns, gathered, taken)
 
     def _rows(self, columns: dict[str, Ints]) -> Rows:
         rows = self.rows_of(columns)
@@ -136,33 +137,36 @@ class FlagEvaluator(ABC):
             return np.full(combinations(columns), float(fallback))
         return as_floats([float(v) for v in self.space.values[name]])[columns[name]]
 
-    def common_columns(self, columns: dict[str, Ints], tokens: Floats, threshold: Floats) -> dict[str, ArrayLike]:
-        """Columns that both phases set alike; tokens : per DP rank and step, threshold : from which two-batch overlap splits."""
-        row = self.row
+    def columns_of(self, columns: dict[str, Ints], tokens: Floats, threshold: Floats) -> dict[str, ArrayLike]:
+        """Every candidate column as the knobs set it, and as the layout has it where none does.
+
+        tokens : per DP rank and step; threshold : from which two-batch overlap splits. A knob counts where those that switch it
+        are on.
+        """
+        own = {column.name: float(getattr(self.row, column.name)[0]) for column in COLUMNS}
+        found: dict[str, ArrayLike] = dict(own)
+        for column in flag_columns(self.resolved.phase):
+            knob, *switches = column.knobs
+            if column.codec.named:
+                continue
+            value = self.column(columns, knob, own[column.name])
+            on = [self.column(columns, switch, own.get(switch, 0.0)) > 0 for switch in switches]
+            found[column.name] = np.where(np.all(on, axis=0), value, column.default) if on else value
         backend = self._backend_codes(columns)
-        two = (self.column(columns, "enable_dbo", False) > 0) & (tokens >= threshold)
+        chunked = self._chunking(columns) & np.isin(backend, self._chunked_backends())
+        return found | {
+            "backend": backend,
+            "overlap": self._overlap_codes(columns, backend, tokens >= threshold),
+            "eplb_interval_steps": 0 if self.resolved.loads_map else found["eplb_interval_steps"],
+            "moe_chunk_tokens": np.where(chunked, self.column(columns, "moe_dp_chunk_tokens", 0), 0),
+        }
+
+    def _overlap_codes(self, columns: dict[str, Ints], backend: Ints, splits: NDArray[np.bool_]) -> Ints:
+        """Overlap that really runs: on DeepEP only, and two batches only where the step is large enough to split."""
+        two = (self.column(columns, "enable_dbo", False) > 0) & splits
         single = self.column(columns, "enable_sbo", False) > 0
         overlap = np.where(two, OVERLAPS.index("two_batch"), np.where(single, OVERLAPS.index("single_batch"), 0))
-        eplb = self.column(columns, "enable_eplb", False) > 0
-        chunked = self._chunking(columns) & np.isin(backend, self._chunked_backends())
-        looped = self.column(columns, "enable_activation_chunk", False) > 0
-        return {
-            "tp": row.tp[0],
-            "dp": row.dp[0],
-            "ep": row.ep[0],
-            "pp": row.pp[0],
-            "redundant_experts": self.column(columns, "redundant_experts", int(row.redundant_experts[0])),
-            "backend": backend,
-            "overlap": np.where(np.isin(backend, DEEPEP_CODES), overlap, 0),
-            "eplb": eplb,
-            "eplb_window_steps": np.where(eplb, self.column(columns, "eplb_window_steps", 1000), 1000),
-            "eplb_interval_steps": np.where(
-                eplb & (not self.resolved.loads_map), self.column(columns, "eplb_interval_steps", 3000), 0
-            ),
-            "eplb_async": np.where(eplb, self.column(columns, "eplb_async", False), 0),
-            "moe_chunk_tokens": np.where(chunked, self.column(columns, "moe_dp_chunk_tokens", 0), 0),
-            "activation_chunk_rows": np.where(looped, self.column(columns, "activation_chunk_rows", 0), 0),
-        }
+        return np.where(np.isin(backend, DEEPEP_CODES), overlap, 0)
 
     def _chunking(self, columns: dict[str, Ints]) -> NDArray[np.bool_]:
         """Whether MoE DP chunking is on; a version without the switch always chunks."""
@@ -211,7 +215,8 @@ class FlagEvaluator(ABC):
             return fraction * visible - memory.without_kv_bytes, fraction * visible - self.resolved.memory_limit_bytes
         return fraction * visible - weights, fraction * visible + rest - self.resolved.memory_limit_bytes
 
-    def _evaluation(self, rows: Rows, columns: dict[str, Ints], cost: Costs) -> Evaluation:
+    def _evaluation(self, rows: Rows, columns: dict[str, Ints], cost: Costs, taken: NDArray[np.bool_]) -> Evaluation:
+        """taken : combinations that the engine's rules admit."""
         problem = self.resolved.problem
         size = cost.size.astype(np.int64)
         dbo = self.column(columns, "enable_dbo", False) > 0
@@ -231,6 +236,7 @@ class FlagEvaluator(ABC):
             "one_overlap": (dbo & sbo).astype(float),
             "redundant_experts_need_eplb": ((rows.redundant_experts > 0) & (rows.eplb == 0)).astype(float),
             "redundant_experts_divide": ((experts + rows.redundant_experts) % rows.ep).astype(float),
+            "engine_rules": (~taken).astype(float),
             "window_within_interval": np.where(
                 rows.eplb_interval_steps > 0, rows.eplb_window_steps - rows.eplb_interval_steps, 0
             ).astype(float),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from autotune.flags.rebalancing import best_rebalancing
-from autotune.layouts.enumerate import Shape, backend_admissible
+from autotune.layouts.enumerate import PAGE_TOKENS, backend_admissible
 from autotune.layouts.table import phase_of
 from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Ints
@@ -58,12 +58,20 @@ class FlagSpace:
         digits = np.unravel_index(np.arange(self.size), [len(v) for v in self.values.values()])
         return dict(zip(self.values, digits, strict=True))
 
+    def columns(self, combinations: Sequence[Params]) -> dict[str, Ints]:
+        """Combinations as index columns, (combinations,) each."""
+        return {name: np.array([values.index(params[name]) for params in combinations]) for name, values in self.values.items()}
+
+    def positions(self, columns: Mapping[str, Ints]) -> Ints:
+        """Positions of index columns in the grid."""
+        position = np.zeros(1, dtype=np.int64)
+        for name, values in self.values.items():
+            position = position * len(values) + columns[name]
+        return position
+
     def index(self, params: Params) -> int:
         """Position of a combination in the grid."""
-        position = 0
-        for name, values in self.values.items():
-            position = position * len(values) + values.index(params[name])
-        return position
+        return int(self.positions(self.columns([params]))[0])
 
     def params_at(self, position: int) -> Params:
         """The combination at a grid position."""
@@ -212,7 +220,9 @@ def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, fitting_size: int
         return [batch for batch in [*batches, fitting_size] if 1 <= batch <= fitting_size]
     if knob.name == "max_num_batched_tokens":
         # decode: the default and the batch itself are already in
-        tokens: list[Value] = [max(int(row.batched_tokens[0] * factor), 1) for factor in TOKEN_FACTORS]
+        tokens: list[Value] = [
+            max(int(row.batched_tokens[0] * factor) // PAGE_TOKENS, 1) * PAGE_TOKENS for factor in TOKEN_FACTORS
+        ]
         return tokens if resolved.phase == "prefill" else []
     if knob.name == "redundant_experts" and resolved.model.moe:
         experts, ep = resolved.model.moe.experts, int(row.ep[0])
@@ -220,7 +230,9 @@ def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, fitting_size: int
     if knob.name == "all2all_backend":
         return list(_admissible_backends(resolved, row))
     if knob.name == "kv_cache_dtype":
-        known = resolved.machine.calibration.has(f"{resolved.model.attention.kind}_decode", "fp8")
+        fp8 = resolved.machine.recipe.with_kv_cache("fp8")
+        needed = [need for kind in resolved.model.attentions for need in kind.requirements(fp8, "decode")]
+        known = all(resolved.machine.calibration.has(*need) for need in needed)
         return [kv_value(resolved, "fp8")] if known else []
     if knob.kind == "bool":
         return [False, True]
@@ -229,5 +241,4 @@ def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, fitting_size: int
 
 def _admissible_backends(resolved: ResolvedProblem, row: Rows) -> list[str]:
     """Backends of the version that run on the row's layout and that the calibration knows."""
-    shape = Shape(int(row.tp[0]), int(row.dp[0]), int(row.ep[0]), int(row.pp[0]))
-    return [c.value for c in resolved.engine.backend_choices(resolved.version) if backend_admissible(c, shape, resolved)]
+    return [c.value for c in resolved.engine.backend_choices(resolved.version) if backend_admissible(c, row, resolved)]

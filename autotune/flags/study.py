@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autotune.documents.plan import Setting
+from autotune.documents.problem import DEFAULT_TRIALS
 from autotune.errors import OutputError
 from autotune.flags.evaluate import Evaluation, FlagEvaluator
 from autotune.flags.space import FlagSpace, Params
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import optuna
 
 ENUMERABLE = 400_000
-"""Spaces up to this size are also solved exactly."""
+"""Spaces up to this size are solved exactly."""
 IN_MEMORY = "memory"
 STARTUP_TRIALS = 40
 """Random trials before TPE models the space; with fewer it settles on a local best more often."""
@@ -66,12 +67,12 @@ class FlagResult:
 
 
 class Scores:
-    """Looks combinations up in the enumerated grid, or prices them one by one where it is too large."""
+    """Looks combinations up in the enumerated grid, or prices them where there is none."""
 
     def __init__(self, evaluator: FlagEvaluator, *, enumerate_all: bool) -> None:
         self.evaluator = evaluator
         self.space = evaluator.space
-        self.priced: dict[tuple[Value, ...], Evaluation] = {}
+        self.priced: dict[tuple[Value, ...], tuple[Evaluation, int]] = {}
         enumerable = enumerate_all and self.space.size <= ENUMERABLE
         self.grid = evaluator.evaluate(self.space.grid()) if enumerable else None
 
@@ -79,32 +80,46 @@ class Scores:
         """An evaluation and the position of the combination in it."""
         if self.grid is not None:
             return self.grid, self.space.index(params)
-        key = tuple(params[name] for name in self.space.values)
-        if key not in self.priced:
-            self.priced[key] = self.evaluator.one(params)
-        return self.priced[key], 0
+        self.price([params])
+        return self.priced[self._key(params)]
+
+    def price(self, combinations: Iterable[Params]) -> None:
+        """Price those not known yet, in one call."""
+        if self.grid is not None:
+            return
+        new = {self._key(params): params for params in combinations if self._key(params) not in self.priced}
+        if not new:
+            return
+        evaluation = self.evaluator.evaluate(self.space.columns(list(new.values())))
+        self.priced |= {key: (evaluation, at) for at, key in enumerate(new)}
+
+    def _key(self, params: Params) -> tuple[Value, ...]:
+        return tuple(params[name] for name in self.space.values)
 
 
 def tune_flags(
     evaluator: FlagEvaluator,
     *,
-    trials: int,
+    trials: int | None,
     seed: int,
     storage: str | None = None,
     study_name: str = "autotune",
     on_trial: Callable[[], None] | None = None,
 ) -> FlagResult:
-    """Search the space with Optuna; the engine's defaults and the analytic best are its first trials.
+    """The best flags of one layout, and what they are compared with.
 
-    Without trials the analytic point and the defaults are compared; the space is then enumerated only
-    when neither is feasible. The result is the best feasible of the study, the exact optimum (where enumerable), the analytic
-    point and the defaults. Raises OutputError for a storage that cannot be used.
+    trials : None enumerates the space, and lets Optuna search it only where it is too large or a storage is given; a number
+    asks for a study of that many trials beside the exact optimum, whose first trials are the engine's defaults and the
+    analytic best; 0 compares those two alone, and enumerates only when neither is feasible. The result is the best
+    feasible of all. Raises OutputError for a storage that cannot be used.
     """
     space = evaluator.space
-    scores = Scores(evaluator, enumerate_all=trials > 0)
-    if not trials and not any(scores.of(params)[0].feasible[0] for params in (space.analytic, space.defaults)):
+    asked = _trials(space, trials, storage)
+    scores = Scores(evaluator, enumerate_all=trials != 0)
+    scores.price([space.analytic, space.defaults, *(params for _, params in _put_back(space, space.analytic))])
+    if trials == 0 and not any(_is_feasible(scores, params) for params in (space.analytic, space.defaults)):
         scores = Scores(evaluator, enumerate_all=True)
-    rows = run_study(scores, trials=trials, seed=seed, storage=storage, study_name=study_name, on_trial=on_trial)
+    rows = run_study(scores, trials=asked, seed=seed, storage=storage, study_name=study_name, on_trial=on_trial)
     study_best = _best(rows)
     exact = scores.grid.best() if scores.grid is not None else None
     candidates: list[tuple[str, Params]] = [("analytic", space.analytic), ("defaults", space.defaults)]
@@ -123,7 +138,7 @@ def tune_flags(
         defaults_latency_s=float(defaults.latency_s[defaults_at]),
         defaults_violate=violations(defaults, defaults_at),
         study=study_best.tokens_per_s_per_gpu if study_best else None,
-        random=random_search(scores, trials, seed),
+        random=random_search(scores, asked or (0 if trials == 0 else DEFAULT_TRIALS), seed),
         exact=float(scores.grid.tokens_per_s_per_gpu[exact]) if scores.grid is not None and exact is not None else None,
         space_size=space.size,
         trials=tuple(rows),
@@ -132,15 +147,35 @@ def tune_flags(
     )
 
 
+def _trials(space: FlagSpace, trials: int | None, storage: str | None) -> int:
+    """How many trials Optuna makes: those asked for, else none where the space is enumerated."""
+    if trials is not None:
+        return trials
+    return DEFAULT_TRIALS if storage is not None or space.size > ENUMERABLE else 0
+
+
+def _is_feasible(scores: Scores, params: Params) -> bool:
+    evaluation, at = scores.of(params)
+    return bool(evaluation.feasible[at])
+
+
 def default_costs(scores: Scores, params: Params) -> Iterator[Setting]:
     """Each flag put back to the engine's default, one at a time."""
     evaluation, at = scores.of(params)
-    for name, default in scores.space.defaults.items():
-        if params[name] == default:
-            continue
-        changed, where = scores.of({**params, name: default})
+    changes = list(_put_back(scores.space, params))
+    scores.price(changed for _, changed in changes)
+    for name, combination in changes:
+        changed, where = scores.of(combination)
         loss = (evaluation.score[at] - changed.score[where]) / abs(evaluation.score[at])
+        default = scores.space.defaults[name]
         yield Setting(name=name, chosen=params[name], default=default, loss=float(loss), violates=violations(changed, where))
+
+
+def _put_back(space: FlagSpace, params: Params) -> Iterator[tuple[str, Params]]:
+    """Each flag that is set otherwise than by default, and the combination with it at its default."""
+    for name, default in space.defaults.items():
+        if params[name] != default:
+            yield name, {**params, name: default}
 
 
 def violations(evaluation: Evaluation, at: int) -> tuple[str, ...]:
@@ -172,9 +207,14 @@ def random_search(scores: Scores, trials: int, seed: int) -> float | None:
         return None
     rng = np.random.default_rng(seed)
     columns = {name: rng.integers(len(values), size=trials) for name, values in scores.space.values.items()}
-    evaluation = scores.evaluator.evaluate(columns)
-    best = evaluation.best()
-    return None if best is None else float(evaluation.tokens_per_s_per_gpu[best])
+    if scores.grid is not None:
+        evaluation, tried = scores.grid, scores.space.positions(columns)
+    else:
+        evaluation, tried = scores.evaluator.evaluate(columns), np.arange(trials)
+    allowed = tried[evaluation.feasible[tried]]
+    if not len(allowed):
+        return None
+    return float(evaluation.tokens_per_s_per_gpu[allowed[np.argmax(evaluation.score[allowed])]])
 
 
 def run_study(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.documents.knobs import LAYOUT_COLUMNS
 from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Ints
 from cost_models.dispatch import BACKENDS
@@ -16,10 +17,9 @@ from cost_models.rows import NO_GRAPH, UNLIMITED, Rows
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from cost_models.specs.workload import Workload
+from search_spaces.rules import RULES, Subject, legal
 from search_spaces.schema import Choice
 
-MIN_EXPERT_WIDTH = 128
-"""Narrowest shard of an expert: one 128-wide scale block."""
 SPARE_EXPERTS = 32
 EPLB_INTERVAL_STEPS = 3000
 MAX_TP = 16
@@ -27,6 +27,8 @@ MAX_DRAFTS = 3
 OFFLOAD_GROUPS = (2, 4, 8)
 NO_OFFLOAD = (0, 1, 1)
 AGGREGATED_BUDGET = (8192, 32768)
+PAGE_TOKENS = 64
+"""Token budgets are whole KV pages of every attention backend (SGLang asks for it; at most 63 tokens are lost)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def shapes(model: ModelSpec, hardware: HardwareSpec, gpus: int) -> Iterator[Shap
     """
     for size in instance_sizes(hardware, gpus):
         for tp in divisors(size):
-            if model.attention.heads % tp or tp > MAX_TP or tp > hardware.scale_up.domain_gpus:
+            if model.heads % tp or tp > MAX_TP or tp > hardware.scale_up.domain_gpus:
                 continue
             for pp in divisors(size // tp):
                 dp = size // tp // pp
@@ -79,11 +81,8 @@ def _expert_parallel_sizes(model: ModelSpec, tp: int, dp: int) -> list[int]:
     if model.moe is None:
         return [1]
     group = tp * dp
-    sizes = {group} if group <= model.moe.experts + SPARE_EXPERTS * 2 else set()
-    width = model.moe.intermediate / group
-    if width >= MIN_EXPERT_WIDTH and width % MIN_EXPERT_WIDTH == 0:
-        sizes.add(1)
-    return sorted(sizes)
+    spread = [group] if group <= model.moe.experts + SPARE_EXPERTS * 2 else []
+    return sorted({1, *spread})
 
 
 def redundancy_choices(experts: int, ep: int, eplb: bool) -> list[int]:
@@ -96,21 +95,33 @@ def redundancy_choices(experts: int, ep: int, eplb: bool) -> list[int]:
 
 
 def layout_rows(resolved: ResolvedProblem, gpus: int | None = None) -> Rows:
-    """All admissible layouts as rows with a step of size 1; empty when no layout divides.
+    """All layouts that the engine's rules admit, as rows with a small step; empty when none does.
 
     gpus : budget, the problem's own when absent.
     """
+    rows = _every_row(resolved, gpus or resolved.gpus)
+    return rows.take(legal(RULES, rule_subject(resolved, rows))) if len(rows) else rows
+
+
+def rule_subject(resolved: ResolvedProblem, rows: Rows) -> Subject:
+    """Candidate rows as the engine rules look at them."""
+    machine = resolved.machine
+    return Subject(
+        resolved.engine, resolved.version, machine.model, machine.recipe, machine.hardware, role=resolved.pool, rows=rows
+    )
+
+
+def _every_row(resolved: ResolvedProblem, gpus: int) -> Rows:
+    """Every combination of a shape with experts, backend, drafts and offload, legal or not."""
     prefill = resolved.phase == "prefill"
     drafts = _draft_options(resolved)
     found: list[tuple[int, ...]] = []
-    for shape in shapes(resolved.model, resolved.hardware, gpus or resolved.gpus):
-        if shape.pp > 1 and resolved.pool not in resolved.engine.pipeline_pools:
-            continue
-        options = itertools.product(
-            _expert_options(resolved, shape), _backend_options(resolved, shape), drafts, _offload_options(resolved, shape)
-        )
+    for shape in shapes(resolved.model, resolved.hardware, gpus):
         sizes = (shape.tp, shape.dp, shape.ep, shape.pp)
-        found += [(*sizes, *experts, *backend, draft, *offload) for experts, backend, draft, offload in options]
+        for offload in _offload_options(resolved, shape):
+            experts = _expert_options(resolved, shape, offloads=offload != NO_OFFLOAD)
+            options = itertools.product(experts, _backend_options(resolved, shape), drafts)
+            found += [(*sizes, *spread, *backend, draft, *offload) for spread, backend, draft in options]
     values = np.array(found, dtype=np.int64).reshape(len(found), len(LAYOUT_COLUMNS)).T
     rows = Rows.of(**dict(zip(LAYOUT_COLUMNS, values, strict=True)))
     if resolved.skew is not None:
@@ -118,19 +129,15 @@ def layout_rows(resolved: ResolvedProblem, gpus: int | None = None) -> Rows:
     return rows.replace(
         eplb_interval_steps=np.where((rows.eplb > 0) & (not resolved.loads_map), EPLB_INTERVAL_STEPS, 0),
         graph_tokens=NO_GRAPH if prefill else rows.graph_tokens,
-        batched_tokens={"decode": 0, "prefill": 1, "serve": aggregated_budget(resolved.problem.workload)}[resolved.pool],
+        batched_tokens={"decode": 0, "prefill": PAGE_TOKENS, "serve": aggregated_budget(resolved.problem.workload)}[
+            resolved.pool
+        ],
     )
 
 
 def aggregated_budget(workload: Workload) -> int:
     """Tokens per rank and step of an aggregated engine: whole prompts where they are not very long."""
     return int(np.clip(2 ** np.ceil(np.log2(workload.isl_tokens)), *AGGREGATED_BUDGET))
-
-
-LAYOUT_COLUMNS = (
-    "tp", "dp", "ep", "pp", "redundant_experts", "eplb", "backend", "overlap", "graph_tokens", "drafts",
-    "offload_group_size", "offload_in_group", "offload_prefetch_step",
-)  # fmt: skip
 
 
 def _draft_options(resolved: ResolvedProblem) -> tuple[int, ...]:
@@ -153,15 +160,24 @@ def _offload_options(resolved: ResolvedProblem, shape: Shape) -> tuple[tuple[int
     return (NO_OFFLOAD, *((group, 1, 1) for group in OFFLOAD_GROUPS))
 
 
-def _expert_options(resolved: ResolvedProblem, shape: Shape) -> list[tuple[int, int]]:
-    """(redundant experts, EPLB on) of a shape."""
+def _expert_options(resolved: ResolvedProblem, shape: Shape, *, offloads: bool) -> list[tuple[int, int]]:
+    """(redundant experts, EPLB on) of a shape; without rebalancing beside weight offload, which no engine takes together."""
     model = resolved.model
     if model.moe is None or shape.ep == 1:
         return [(0, 0)]
-    eplb = shape.dp > 1 and resolved.engine.has("enable_eplb", resolved.version)
     plain = [(spare, 0) for spare in redundancy_choices(model.moe.experts, shape.ep, eplb=False)]
-    balanced = [(spare, 1) for spare in redundancy_choices(model.moe.experts, shape.ep, eplb=True)] if eplb else []
-    return balanced or plain
+    if shape.dp == 1 or (offloads and not resolved.loads_map) or not rebalances(resolved):
+        return plain
+    balanced = [(spare, 1) for spare in redundancy_choices(model.moe.experts, shape.ep, eplb=True)]
+    return [*balanced, *plain] if offloads else balanced or plain
+
+
+def rebalances(resolved: ResolvedProblem) -> bool:
+    """Whether the engine version rebalances the experts of this model at all."""
+    if not resolved.engine.has("enable_eplb", resolved.version):
+        return False
+    probe = Rows.of(dp=2, ep=2, eplb=1, eplb_interval_steps=EPLB_INTERVAL_STEPS)
+    return bool(legal([rule for rule in RULES if rule.name == "eplb_of_the_model"], rule_subject(resolved, probe))[0])
 
 
 def _backend_options(resolved: ResolvedProblem, shape: Shape) -> list[tuple[int, int, int]]:
@@ -171,7 +187,7 @@ def _backend_options(resolved: ResolvedProblem, shape: Shape) -> list[tuple[int,
         return [(BACKENDS.index("none"), none, UNLIMITED)]
     options = []
     for choice in resolved.engine.backend_choices(resolved.version):
-        if not backend_admissible(choice, shape, resolved):
+        if not backend_priced(choice, shape, resolved):
             continue
         graph = NO_GRAPH if choice.needs_graph_off else UNLIMITED
         backend = choice.model_in(resolved.phase)
@@ -179,21 +195,26 @@ def _backend_options(resolved: ResolvedProblem, shape: Shape) -> list[tuple[int,
     return options
 
 
-def backend_admissible(choice: Choice, shape: Shape, resolved: ResolvedProblem) -> bool:
-    """Whether a backend runs on a shape: expert parallelism, domain, hidden size, coefficients."""
+def backend_priced(choice: Choice, shape: Shape, resolved: ResolvedProblem) -> bool:
+    """Whether a backend can be priced on a shape; what the engine takes of it is up to its rules."""
     backend = choice.model_in(resolved.phase)
     if shape.ep == 1:
         return backend == "allgather_reducescatter"
-    by_itself = resolved.engine.taken_by_itself(resolved.version, shape.ep, resolved.phase)
-    if by_itself not in (None, choice) or not choice.takes_ep(shape.ep, resolved.hardware.gpu.name):
-        return False
-    inside = shape.tp * shape.dp <= resolved.hardware.scale_up.domain_gpus
-    built = not choice.hidden_sizes or resolved.model.hidden in choice.hidden_sizes
     known = resolved.machine.calibration.has("dispatch", f"{backend}.dispatch")
-    spread = shape.tp == 1 or not choice.needs_full_dp
     # an engine that prefills and decodes through one kernel needs one that takes whole prompts
     mixes = resolved.pool != "serve" or choice.prefill_model is not None or not choice.max_tokens
-    return built and known and spread and mixes and (inside or not choice.within_domain)
+    return known and mixes
+
+
+def backend_admissible(choice: Choice, row: Rows, resolved: ResolvedProblem) -> bool:
+    """Whether a backend is taken by the engine, and priced, in the place of a row's own."""
+    shape = Shape(int(row.tp[0]), int(row.dp[0]), int(row.ep[0]), int(row.pp[0]))
+    if not backend_priced(choice, shape, resolved):
+        return False
+    graph = NO_GRAPH if choice.needs_graph_off else UNLIMITED
+    changed = row.replace(backend=BACKENDS.index(choice.model_in(resolved.phase)), overlap=0, graph_tokens=graph)
+    unsized = [rule for rule in RULES if not rule.sized]
+    return bool(legal(unsized, rule_subject(resolved, changed))[0])
 
 
 def overlaps_for(backend: str, resolved: ResolvedProblem) -> list[str]:

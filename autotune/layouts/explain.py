@@ -58,7 +58,7 @@ def _no_layout(resolved: ResolvedProblem) -> str:
     model, hardware = resolved.model, resolved.hardware
     experts = f", {model.moe.experts} experts" if model.moe else ""
     return (
-        f"No layout of {model.name} ({model.attention.heads} heads{experts}) divides over up to "
+        f"No layout of {model.name} ({model.heads} heads{experts}) divides over up to "
         f"{resolved.gpus} GPUs in nodes of {hardware.gpus_per_node}."
     )
 
@@ -286,7 +286,7 @@ def _what_caps(resolved: ResolvedProblem, table: LayoutTable, row: int) -> str:
     if int(phase.size_of(one)[0]) >= limit:
         return f"the most that its all-to-all kernel takes ({limit:,} per DP rank)"
     if table.memory_bytes[row] > NEAR_LIMIT * resolved.memory_limit_bytes:
-        copies = tp / min(tp, resolved.model.attention.max_kv_shards)
+        copies = max(kind.state_copies(tp) for kind in resolved.model.attentions)
         duplicated = copies > 1 and phase.name == "decode"
         return f"because TP{tp} keeps {copies:.0f} copies of each KV cache" if duplicated else "the most that fit in memory"
     if table.latency_s[row] > NEAR_LIMIT * resolved.latency_limit_s:

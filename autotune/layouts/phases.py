@@ -43,12 +43,18 @@ class PhaseModel:
     grid: Ints
     """Sizes tried for every layout."""
     largest: int
+    multiple: int
+    """Sizes are whole multiples of it: a token budget is whole KV pages."""
     cost: Callable[[Machine, Rows, Workload], PhaseCost]
     memory: Callable[[Machine, Rows, Workload], Memory]
 
     def sized(self, rows: Rows, size: Ints) -> Rows:
         """The same rows with another step size."""
         return rows.replace(**{self.size: size})
+
+    def whole(self, size: Ints) -> Ints:
+        """The largest multiple below a size, at least one."""
+        return np.asarray(np.maximum(size // self.multiple, 1) * self.multiple, dtype=np.int64)
 
     def size_of(self, rows: Rows) -> Ints:
         sizes: Ints = getattr(rows, self.size)
@@ -136,7 +142,7 @@ def _aggregated_memory(machine: Machine, rows: Rows, workload: Workload) -> Memo
     names = [name for name in decode.lines if name != "kv_cache"]
     needs_more = prefill.without_kv_bytes > decode.without_kv_bytes
     lines = {name: np.where(needs_more, prefill.lines[name], decode.lines[name]) for name in names}
-    return Memory({**lines, "kv_cache": decode.lines["kv_cache"]}, decode.kv_bytes_per_token)
+    return Memory({**lines, "kv_cache": decode.lines["kv_cache"]}, decode.sequence)
 
 
 DECODE = PhaseModel(
@@ -146,6 +152,7 @@ DECODE = PhaseModel(
     latency="TPOT",
     grid=geometric_grid(1, 8192, 8),
     largest=2**14,
+    multiple=1,
     cost=_decode_cost,
     memory=decode_memory,
 )
@@ -156,6 +163,7 @@ PREFILL = PhaseModel(
     latency="TTFT",
     grid=geometric_grid(512, 131_072, 64),
     largest=2**18,
+    multiple=64,
     cost=_prefill_cost,
     memory=prefill_memory,
 )
@@ -166,6 +174,7 @@ AGGREGATED = PhaseModel(
     latency="TPOT",
     grid=geometric_grid(1, 8192, 8),
     largest=2**14,
+    multiple=1,
     cost=_aggregated_cost,
     memory=_aggregated_memory,
 )

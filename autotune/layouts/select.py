@@ -1,8 +1,7 @@
-"""CP-SAT selection of one configuration and its number of instances."""
+"""Selection of one configuration and its number of instances, and what every solver proves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,13 @@ from cost_models.arrays import Ints
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
-TIME_LIMIT_S = 20.0
 MICRO = 1_000_000
 MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """Everything the model compares, as integers: demands rounded up, capacities down."""
+    """Everything that is compared, as integers: demands rounded up, capacities down."""
 
     gpus: Ints
     max_instances: Ints
@@ -64,7 +62,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Selection(Proof):
-    """The solver's answer and its proof."""
+    """A row, how many instances of it run, and the proof."""
 
     row: int
     instances: int
@@ -96,97 +94,8 @@ def instance_of(table: LayoutTable, limits: Limits, objective: Objective) -> Ins
     )
 
 
-class Variables:
-    """chosen[r] says that row r is the plan; instances[r] how many of it run."""
-
-    def __init__(self, model: cp_model.CpModel, i: Instance) -> None:
-        self.rows = range(len(i))
-        self.chosen = [model.new_bool_var(f"chosen[{r}]") for r in self.rows]
-        self.instances = [model.new_int_var(0, max(int(i.max_instances[r]), 0), f"instances[{r}]") for r in self.rows]
-
-    def chosen_total(self, values: Ints) -> Any:
-        """Value of the chosen row."""
-        return sum(int(values[r]) * self.chosen[r] for r in self.rows)
-
-    def total(self, values: Ints) -> Any:
-        """Value summed over instances."""
-        return sum(int(values[r]) * self.instances[r] for r in self.rows)
-
-
 Named = tuple[str, Any]
-
-
-def one_configuration(i: Instance, v: Variables) -> Iterable[Named]:
-    """Exactly one row is chosen, and only its instances run."""
-    yield "one_configuration", sum(v.chosen) == 1
-    for r in v.rows:
-        yield f"runs_only_if_chosen[{r}]", v.instances[r] <= int(max(i.max_instances[r], 0)) * v.chosen[r]
-        yield f"chosen_runs[{r}]", v.instances[r] >= v.chosen[r]
-
-
-def gpu_budget(i: Instance, v: Variables) -> Iterable[Named]:
-    """Instances fit the GPU budget (their placement in domains bounds each count)."""
-    yield "gpu_budget", v.total(i.gpus) <= i.gpu_budget
-
-
-def gpu_memory(i: Instance, v: Variables) -> Iterable[Named]:
-    """The chosen row fits each GPU's memory."""
-    yield "gpu_memory", v.chosen_total(i.memory_mib) <= i.memory_limit_mib
-
-
-def latency_limit(i: Instance, v: Variables) -> Iterable[Named]:
-    """The chosen row meets the limit on the time per output token, or of one prompt."""
-    yield "latency_limit", v.chosen_total(i.latency_us) <= i.latency_limit_us
-
-
-def concurrency(i: Instance, v: Variables) -> Iterable[Named]:
-    """All instances decode the required sequences at once."""
-    if i.required_sequences:
-        yield "concurrency", v.total(i.sequences) >= i.required_sequences
-
-
-def throughput(i: Instance, v: Variables) -> Iterable[Named]:
-    """All instances reach the required tokens per second."""
-    if i.required_tokens_per_s:
-        yield "throughput", v.total(i.tokens_per_s) >= i.required_tokens_per_s
-
-
-MODEL_FAMILIES = (one_configuration, gpu_budget, gpu_memory, latency_limit, concurrency, throughput)
-
-
-def select(i: Instance, *, seed: int = 0, excluded: Ints | None = None) -> Selection | None:
-    """Best row and instance count, or None when CP-SAT proves that there is none.
-
-    The primary objective is the row's score; ties go to the larger total throughput. excluded : rows
-    of plans already returned (no-good cuts). Raises RuntimeError when the solver stops without an answer.
-    """
-    from ortools.sat.python import cp_model
-
-    if not len(i):
-        return None
-    model = cp_model.CpModel()
-    v = Variables(model, i)
-    for family in MODEL_FAMILIES:
-        for name, constraint in family(i, v):
-            model.add(constraint).with_name(name)
-    for row in () if excluded is None else excluded.tolist():
-        model.add(v.chosen[row] == 0).with_name(f"no_good[{row}]")
-    largest_total = int(np.max(i.tokens_per_s * np.maximum(i.max_instances, 0), initial=0)) + 1
-    model.maximize(largest_total * v.chosen_total(i.score) + v.total(i.tokens_per_s))
-    answer = solved(model, seed, TIME_LIMIT_S)
-    if answer is None:
-        return None
-    solver, proof = answer
-    row = next(r for r in v.rows if solver.value(v.chosen[r]))
-    return Selection(
-        row=row,
-        instances=solver.value(v.instances[row]),
-        status=proof.status,
-        objective=proof.objective,
-        bound=proof.bound,
-    )
-
-
+"""A constraint with its name."""
 Answer = tuple["cp_model.CpSolver", Proof]
 
 
@@ -210,16 +119,27 @@ def solved(model: cp_model.CpModel, seed: int, time_limit_s: float, *, presolve:
     return solver, Proof(solver.status_name(status), solver.objective_value, solver.best_objective_bound)
 
 
-def select_top(i: Instance, layout: Ints, k: int, *, seed: int = 0) -> list[Selection]:
-    """The k best plans with distinct layouts, best first; fewer when there are no more."""
-    selections: list[Selection] = []
-    excluded = np.zeros(0, dtype=np.int64)
-    while len(selections) < k:
-        found = select(i, seed=seed, excluded=excluded)
-        if found is None:
-            break
-        selections.append(found)
-        excluded = np.flatnonzero(np.isin(layout, layout[[s.row for s in selections]]))
-        if len(excluded) == len(i):
-            break
-    return selections
+def select_top(i: Instance, layout: Ints, k: int) -> list[Selection]:
+    """The k best plans with distinct layouts, best first; fewer when there are no more.
+
+    Best by the row's score, then by the throughput of all instances; of equals the first row. Every requirement loosens as
+    instances are added within the budget, so the best number of instances of a row is the largest, and sorting the rows is exact.
+    """
+    instances = np.minimum(i.max_instances, i.gpu_budget // i.gpus)
+    total = instances * i.tokens_per_s
+    allowed = (
+        (instances >= 1)
+        & (i.memory_mib <= i.memory_limit_mib)
+        & (i.latency_us <= i.latency_limit_us)
+        & (instances * i.sequences >= i.required_sequences)
+        & (total >= i.required_tokens_per_s)
+    )
+    rows = np.flatnonzero(allowed)
+    order = rows[np.lexsort((-total[rows], -i.score[rows]))]
+    _, first = np.unique(layout[order], return_index=True)
+    chosen = order[np.sort(first)[:k]].tolist()
+    return [_selection(int(row), int(instances[row]), int(i.score[row])) for row in chosen]
+
+
+def _selection(row: int, instances: int, score: int) -> Selection:
+    return Selection(row=row, instances=instances, status="ENUMERATED", objective=float(score), bound=float(score))

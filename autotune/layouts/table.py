@@ -8,17 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.layouts.enumerate import layout_rows, token_limits
+from autotune.documents.knobs import VARIANT_COLUMNS
+from autotune.layouts.enumerate import layout_rows, rule_subject, token_limits
 from autotune.layouts.phases import PHASES, PhaseModel
 from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Floats, Ints, distinct_rows
 from cost_models.rows import Rows
-
-VARIANT_COLUMNS = (
-    "tp", "dp", "ep", "pp", "drafts", "redundant_experts", "backend", "overlap", "eplb",
-    "offload_group_size", "offload_in_group", "offload_prefetch_step",
-)  # fmt: skip
-"""Columns in which rows of an enumeration differ, besides the size of a step."""
+from search_spaces.rules import SIZED_RULES, legal
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +120,14 @@ def kernel_size_limit(resolved: ResolvedProblem, rows: Rows) -> Ints:
 
 
 def largest_fitting_size(resolved: ResolvedProblem, layouts: Rows) -> Ints:
-    """Largest step of each layout that fits memory and kernels, by bisection; at least 1."""
+    """Largest whole step of each layout that fits memory and kernels, by bisection; at least the smallest."""
     phase = phase_of(resolved)
 
     def fits(size: Ints) -> NDArray[np.bool_]:
         memory = phase.memory(resolved.machine, phase.sized(layouts, size), resolved.problem.workload)
         return memory.total_bytes <= resolved.memory_limit_bytes
 
-    return _bisect(fits, np.minimum(kernel_size_limit(resolved, layouts), phase.largest))
+    return phase.whole(_bisect(fits, np.minimum(kernel_size_limit(resolved, layouts), phase.largest)))
 
 
 def _rows_at_latency_limit(resolved: ResolvedProblem, table: LayoutTable) -> Rows:
@@ -150,7 +146,7 @@ def _rows_at_latency_limit(resolved: ResolvedProblem, table: LayoutTable) -> Row
     low, high = low[crossing], high[crossing]
     step = (limit - table.latency_s[low]) / (table.latency_s[high] - table.latency_s[low])
     size = sizes[low] + step * (sizes[high] - sizes[low])
-    edges = [np.maximum(np.floor(size * share), 1).astype(np.int64) for share in (1.0, 0.99)]
+    edges = [phase.whole(np.floor(size * share).astype(np.int64)) for share in (1.0, 0.99)]
     base = table.rows.take(low)
     return Rows.concatenate([phase.sized(base, edge) for edge in edges])
 
@@ -166,5 +162,5 @@ def _bisect(holds: Callable[[Ints], NDArray[np.bool_]], high: Ints) -> Ints:
 
 
 def _within_kernel_limits(resolved: ResolvedProblem, rows: Rows) -> Rows:
-    """Drop rows whose step the all-to-all kernels do not accept."""
-    return rows.take(phase_of(resolved).size_of(rows) <= kernel_size_limit(resolved, rows))
+    """Drop rows whose step the engine's kernels do not accept."""
+    return rows.take(legal(SIZED_RULES, rule_subject(resolved, rows)))

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from autotune.errors import ProblemError
-from cost_models.specs.model import MlaSpec, ModelSpec
+from cost_models.catalog import load_recipe
+from cost_models.specs.model import ModelSpec
 
 TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Of a rank and step."""
@@ -141,18 +142,17 @@ def _experts(model: ModelSpec, grid: Grid) -> list[Shape]:
 
 
 def _attention(model: ModelSpec, grid: Grid) -> list[Shape]:
-    attention = model.attention
-    latent = isinstance(attention, MlaSpec)
     found = []
-    for tp in grid.tensor_parallel:
-        heads = attention.heads // tp
-        extra = {} if isinstance(attention, MlaSpec) else {"head_dim": attention.head_dim}
-        shared = {} if isinstance(attention, MlaSpec) else {"kv_heads": max(attention.kv_heads // tp, 1)}
+    recipe = load_recipe("bf16")
+    for kind, tp in itertools.product(model.attentions, grid.tensor_parallel):
+        if not kind.timing_columns("decode", tp):
+            continue
+        (decode, _), (prefill, _) = (kind.requirements(recipe, phase)[0] for phase in ("decode", "prefill"))
         for sequences, context in itertools.product(SEQUENCES, CONTEXTS):
             if sequences * context <= MOST_KV_TOKENS:
-                columns = {"sequences": sequences, "context_tokens": context, "heads": heads, **shared, **extra}
-                found.append(Shape("mla_decode" if latent else "gqa_decode", "bf16", columns))
+                columns = {"sequences": sequences, "context_tokens": context, **kind.timing_columns("decode", tp)}
+                found.append(Shape(decode, "bf16", columns))
         for sequences, new in PROMPTS:
-            columns = {"sequences": sequences, "new_tokens": new, "prefix_tokens": 0, "heads": heads, **extra}
-            found.append(Shape("mla_prefill" if latent else "gqa_prefill", "bf16", columns))
-    return found
+            columns = {"sequences": sequences, "new_tokens": new, "prefix_tokens": 0, **kind.timing_columns("prefill", tp)}
+            found.append(Shape(prefill, "bf16", columns))
+    return list({shape.key: shape for shape in found}.values())

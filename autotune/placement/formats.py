@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from autotune.files import write_whole
+from autotune.files import whole_folder, write_whole
 from autotune.placement.loads import Loads
 from autotune.placement.placing import Placement
 from cost_models.specs.model import ModelSpec
@@ -70,13 +70,16 @@ FILES: dict[str, Callable[[Placement, ModelSpec], str]] = {
 }
 
 
-def write_files(placement: Placement, model: ModelSpec, folder: Path) -> list[Path]:
-    """Every format into a folder, each file whole or not at all."""
-    paths = []
-    for name, render in FILES.items():
-        write_whole(folder / name, render(placement, model))
-        paths.append(folder / name)
-    return paths
+PICTURES = ("balance_by_layer.png", "load_by_gpu.png", "nodes_by_layer.png")
+
+
+def write_files(placement: Placement, model: ModelSpec, folder: Path, loads: Loads | None = None) -> list[Path]:
+    """Every format into a folder, with pictures where the loads are given: all of them or none. Raises OutputError."""
+    with whole_folder(folder, lambda path: path.name in (*FILES, *PICTURES)) as scratch:
+        for name, render in FILES.items():
+            write_whole(scratch / name, render(placement, model))
+        drawn = draw(placement, loads, scratch) if loads else []
+    return [folder / name for name in (*FILES, *(path.name for path in drawn))]
 
 
 def draw(placement: Placement, loads: Loads, folder: Path) -> list[Path]:
@@ -85,11 +88,11 @@ def draw(placement: Placement, loads: Loads, folder: Path) -> list[Path]:
         from autotune.placement.plots import balance_by_layer, load_by_gpu, nodes_by_layer
     except ImportError:
         return []
-    paths = [folder / "balance_by_layer.png", folder / "load_by_gpu.png"]
+    paths = [folder / name for name in PICTURES[:2]]
     balance_by_layer(placement, paths[0])
     load_by_gpu(placement, loads, paths[1])
     if placement.nodes_per_token:
-        paths.append(folder / "nodes_by_layer.png")
+        paths.append(folder / PICTURES[2])
         nodes_by_layer(placement.nodes_per_token, placement.layers[0].layer, paths[2])
     return paths
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import numpy as np
 
 from autotune.errors import ProblemError
+from autotune.placement.arrays_file import read_npy, read_npz
 from autotune.placement.torch_file import read_torch_file
 from cost_models.arrays import Floats, Ints, as_floats
+from cost_models.reading import ARRAYS, read_text, reading, shortened
 from cost_models.specs.model import ModelSpec
 
 LOAD_KEYS = ("logical_count", "expert_load", "counts", "topk_ids_of_layer")
+MOST_TOKENS = 1e15
+"""Of one expert in one scenario."""
 MOST_CHOSEN = 32
 """Experts of one token at most: a last axis this short holds choices, not counts."""
 
@@ -104,8 +109,8 @@ def _scenario(path: Path, stored: Any, model: ModelSpec) -> Floats:
             f"{path}: loads of {array.shape[0]} layers x {array.shape[1]} experts; {model.name} has {model.layers} layers "
             f"({model.moe_layers} with experts) and {moe.experts} experts"
         )
-    if not np.isfinite(array).all() or (array < 0).any():
-        raise ProblemError(f"{path}: loads must be finite and not negative")
+    if not np.isfinite(array).all() or (array < 0).any() or (array > MOST_TOKENS).any():
+        raise ProblemError(f"{path}: loads must be finite and not negative, at most {MOST_TOKENS:.0e} tokens per expert")
     if array.shape[0] == model.layers:
         array = array[dense:]
     empty = np.flatnonzero(array.sum(axis=1) == 0)
@@ -116,11 +121,9 @@ def _scenario(path: Path, stored: Any, model: ModelSpec) -> Floats:
 
 def _array(path: Path) -> Any:
     """The array of a file, as stored."""
-    if not path.exists():
-        raise ProblemError(f"{path}: no such file")
-    kinds = {".pt": _from_torch, ".npz": _from_npz, ".npy": _from_npy, ".csv": _from_csv}
+    kinds = {".pt": _from_torch, ".npz": _from_npz, ".npy": read_npy, ".csv": _from_csv}
     if path.suffix not in kinds:
-        raise ProblemError(f"{path}: expert loads are read from {', '.join(kinds)}")
+        raise ProblemError(f"{shortened(path)}: expert loads are read from {', '.join(kinds)}")
     return np.asarray(kinds[path.suffix](path))
 
 
@@ -129,25 +132,15 @@ def _from_torch(path: Path) -> Any:
 
 
 def _from_npz(path: Path) -> Any:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return _named(path, {name: file[name] for name in file.files})
-    except (ValueError, OSError, EOFError) as error:
-        raise ProblemError(f"{path}: cannot be read as arrays: {error}") from error
-
-
-def _from_npy(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ProblemError(f"{path}: cannot be read as an array: {error}") from error
+    return _named(path, read_npz(path))
 
 
 def _from_csv(path: Path) -> Any:
-    try:
-        return np.loadtxt(path, delimiter=",", ndmin=2)
-    except ValueError as error:
-        raise ProblemError(f"{path}: not a table of numbers, one layer per line: {error}") from error
+    with reading(path, "not a table of numbers, one layer per line", ProblemError):
+        text = read_text(path, ARRAYS)
+        if not text.strip():
+            raise ProblemError(f"{path}: is empty")
+        return np.loadtxt(io.StringIO(text), delimiter=",", ndmin=2)
 
 
 def _named(path: Path, found: Any) -> Any:
@@ -173,7 +166,7 @@ def _counted(path: Path, array: Any, model: ModelSpec) -> Any:
     if array.ndim != 3:
         raise ProblemError(f"{path}: {array.ndim} dimensions; expected [layers, experts], with steps or tokens as a third")
     if array.shape[2] == model.moe.experts:
-        return array.sum(axis=0)
+        return array.sum(axis=0, dtype=np.float64)  # whole numbers would wrap around
     if not _holds_choices(array, model):
         raise ProblemError(f"{path}: shape {array.shape} is neither counts of {model.moe.experts} experts nor choices per token")
     return np.stack([np.bincount(layer.ravel(), minlength=model.moe.experts) for layer in _by_layer(path, array, model)])

@@ -18,6 +18,10 @@ from cost_models.arrays import Floats, Ints
 from cost_models.specs.base import Spec
 from cost_models.specs.model import ModelSpec
 
+MOST_REPLICAS = 4
+"""Redundant experts, over experts: four times as many slots as experts are beyond any engine's use."""
+MOST_SWAPPED = 2**19
+"""Slots squared over GPUs: the pairs that one round of swaps looks at."""
 REFINED_LAYER_S = 3.0
 """CP-SAT on one layer, at most."""
 
@@ -108,13 +112,37 @@ def place_again(
     loads: Loads, model: ModelSpec, current: Placement, max_moves: int, gpus_per_node: int, refine_s: float = 0.0
 ) -> Placement:
     """Change a placement by at most `max_moves` replicas for new loads; raises ProblemError where they do not belong together."""
-    found = np.array(current.experts)
-    if current.model != model.name or found.shape[0] != loads.counts.shape[1]:
-        raise ProblemError(f"the placement is of {current.model} with {len(current.experts)} layers, the loads of {model.name}")
+    found = held_experts(current, model, loads.counts.shape[1])
     placed, _ = replace_some(loads, found, max_moves)
     placed = refined(loads, placed, refine_s, Moves(found, max_moves))
     moves = sum(moves_between(old, new) for old, new in zip(found, placed, strict=True))
     return described(loads, model, placed, gpus_per_node, moves)
+
+
+def held_experts(current: Placement, model: ModelSpec, layers: int) -> Ints:
+    """Experts (layers, gpus, slots) of a placement to change.
+
+    Raises ProblemError where it is another model's, is ragged, names experts that are not there, or leaves one nowhere.
+    """
+    assert model.moe is not None
+    if current.model != model.name or len(current.experts) != layers:
+        raise ProblemError(f"the placement is of {current.model} with {len(current.experts)} layers, the loads of {model.name}")
+    sizes = {(len(layer), len(slots)) for layer in current.experts for slots in layer} or {(0, 0)}
+    gpus, slots = next(iter(sizes))
+    if len(sizes) > 1 or not gpus * slots:
+        shown = ", ".join(f"{g} GPUs x {s} slots" for g, s in sorted(sizes)[:4])
+        raise ProblemError(f"the placement's layers and GPUs differ in size: {shown}")
+    experts = model.moe.experts
+    _check(model, gpus, gpus * slots, gpus * slots - experts)
+    for number, layer in enumerate(current.experts, model.layers - model.moe_layers):
+        held = {expert for of_gpu in layer for expert in of_gpu}
+        if foreign := sorted(held - set(range(experts))):
+            raise ProblemError(f"the placement has expert {foreign[0]} in layer {number}; {model.name} has 0..{experts - 1}")
+        if lost := sorted(set(range(experts)) - held):
+            raise ProblemError(
+                f"the placement has no replica of expert {lost[0]} in layer {number} ({len(lost)} such): repair it"
+            )
+    return np.array(current.experts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,13 +272,21 @@ def _best_step(time: Floats, taken: int, left: int) -> tuple[float, int]:
 
 
 def _check(model: ModelSpec, gpus: int, slots: int, redundant_experts: int) -> None:
+    assert model.moe is not None
+    most = min(gpus - 1, MOST_REPLICAS) * model.moe.experts
+    if redundant_experts > most:
+        raise ProblemError(
+            f"{redundant_experts:,} redundant experts: {gpus} GPUs use {most:,} at most, an expert once on each and "
+            f"{MOST_REPLICAS} times more than once in the mean"
+        )
+    if slots * slots // gpus > MOST_SWAPPED:
+        raise ProblemError(f"{slots:,} experts on {gpus} GPUs take too long to place; use more GPUs or fewer redundant experts")
     if slots % gpus:
         nearest = -slots % gpus
         raise ProblemError(
             f"{slots} physical experts do not divide over {gpus} GPUs; use {redundant_experts + nearest} redundant experts "
             f"({(slots + nearest) // gpus} per GPU)"
         )
-    assert model.moe is not None
     if redundant_experts < 0:
         raise ProblemError(f"{slots} slots are fewer than the {model.moe.experts} experts of {model.name}")
 

@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from autotune.files import save_figure
 from autotune.placement.loads import Loads
 from autotune.placement.placing import NodesPerToken, Placement
 from autotune.placement.solve import gpu_loads, in_order, normalised
@@ -31,7 +32,7 @@ def balance_by_layer(placement: Placement, path: Path) -> None:
     axes.set(title=f"{placement.slots} physical experts on {placement.gpus} GPUs")
     axes.set_ylim(top=1.01)
     axes.legend(loc="lower left")
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path, DPI)
 
 
 def nodes_by_layer(nodes: NodesPerToken, first_layer: int, path: Path) -> None:
@@ -44,7 +45,7 @@ def nodes_by_layer(nodes: NodesPerToken, first_layer: int, path: Path) -> None:
     axes.set(xlabel="layer", ylabel="nodes per token", title=f"nodes per token: {nodes.placed:.2f}, EPLB {nodes.eplb:.2f}")
     axes.set_ylim(bottom=0)
     axes.legend(loc="lower left")
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path, DPI)
 
 
 def load_by_gpu(placement: Placement, loads: Loads, path: Path) -> None:
@@ -59,7 +60,7 @@ def load_by_gpu(placement: Placement, loads: Loads, path: Path) -> None:
         axes.set(title=f"{title}: busiest GPU {values.max():.2f} x mean", xlabel="GPU")
     panels[0].set_ylabel("MoE layer")
     figure.colorbar(image, ax=panels, label=f"load / mean ({loads.names[0]})", extend="max")
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path, DPI)
 
 
 def _relative(loads: Loads, layer: int, placed: Ints) -> Floats:

@@ -56,15 +56,18 @@ def pack(loads: Floats, counts: Ints, gpus: int) -> Ints:
     experts = np.repeat(np.arange(len(counts)), counts)
     experts = experts[np.argsort(-share.max(axis=0)[experts], kind="stable")]
     placed = np.full((gpus, per_gpu), -1, dtype=np.int64)
-    filled = np.zeros(gpus, dtype=np.int64)
+    filled = [0] * gpus
+    taken = np.zeros(gpus)  # infinite for a full GPU
+    twice = np.zeros((len(counts), gpus))  # by expert: 1 on the GPUs that hold it already, so that it goes there last
     carried = np.zeros((len(loads), gpus))
     for expert in experts.tolist():
-        cost = (carried + share[:, [expert]]).max(axis=0)
-        holds = (placed == expert).any(axis=1)
-        cost = np.where(filled >= per_gpu, np.inf, np.where(holds, cost + 1.0, cost))  # twice on a GPU only if unavoidable
-        gpu = int(np.argmin(cost))
+        cost = (carried + share[:, expert, None]).max(axis=0) + twice[expert] + taken
+        gpu = int(cost.argmin())
         placed[gpu, filled[gpu]] = expert
         filled[gpu] += 1
+        if filled[gpu] == per_gpu:
+            taken[gpu] = np.inf
+        twice[expert, gpu] = 1.0
         carried[:, gpu] += share[:, expert]
     return placed
 

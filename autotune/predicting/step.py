@@ -5,23 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from autotune.documents.deployment import DEFAULT_MEMORY_FRACTION, CalibrationChoice, Deployment, Pool, PoolRole
+from autotune.documents.knobs import pool_rows
 from autotune.documents.prediction import MemoryLine, OperatorLine, Prediction, PrefillPrediction
 from autotune.errors import ProblemError
 from autotune.resolving import resolve_calibration, resolve_recipe
 from cost_models import catalog
 from cost_models.arrays import Floats
-from cost_models.dispatch import BACKENDS
 from cost_models.errors import unknown_name
 from cost_models.machine import Machine
 from cost_models.memory import Memory, decode_memory, prefill_memory
 from cost_models.operators import Timing
-from cost_models.overlap import OVERLAPS
 from cost_models.prefill import prefill_step, prompt_batch
 from cost_models.provenance import Provenance, operator_provenance, prefill_provenance
-from cost_models.rows import UNLIMITED, Rows
+from cost_models.rows import Rows
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from cost_models.specs.workload import Workload
@@ -43,7 +40,7 @@ class Resolved:
 
 def check_model_on_engine(model: ModelSpec, layout_tp: int) -> None:
     """Raises ProblemError when the heads do not divide."""
-    heads = model.attention.heads
+    heads = model.heads
     if heads % layout_tp:
         raise ProblemError(f"tp {layout_tp} does not divide the {heads} attention heads of {model.name}")
 
@@ -103,39 +100,6 @@ def _check_flags(engine: EngineSpec, version: str, pool: Pool) -> None:
             raise ProblemError(f"flag {name}: {NOT_MODELLED[plain]} is not modelled")
         if name not in known:
             raise ProblemError(unknown_name(f"{engine.name} {version} flag", name, known))
-
-
-def pool_rows(pool: Pool) -> Rows:
-    """A pool as one candidate row."""
-    balance = pool.expert_balance
-    ratio = 1.0 if balance.kind == "perfect" else balance.max_over_mean
-    return Rows.of(
-        tp=pool.tp,
-        dp=pool.dp,
-        ep=pool.ep,
-        pp=pool.pp,
-        batch=max(pool.batch_per_dp_rank, 1),
-        drafts=pool.draft_tokens,
-        redundant_experts=pool.redundant_experts,
-        backend=BACKENDS.index(pool.all2all_backend),
-        overlap=OVERLAPS.index(pool.overlap),
-        eplb=int(balance.kind in ("eplb", "static")),
-        eplb_window_steps=balance.window_steps,
-        eplb_interval_steps=balance.interval_steps if balance.kind == "eplb" else 0,
-        eplb_async=int(balance.asynchronous),
-        moe_chunk_tokens=pool.chunks.moe_dp_tokens,
-        activation_chunk_rows=pool.chunks.activation_rows,
-        graph_tokens=UNLIMITED if pool.cuda_graph else 0,
-        batched_tokens=pool.max_batched_tokens,
-        offload_group_size=pool.offload.group_size if pool.offload else 0,
-        offload_in_group=pool.offload.num_in_group if pool.offload else 1,
-        offload_prefetch_step=pool.offload.prefetch_step if pool.offload else 1,
-        output_chunk=pool.chunks.output or UNLIMITED,
-        api_outputs=-(-pool.batch_per_dp_rank * pool.dp // pool.api_servers) if pool.chunks.output else 0,
-        imbalance=np.nan if ratio is None else ratio,
-        skew=balance.skew or np.nan,
-        popularity=np.nan if balance.popularity_sigma is None else balance.popularity_sigma,
-    )
 
 
 def memory_limit_bytes(machine: Machine, pool: Pool) -> float:
@@ -229,7 +193,8 @@ def _common(
         "memory": tuple(MemoryLine(name=name, bytes=value) for name, value in lines.items()),
         "memory_total_bytes": total,
         "memory_limit_bytes": limit,
-        "kv_capacity_tokens": room / float(memory.kv_bytes_per_token[0]),
+        "kv_capacity_tokens": room / float(memory.sequence.mean[0]) * resolved.workload.context_tokens,
+        "kv_sequences": int(memory.sequence.fitting(room)[0]),
         "fits": total <= limit,
         "bottleneck": f"{busy.name} ({busy.share:.0%} of the step)",
         "calibration": machine.calibration.id,

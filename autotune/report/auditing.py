@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from autotune.auditing.goals import GoalLine
-from autotune.auditing.sensitivity import Sensitivity
 from autotune.auditing.verdict import PoolMemory, Verdict
-from autotune.auditing.verifying import VerifiedPoint
 from autotune.report.tables import new_table, paragraph
+
+if TYPE_CHECKING:
+    from autotune.auditing.sensitivity import Sensitivity
+    from autotune.auditing.verifying import VerifiedPoint
 
 GOAL_NAMES = {
     "start": "start",

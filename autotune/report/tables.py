@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -11,8 +12,10 @@ from autotune.documents.deployment import Deployment
 from autotune.documents.plan import Plan, SearchResult, Setting
 from autotune.documents.planned_placement import PlannedPlacement
 from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction, StepPrediction, Uncertainty
+from autotune.documents.problem import DEFAULT_TRIALS
 from autotune.exporters import feed_requirement
 from autotune.predicting.uncertainty import uncertainty
+from autotune.report.page.comparing import Comparison
 from search_spaces.schema import Value
 
 GB = 1e9
@@ -30,6 +33,20 @@ def new_table(title: str) -> Table:
 def ms(seconds: float) -> str:
     """Milliseconds below a second, seconds above."""
     return f"{seconds * 1e3:,.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"
+
+
+def comparison_report(comparison: Comparison) -> RenderableType:
+    """Runs side by side."""
+    parts: list[RenderableType] = []
+    for title, rows in (("Best plans", comparison.figures), ("Settings that differ", comparison.settings)):
+        table = new_table(title)
+        table.add_column("", style="cyan")
+        for i, name in enumerate(comparison.names, start=1):
+            table.add_column(f"{i}: {name}", overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        parts.append(Padding(table, (0, 0, 1, 0)))
+    return Group(*parts)
 
 
 def error_bars(bars: Uncertainty) -> str:
@@ -136,10 +153,11 @@ def flags_text(plan: Plan) -> str:
         study = f"{flags.study:,.0f}" if flags.study else "none feasible"
         parts.append(f"Optuna {study} in {flags.trials} trials, {flags.feasible_trials} feasible")
     if flags.random:
-        parts.append(f"random search, same budget, {flags.random:,.0f}")
-    exact = f"exact optimum {flags.exact:,.0f} of {flags.space_size:,} combinations" if flags.exact else None
-    if flags.trials:
-        parts.append(exact or f"{flags.space_size:,} combinations: too many to enumerate")
+        parts.append(f"random search in {flags.trials or DEFAULT_TRIALS} trials {flags.random:,.0f}")
+    if flags.exact:
+        parts.append(f"exact optimum {flags.exact:,.0f} of {flags.space_size:,} combinations")
+    elif flags.trials:
+        parts.append(f"{flags.space_size:,} combinations: too many to enumerate")
     return "; ".join(parts)
 
 

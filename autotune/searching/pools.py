@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.documents.candidates import Candidates
 from autotune.documents.deployment import Deployment, Pool
+from autotune.documents.knobs import pool_rows
 from autotune.documents.plan import FlagSummary, Plan, SearchResult, SearchStatistics
 from autotune.documents.planned_placement import PlannedPlacement
 from autotune.documents.prediction import PlanOdds, Prediction, PrefillPrediction
@@ -20,12 +22,13 @@ from autotune.flags.prefill import PrefillFlagEvaluator
 from autotune.flags.rebalancing import rebalancing_curve
 from autotune.flags.space import flag_space
 from autotune.flags.study import FlagResult, TrialRow, tune_flags
+from autotune.layouts.candidates import candidates_of
 from autotune.layouts.explain import alternatives, explain_infeasible, instance_sizes_compared
 from autotune.layouts.families import Limits, feasible
 from autotune.layouts.prune import prune
 from autotune.layouts.select import Selection, instance_of, select_top
 from autotune.layouts.table import LayoutTable, build_table, largest_fitting_size
-from autotune.predicting.step import pool_rows, predict
+from autotune.predicting.step import predict
 from autotune.predicting.uncertainty import compare, measurement_values
 from autotune.progress import Progress
 from autotune.resolving import ResolvedProblem, resolve_problem
@@ -45,6 +48,8 @@ class SearchRun:
     result: SearchResult
     trials: dict[int, tuple[TrialRow, ...]]
     """By plan rank."""
+    candidates: Candidates
+    """What was weighed, for charts and questions."""
 
 
 def search(problem: Problem, progress: Progress | None = None) -> SearchResult:
@@ -91,11 +96,11 @@ def run_search(problem: Problem, progress: Progress | None = None) -> SearchRun:
         notes=(*resolved.model.flags, *resolved.engine.notes),
         measurements=tuple(measurement_values([plan.prediction for plan in plans])),
     )
-    return SearchRun(result, trials)
+    return SearchRun(result, trials, candidates_of(resolved, table, plans[0].prediction.operators))
 
 
 def _select(resolved: ResolvedProblem, table: LayoutTable, feasible_rows: Ints) -> tuple[Ints, list[Selection]]:
-    """Prune exactly, then let CP-SAT choose the k best distinct layouts.
+    """Prune exactly, then choose the k best distinct layouts.
 
     Returns the rows kept (positions in the table) and the selections, whose `row` is a position among those.
     """
@@ -109,7 +114,7 @@ def _select(resolved: ResolvedProblem, table: LayoutTable, feasible_rows: Ints) 
     kept = feasible_rows[kept]
     candidates = table.take(kept)
     instance = instance_of(candidates, Limits.of(resolved), problem.objective)
-    selections = select_top(instance, candidates.layout, problem.top_k, seed=problem.seed)
+    selections = select_top(instance, candidates.layout, problem.top_k)
     if not selections:
         raise NoFeasiblePlan(
             "no feasible plan: every row that satisfies the limits fails once rates are rounded down; loosen one limit slightly"
@@ -144,13 +149,13 @@ def _placement(resolved: ResolvedProblem, pool: Pool) -> PlannedPlacement | None
 
 
 def _tuned(
-    resolved: ResolvedProblem, row: Rows, instances: int, trials: int, rank: int, on_trial: Callable[[], None] | None
+    resolved: ResolvedProblem, row: Rows, instances: int, trials: int | None, rank: int, on_trial: Callable[[], None] | None
 ) -> tuple[FlagEvaluator, FlagResult]:
     space = flag_space(resolved, row, int(largest_fitting_size(resolved, row)[0]))
     evaluator = EVALUATORS[resolved.phase](resolved, row, space, instances)
     problem = resolved.problem
     name = f"{study_prefix(resolved)}/plan-{rank}"
-    storage = problem.storage if trials else None
+    storage = None if trials == 0 else problem.storage
     found = tune_flags(evaluator, trials=trials, seed=problem.seed, storage=storage, study_name=name, on_trial=on_trial)
     return evaluator, found
 

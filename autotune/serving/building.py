@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.documents.deployment import Deployment, Pool
+from autotune.documents.knobs import pool_rows
 from autotune.errors import ProblemError
-from autotune.predicting.step import memory_limit_bytes, pool_rows, resolve_pool
+from autotune.predicting.step import memory_limit_bytes, resolve_pool
 from autotune.serving.model import decode_times, prompt_times, tokens_per_step
 from autotune.serving.policies import Policy, policy_of
 from autotune.serving.requests import Requests
@@ -17,7 +18,7 @@ from autotune.serving.traffic import as_decoded, as_prefilled
 from cost_models.host import HostCoefficients
 from cost_models.kv_transfer import HandoverCoefficients, handover_bytes_s, link_bytes_per_s
 from cost_models.machine import Machine
-from cost_models.memory import Memory, decode_memory, kv_bytes_per_token, prefill_memory
+from cost_models.memory import Memory, decode_memory, prefill_memory, state_bytes
 from cost_models.rows import Rows
 from cost_models.serving import ServiceCoefficients, prefill_kernels
 from cost_models.specs.workload import Workload
@@ -90,7 +91,7 @@ def build(deployment: Deployment, requests: Requests) -> Built:
         decode=_decode_pool(decode, workload, prompts, kv_tokens, most, workers, float(requests.isl_tokens.max())),
         prefill=_prefill_pool(prefill, prompts, float(requests.isl_tokens.max())) if apart else None,
         frontend=_frontend(decode),
-        handover=_handover(decode, prefill, gpus) if apart else Handover(),
+        handover=_handover(decode, prefill, prompts, gpus) if apart else Handover(),
     )
     fitting = max(int(fitting_tokens / max(workload.context_tokens, 1.0)), 1)
     return Built(
@@ -151,7 +152,7 @@ def _most_per_rank(side: Side, kv_tokens: float, workload: Workload, in_flight: 
 
 
 def _kv_tokens(side: Side, prefill: Memory | None, workload: Workload) -> float:
-    """Tokens that the KV cache of one rank holds.
+    """Tokens that the KV cache of one rank holds, at the bytes per token of a sequence of mean context.
 
     An aggregated engine needs the larger of what its decode and its prefill steps need beside the KV cache.
     """
@@ -160,15 +161,14 @@ def _kv_tokens(side: Side, prefill: Memory | None, workload: Workload) -> float:
     beside = float(memory.without_kv_bytes[0])
     if prefill is not None:
         beside = max(beside, float(prefill.without_kv_bytes[0]))
-    room, token_bytes = side.limit_bytes - beside, float(memory.kv_bytes_per_token[0])
-    needed = workload.peak_context_tokens * token_bytes
+    room, needed = side.limit_bytes - beside, float(memory.sequence.peak[0])
     if room < needed:
         raise ProblemError(
             f"no sequence of {workload.peak_context_tokens:,.0f} tokens fits beside the weights: its KV cache needs "
             f"{needed / 1e9:.1f} GB per GPU, {max(room, 0) / 1e9:.1f} GB of {side.limit_bytes / 1e9:.1f} GB are left; "
             "use more GPUs, a smaller precision or a higher memory_fraction"
         )
-    return room / token_bytes
+    return room / float(memory.sequence.mean[0]) * workload.context_tokens
 
 
 def _binding(side: Side, kv_tokens: float, requests: Requests) -> float:
@@ -202,11 +202,11 @@ def _frontend(side: Side) -> Frontend:
     )
 
 
-def _handover(decode: Side, prefill: Side, gpus: int) -> Handover:
-    """The slower end's link, and what one GPU of the decode instance takes of each prompt token."""
+def _handover(decode: Side, prefill: Side, prompts: Workload, gpus: int) -> Handover:
+    """The slower end's link, and what one GPU of the decode instance takes of each token of a prompt of mean length."""
     c = decode.machine.coefficients("kv_transfer", "default", HandoverCoefficients)
     ends = (decode.machine.hardware, prefill.machine.hardware)
     one_domain = ends[0] == ends[1] and gpus <= ends[0].scale_up.domain_gpus
     link = min(link_bytes_per_s(hardware, one_domain) for hardware in ends)
-    token_bytes = kv_bytes_per_token(decode.machine, decode.rows)
+    token_bytes = state_bytes(decode.machine, decode.rows, prompts.isl_tokens) / prompts.isl_tokens
     return Handover(start_s=c.start_s, token_s=float(handover_bytes_s(token_bytes, link, c)[0]))

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import datetime
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autotune.errors import ProblemError
-from autotune.files import open_text
 from cost_models.arrays import Floats, as_floats
+from cost_models.reading import lines, open_lines, reading, regular
+from cost_models.specs.workload import MAX_LENGTH_TOKENS
 
 Record = tuple[float, float, float]
 """Time sent [s], input and output length [token]."""
+MOST_REQUESTS = 4_000_000
+"""Of a trace; more do not fit the memory of a laptop."""
+LATEST_S = 1e12
+"""Time of a request: further on, floating-point seconds have no milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,38 +115,34 @@ def read_trace(path: Path) -> Requests:
     Raises ProblemError naming the line, for lengths below one token, times that are negative or go backwards, missing
     values, and files of neither kind.
     """
-    try:
+    with reading(path, "cannot be read", ProblemError):
+        regular(path)
         state = path.stat()
-    except OSError as error:
-        raise ProblemError(f"{path}: no such file") from error
     return _parsed(path, state.st_mtime_ns, state.st_size)
 
 
 @functools.lru_cache(maxsize=2)
 def _parsed(path: Path, _changed_ns: int, _size: int) -> Requests:
     """A trace as it was at a time: a search replays the same one for every candidate."""
-    try:
-        with open_text(path) as file:
-            records = list(_records(path, file))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ProblemError(f"{path}: cannot be read: {error}") from error
+    with reading(path, "not a request trace", ProblemError), open_lines(path) as file:
+        records = list(_records(path, lines(file, path)))
     if not records:
         raise ProblemError(f"{path}: no request in it")
     sent, isl, osl = np.array(records, dtype=float).T
     return Requests(as_floats(isl), as_floats(osl), as_floats(sent - sent[0]))
 
 
-def _records(path: Path, file: IO[str]) -> Iterator[Record]:
-    head = file.readline()
+def _records(path: Path, file: Iterator[str]) -> Iterator[Record]:
+    head = next(file, "")
     if head.lstrip().startswith("{"):
-        lines: Iterable[Any] = _chained(head, file)
+        rows: Iterable[Any] = _chained(head, file)
         parse: Callable[[Any], Record] = _mooncake
         first_line = 1
     elif "ContextTokens" in head:
-        lines = csv.DictReader(file, fieldnames=head.strip().split(","))
+        rows = csv.DictReader(file, fieldnames=head.strip().split(","))
         parse, first_line = _azure, 2
     elif "Response tokens" in head:
-        lines = csv.DictReader(file, fieldnames=head.strip().split(","))
+        rows = csv.DictReader(file, fieldnames=head.strip().split(","))
         parse, first_line = _burst_gpt, 2
     else:
         raise ProblemError(
@@ -149,7 +151,9 @@ def _records(path: Path, file: IO[str]) -> Iterator[Record]:
             "(Mooncake)"
         )
     before = -np.inf
-    for number, line in enumerate(lines, first_line):
+    for number, line in enumerate(rows, first_line):
+        if number > MOST_REQUESTS:
+            raise ProblemError(f"{path}: more than {MOST_REQUESTS:,} requests; cut it, for instance with head -n")
         if parse is _burst_gpt and line.get("Response tokens") == "0":
             continue
         record = _checked(path, number, line, parse)
@@ -161,7 +165,7 @@ def _records(path: Path, file: IO[str]) -> Iterator[Record]:
         yield record
 
 
-def _chained(head: str, file: IO[str]) -> Iterator[str]:
+def _chained(head: str, file: Iterator[str]) -> Iterator[str]:
     yield head
     yield from (line for line in file if line.strip())
 
@@ -169,25 +173,29 @@ def _chained(head: str, file: IO[str]) -> Iterator[str]:
 def _checked(path: Path, number: int, line: Any, parse: Callable[[Any], Record]) -> Record:
     try:
         record = parse(line)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         shown = line.strip() if isinstance(line, str) else ",".join(str(value) for value in line.values())
         raise ProblemError(f"{path} line {number}: not a request like those above it: {shown[:80]}") from error
     sent_s, isl, osl = record
-    if not np.isfinite(record).all() or sent_s < 0:
-        raise ProblemError(f"{path} line {number}: time {sent_s:g} s must be finite and not negative")
-    if isl < 1 or osl < 1:
-        raise ProblemError(f"{path} line {number}: {isl:g} input and {osl:g} output tokens; both must be at least 1")
+    if not 0 <= sent_s <= LATEST_S:
+        raise ProblemError(f"{path} line {number}: time {sent_s:g} s must be finite and not negative, at most {LATEST_S:g}")
+    if not (1 <= isl <= MAX_LENGTH_TOKENS and 1 <= osl <= MAX_LENGTH_TOKENS):
+        raise ProblemError(
+            f"{path} line {number}: {isl:g} input and {osl:g} output tokens; both must be at least 1 and at most "
+            f"{MAX_LENGTH_TOKENS:,}"
+        )
     return record
 
 
 def _mooncake(line: str) -> Record:
     entry = json.loads(line)
-    return entry["timestamp"] / 1e3, float(entry["input_length"]), float(entry["output_length"])
+    return float(entry["timestamp"]) / 1e3, float(entry["input_length"]), float(entry["output_length"])
 
 
 def _azure(line: dict[str, str]) -> Record:
-    sent_ns = np.datetime64(line["TIMESTAMP"].strip(), "ns").astype(np.int64)
-    return float(sent_ns) / 1e9, float(line["ContextTokens"]), float(line["GeneratedTokens"])
+    sent = datetime.datetime.fromisoformat(line["TIMESTAMP"].strip())  # of 2023 without a zone, of 2024 with one
+    sent = sent.replace(tzinfo=datetime.UTC) if sent.tzinfo is None else sent
+    return sent.timestamp(), float(line["ContextTokens"]), float(line["GeneratedTokens"])
 
 
 def _burst_gpt(line: dict[str, str]) -> Record:

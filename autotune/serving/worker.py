@@ -273,7 +273,7 @@ class Worker:
                 self._enter_one(rank, request, now)
 
     def _enter_one(self, rank: int, request: int, now: float) -> None:
-        job, seen = self.jobs[request], self.policy.first_token
+        job, seen = self.jobs[request], self.policy.first_seen
         last = self.step + job.steps - (seen != "by_first_step")
         if seen == "at_entry":
             self.listener.first_token(request, now)

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from autotune.files import save_figure
 from autotune.validating.cases import CaseResult
 
 mpl.use("agg")
@@ -37,7 +38,7 @@ def scatter_plot(results: Sequence[CaseResult], path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
     axes.set(xlabel="measured tokens/s/GPU", ylabel="predicted tokens/s/GPU (80 % interval)")
     axes.legend()
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, 130)
 
 
 def residual_plot(results: Sequence[CaseResult], path: Path) -> None:
@@ -55,7 +56,7 @@ def residual_plot(results: Sequence[CaseResult], path: Path) -> None:
         axes.set(xscale="log", xlabel=label)
     panels[0].set_ylabel("predicted - measured, % of measured")
     panels[0].legend()
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, 130)
 
 
 def _tokens(result: CaseResult) -> float:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 from autotune.documents.prediction import ServicePrediction
 from autotune.errors import OutputError
-from autotune.files import write_whole
+from autotune.files import whole_folder, write_whole
 from autotune.validating.cases import CaseFile, CaseResult
 from autotune.validating.statistics import Summary, decisions, summarise
+from cost_models.reading import read_text
 
+TABLES = ("cases.csv", "README.md")
+PICTURES = ("predicted_against_measured.png", "residuals.png")
 MARK_BEGIN = "<!-- autotune validate: begin -->"
 MARK_END = "<!-- autotune validate: end -->"
 CSV_COLUMNS = (
@@ -88,10 +91,7 @@ def errors_text(summary: Summary) -> str:
 
 def update_between_marks(path: Path, table: str) -> None:
     """Replace the table between the marks of a Markdown file, in one rename."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    text = read_text(path)
     if MARK_BEGIN not in text or MARK_END not in text:
         raise OutputError(f"{path} lacks the marks {MARK_BEGIN} and {MARK_END}")
     head, rest = text.split(MARK_BEGIN, 1)
@@ -125,22 +125,20 @@ def csv_text(results: Sequence[CaseResult]) -> str:
 def write_folder(folder: Path, validated: Sequence[tuple[CaseFile, list[CaseResult]]], date: str, version: str) -> list[Path]:
     """cases.csv, README.md and, where matplotlib is installed, plots; returns what was written."""
     results = [result for _, group in validated for result in group]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be created: {error.strerror or error}") from error
-    plots = _plots(folder, results)
-    images = "\n".join(f"![{path.stem.replace('_', ' ')}]({path.name})" for path in plots)
-    parts = [
-        f"# Validation\n\nCreated {date} by `autotune validate --out` of autotune {version}; one row per case in `cases.csv`.",
-        markdown(validated),
-        "## By source\n\n| source | cases | mean absolute error | bias |\n|---|---:|---:|---:|\n"
-        + "\n".join(_source_rows(results)),
-        *([f"## Plots\n\n{images}"] if images else []),
-    ]
-    write_whole(folder / "cases.csv", csv_text(results))
-    write_whole(folder / "README.md", "\n\n".join(parts) + "\n")
-    return [folder / "cases.csv", folder / "README.md", *plots]
+    with whole_folder(folder, lambda path: path.name in (*TABLES, *PICTURES)) as scratch:
+        plots = _plots(scratch, results)
+        images = "\n".join(f"![{path.stem.replace('_', ' ')}]({path.name})" for path in plots)
+        parts = [
+            f"# Validation\n\nCreated {date} by `autotune validate --out` of autotune {version}; "
+            "one row per case in `cases.csv`.",
+            markdown(validated),
+            "## By source\n\n| source | cases | mean absolute error | bias |\n|---|---:|---:|---:|\n"
+            + "\n".join(_source_rows(results)),
+            *([f"## Plots\n\n{images}"] if images else []),
+        ]
+        write_whole(scratch / TABLES[0], csv_text(results))
+        write_whole(scratch / TABLES[1], "\n\n".join(parts) + "\n")
+    return [folder / name for name in (*TABLES, *(path.name for path in plots))]
 
 
 def _source_rows(results: Sequence[CaseResult]) -> list[str]:
@@ -162,7 +160,7 @@ def _plots(folder: Path, results: Sequence[CaseResult]) -> list[Path]:
         return []
     from autotune.validating.plots import residual_plot, scatter_plot
 
-    paths = (folder / "predicted_against_measured.png", folder / "residuals.png")
+    paths = [folder / name for name in PICTURES]
     scatter_plot(results, paths[0])
     residual_plot(results, paths[1])
-    return list(paths)
+    return paths

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from cost_models.errors import MissingFactError
 from cost_models.specs.base import Fact, Spec
+from cost_models.specs.bounds import within
+
+MOST_GPUS = 1_000_000
+Bytes = Annotated[Fact, within(1e6, 1e16)]
+BytesPerS = Annotated[Fact, within(1e3, 1e17)]
+Flops = Annotated[Fact, within(1e6, 1e22)]
 
 
 class GpuSpec(Spec):
@@ -18,14 +24,14 @@ class GpuSpec(Spec):
     vendor: Literal["nvidia", "huawei"]
     architecture: str
     """Kernel family the GPU runs: hopper, blackwell, ascend."""
-    processors: Fact
+    processors: Annotated[Fact, within(1, 1e6)]
     """Streaming multiprocessors (or AI cores)."""
-    hbm_nominal_bytes: Fact
+    hbm_nominal_bytes: Bytes
     """Capacity as sold."""
-    hbm_visible_bytes: Fact
+    hbm_visible_bytes: Bytes
     """Capacity as the driver reports it; memory plans use this one."""
-    hbm_bytes_per_s: Fact
-    flops_per_s: dict[str, Fact]
+    hbm_bytes_per_s: BytesPerS
+    flops_per_s: dict[str, Flops]
     """Dense tensor throughput by compute dtype (bf16, fp8, int8, nvfp4)."""
 
     def peak_flops_per_s(self, dtype: str) -> float:
@@ -40,8 +46,8 @@ class ScaleUpSpec(Spec):
     """The fast domain: NVLink, HCCS or UB."""
 
     technology: str
-    domain_gpus: int = Field(gt=0)
-    bytes_per_s: Fact
+    domain_gpus: int = Field(gt=0, le=MOST_GPUS)
+    bytes_per_s: BytesPerS
     """Per GPU, one direction."""
 
 
@@ -49,18 +55,18 @@ class ScaleOutSpec(Spec):
     """The network between domains."""
 
     technology: str
-    nic_bits_per_s: Fact
+    nic_bits_per_s: BytesPerS
     """Line rate of one NIC, one direction."""
-    nics_per_node: int = Field(gt=0)
+    nics_per_node: int = Field(gt=0, le=MOST_GPUS)
 
 
 class HostLinkSpec(Spec):
     """The link a GPU loads offloaded weights over."""
 
     technology: str
-    bytes_per_s: Fact
+    bytes_per_s: BytesPerS
     """Per link, one direction."""
-    shared_by_gpus: int = Field(gt=0, default=1)
+    shared_by_gpus: int = Field(gt=0, le=MOST_GPUS, default=1)
 
 
 class HardwareSpec(Spec):
@@ -70,8 +76,8 @@ class HardwareSpec(Spec):
     name: str
     title: str
     gpu: GpuSpec
-    gpus_per_node: int = Field(gt=0)
-    nodes: int | None = Field(default=None, gt=0)
+    gpus_per_node: int = Field(gt=0, le=MOST_GPUS)
+    nodes: int | None = Field(default=None, gt=0, le=MOST_GPUS)
     """Size of the cluster where it is fixed; none for a catalogue machine."""
     scale_up: ScaleUpSpec
     scale_out: ScaleOutSpec

@@ -1,4 +1,4 @@
-"""Model specification: the matrices of a transformer, named by family.
+"""Model specification: layers in groups of one kind, each with the matrices of its attention and feed-forward.
 
 One list of matrices serves parameter counts, memory by shard and the GEMMs of a step, so the
 three cannot disagree.
@@ -6,112 +6,43 @@ three cannot disagree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field
+from numpy.typing import ArrayLike
+from pydantic import Field, model_validator
 
+from cost_models.arrays import Floats, as_floats
+from cost_models.attention.base import AttentionKind
+from cost_models.attention.registry import Attention
 from cost_models.specs.base import Spec
-from cost_models.specs.precision import DTYPES, PrecisionRecipe
+from cost_models.specs.matrix import Matrix
+from cost_models.specs.precision import PrecisionRecipe
 
-Sharding = Literal["column", "row", "replicated"]
-Family = Literal[
-    "attention_in", "q_b", "kv_b", "o_proj", "dense_ffn", "shared_expert", "experts", "router", "lm_head", "embedding"
-]
+K = TypeVar("K", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """One weight matrix y = x W^T: n output features, k input features, in `layers` layers."""
+class DenseSpec(Spec):
+    """A dense feed-forward block; SwiGLU with fused gate and up."""
 
-    name: str
-    family: Family
-    n: int
-    k: int
-    layers: int
-    sharding: Sharding
-    copies: int = 1
-    """Matrices of this shape per layer (routed experts)."""
-
-    @property
-    def parameters(self) -> int:
-        return self.n * self.k * self.layers * self.copies
-
-
-class MlaSpec(Spec):
-    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1)."""
-
-    kind: Literal["mla"] = "mla"
-    heads: int = Field(gt=0)
-    q_lora_rank: int = Field(gt=0)
-    kv_lora_rank: int = Field(gt=0)
-    qk_nope_dim: int = Field(gt=0)
-    qk_rope_dim: int = Field(gt=0)
-    v_dim: int = Field(gt=0)
-
-    @property
-    def cache_elements_per_token(self) -> int:
-        """Latent and rope key, stored once for all heads: kv_lora_rank + qk_rope_dim, not doubled."""
-        return self.kv_lora_rank + self.qk_rope_dim
-
-    @property
-    def max_kv_shards(self) -> int:
-        """The latent is shared by all heads, so tensor parallelism replicates it."""
-        return 1
-
-    def matrices(self, hidden: int, layers: int) -> list[Matrix]:
-        qk_dim = self.qk_nope_dim + self.qk_rope_dim
-        return [
-            Matrix("q_a_kv_a", "attention_in", self.q_lora_rank + self.cache_elements_per_token, hidden, layers, "replicated"),
-            Matrix("q_b", "q_b", self.heads * qk_dim, self.q_lora_rank, layers, "column"),
-            Matrix("kv_b", "kv_b", self.heads * (self.qk_nope_dim + self.v_dim), self.kv_lora_rank, layers, "column"),
-            Matrix("o_proj", "o_proj", hidden, self.heads * self.v_dim, layers, "row"),
-        ]
-
-    def vector_parameters(self, layers: int) -> int:
-        """The two latent norms."""
-        return layers * (self.q_lora_rank + self.kv_lora_rank)
-
-
-class GqaSpec(Spec):
-    """Grouped-query attention, optionally with a sliding window in some layers."""
-
-    kind: Literal["gqa"] = "gqa"
-    heads: int = Field(gt=0)
-    kv_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    window_tokens: int | None = Field(default=None, gt=0)
-    windowed_layers: int = Field(default=0, ge=0)
-    bias: bool = False
-    qk_norm: bool = False
-    sinks: bool = False
-
-    @property
-    def cache_elements_per_token(self) -> int:
-        """Keys and values of every KV head."""
-        return 2 * self.kv_heads * self.head_dim
-
-    @property
-    def max_kv_shards(self) -> int:
-        """Tensor parallelism beyond the KV heads replicates them."""
-        return self.kv_heads
+    kind: Literal["dense"] = "dense"
+    intermediate: int = Field(gt=0)
 
     def matrices(self, hidden: int, layers: int) -> list[Matrix]:
         return [
-            Matrix("qkv", "attention_in", (self.heads + 2 * self.kv_heads) * self.head_dim, hidden, layers, "column"),
-            Matrix("o_proj", "o_proj", hidden, self.heads * self.head_dim, layers, "row"),
+            Matrix("ffn_gate_up", "dense_ffn", 2 * self.intermediate, hidden, layers, "column"),
+            Matrix("ffn_down", "dense_ffn", hidden, self.intermediate, layers, "row"),
         ]
 
-    def vector_parameters(self, layers: int) -> int:
-        """Biases, per-head norms and sinks."""
-        qkv_bias = (self.heads + 2 * self.kv_heads) * self.head_dim if self.bias else 0
-        norms = 2 * self.head_dim if self.qk_norm else 0
-        return layers * (qkv_bias + norms + (self.heads if self.sinks else 0))
+    def vector_parameters(self, hidden: int, layers: int) -> int:  # noqa: ARG002
+        return 0
 
 
 class MoeSpec(Spec):
     """Routed and shared experts; SwiGLU with fused gate and up."""
 
+    kind: Literal["moe"] = "moe"
     experts: int = Field(gt=0)
     top_k: int = Field(gt=0)
     intermediate: int = Field(gt=0)
@@ -142,6 +73,29 @@ class MoeSpec(Spec):
         return layers * (expert_bias + (self.experts if self.correction_bias else 0))
 
 
+FeedForward = DenseSpec | MoeSpec
+
+
+class LayerGroup(Spec):
+    """Layers that are alike: priced once, counted often."""
+
+    positions: tuple[int, ...] = Field(min_length=1)
+    """Where in the model they are, counted from 0."""
+    attention: Attention | None = Field(default=None, discriminator="kind")
+    """None: a block without token mixing."""
+    ffn: FeedForward | None = Field(default=None, discriminator="kind")
+    """None: a block without a feed-forward part."""
+
+    @property
+    def count(self) -> int:
+        return len(self.positions)
+
+    @property
+    def kind(self) -> str:
+        """What its time is listed under."""
+        return f"{self.ffn.kind}_layers" if self.ffn else "mixer_layers"
+
+
 class PublishedCount(Spec):
     """An exact parameter count to check the specification against."""
 
@@ -156,39 +110,109 @@ class ModelSpec(Spec):
     title: str
     source: str
     hidden: int = Field(gt=0)
-    layers: int = Field(gt=0)
-    dense_layers: int = Field(ge=0)
-    """Layers with a dense FFN; the others have experts. Dense layers come first."""
-    dense_intermediate: int = Field(ge=0)
+    groups: tuple[LayerGroup, ...] = Field(min_length=1)
+    """Every layer is in one of them; `ModelSpec.of_layers` makes them from a list of layers."""
     vocab: int = Field(gt=0)
     tied_embeddings: bool = False
-    attention: MlaSpec | GqaSpec = Field(discriminator="kind")
-    moe: MoeSpec | None = None
     mtp_layers: int = Field(default=0, ge=0)
     """Multi-token-prediction modules in the checkpoint (not part of the main model)."""
     max_context_tokens: int = Field(gt=0)
     attention_output_bias: bool = False
     checkpoints: dict[str, str] = Field(default_factory=dict)
     """Precision recipe -> published checkpoint."""
+    stored: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Precision recipe -> dtypes of the fields that its checkpoint stores otherwise than the recipe says."""
     published: PublishedCount | None = None
     flags: tuple[str, ...] = ()
     """What the cost models leave out for this model, said by name."""
 
+    @model_validator(mode="after")
+    def _layers_are_whole(self) -> ModelSpec:
+        placed = sorted(position for group in self.groups for position in group.positions)
+        if placed != list(range(len(placed))):
+            raise ValueError(f"groups: their positions must be every layer from 0 to {len(placed) - 1} once")
+        if not self.attentions:
+            raise ValueError("groups: no layer has attention")
+        if len({group.ffn for group in self.groups if isinstance(group.ffn, MoeSpec)}) > 1:
+            raise ValueError("groups: experts of two shapes are not modelled")
+        return self
+
+    @classmethod
+    def of_layers(cls, pattern: Sequence[tuple[AttentionKind | None, FeedForward | None]], /, **document: Any) -> ModelSpec:
+        """A model from the attention and feed-forward of each layer, in order; equal layers make one group.
+
+        Raises ValueError where `layers` in the document is another number.
+        """
+        stated = document.pop("layers", len(pattern))
+        if stated != len(pattern):
+            raise ValueError(f"{len(pattern)} layers are described, {stated} are stated")
+        positions: dict[tuple[AttentionKind | None, FeedForward | None], list[int]] = {}
+        for number, layer in enumerate(pattern):
+            positions.setdefault(layer, []).append(number)
+        groups = [
+            {"positions": tuple(found), "attention": attention, "ffn": ffn} for (attention, ffn), found in positions.items()
+        ]
+        return cls.model_validate({**document, "groups": groups})
+
+    @classmethod
+    def uniform(
+        cls,
+        *,
+        layers: int,
+        attention: AttentionKind,
+        moe: MoeSpec | None = None,
+        dense_layers: int = 0,
+        dense_intermediate: int = 0,
+        **document: Any,
+    ) -> ModelSpec:
+        """A model with one attention kind, whose first `dense_layers` layers have a dense FFN and the others experts."""
+        dense = layers if moe is None else dense_layers
+        ffns = [DenseSpec(intermediate=dense_intermediate)] * dense if dense else []
+        return cls.of_layers([(attention, ffn) for ffn in [*ffns, *[moe] * (layers - dense)]], **document)
+
+    @property
+    def layers(self) -> int:
+        return sum(group.count for group in self.groups)
+
+    @property
+    def moe(self) -> MoeSpec | None:
+        """The experts, which are alike in all layers that have any."""
+        return next((group.ffn for group in self.groups if isinstance(group.ffn, MoeSpec)), None)
+
+    @property
+    def moe_positions(self) -> tuple[int, ...]:
+        """Layers with experts, counted from 0."""
+        return tuple(sorted(p for group in self.groups if isinstance(group.ffn, MoeSpec) for p in group.positions))
+
     @property
     def moe_layers(self) -> int:
-        return self.layers - self.dense_layers if self.moe else 0
+        return len(self.moe_positions)
+
+    @property
+    def dense_layers(self) -> int:
+        """Layers without experts."""
+        return self.layers - self.moe_layers
+
+    @property
+    def attentions(self) -> dict[AttentionKind, int]:
+        """Distinct attention kinds and how many layers have each, in order of appearance."""
+        return _counted((group.attention, group.count) for group in self.groups)
+
+    @property
+    def ffns(self) -> dict[FeedForward, int]:
+        """Distinct feed-forward kinds and how many layers have each, dense ones first."""
+        dense = _counted((group.ffn, group.count) for group in self.groups if not isinstance(group.ffn, MoeSpec))
+        return dense | _counted((group.ffn, group.count) for group in self.groups if isinstance(group.ffn, MoeSpec))
+
+    @property
+    def heads(self) -> int:
+        """Attention heads that every layer has: what tensor parallelism must divide."""
+        return math.gcd(*(kind.shardable_heads for kind in self.attentions))
 
     def layer_matrices(self) -> list[Matrix]:
         """Matrices inside the transformer layers."""
-        matrices = self.attention.matrices(self.hidden, self.layers)
-        if self.dense_layers:
-            matrices += [
-                Matrix("ffn_gate_up", "dense_ffn", 2 * self.dense_intermediate, self.hidden, self.dense_layers, "column"),
-                Matrix("ffn_down", "dense_ffn", self.hidden, self.dense_intermediate, self.dense_layers, "row"),
-            ]
-        if self.moe:
-            matrices += self.moe.matrices(self.hidden, self.moe_layers)
-        return matrices
+        matrices = [m for kind, count in self.attentions.items() for m in kind.matrices(self.hidden, count)]
+        return matrices + [m for ffn, count in self.ffns.items() for m in ffn.matrices(self.hidden, count)]
 
     def head_matrices(self) -> list[Matrix]:
         """Embedding and lm_head; one matrix where they are tied."""
@@ -199,19 +223,30 @@ class ModelSpec(Spec):
     def matrices(self) -> list[Matrix]:
         return self.layer_matrices() + self.head_matrices()
 
+    @property
+    def draft_layers(self) -> tuple[LayerGroup, ...]:
+        """What an MTP module repeats: the last whole layer, with experts where there are any, or its blocks where
+        attention and feed-forward are layers of their own."""
+        groups = sorted(self.groups, key=lambda group: -max(group.positions))
+        ffns = [group for group in groups if isinstance(group.ffn, MoeSpec if self.moe else DenseSpec)]
+        whole = [group for group in ffns if group.attention]
+        return tuple(whole[:1]) or (next(group for group in groups if group.attention), *ffns[:1])
+
     def mtp_matrices(self) -> list[Matrix]:
         """One MTP module: a whole MoE layer plus the projection of [hidden; embedding] (arXiv 2412.19437, 2.2)."""
         if not self.mtp_layers or not self.moe:
             return []
-        layer = self.attention.matrices(self.hidden, 1) + self.moe.matrices(self.hidden, 1)
+        parts = [part for group in self.draft_layers for part in (group.attention, group.ffn) if part is not None]
+        layer = [matrix for part in parts for matrix in part.matrices(self.hidden, 1)]
         return [*layer, Matrix("mtp_proj", "attention_in", self.hidden, 2 * self.hidden, 1, "replicated")]
 
     def vector_parameters(self) -> int:
         """Norms and biases: uncounted in GEMMs, counted in totals."""
-        norms = (2 * self.layers + 1) * self.hidden
-        output_bias = self.layers * self.hidden if self.attention_output_bias else 0
-        moe = self.moe.vector_parameters(self.hidden, self.moe_layers) if self.moe else 0
-        return norms + output_bias + moe + self.attention.vector_parameters(self.layers)
+        norms = sum(group.count * ((group.attention is not None) + (group.ffn is not None)) for group in self.groups)
+        output_bias = sum(self.attentions.values()) * self.hidden if self.attention_output_bias else 0
+        ffn = sum(kind.vector_parameters(self.hidden, count) for kind, count in self.ffns.items())
+        attention = sum(kind.vector_parameters(count) for kind, count in self.attentions.items())
+        return (norms + 1) * self.hidden + output_bias + ffn + attention
 
     def parameters(self) -> int:
         """Exact parameter count of the main model."""
@@ -227,16 +262,31 @@ class ModelSpec(Spec):
             total += m.parameters * share
         return round(total)
 
-    def kv_bytes_per_token(self, recipe: PrecisionRecipe) -> float:
-        """KV cache of one token in all layers, before sharding [B]."""
-        element_bytes = DTYPES[recipe.kv_cache].weight_bytes
-        return self.attention.cache_elements_per_token * self.layers * element_bytes
+    def state_bytes(self, context_tokens: ArrayLike, recipe: PrecisionRecipe, tp: ArrayLike = 1) -> Floats:
+        """Keys, latents and recurrent state of one sequence in all layers on one of tp ranks [B]."""
+        layers = self.attentions.items()
+        return as_floats(sum(count * kind.state_bytes(context_tokens, tp, recipe) for kind, count in layers))
+
+    def in_order(self) -> list[LayerGroup]:
+        """The group of each layer."""
+        placed = {position: group for group in self.groups for position in group.positions}
+        return [placed[position] for position in range(self.layers)]
 
     def scaled_to_layers(self, layers: int) -> ModelSpec:
-        """The same model with another depth (dense layers kept first)."""
-        dense = layers if not self.moe else min(self.dense_layers, max(layers - 1, 0))
-        attention = self.attention
-        if isinstance(attention, GqaSpec) and attention.windowed_layers:
-            windowed = attention.windowed_layers * layers // self.layers
-            attention = attention.model_copy(update={"windowed_layers": windowed})
-        return self.model_copy(update={"layers": layers, "dense_layers": dense, "published": None, "attention": attention})
+        """The same model with another depth: its first layers, repeated beyond the end; at least one keeps experts."""
+        pattern = self.in_order()
+        lead = min(self.moe_positions, default=0)
+        chosen = [pattern[i] if i < len(pattern) else pattern[lead + (i - lead) % (len(pattern) - lead)] for i in range(layers)]
+        if self.moe and not any(isinstance(group.ffn, MoeSpec) for group in chosen):
+            chosen[-1] = pattern[lead]
+        document = {**self.model_dump(exclude={"groups"}), "published": None}
+        return ModelSpec.of_layers([(group.attention, group.ffn) for group in chosen], **document)
+
+
+def _counted(pairs: Iterable[tuple[K | None, int]]) -> dict[K, int]:
+    """Sum of the numbers of equal keys; none is left out."""
+    counts: dict[K, int] = {}
+    for key, number in pairs:
+        if key is not None:
+            counts[key] = counts.get(key, 0) + number
+    return counts

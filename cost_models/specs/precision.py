@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cost_models.specs.base import Spec
 
-Dtype = Literal["bf16", "fp8", "fp8_block", "int8", "mxfp4", "nvfp4"]
+Dtype = Literal["bf16", "fp8", "fp8_block", "int8", "int4_g32", "int4_g64", "int4_g128", "mxfp8", "mxfp4", "mxfp4_mxfp8", "nvfp4"]
 KvDtype = Literal["bf16", "fp8"]
 
 
@@ -16,21 +16,43 @@ class DtypeInfo:
     """Storage and compute of a dtype.
 
     weight_bytes and activation_bytes include scales: fp8_block keeps one fp32 scale per
-    128x128 weights and per 128 activations; nvfp4 one fp8 scale per 16; mxfp4 one byte per 32.
+    128x128 weights and per 128 activations; nvfp4 one fp8 scale per 16; mxfp8 and mxfp4 one byte per 32
+    (OCP Microscaling Formats 1.0); int4 one 16-bit scale per group.
     """
 
     weight_bytes: float
     activation_bytes: float
     compute: str
     """Key into GpuSpec.flops_per_s."""
+    kernels: tuple[str, ...] = ()
+    """Dtypes whose calibrated kernels stand in, nearest first, where its own are not calibrated."""
+    architectures: tuple[str, ...] = ()
+    """GPU architectures whose tensor cores take it; empty: any with the compute dtype."""
+    hidden_multiple: int = 1
+    """What expert kernels pad the hidden size of their weights to."""
+    width_multiple: int = 1
+    """What expert kernels pad an expert's width on one rank to."""
 
+
+MX_ARCHITECTURES = ("blackwell", "rubin", "cdna4")
+"""Whose tensor cores scale blocks of 32 themselves."""
+MXFP4_PADDING: dict[str, Any] = {"hidden_multiple": 256, "width_multiple": 128}
+"""Marlin, TensorRT-LLM kernels (vllm 0.33, fused_moe/oracle/mxfp4.py, mxfp4_round_up_hidden_size_and_intermediate_size)."""
 
 DTYPES: dict[str, DtypeInfo] = {
     "bf16": DtypeInfo(2.0, 2.0, "bf16"),
-    "fp8": DtypeInfo(1.0, 1.0, "fp8"),
+    "fp8": DtypeInfo(1.0, 1.0, "fp8", kernels=("fp8_block",)),
     "fp8_block": DtypeInfo(1.0 + 4 / 128**2, 1.0 + 4 / 128, "fp8"),
     "int8": DtypeInfo(1.0, 1.0, "int8"),
-    "mxfp4": DtypeInfo(0.5 + 1 / 32, 2.0, "bf16"),
+    # Weight-only: weights are widened to BF16 in the kernel, as with mxfp4, whose kernels are the nearest that were timed.
+    "int4_g32": DtypeInfo(0.5 + 2 / 32, 2.0, "bf16", kernels=("mxfp4", "bf16")),
+    "int4_g64": DtypeInfo(0.5 + 2 / 64, 2.0, "bf16", kernels=("mxfp4", "bf16")),
+    "int4_g128": DtypeInfo(0.5 + 2 / 128, 2.0, "bf16", kernels=("mxfp4", "bf16")),
+    "mxfp8": DtypeInfo(1.0 + 1 / 32, 1.0 + 1 / 32, "fp8", kernels=("fp8_block", "fp8"), architectures=MX_ARCHITECTURES),
+    "mxfp4": DtypeInfo(0.5 + 1 / 32, 2.0, "bf16", kernels=("bf16",), **MXFP4_PADDING),
+    "mxfp4_mxfp8": DtypeInfo(
+        0.5 + 1 / 32, 1.0 + 1 / 32, "fp8", kernels=("mxfp4",), architectures=MX_ARCHITECTURES, **MXFP4_PADDING
+    ),
     "nvfp4": DtypeInfo(0.5 + 1 / 16, 0.5 + 1 / 16, "nvfp4"),
 }
 

@@ -40,7 +40,7 @@ def arithmetic() -> None:
     whole, cut = (predict(plan("int8", ep=16, **split)) for split in ({"dp": 16}, {"tp": 8, "dp": 2}))
     weights = [sum(line.bytes for line in p.memory if line.name.endswith("weights")) / 1e9 for p in (whole, cut)]
     rows = [
-        ("layers, hidden, heads, vocabulary", f"{model.layers}, {model.hidden:,}, {model.attention.heads}, {model.vocab:,}", "64, 8,192, 64, 102,400"),
+        ("layers, hidden, heads, vocabulary", f"{model.layers}, {model.hidden:,}, {model.heads}, {model.vocab:,}", "64, 8,192, 64, 102,400"),
         ("weights in BF16", f"{bf16 / 1e9:,.0f} GB", "1,342 GB"),
         ("of a card at TP8", f"{bf16 / 8 / 1e9:,.0f} GB", "21 GB (divided by 8 twice)"),
         ("all memory of 16 cards", f"{16 * card.hbm_nominal_bytes.value / 1e9:,.0f} GB", "fits, it says"),

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 
 from autotune.calibrating.operators import MLA_LATENT, MLA_QK, MLA_ROPE, MLA_V, _decode_shape, _dense_shape, _gemm_shape, _prefill_shape
-from cost_models.attention import DecodeAttentionCoefficients, mla_decode_time_s
+from cost_models.attention.decode import DecodeAttentionCoefficients, mla_decode_time_s
 from cost_models.calibration import Calibration
 from cost_models.catalog import calibration_for, load_hardware
 from cost_models.collectives import AllReduceCoefficients, all_reduce_time_s
 from cost_models.dense_gemm import DenseGemmCoefficients, dense_gemm_time_s
 from cost_models.grouped_gemm import GroupedGemmCoefficients, grouped_gemm_time_s
 from cost_models.links import Links
-from cost_models.prefill_attention import PrefillAttentionCoefficients, prefill_attention_time_s
+from cost_models.attention.prompt import PrefillAttentionCoefficients, prefill_attention_time_s
 from cost_models.specs.hardware import HardwareSpec
 
 EXPERT_SHAPE = ("pairs", "local_experts", "active_experts", "input_tokens", "moe_tp")

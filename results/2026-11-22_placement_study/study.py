@@ -122,7 +122,7 @@ def refined(loads: Loads) -> None:
 
 def by_node() -> None:
     """Synthetic co-activation with known communities: placed on 4,000 tokens, nodes counted on 2,000 others."""
-    model = load_model("deepseek-v3").model_copy(update={"layers": 9})
+    model = load_model("deepseek-v3").scaled_to_layers(9)
     print("| communities | own community | nodes per token | balanced | EPLB | EPLB hierarchical | EPLB balanced |")
     print("|---:|---:|---:|---:|---:|---:|---:|")
     for communities in (4, 8, 16):

@@ -113,8 +113,9 @@ def test_the_hccl_buffer_is_what_the_kernel_asks_for():
     """For 512 tokens, H 2048, 2 ranks of 64 experts, top 8: 2 x 512 x (4608 x 128 + 4096 x 8) bytes = 608 MiB; it asks 609."""
     qwen = load_model("qwen3-235b-a22b")
     moe = qwen.moe.model_copy(update={"experts": 128, "top_k": 8})
+    groups = tuple(group.model_copy(update={"ffn": moe}) for group in qwen.groups)
     pool = Pool(dp=2, ep=2, batch_per_dp_rank=512, all2all_backend="deepep_low_latency")
-    assert hccl_buffer_mb(pool, qwen.model_copy(update={"hidden": 2048, "moe": moe})) == 609
+    assert hccl_buffer_mb(pool, qwen.model_copy(update={"hidden": 2048, "groups": groups})) == 609
     assert hccl_buffer_mb(Pool(tp=8, batch_per_dp_rank=8), load_model("deepseek-r1")) == 200
 
 

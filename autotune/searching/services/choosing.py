@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.documents.knobs import VARIANT_COLUMNS
 from autotune.documents.plan import SolverSummary
 from autotune.layouts.families import Limits, feasible
 from autotune.layouts.packing import Domains
 from autotune.layouts.pair import Goal, Pair, PairSolver, Side
 from autotune.layouts.prune import prune
-from autotune.layouts.table import VARIANT_COLUMNS, LayoutTable, cost_rows
+from autotune.layouts.table import LayoutTable, cost_rows
 from autotune.resolving import ResolvedProblem
 from autotune.searching.services.sides import Candidates, Pools
 from cost_models.arrays import Floats, Ints, as_floats, distinct_rows

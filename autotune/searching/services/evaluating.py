@@ -16,6 +16,7 @@ from autotune.searching.services.choosing import Candidate, Chosen
 from autotune.searching.services.sides import Pools
 from autotune.serving.errors import probability_below
 from autotune.serving.predicting import Service, service_of
+from cost_models.rows import UNLIMITED
 
 SEARCHED = (0.5, 1.2)
 """Share of the candidate's own rate between which the goodput is looked for."""
@@ -107,7 +108,8 @@ def _params(chosen: Chosen) -> Params:
 
 
 def _pool(pools: Pools, chosen: Chosen, params: Params) -> Pool:
-    pool = pool_of(chosen.resolved, chosen.row, chosen.instances, params)
+    row = chosen.row.replace(output_chunk=int(params.get("output_proc_chunk", UNLIMITED)))  # no layout is chosen by it
+    pool = pool_of(chosen.resolved, row, chosen.instances, params)
     if chosen.resolved.pool == "prefill" and pools.own_hardware:
         changes = {"hardware": chosen.resolved.problem.hardware, "precision": precision_of(chosen.resolved, params)}
         return pool.model_copy(update=changes)

@@ -15,7 +15,7 @@ from autotune.resolving import ResolvedProblem, resolve_problem
 from autotune.serving.traffic import as_decoded, as_prefilled, requests_of
 from cost_models.arrays import Floats, as_floats
 from cost_models.kv_transfer import HandoverCoefficients, handover_bytes_s, link_bytes_per_s
-from cost_models.memory import kv_bytes_per_token
+from cost_models.memory import state_bytes
 from cost_models.serving import ServiceCoefficients
 from cost_models.specs.workload import Workload
 
@@ -196,5 +196,5 @@ def transfer_per_s(pools: Pools, resolved: ResolvedProblem, table: LayoutTable) 
     hardware, rows = resolved.hardware, table.rows
     one_domain = not pools.own_hardware and pools.decode.gpus <= hardware.scale_up.domain_gpus
     c = resolved.machine.coefficients("kv_transfer", "default", HandoverCoefficients)
-    prompt_bytes = kv_bytes_per_token(resolved.machine, rows) * pools.traffic.isl_tokens
+    prompt_bytes = state_bytes(resolved.machine, rows, pools.traffic.isl_tokens)
     return as_floats(rows.dp / handover_bytes_s(prompt_bytes, link_bytes_per_s(hardware, one_domain), c))

@@ -28,7 +28,7 @@ from cost_models.catalog import load_model
 @pytest.fixture(scope="module")
 def small():
     """DeepSeek-V3's experts in two MoE layers."""
-    return load_model("deepseek-v3").model_copy(update={"layers": 5})
+    return load_model("deepseek-v3").scaled_to_layers(5)
 
 
 def loads_of(seed: int, scenarios: int, experts: int) -> np.ndarray:

@@ -27,7 +27,7 @@ from autotune.serving.service import Frontend, Handover, PoolModel, ServiceModel
 STEP_S = 0.01
 PER_TOKEN_S = 1e-4
 """A 1,000-token prompt takes 0.1 s."""
-AT_ONCE = dataclasses.replace(VLLM_V1, first_token="at_entry")
+AT_ONCE = dataclasses.replace(VLLM_V1, first_seen="at_entry")
 """Nothing is composed ahead, and a prefilled sequence is seen when it enters the decode batch."""
 ALONE = dataclasses.replace(SGLANG, runs_ahead=0, deals_apart="balanced", handover_steps=0)
 """Prompts in steps of their own, composed when they start."""
@@ -121,7 +121,7 @@ def test_prompts_share_a_step_up_to_its_budget_and_ranks_work_side_by_side():
     assert replay(burst, _apart(prefill=_pool(ranks=4))).ttft_s == pytest.approx([0.1] * 4, abs=0.011)
     assert replay(burst, _apart(prefill=_pool(workers=2))).ttft_s == pytest.approx([0.1, 0.1, 0.2, 0.2], abs=0.011)
     longer = _requests((0, 5000, 10), (0, 1000, 10))
-    whole = dataclasses.replace(TENSORRT_LLM, first_token="at_entry", runs_ahead=0, handover_steps=0)
+    whole = dataclasses.replace(TENSORRT_LLM, first_seen="at_entry", runs_ahead=0, handover_steps=0)
     assert replay(longer, _apart(whole)).ttft_s == pytest.approx([0.5, 0.6])  # beyond the budget: alone
     assert replay(longer, _apart()).ttft_s == pytest.approx([0.5, 0.6])  # five steps of 1,000, then the other
 
@@ -146,7 +146,7 @@ def test_sglang_takes_the_decode_slot_before_it_prefills_and_others_after():
     ("first", "seen_s", "done_s"), [("at_entry", 0.1, 0.1), ("with_first_step", 0.11, 0.1), ("by_first_step", 0.11, 0.11)]
 )
 def test_what_the_first_decode_step_returns_is_of_the_engine(first, seen_s, done_s):
-    result = replay(_requests((0, 1000, 11)), _apart(dataclasses.replace(AT_ONCE, first_token=first)))
+    result = replay(_requests((0, 1000, 11)), _apart(dataclasses.replace(AT_ONCE, first_seen=first)))
     assert result.first_token_s == pytest.approx([seen_s])
     assert result.finished_s == pytest.approx([done_s + 10 * STEP_S])
 

@@ -17,7 +17,7 @@ from autotune.calibrating.traces import FamilyTimes, KernelRules, family_times, 
 from autotune.documents.deployment import Deployment
 from autotune.errors import ProblemError
 from autotune.predicting.step import predict
-from cost_models.attention import DecodeAttentionCoefficients, mla_decode_time_s
+from cost_models.attention.decode import DecodeAttentionCoefficients, mla_decode_time_s
 from cost_models.catalog import calibration_for
 from cost_models.collectives import AllReduceCoefficients, all_reduce_time_s
 from cost_models.dense_gemm import DenseGemmCoefficients, dense_gemm_time_s

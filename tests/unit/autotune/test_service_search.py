@@ -125,7 +125,7 @@ def test_links_bound_the_requests():
     pools = pools_of(resolve_problem(service(gpus=16)))
     rows = decode_candidates(pools)
     one = np.flatnonzero((rows.rows.rows.dp == 8) & (rows.rows.rows.tp == 1))[0]
-    bytes_per_token = pools.decode.model.kv_bytes_per_token(pools.decode.machine.recipe)
+    bytes_per_token = float(pools.decode.model.state_bytes(1, pools.decode.machine.recipe))
     expected = 8 * 0.8 * 50e9 / (2000 * bytes_per_token)
     assert transfer_per_s(pools, pools.decode, rows.rows)[one] == pytest.approx(expected)
 

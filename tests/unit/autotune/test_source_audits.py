@@ -66,7 +66,7 @@ def test_routed_experts_are_97_percent_of_the_parameters():
 
 def test_the_mla_cache_is_stored_once():
     """512 + 64 elements per token and layer: 200 x 32,768 x 576 x 61 x 2 bytes = 461 GB, 14.4 GB on each of 32 GPUs, not 25.6."""
-    token_bytes = load_model("deepseek-v3").kv_bytes_per_token(load_recipe("bf16"))
+    token_bytes = float(load_model("deepseek-v3").state_bytes(1, load_recipe("bf16")))
     assert token_bytes == 576 * 61 * 2
     assert 200 * 32768 * token_bytes == pytest.approx(461e9, rel=2e-3)
     assert 200 * 32768 * token_bytes / 32 == pytest.approx(14.4e9, rel=1e-2)
@@ -127,7 +127,7 @@ def test_deepseek_r1_in_bf16_does_not_fit_sixteen_910b2_and_int8_does():
     """671e9 parameters of 2 bytes are 1,342 GB; sixteen cards hold 1,024. A document divides by 8 twice: 21 GB a card."""
     spec = load_model("deepseek-r1")
     assert spec.parameters() * 2 == pytest.approx(1342e9, rel=0.001)
-    assert (spec.layers, spec.hidden, spec.attention.heads, spec.vocab) == (61, 7168, 128, 129280)
+    assert (spec.layers, spec.hidden, spec.heads, spec.vocab) == (61, 7168, 128, 129280)
     bf16, int8 = (check(ascend(precision, tp=8, dp=2, ep=16), Goals()) for precision in ("bf16", "int8"))
     weights = sum(line.bytes for line in bf16.memory[0].lines if line.name.endswith("weights"))
     assert weights > 1342e9 / 16  # more than an even share: what attention data parallelism replicates

@@ -36,6 +36,7 @@ def prediction(*operators: OperatorLine, batch: float = 1000.0) -> Prediction:
         memory_total_bytes=0,
         memory_limit_bytes=1,
         kv_capacity_tokens=0,
+        kv_sequences=0,
         fits=True,
         bottleneck="",
         calibration="",

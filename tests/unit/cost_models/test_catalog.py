@@ -168,7 +168,7 @@ def test_native_precision_of_a_checkpoint():
 
 def test_gpt_oss_windows_half_of_its_layers_and_flags_its_sinks():
     model = catalog.load_model("gpt-oss-120b")
-    assert (model.attention.window_tokens, model.attention.windowed_layers) == (128, 18)
+    assert {kind.window_tokens: layers for kind, layers in model.attentions.items()} == {128: 18, None: 18}
     assert any("sinks" in flag for flag in model.flags)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cost_models.attention import (
+from cost_models.attention.decode import (
     DecodeAttentionCoefficients,
     fit_gqa_decode,
     fit_mla_decode,

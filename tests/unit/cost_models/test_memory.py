@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cost_models.dispatch import BACKENDS
-from cost_models.memory import decode_memory, kv_bytes_per_token, kv_tokens_needed, sequences_that_fit
+from cost_models.memory import decode_memory, sequence_bytes, state_bytes
 from cost_models.rows import Rows
 from cost_models.specs.workload import Workload
 from tests.conftest import machine_of
@@ -23,14 +23,14 @@ def test_routed_experts_of_deepseek_v3_at_ep32_in_bf16():
 
 def test_mla_cache_is_576_elements_stored_once():
     # 576 x 61 layers x 1 B (FP8) = 35,136 B per token, as the GB200 deployment states
-    assert kv_bytes_per_token(machine_of(), Rows.of(dp=8, ep=8, backend=1))[0] == 35_136
+    assert state_bytes(machine_of(), Rows.of(dp=8, ep=8, backend=1), 1)[0] == 35_136
 
 
 def test_tensor_parallelism_replicates_the_latent_and_shards_kv_heads():
     mla, gqa = machine_of(), machine_of(model="llama-3.1-70b", recipe="bf16")
-    assert kv_bytes_per_token(mla, Rows.of(tp=4))[0] == kv_bytes_per_token(mla, Rows.of(tp=1))[0]
+    assert state_bytes(mla, Rows.of(tp=4), 1)[0] == state_bytes(mla, Rows.of(tp=1), 1)[0]
     # 80 layers x 2 x 8 heads x 128 x 2 B = 327,680 B; eight KV heads: TP16 shards no further than TP8
-    per_tp = [kv_bytes_per_token(gqa, Rows.of(tp=tp))[0] for tp in (1, 8, 16)]
+    per_tp = [state_bytes(gqa, Rows.of(tp=tp), 1)[0] for tp in (1, 8, 16)]
     assert per_tp == [327_680, 40_960, 40_960]
 
 
@@ -63,12 +63,12 @@ def test_mean_context_is_length_biased():
 
 
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(1, 5000))
-def test_batch_that_fits_inverts_the_tokens_needed(isl, osl, batch):
-    workload = Workload(isl_tokens=isl, osl_tokens=osl)
-    tokens = float(kv_tokens_needed(batch, workload))
-    assert sequences_that_fit(tokens, workload) == batch
-    assert sequences_that_fit(tokens * (1 - 1e-6), workload) <= batch
+def test_batch_that_fits_inverts_the_bytes_needed(isl, osl, batch):
+    sequence = sequence_bytes(machine_of(), Rows.of(), Workload(isl_tokens=isl, osl_tokens=osl))
+    needed = sequence.of_batch(batch)
+    assert sequence.fitting(needed) == batch
+    assert sequence.fitting(needed * (1 - 1e-6)) <= batch
 
 
 def test_a_single_sequence_needs_its_full_length():
-    assert kv_tokens_needed(1, TWO_K) == pytest.approx(4000, rel=0.05)
+    assert sequence_bytes(machine_of(), Rows.of(), TWO_K).of_batch(1) == pytest.approx(4000 * 35_136, rel=0.05)

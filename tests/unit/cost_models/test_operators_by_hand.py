@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cost_models.arrays import evaluate_distinct, smoothmax
-from cost_models.attention import (
+from cost_models.attention.decode import (
     DecodeAttentionCoefficients,
     gqa_decode_bound_s,
     gqa_decode_time_s,
@@ -188,3 +188,17 @@ def test_evaluating_distinct_rows_equals_evaluating_all(rows):
     assert np.array_equal(result["sum"], x + 10 * y)
     assert np.array_equal(result["pair"][1], y)
     assert seen == [len(set(rows))] if len(rows) > 1 else [1]
+
+
+def test_attention_time_is_continuous_in_heads():
+    # the kernels of 32 and 64 heads are slower than streaming, 24, 48 and 96 heads lie between their neighbours
+    c = DecodeAttentionCoefficients(1e-5, 0.6, 0.8, heads_32_factor=1.4, heads_64_factor=1.2)
+    shape = {"latent_dim": 512, "rope_dim": 64, "kv_bytes": 2.0, **H200}
+    heads = np.arange(16, 129, dtype=float)
+    time_s = mla_decode_time_s(64, 8192, heads, 1, processors=132, coefficients=c, **shape)
+    assert np.max(np.abs(np.diff(time_s) / time_s[1:])) < 0.04
+    bare = mla_decode_time_s(
+        64, 8192, heads, 1, processors=132, coefficients=DecodeAttentionCoefficients(1e-5, 0.6, 0.8), **shape
+    )
+    ratio = dict(zip(heads, (time_s - 1e-5) / (bare - 1e-5), strict=True))
+    assert [ratio[h] for h in (16, 32, 64, 128)] == pytest.approx([1.0, 1.4, 1.2, 1.0], rel=1e-6)

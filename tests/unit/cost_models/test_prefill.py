@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_models.catalog import calibration_for, load_hardware, load_model, load_recipe
-from cost_models.dispatch import BACKENDS, expected_domains
-from cost_models.machine import Machine
-from cost_models.overlap import OVERLAPS
-from cost_models.prefill import prefill_step, prompt_batch
-from cost_models.prefill_attention import (
+from cost_models.attention.prompt import (
     PrefillAttentionCoefficients,
     fit_prefill_attention,
     key_tiles,
     prefill_attention_bound_s,
     prefill_attention_time_s,
 )
+from cost_models.catalog import calibration_for, load_hardware, load_model, load_recipe
+from cost_models.dispatch import BACKENDS, expected_domains
+from cost_models.machine import Machine
+from cost_models.overlap import OVERLAPS
+from cost_models.prefill import prefill_step, prompt_batch
 from cost_models.rows import Rows
 from cost_models.specs.workload import Workload
 

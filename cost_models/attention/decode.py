@@ -14,6 +14,8 @@ from cost_models.fitting import Coefficient, Fit, Mask, fit_model
 ROOF_SHARPNESS = 4.0
 HEAD_PADDING = 16
 """Kernels pad the query heads of one KV group to a tensor-core tile."""
+SLOW_HEADS_LOG2 = (4, 5, 6, 7)
+"""16, 32, 64, 128 heads: the kernels of 32 and 64 are slower than streaming; other counts lie between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class DecodeAttentionCoefficients:
     wave_s: float = 0.0
     """Time per extra wave of sequences over the processors [s]."""
     heads_32_factor: float = 1.0
-    """Measured slow-down of the 32-head kernel relative to streaming [-]."""
+    """Measured slow-down of the 32-head kernel relative to streaming; log-linear to none at 16 heads [-]."""
     heads_64_factor: float = 1.0
 
 
@@ -61,17 +63,17 @@ def mla_decode_time_s(
     sequences, context_tokens, heads (local), query_tokens (per sequence) : broadcastable.
     F = 2 b q s h (2 latent + rope) FLOP; B = b s (latent + rope) kv_bytes: the latent is read once for
     all heads and query tokens and stored once, not twice (DeepSeek-V2, arXiv 2405.04434, 2.1.2).
-    Returns seconds. Heads are nearly free up to 16 (padding).
+    Returns seconds. Rows (heads x query tokens) are nearly free up to 16 (padding).
     """
     b, s, h, q = (as_floats(x) for x in np.broadcast_arrays(sequences, context_tokens, heads, query_tokens))
     c = coefficients
-    padded_heads = np.maximum(h, HEAD_PADDING)
-    flops_s = 2 * b * q * s * padded_heads * (2 * latent_dim + rope_dim) / peak_flops_per_s
+    padded_rows = np.maximum(h * q, HEAD_PADDING)
+    flops_s = 2 * b * s * padded_rows * (2 * latent_dim + rope_dim) / peak_flops_per_s
     read_s = b * s * (latent_dim + rope_dim) * kv_bytes / hbm_bytes_per_s
     query_s = b * q * h * ((latent_dim + rope_dim) * kv_bytes + 2 * latent_dim) / hbm_bytes_per_s
     lone = 1 + c.single_sequence_loss / np.maximum(b, 1)
     core = _roof(flops_s / c.compute_efficiency, read_s / c.memory_efficiency * lone)
-    core = core * np.where(h == 32, c.heads_32_factor, np.where(h == 64, c.heads_64_factor, 1.0))
+    core = core * np.interp(np.log2(np.maximum(h, 1)), SLOW_HEADS_LOG2, (1.0, c.heads_32_factor, c.heads_64_factor, 1.0))
     return _with_starts(core, b, s, processors, c) + np.where(b > 0, c.query_passes * query_s, 0.0)
 
 

@@ -1,0 +1,84 @@
+"""`autotune report`, `compare` and `explain`: run folders read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Open = Annotated[bool, typer.Option("--open", help="Open it in the browser.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command("report")(report)
+    app.command("compare")(compare)
+    app.command("explain")(explain)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of `autotune search`.")],
+    out: Annotated[Path | None, typer.Option(help="File of the page; report.html in the run folder by default.")] = None,
+    show: Open = False,
+) -> None:
+    """Write the page of a run (again), self-contained; several runs become one comparison."""
+    from autotune.errors import ProblemError
+    from autotune.files import write_whole
+    from autotune.report.page.comparing import render_comparison
+    from autotune.report.page.folder import PAGE, read_page
+    from autotune.report.page.page import render
+
+    if len(runs) > 1 and out is None:
+        raise ProblemError("several runs make one page: say where with --out compare.html")
+    pages = [read_page(run) for run in runs]
+    file = out or runs[0] / PAGE
+    write_whole(file, render(pages[0]) if len(pages) == 1 else render_comparison(pages))
+    typer.echo(f"wrote {file}")
+    if show:
+        typer.launch(str(file.resolve()))
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders to hold beside each other.")],
+    out: Annotated[Path | None, typer.Option(help="Write a page as well.")] = None,
+    show: Open = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
+) -> None:
+    """Hold the best plans of several runs side by side: figures, and the settings in which they differ."""
+    from autotune.errors import ProblemError
+    from autotune.files import write_whole
+    from autotune.report.page.comparing import compare_runs, render_comparison
+    from autotune.report.page.folder import read_page
+    from autotune.report.tables import comparison_report
+    from autotune.report.tables import show as printed
+
+    if len(runs) < 2:
+        raise ProblemError("compare takes two run folders or more")
+    pages = [read_page(run) for run in runs]
+    comparison = compare_runs(pages)
+    if json:
+        typer.echo(comparison.model_dump_json(indent=2))
+    else:
+        printed(comparison_report(comparison))
+    if out is None:
+        if show:
+            raise ProblemError("--open needs a page: say where with --out compare.html")
+        return
+    write_whole(out, render_comparison(pages))
+    typer.echo(f"wrote {out}", err=json)
+    if show:
+        typer.launch(str(out.resolve()))
+
+
+def explain(
+    run: Annotated[Path, typer.Argument(help="Run folder of `autotune search`.")],
+    why: Annotated[str, typer.Option(help="Layout to ask about, e.g. ep72, tp8 or 'dp48 ep48'.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Why a layout was chosen or not, from what the search weighed: its best size, what it loses and where."""
+    from autotune.report.asking import explain_layout
+    from autotune.report.page.folder import read_page
+
+    answer = explain_layout(read_page(run), why)
+    typer.echo(answer.model_dump_json(indent=2) if json else answer.text)

@@ -1,0 +1,66 @@
+"""Pages of runs: from a search that just ended, or read back from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autotune.documents.candidates import Candidates
+from autotune.documents.problem import Problem
+from autotune.documents.results import CANDIDATES, Result, load_candidates, load_plans
+from autotune.errors import ExportError, ProblemError
+from autotune.exporters.folders import plan_scripts
+from autotune.report.page.page import RunPage, Script, render
+from autotune.versions import installed_version
+from cost_models.catalog import validated
+from cost_models.reading import parse_json, read_text
+
+PAGE = "report.html"
+
+
+def files_of(problem: Problem, result: Result, candidates: Candidates | None, command: Sequence[str]) -> dict[str, str]:
+    """Files of a run folder beside its plan: the page, and the candidates it draws."""
+    files = {PAGE: render(page_of(problem, result, candidates, command))}
+    if candidates is not None:
+        files[CANDIDATES] = candidates.model_dump_json() + "\n"
+    return files
+
+
+def page_of(problem: Problem, result: Result, candidates: Candidates | None, command: Sequence[str]) -> RunPage:
+    """A page of typed results; plans whose scripts cannot be written have none."""
+    return RunPage(
+        title=f"{Path(problem.hardware).stem}, {Path(problem.model).stem}, {problem.target}",
+        result=result,
+        candidates=candidates,
+        command=command,
+        osl_tokens=problem.workload.osl_tokens,
+        scripts=[script for plan in result.plans for script in _scripts(plan)],
+        made=f"Made by moe-autotune {installed_version('moe-autotune')}",
+    )
+
+
+def _scripts(plan: Any) -> list[Script]:
+    try:
+        return [Script(plan.rank, script.name, script.text) for script in plan_scripts(plan) if script.executable]
+    except ExportError:
+        return []
+
+
+def read_page(folder: Path) -> RunPage:
+    """The page of a run folder.
+
+    Raises ProblemError where the folder is no run folder, and AutotuneError naming the file that cannot be read.
+    """
+    run = folder / "run.json"
+    if not (folder / "plan.yaml").is_file() or not run.is_file():
+        raise ProblemError(
+            f"{folder} is no run folder: it has no plan.yaml and run.json; give a folder that `autotune search` wrote"
+        )
+    record = parse_json(read_text(run), run)
+    if not isinstance(record, dict) or not isinstance(record.get("problem"), dict):
+        raise ProblemError(f"{run}: no `problem` in it; it was not written by `autotune search`")
+    problem = validated(Problem, record["problem"], str(run))
+    command = record.get("command")
+    typed = [str(word) for word in command] if isinstance(command, list) else []
+    return page_of(problem, load_plans(folder), load_candidates(folder), typed)

@@ -1,0 +1,1 @@
+"""Attention kinds, one module each: what they store, compute, keep of a sequence and need calibrated."""

@@ -1,0 +1,107 @@
+"""Rebalancing, redundant experts and weight offload: what goes together."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from search_spaces.rules.rule import Rule
+from search_spaces.rules.subject import Bools, Subject
+
+BOTH = ("vllm", "sglang")
+
+
+def _rebalanced(subject: Subject) -> Bools:
+    return np.asarray(subject.rows.eplb > 0)
+
+
+def _offloads(subject: Subject) -> Bools:
+    return np.asarray(subject.rows.offload_group_size > 0)
+
+
+def _without_groups(subject: Subject) -> Bools:
+    return np.asarray(_rebalanced(subject) & (subject.rows.ep == 1))
+
+
+def _not_asked_for(subject: Subject) -> Bools:
+    return np.asarray((subject.rows.redundant_experts > 0) & (subject.rows.eplb == 0))
+
+
+def _offload_and_eplb(subject: Subject) -> Bools:
+    return _rebalanced(subject) & _offloads(subject)
+
+
+def moves_with_offload(subject: Subject) -> Bools:
+    """Rows that offload and rebalance while serving (a map loaded once moves nothing)."""
+    return _offload_and_eplb(subject) & (subject.rows.eplb_interval_steps > 0)
+
+
+def _clips(subject: Subject) -> bool:
+    """Whether the model is of gpt-oss's kind: its attention has sinks."""
+    return subject.model.moe is not None and any(getattr(kind, "sinks", False) for kind in subject.model.attentions)
+
+
+RULES = (
+    Rule(
+        name="eplb_needs_expert_parallelism",
+        says="Experts are rebalanced over expert-parallel ranks; without expert parallelism there is nothing to move.",
+        source="vllm/config/parallel.py _validate_parallel_config (0.33.0); sglang srt/arg_groups/parallel_hook.py:790 (0.5.23)",
+        engines=BOTH,
+        broken=_without_groups,
+        because=lambda s: (
+            f"EPLB needs expert parallelism over more than one rank, ep is {int(s.rows.ep[0])}: "
+            f"{'--enable-expert-parallel' if s.engine.name == 'vllm' else '--ep-size'}, or no EPLB"
+        ),
+    ),
+    Rule(
+        name="redundant_experts_need_eplb",
+        says="Redundant experts exist with EPLB only.",
+        source="vllm/config/parallel.py _validate_parallel_config (0.33.0); vllm#24523",
+        engines=("vllm",),
+        broken=_not_asked_for,
+        because=lambda s: f"vLLM takes redundant experts ({int(s.rows.redundant_experts[0])}) with EPLB only: enable_eplb is off",
+    ),
+    Rule(
+        name="offload_without_eplb",
+        says="Weight offload and EPLB exclude each other.",
+        source="vllm v1/worker/gpu/model_runner.py:536 before :553, distributed/eplb/eplb_communicator.py (0.33.0); 0.19 to 0.24 "
+        "register in the same order",
+        engines=("vllm",),
+        broken=_offload_and_eplb,
+        because=lambda _: (
+            "weight offload and EPLB exclude each other: EPLB registers experts while offloaded ones lie in host memory, and the "
+            "model never loads; leave out one of them"
+        ),
+    ),
+    Rule(
+        name="offload_without_eplb",
+        says="Weight offload and rebalancing exclude each other; a static map of experts may stay.",
+        source="sglang srt/eplb/expert_location_updater.py, srt/utils/offloader.py _CpuParamOffloader (0.5.23)",
+        engines=("sglang",),
+        effect="breaks",
+        broken=moves_with_offload,
+        because=lambda s: (
+            f"weight offload and EPLB exclude each other: the rebalance after {int(s.rows.eplb_interval_steps[0]):,} steps "
+            f"sends weights that lie in host memory; leave out one of them"
+        ),
+    ),
+    Rule(
+        name="offload_is_written",
+        says="SGLang offloads the layers of the DeepSeek family only.",
+        source="sglang srt/models/deepseek_v2.py:2973 is the only model that passes offloader_kwargs (0.5.23)",
+        engines=("sglang",),
+        broken=lambda s: _offloads(s) & (not (s.latent and s.model.moe is not None)),
+        because=lambda s: f"SGLang offloads weights of the DeepSeek family only: {s.model.name} stops while it is built",
+    ),
+    Rule(
+        name="eplb_of_the_model",
+        says="vLLM's gpt-oss takes no EPLB: the flag is ignored, redundant experts do not exist.",
+        source="vllm/model_executor/models/gpt_oss.py: no MixtureOfExperts (0.13.0 to 0.33.0)",
+        engines=("vllm",),
+        effect="ignored",
+        broken=lambda s: _rebalanced(s) & _clips(s),
+        because=lambda s: (
+            f"{s.model.name} in vLLM is not rebalanced: EPLB is ignored, and its "
+            f"{int(s.rows.redundant_experts[0])} redundant experts do not exist"
+        ),
+    ),
+)

@@ -1,0 +1,127 @@
+"""Options and variables that an engine needs to start, or to run what was priced: written into scripts, missed in commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from search_spaces.rules.rule import Effect, Finding
+from search_spaces.rules.subject import Subject
+from search_spaces.schema import version_key
+
+RUNNER = "--moe-runner-backend"
+RUNNERS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("deepep", "nvfp4"): ("flashinfer_cutedsl",),
+    ("deepep", "bf16"): ("deep_gemm",),
+    ("flashinfer", "nvfp4"): ("flashinfer_cutlass", "flashinfer_cutedsl", "flashinfer_trtllm", "flashinfer_trtllm_routed"),
+    ("flashinfer", "bf16"): ("flashinfer_cutlass", "flashinfer_trtllm", "flashinfer_trtllm_routed"),
+    ("flashinfer", "fp8_block"): ("deep_gemm", "flashinfer_trtllm", "flashinfer_trtllm_routed"),
+}
+"""(SGLang's all-to-all, dtype of the experts) -> runners that stand behind it, ours first; `auto` finds none of them."""
+REMOTE_CODE = ("kimi",)
+"""Beginnings of names of models whose tokenizer is code of the checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What a command must have: an option with one of some values (none for a switch), or a variable."""
+
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.options or self.environment)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirement:
+    """What an engine needs under a condition."""
+
+    name: str
+    says: str
+    source: str
+    engines: tuple[str, ...]
+    needs: Callable[[Subject], Needed]
+    """Of the one row of a subject."""
+    effect: Effect = "breaks"
+    """What happens without it."""
+    since: str | None = None
+
+    def of(self, subject: Subject) -> Needed:
+        """What is needed; nothing in another engine, or in an older version."""
+        old = self.since is not None and version_key(subject.version) < version_key(self.since)
+        return Needed() if subject.engine.name not in self.engines or old else self.needs(subject)
+
+    def missing(self, subject: Subject) -> Finding | None:
+        """What a command that was written lacks; none where nothing was written yet."""
+        options = subject.options
+        if options is None:
+            return None
+        needed = self.of(subject)
+        lacking = [
+            f"{name} {' or '.join(values)}".rstrip()
+            for name, values in needed.options.items()
+            if name not in options or (values and options[name] not in values)
+        ]
+        lacking += [f"{name}={value}" for name, value in needed.environment.items() if name not in subject.environment]
+        return Finding(self.name, self.effect, f"{', '.join(lacking)} is missing: {self.says}", self.source) if lacking else None
+
+
+def _runner(subject: Subject) -> Needed:
+    choice = subject.choice()
+    runners = RUNNERS.get((choice.value, subject.experts)) if choice else None
+    return Needed({RUNNER: runners}) if runners else Needed()
+
+
+def _nvfp4_dispatch(subject: Subject) -> Needed:
+    choice = subject.choice()
+    priced = choice is not None and choice.value == "deepep" and subject.recipe.dispatch == "nvfp4"
+    return Needed(environment={"SGLANG_MOE_NVFP4_DISPATCH": "1"}) if priced else Needed()
+
+
+def _vllm_nvfp4_dispatch(subject: Subject) -> Needed:
+    choice = subject.choice()
+    priced = choice is not None and choice.value == "deepep_low_latency" and subject.recipe.dispatch == "nvfp4"
+    return Needed(environment={"VLLM_DEEPEPLL_NVFP4_DISPATCH": "1"}) if priced else Needed()
+
+
+def remote_code(subject: Subject) -> bool:
+    """Whether the checkpoint brings code that the engine must be allowed to run."""
+    last = subject.model.checkpoints.get(subject.recipe.name, subject.model.name).rstrip("/").rsplit("/", 1)[-1]
+    return any(name.lower().startswith(REMOTE_CODE) for name in (subject.model.name, last))
+
+
+REQUIREMENTS = (
+    Requirement(
+        name="moe_runner",
+        says="SGLang finds no expert kernels behind this all-to-all by itself",
+        source="sglang srt/layers/moe/ep_moe/layer.py:80-150 and :296 (assert False), srt/arg_groups/moe_hook.py:531 (0.5.23)",
+        engines=("sglang",),
+        needs=_runner,
+    ),
+    Requirement(
+        name="trust_remote_code",
+        says="the checkpoint's tokenizer is code of its own",
+        source="vllm-project/recipes pull 116 (traceback of Kimi K2); every public recipe of the model sets it",
+        engines=("vllm", "vllm-ascend", "sglang"),
+        effect="refused",
+        needs=lambda s: Needed({"--trust-remote-code": ()}) if remote_code(s) else Needed(),
+    ),
+    Requirement(
+        name="nvfp4_dispatch",
+        says="without it DeepEP dispatches BF16, where NVFP4 is priced",
+        source="sglang srt/layers/moe/token_dispatcher/deepep.py (0.5.23)",
+        engines=("sglang",),
+        effect="ignored",
+        needs=_nvfp4_dispatch,
+    ),
+    Requirement(
+        name="nvfp4_dispatch",
+        says="without it DeepEP dispatches BF16, where NVFP4 is priced (with it, DeepEP must be its hybrid-ep branch)",
+        source="vllm fused_moe/prepare_finalize/deepep_ll.py:180 (0.33.0)",
+        engines=("vllm",),
+        since="0.13",
+        effect="ignored",
+        needs=_vllm_nvfp4_dispatch,
+    ),
+)

@@ -1,0 +1,90 @@
+"""What each command imports: a library that a command has no use for costs its users time at every start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPE = Path(__file__).parent.parent / "fixtures" / "recipes" / "vllm_r1_fp8_8xh200.sh"
+DEPLOYMENT = """
+hardware: hgx-h200
+model: deepseek-v3
+precision: fp8-block
+engine: {name: vllm}
+workload: {isl_tokens: 2000, osl_tokens: 2000}
+pools: {decode: {dp: 8, ep: 8, batch_per_dp_rank: 64, all2all_backend: deepep_low_latency}}
+"""
+PROBE = """
+import json, sys
+before = set(sys.modules)
+from autotune.cli.main import main
+try:
+    main()
+except SystemExit as stop:
+    code = stop.code
+names = set(sys.modules) - before
+packages = {name.partition(".")[0] for name in names if getattr(sys.modules[name], "__spec__", None)}
+rooms = {name.split(".")[1] for name in names if name.startswith("autotune.")}
+print(json.dumps([code, sorted(packages - set(sys.stdlib_module_names)), sorted(rooms)]), file=sys.stderr)
+"""
+COMMAND_LINE = {"typer", "annotated_doc", "typing_extensions"}
+MODELS = COMMAND_LINE | {
+    "autotune",
+    "cost_models",
+    "search_spaces",
+    "numpy",
+    "yaml",
+    "pydantic",
+    "pydantic_core",
+    "annotated_types",
+}
+MODELS |= {"typing_inspection"}
+REPORT = {"rich"}
+SCRIPTS = {"jinja2", "markupsafe"}
+
+
+def imported(*arguments: str) -> tuple[int, set[str], set[str]]:
+    """Exit code, packages outside the standard library and rooms of the package that a command imports."""
+    done = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, check=False)
+    code, packages, rooms = json.loads(done.stderr.splitlines()[-1])
+    shared = {name for name in packages if not name.startswith("_")} - {"pygments", "markdown_it", "mdurl", "shellingham"}
+    return code, shared, set(rooms)
+
+
+def test_help_imports_the_command_line_alone():
+    code, packages, rooms = imported("--help")
+    assert code == 0
+    assert packages <= COMMAND_LINE | {"autotune", "cost_models"}
+    assert rooms == {"cli", "errors"}
+
+
+@pytest.fixture
+def deployment(tmp_path) -> Path:
+    path = tmp_path / "deployment.yaml"
+    path.write_text(DEPLOYMENT)
+    return path
+
+
+def test_predict_needs_neither_solver_nor_sampler_nor_templates(deployment):
+    code, packages, _ = imported("predict", str(deployment), "--json")
+    assert code == 0
+    assert packages <= MODELS
+
+
+def test_check_needs_neither_solver_nor_sampler():
+    code, packages, rooms = imported("check", str(RECIPE), "--hw", "hgx-h200")
+    assert code == 0
+    assert packages <= MODELS | REPORT | SCRIPTS
+    assert not rooms & {"placement", "measuring", "calibrating"}
+
+
+@pytest.mark.slow
+def test_the_main_job_needs_neither_solver_nor_sampler_nor_placement(tmp_path):
+    code, packages, rooms = imported("search", "--hw", "hgx-b200", "--out", str(tmp_path))
+    assert code == 0
+    assert packages <= MODELS | REPORT | SCRIPTS
+    assert not rooms & {"placement", "measuring", "calibrating", "auditing", "validating"}

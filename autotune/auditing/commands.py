@@ -13,13 +13,14 @@ from typing import Any
 
 from autotune.auditing.capacity import as_it_runs, covering_all
 from autotune.auditing.conflicts import Written, indivisible
+from autotune.auditing.naming import served_model, served_precision
 from autotune.auditing.options import NUMBER, Command, engine_for, split_options
 from autotune.auditing.shell import find_command
 from autotune.documents.deployment import Deployment, Load
 from autotune.errors import ProblemError
 from autotune.exporters.vllm import KV_ROLES
 from autotune.resolving import choose_recipe, resolve_calibration
-from cost_models.catalog import load_hardware, load_model, model_names, validated
+from cost_models.catalog import load_hardware, validated
 from cost_models.errors import unknown_name
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import Knob, Value
@@ -41,10 +42,6 @@ SGLANG_CHUNKS = ((20e9, 2048), (60e9, 4096), (160e9, 8192), (math.inf, 16384))
 """Chunked-prefill sizes that SGLang takes below so many bytes of memory (srt/server_args.py)."""
 SGLANG_DRAFT_STEPS = 3
 """Of --speculative-algorithm for DeepSeek models when nothing else is said (SGLang's documentation, DeepSeek usage)."""
-PRECISIONS = {
-    "nvfp4": ("nvfp4", "fp4"), "int8": ("w8a8", "int8", "ascend"), "bf16": ("bf16", "bfloat16"), "fp8-block": ("fp8",),
-}  # fmt: skip
-"""Words in a checkpoint's name, or in --quantization, that tell its precision."""
 ASSUMED_ACCEPTANCE = 0.8
 """Of a draft token: 70 % in CloudMatrix384 (arXiv 2506.12708), 85-90 % in the DeepSeek-V3 report (arXiv 2412.19437)."""
 TRUE, FALSE = ("", "1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -76,12 +73,15 @@ def read_command(
     size: int | None = None,
     mtp_acceptance: tuple[float, ...] = (),
     load: Load | None = None,
+    model: str | None = None,
+    precision: str | None = None,
 ) -> ReadCommand:
     """The deployment that a command line or script starts.
 
     size : sequences (decode) or tokens (prefill) per attention-DP rank, where the command leaves them to the engine; without one
     a decode batch is a limit, and what fits in memory is taken. mtp_acceptance : of drafts, assumed where the command drafts and
-    none is given. load : what an engine without a role is sent; without one it is judged as it decodes. Raises ProblemError for
+    none is given. load : what an engine without a role is sent; without one it is judged as it decodes. model, precision : what
+    is served, where the command's own name for it does not tell. Raises ProblemError for
     text without a command, unknown or repeated options, and values that are none.
     """
     machine = load_hardware(hardware)
@@ -89,19 +89,19 @@ def read_command(
     command = split_options(invocation, engine_for(invocation.engine, machine.gpu.vendor), version)
     engine, known = command.engine, command.version
     flags = _flags(command)
-    spec = _model(command.model)
+    served = served_model(model or command.model)
+    spec = served.model
     calibration = resolve_calibration(Deployment.model_fields["calibration"].default, machine.gpu.name, engine.calibration_engine)
-    recipe = choose_recipe(_precision(command, spec), spec, machine, calibration).name
-    remarks = [*command.remarks]
+    stored = served_precision(served, model or command.model, command.text("--quantization"), precision)
+    recipe = choose_recipe(stored, spec, machine, calibration).name
+    remarks = [*command.remarks, *served.remarks]
     if invocation.others:
         remarks.append(f"{invocation.others} more engine commands in the file: only the first was read")
     phase = _role(command) or ("serve" if load else "decode")
     document: dict[str, Any] = {
         "hardware": hardware,
-        "model": spec.name,
-        "precision": {"recipe": recipe, "kv_cache": "fp8"}
-        if str(flags.get("kv_cache_dtype", "auto")).startswith("fp8")
-        else recipe,
+        "model": served.document,
+        "precision": _precision(recipe, flags.get("kv_cache_dtype")),
         "engine": {"name": engine.name, "version": known},
         "phase": phase,
         "workload": {"isl_tokens": isl_tokens, "osl_tokens": osl_tokens, "mtp_acceptance": mtp_acceptance},
@@ -126,29 +126,14 @@ def read_command(
     return ReadCommand(deployment, ignored, command.conflicts, tuple(remarks), aggregated, written)
 
 
-def is_of(name: str, model: ModelSpec) -> bool:
-    """Whether a checkpoint's name is one of a model: published, or its last part begins like the model's."""
-    last = name.rstrip("/").rsplit("/", 1)[-1].lower().replace("_", "-")
-    return name in model.checkpoints.values() or last.startswith(model.name.lower())
-
-
-def _model(name: str) -> ModelSpec:
-    """The preset of a checkpoint's name."""
-    presets = [load_model(preset) for preset in model_names()]
-    published = [spec for spec in presets if name in spec.checkpoints.values()]
-    alike = sorted((spec for spec in presets if is_of(name, spec)), key=lambda spec: -len(spec.name))
-    if not published and not alike:
-        raise ProblemError(unknown_name("model", name, [spec.name for spec in presets]))
-    return (published or alike)[0]
-
-
-def _precision(command: Command, spec: ModelSpec) -> str | None:
-    """The recipe of the checkpoint, or what its name and --quantization say; none where neither says."""
-    published = next((recipe for recipe, checkpoint in spec.checkpoints.items() if checkpoint == command.model), None)
-    if published:
-        return published
-    said = f"{command.model.rsplit('/', 1)[-1]} {command.text('--quantization') or ''}".lower()
-    return next((recipe for recipe, words in PRECISIONS.items() if any(word in said for word in words)), None)
+def _precision(recipe: str, cache: Value | None) -> str | dict[str, str]:
+    """The recipe, with the KV cache of --kv-cache-dtype where that says one."""
+    said = str(cache or "auto")
+    if said.startswith("fp8"):
+        return {"recipe": recipe, "kv_cache": "fp8"}
+    if said.startswith(("bf16", "bfloat16")):
+        return {"recipe": recipe, "kv_cache": "bf16", "attention_compute": "bf16"}
+    return recipe
 
 
 def _flags(command: Command) -> dict[str, Value]:

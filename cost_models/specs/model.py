@@ -97,9 +97,11 @@ class LayerGroup(Spec):
 
 
 class PublishedCount(Spec):
-    """An exact parameter count to check the specification against."""
+    """A parameter count to check the specification against: exact, or as the model card rounds it."""
 
     parameters: int
+    elsewhere: int = 0
+    """Of these, outside the model that is priced: a vision tower, draft modules."""
     source: str
 
 

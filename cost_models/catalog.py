@@ -132,7 +132,8 @@ def _model_of(text: str, path: Path) -> ModelSpec:
     check_numbers(config, path)
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
     model = check_model(model_from_config(config, name=name or "model", source=str(path)), str(path))
-    return model.model_copy(update={"checkpoints": {native_precision(config): str(path.resolve().parent)}})
+    folder = str(path.parent) if path.is_absolute() else f"./{path.parent}"  # as it was given: scripts with it are passed on
+    return model.model_copy(update={"checkpoints": {native_precision(config): folder}})
 
 
 @functools.cache

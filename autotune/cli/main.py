@@ -118,8 +118,7 @@ def _checked(parameter: Any, process: Any, context: Any, value: Any) -> Any:
 def _described(error: Exception) -> str:
     """What an exception that no code below expected says to people."""
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
+        return f"{error.filename or 'cannot write the output'}: {error.strerror or error}"
     if isinstance(error, MemoryError):
         return "out of memory: give the command more, or a smaller input"
     if type(error).__name__ == "ValidationError" and hasattr(error, "error_count"):
@@ -142,7 +141,8 @@ def _flushed(code: int) -> int:
 
 def _closed() -> int:
     """Nobody reads the output any more: say nothing, and let the interpreter not try again when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
 

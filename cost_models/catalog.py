@@ -13,7 +13,7 @@ from cost_models.calibration import Calibration, merged
 from cost_models.errors import CatalogError, unknown_name
 from cost_models.huggingface import model_from_config, native_precision
 from cost_models.reading import check_numbers, first_line, parse_json, parse_yaml, read_text
-from cost_models.specs.bounds import check_model
+from cost_models.specs.bounds import check_config, check_model
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from cost_models.specs.precision import PrecisionRecipe
@@ -39,7 +39,7 @@ def read_yaml(path: Path) -> Any:
 def validated(kind: type[M], data: Any, origin: str) -> M:
     """A document checked against its schema; every field error on a line of its own."""
     if not isinstance(data, dict):
-        raise CatalogError(f"{origin}: expected a mapping of keys, found {type(data).__name__}")
+        raise CatalogError(f"{origin}: expected a mapping of keys, found {kind_of(data)}")
     check_numbers(data, origin)
     try:
         return kind.model_validate(data)
@@ -47,6 +47,13 @@ def validated(kind: type[M], data: Any, origin: str) -> M:
         raise CatalogError(f"{origin}: {describe(error)}") from error
     except (ArithmeticError, RecursionError, TypeError) as error:  # a validator that computes with what it was given
         raise CatalogError(f"{origin}: cannot be checked: {first_line(error)}") from error
+
+
+def kind_of(data: Any) -> str:
+    """What a document holds, in words of its own."""
+    return {"NoneType": "nothing", "list": "a list", "str": "text", "bool": "yes or no"}.get(
+        type(data).__name__, "a single value"
+    )
 
 
 def describe(error: ValidationError) -> str:
@@ -128,8 +135,9 @@ def _model(name: str) -> ModelSpec:
 def _model_of(text: str, path: Path) -> ModelSpec:
     config = parse_json(text, path, unique=True)
     if not isinstance(config, dict):
-        raise CatalogError(f"{path}: expected a Hugging Face config object, found {type(config).__name__}")
+        raise CatalogError(f"{path}: expected a Hugging Face config object, found {kind_of(config)}")
     check_numbers(config, path)
+    check_config(config, str(path))
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
     model = check_model(model_from_config(config, name=name or "model", source=str(path)), str(path))
     folder = str(path.parent) if path.is_absolute() else f"./{path.parent}"  # as it was given: scripts with it are passed on

@@ -47,6 +47,8 @@ app.add_typer(catalog.group("engine", "Engines and their knobs."), name="engine"
 USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
+LONGEST_MESSAGE = 2500
+"""Characters."""
 MOST_WHOLE = 2**31 - 1
 """Of a whole number in an option: seeds and sizes of solvers are 32-bit."""
 TRACEBACK = "AUTOTUNE_TRACEBACK"
@@ -152,9 +154,8 @@ def _failed(message: str, code: int) -> int:
         sys.stdout.flush()
     except OSError:
         _closed()
-    shown = "".join(
-        c if c == "\n" or c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in message
-    )
+    cut = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} ... ({len(message):,} characters)"
+    shown = "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
     with contextlib.suppress(OSError):
         print(f"error: {shown}", file=sys.stderr)
     return code

@@ -321,6 +321,12 @@ def check_numbers(data: Any, where: object) -> None:
             raise InputError(f"{where}: {place[1:] or 'document'}: {value:g} is not a number below {REAL.most:.0e}")
 
 
+def kind_of(data: Any) -> str:
+    """What a document holds, in words of its own."""
+    words = {"NoneType": "nothing", "list": "a list", "str": "text", "bool": "yes or no"}
+    return words.get(type(data).__name__, "a single value")
+
+
 def _digits(value: int) -> str:
     """A whole number, shortened where it has more digits than anyone reads."""
     bits = value.bit_length()

@@ -33,7 +33,14 @@ IMAGE = re.compile(r"(^|/)vllm-openai([:@]|$)")
 """A container whose entry point is `vllm serve`."""
 SERVE = ("vllm", "sglang")
 """Programs whose command `serve` starts the engine of their name."""
-MODULES = {"sglang.launch_server": "sglang", "vllm.entrypoints.openai.api_server": "vllm"}
+MODULES = {
+    "sglang.launch_server": "sglang",
+    "vllm.entrypoints.openai.api_server": "vllm",
+    "dynamo.vllm": "vllm",
+    "dynamo.sglang": "sglang",
+}
+WRAPPING = ("dynamo.vllm", "dynamo.sglang")
+"""Modules that take options of their own beside the engine's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,8 @@ class Invocation:
     """Set before it, on its line or above."""
     others: int
     """Further engine commands in the text."""
+    wrapper: str | None = None
+    """The module that starts the engine, where it takes options of its own."""
 
 
 def find_command(text: str) -> Invocation:
@@ -77,14 +86,15 @@ def find_command(text: str) -> Invocation:
                 environment[match.group(1)] = _words(match.group(2))[0] if match.group(2) else ""
         elif found is None:
             before = dict(word.split("=", 1) for word in words[:at] if "=" in word and not word.startswith("-"))
-            found = Invocation(engine, tuple(_until_end(words[at:])), {**environment, **before}, 0)
+            wrapper = words[at - 1] if words[at - 1] in WRAPPING else None
+            found = Invocation(engine, tuple(_until_end(words[at:])), {**environment, **before}, 0, wrapper)
         else:
             others += 1
     if found is None:
         raise ProblemError(
             "no 'vllm serve ...' or 'python -m sglang.launch_server ...' command found; give the file that starts the engine"
         )
-    return Invocation(found.engine, found.words, found.environment, others)
+    return Invocation(found.engine, found.words, found.environment, others, found.wrapper)
 
 
 def _logical_lines(text: str) -> Iterator[str]:

@@ -65,6 +65,7 @@ class Built:
     gpus: int
     instances: int
     """Identical aggregated engines, each with its share of the load; the model is of one."""
+    engine: str
     calibration: str
     notes: tuple[str, ...]
     slots: int
@@ -99,6 +100,7 @@ def build(deployment: Deployment, requests: Requests) -> Built:
         prompts=prompts,
         gpus=gpus,
         instances=1 if apart else decode.pool.instances,
+        engine=engine.name,
         calibration=decode.machine.calibration.id,
         notes=decode.machine.model.flags,
         slots=min(fitting, decode.pool.batch_per_dp_rank or fitting) * decode.pool.dp * workers,

@@ -19,7 +19,6 @@ from autotune.errors import ProblemError
 from autotune.serving.predicting import predict_service
 
 
-
 def wanted(row: dict[str, str]) -> bool:
     """Whether a row belongs to the held-out points."""
     known = row["system"] in HARDWARE and row["engine"] in ("sglang", "trtllm") and bool(row["tpot_p50_ms"])

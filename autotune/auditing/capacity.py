@@ -6,24 +6,12 @@ from collections.abc import Callable
 
 from autotune.documents.deployment import Deployment
 from autotune.documents.prediction import Prediction
-from autotune.predicting.step import predict, predict_decode, resolve
-from cost_models.catalog import load_hardware
+from autotune.predicting.step import predict_decode, resolve
 
 
 def room(prediction: Prediction) -> int:
     """Sequences of an attention-DP rank that the memory limit leaves room for."""
     return prediction.kv_sequences
-
-
-def covering_all(deployment: Deployment, fraction: float) -> Deployment:
-    """The deployment with a memory fraction of everything, given one of weights and KV cache alone (SGLang's).
-
-    What is neither lies beside it, as far as there is memory.
-    """
-    visible = load_hardware(deployment.hardware).gpu.hbm_visible_bytes.value
-    lines = predict(deployment).memory
-    beside = sum(line.bytes for line in lines if not line.name.endswith("weights") and line.name != "kv_cache")
-    return deployment.with_pool(deployment.phase, memory_fraction=min(fraction + beside / visible, 1.0))
 
 
 def as_it_runs(deployment: Deployment) -> tuple[Deployment, str]:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.auditing.capacity import as_it_runs, covering_all
+from autotune.auditing.capacity import as_it_runs
 from autotune.auditing.conflicts import Written, indivisible
+from autotune.auditing.engine_memory import Said, in_engine_memory, longest_refused
 from autotune.auditing.naming import served_model, served_precision
 from autotune.auditing.options import NUMBER, Command, engine_for, split_options
 from autotune.auditing.shell import find_command
@@ -29,12 +30,12 @@ READ = {
     "vllm": (
         "--tensor-parallel-size", "--data-parallel-size", "--pipeline-parallel-size", "--enable-expert-parallel",
         "--enforce-eager", "--kv-transfer-config", "--speculative-config", "--eplb-config", "--compilation-config",
-        "--data-parallel-size-local", "--model", "--quantization", "--headless", "--trust-remote-code",
+        "--data-parallel-size-local", "--model", "--quantization", "--max-model-len", "--headless", "--trust-remote-code",
     ),
     "sglang": (
         "--tp-size", "--dp-size", "--attn-dp-size", "--ep-size", "--pp-size", "--enable-dp-attention", "--disable-cuda-graph",
         "--disaggregation-mode", "--model-path", "--moe-dense-tp-size", "--speculative-num-steps", "--speculative-algorithm",
-        "--quantization", "--trust-remote-code", "--chunked-prefill-size",
+        "--quantization", "--trust-remote-code", "--chunked-prefill-size", "--context-length",
     ),
 }  # fmt: skip
 ROLES = {**{kv_role: phase for phase, kv_role in KV_ROLES.items()}, "prefill": "prefill", "decode": "decode"}
@@ -117,13 +118,34 @@ def read_command(
     aggregated, written = _role(command) is None, Written(command.options, command.environment)
     if indivisible(deployment):  # nothing to price: the verdict says so
         return ReadCommand(deployment, ignored, command.conflicts, tuple(remarks), aggregated, written)
-    fraction = flags.get("gpu_memory_fraction")
-    if fraction and engine.memory_fraction_covers == "weights_and_kv" and phase != "serve":
-        deployment = covering_all(deployment, float(fraction))
+    said = _of_memory(command, flags)
+    deployment = in_engine_memory(deployment, said)
     if phase == "decode" and size is None:
         deployment, limited = as_it_runs(deployment)
         remarks += [limited] if limited else []
-    return ReadCommand(deployment, ignored, command.conflicts, tuple(remarks), aggregated, written)
+    refused = longest_refused(deployment, said)
+    conflicts = (*command.conflicts, *([refused] if refused else []))
+    return ReadCommand(deployment, ignored, conflicts, tuple(remarks), aggregated, written)
+
+
+def _of_memory(command: Command, flags: Mapping[str, Value]) -> Said:
+    """What the command says of its memory."""
+    fraction, budget, running = (flags.get(name) for name in ("gpu_memory_fraction", "max_num_batched_tokens", "max_num_seqs"))
+    chunk = command.text("--chunked-prefill-size")
+    return Said(
+        fraction=float(fraction) if fraction else None,
+        budget_tokens=int(float(chunk)) if chunk and NUMBER.match(chunk) and float(chunk) > 0 else int(budget or 0) or None,
+        running=int(running) if running else None,
+        longest_tokens=_tokens(command.text("--max-model-len") or command.text("--context-length")),
+        aggregated=_role(command) is None,
+    )
+
+
+def _tokens(text: str | None) -> int | None:
+    """A length as vLLM reads it (4096, 16k, 1M); none for `auto`, -1 and what is none."""
+    if not text or not text.rstrip("kKmMgG").isdigit():
+        return None
+    return int(text.rstrip("kKmMgG")) * {"k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20, "g": 10**9, "G": 2**30}.get(text[-1], 1)
 
 
 def _precision(recipe: str, cache: Value | None) -> str | dict[str, str]:

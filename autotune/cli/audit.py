@@ -26,7 +26,9 @@ TtftP99 = Annotated[str | None, typer.Option(help="Limit on the TTFT of 99 % of 
 Rate = Annotated[float | None, typer.Option(help="Requests/s that a service is sent.", min=0)]
 Clients = Annotated[int | None, typer.Option(help="Requests kept in flight at a service, instead of a rate.", min=1)]
 Model = Annotated[str | None, typer.Option(help="For a script: what it serves (preset, checkpoint, folder or config.json).")]
-Precision = Annotated[str | None, typer.Option(help="For a script: what its weights are stored in, where its name does not tell.")]
+Precision = Annotated[
+    str | None, typer.Option(help="For a script: what its weights are stored in, where its name does not tell.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -154,7 +156,9 @@ def verify(
     """Compare a measured run with its prediction. Exit 2: outside the error bars, or over a limit."""
     from autotune.auditing.verifying import verify as compare
 
-    plan = _read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision), _load(rate, clients)).deployment
+    plan = _read(
+        deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision), _load(rate, clients)
+    ).deployment
     limits = {"tpot_s": tpot, "ttft_p50_s": ttft_p50, "ttft_p95_s": ttft_p95, "ttft_p99_s": ttft_p99}
     goals = _goals(limits, tokens_per_s=throughput)
     _check_asked(goals, plan)

@@ -58,7 +58,7 @@ def known_checkpoints() -> tuple[Checkpoint, ...]:
         shared = {key: group[key] for key in ("model", "architecture", "source") if key in group}
         for precision, entries in group["checkpoints"].items():
             for entry in entries:
-                own = {"name": entry} if isinstance(entry, str) else dict(entry)
+                own: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
                 own["stored"] = tuple(own.get("stored", {}).items())
                 found.append(Checkpoint.model_validate({**shared, "precision": precision, **own}))
     return tuple(found)

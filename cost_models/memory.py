@@ -88,7 +88,7 @@ def decode_memory(machine: Machine, rows: Rows, workload: Workload) -> Memory:
     """
     c = machine.coefficients("memory", "default", MemoryCoefficients)
     tokens = _buffer_tokens(rows)
-    sampled = np.ceil(rows.batch / rows.pp) * (1 + rows.drafts)
+    sampled = as_floats(np.ceil(rows.batch / rows.pp) * (1 + rows.drafts))
     activations = _activation_bytes(machine, rows, "decode", tokens, sampled, c)
     sequence = sequence_bytes(machine, rows, workload)
     return _memory(machine, rows, c, sequence, sequence.of_batch(rows.batch), tokens, activations)
@@ -291,7 +291,8 @@ def _activation_bytes(
     experts = 0.0
     if model.moe:
         pairs = gathered * model.moe.top_k / rows.ep
-        experts = pairs * (2 * model.moe.intermediate / rows.moe_tp + model.hidden) * 2 + gathered * model.hidden * 2
+        inner = model.moe.routed_hidden(model.hidden)
+        experts = pairs * (2 * model.moe.intermediate / rows.moe_tp + inner) * 2 + gathered * inner * 2
     logits = sampled * model.vocab * 6
     return as_floats(own + query + experts + logits)
 
@@ -303,10 +304,11 @@ def _dispatch_buffer_bytes(machine: Machine, rows: Rows, tokens: Floats, c: Memo
     chunk = np.where(rows.moe_chunk_tokens > 0, np.minimum(rows.moe_chunk_tokens, UNLIMITED), tokens)
     buffered = np.minimum(tokens, chunk)
     slots = model.moe.experts + rows.redundant_experts
-    low_latency = 4 * slots * buffered * (2 * model.hidden + model.hidden / 32)
+    hidden = model.moe.routed_hidden(model.hidden)
+    low_latency = 4 * slots * buffered * (2 * hidden + hidden / 32)
     element = DTYPES[machine.recipe.dispatch].activation_bytes
-    one_sided = rows.dp * buffered * (payload_bytes(model.hidden, element, model.moe.top_k) + 2 * model.hidden)
-    gathered = rows.dp * buffered * 4 * model.hidden
+    one_sided = rows.dp * buffered * (payload_bytes(hidden, element, model.moe.top_k) + 2 * hidden)
+    gathered = rows.dp * buffered * 4 * hidden
     by_backend = {
         "none": np.zeros(len(rows)),
         "allgather_reducescatter": gathered,

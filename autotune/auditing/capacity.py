@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from autotune.documents.deployment import Deployment
 from autotune.documents.prediction import Prediction
-from autotune.predicting.step import predict_decode, resolve
+from autotune.predicting.step import predict, predict_decode, resolve
+from cost_models.catalog import load_hardware
 
 
 def room(prediction: Prediction) -> int:
     """Sequences of an attention-DP rank that the memory limit leaves room for."""
     return prediction.kv_sequences
+
+
+def with_cache_of(deployment: Deployment, size: int, unit: Literal["bytes", "tokens"]) -> tuple[Deployment, str]:
+    """The deployment with a KV cache of so many bytes, or of at most so many tokens, on every attention-DP rank; why not, else.
+
+    The memory fraction becomes that of everything beside the cache and of the cache itself.
+    """
+    step = predict(deployment)
+    visible = load_hardware(deployment.hardware).gpu.hbm_visible_bytes.value
+    beside = step.memory_total_bytes - next(line.bytes for line in step.memory if line.name == "kv_cache")
+    room_bytes = step.memory_limit_bytes - beside
+    if unit == "tokens":
+        if size >= step.kv_capacity_tokens:
+            return deployment, ""
+        size = int(size / step.kv_capacity_tokens * room_bytes)
+    if beside + size > visible:
+        over = (beside + size - visible) / 1e9
+        return (
+            deployment,
+            f"{beside / 1e9:.1f} GB lie beside it, {over:.1f} GB more than a device of {visible / 1e9:.1f} GB holds",
+        )
+    return deployment.with_pool(deployment.phase, memory_fraction=(beside + size) / visible), ""
 
 
 def as_it_runs(deployment: Deployment) -> tuple[Deployment, str]:

@@ -21,9 +21,9 @@ GRAPHS_COUNTED_SINCE = (0, 24)
 MORE_TOKENS_SINCE = (0, 33)
 LARGE_GPU_BYTES = 160 * 2**30
 LARGE_GPU_TOKENS = 16384
-"""Token budget that vLLM 0.33 takes by itself from LARGE_GPU_BYTES on (engine/arg_utils.py:2973); 8,192 before it and below."""
+"""Token budget that vLLM 0.33 takes by itself from LARGE_GPU_BYTES on (engine/arg_utils.py:2973); else 8,192."""
 SORTED_UNTIL = (0, 18)
-"""vLLM's sampler sorts the whole vocabulary (v1/sample/ops/topk_topp_sampler.py: 0.13.0 does; Triton in 0.19.1, FlashInfer in 0.24.0)."""
+"""vLLM's sampler sorts the vocabulary (v1/sample/ops/topk_topp_sampler.py of 0.13.0; Triton in 0.19.1, FlashInfer in 0.24.0)."""
 SORTING_BYTES, SAMPLING_BYTES = 27.0, 10.0
 """Per logit that vLLM's start-up sampling has alive. Sorting: BF16 and FP32 logits, sorted values with 64-bit places, probabilities,
 a mask and the scattered result (2 + 4 + 4 + 8 + 4 + 1 + 4); else BF16 and FP32 logits and probabilities (2 + 4 + 4)."""
@@ -42,6 +42,8 @@ class Said:
     """--max-running-requests over all attention-DP ranks (SGLang)."""
     longest_tokens: int | None = None
     """--max-model-len; the model's own longest context where absent."""
+    as_long_as_fits: bool = False
+    """--max-model-len auto: the engine takes the longest that fits."""
     aggregated: bool = True
     """The engine prefills as well as it decodes."""
 
@@ -74,7 +76,7 @@ def in_engine_memory(deployment: Deployment, said: Said) -> Deployment:
 
 
 def _startup_sampling_bytes(deployment: Deployment, version: tuple[int, ...]) -> float:
-    """What sampling for --max-num-seqs sequences at start takes beyond a step of the whole budget, which is freed before it [B]."""
+    """What sampling for --max-num-seqs sequences at start takes beyond a step of the whole budget, freed before it [B]."""
     if deployment.phase == "prefill":
         return 0.0
     pool = deployment.pool
@@ -168,7 +170,7 @@ def longest_refused(deployment: Deployment, said: Said) -> str | None:
     vllm 0.33 v1/core/kv_cache_planning.py:78. SGLang starts with less and refuses long requests.
     """
     engine = load_engine(deployment.engine.name)
-    if engine.command_line != "vllm":
+    if engine.command_line != "vllm" or said.as_long_as_fits:
         return None
     resolved = resolve(_alone(deployment))
     model = resolved.machine.model

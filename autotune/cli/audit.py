@@ -75,8 +75,12 @@ def check(
     precision: Precision = None,
     json: AsJson = False,
 ) -> None:
-    """Judge a plan: does it start, fit, meet its goals, what bounds it, which smallest changes help. Exit 2: it does not work."""
+    """Judge a plan: does it start, fit, meet its goals, what bounds it, which smallest changes help.
+
+    Exit 0: it works. 2: it does not work. 3: it cannot be said, because an option is not modelled that the answer rests on.
+    """
     from autotune.auditing.checking import check as judge
+    from autotune.auditing.verdict import EXIT_CODES
 
     limits = {"tpot_s": tpot, "ttft_s": ttft, "ttft_p50_s": ttft_p50, "ttft_p95_s": ttft_p95, "ttft_p99_s": ttft_p99}
     goals = _goals(limits, tokens_per_s=throughput, concurrency=concurrency, context_tokens=context)
@@ -90,8 +94,8 @@ def check(
         from autotune.report.tables import show
 
         show(verdict_report(verdict))
-    if not verdict.works:
-        raise typer.Exit(2)
+    if code := EXIT_CODES[verdict.answer]:
+        raise typer.Exit(code)
 
 
 def sensitivity(
@@ -114,7 +118,7 @@ def sensitivity(
     from autotune.cli.parsing import duration_s
 
     found = vary(
-        _read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision)).deployment,
+        _warn(_read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision))).deployment,
         throughput,
         duration_s(tpot) if tpot else None,
     )
@@ -156,9 +160,8 @@ def verify(
     """Compare a measured run with its prediction. Exit 2: outside the error bars, or over a limit."""
     from autotune.auditing.verifying import verify as compare
 
-    plan = _read(
-        deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision), _load(rate, clients)
-    ).deployment
+    script = Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision)
+    plan = _warn(_read(deployment, script, _load(rate, clients))).deployment
     limits = {"tpot_s": tpot, "ttft_p50_s": ttft_p50, "ttft_p95_s": ttft_p95, "ttft_p99_s": ttft_p99}
     goals = _goals(limits, tokens_per_s=throughput)
     _check_asked(goals, plan)
@@ -240,7 +243,14 @@ def _read(file: Path, script: Script, load: Load | None = None) -> ReadCommand:
         precision=script.precision,
     )
     if found.ignored:
-        typer.echo(f"not modelled: {', '.join(found.ignored)}", err=True)
+        typer.echo(f"without effect on the verdict: {', '.join(found.ignored)}", err=True)
+    return found
+
+
+def _warn(found: ReadCommand) -> ReadCommand:
+    """Say what is not modelled where there is no verdict to say it in."""
+    for option in found.unmodelled:
+        typer.echo(f"not modelled: {option.line()}", err=True)
     return found
 
 

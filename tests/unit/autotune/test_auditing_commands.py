@@ -274,7 +274,7 @@ def test_variables_with_nonsense_are_an_error(variable, message):
 
 def test_a_version_that_is_not_known_is_named():
     with pytest.raises(CatalogError, match="vllm version"):
-        read("vllm serve deepseek-ai/DeepSeek-R1-0528", version="0.12")
+        read("vllm serve deepseek-ai/DeepSeek-R1-0528", version="0.10")
 
 
 def test_goals_that_do_not_apply_are_refused_not_ignored(tmp_path):

@@ -145,7 +145,8 @@ def _preset(name: str) -> ModelSpec:
 
 @functools.lru_cache(maxsize=KEPT_FILES)
 def _model_of_files(files: CheckpointFiles) -> ModelSpec:
-    return check_model(model_from_files(files, {recipe.name: recipe.model_dump() for recipe in recipes().values()}), files.origin)
+    fields = {recipe.name: recipe.model_dump() for recipe in recipes().values()}
+    return check_model(model_from_files(files, fields), files.origin)
 
 
 @functools.cache

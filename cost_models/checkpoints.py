@@ -34,6 +34,8 @@ class Checkpoint(Spec):
     """Recipe, or the name of a format that has none."""
     stored: tuple[tuple[str, str], ...] = ()
     """Fields of the recipe that it has otherwise."""
+    folders: tuple[str, ...] = ()
+    """Other names that its folder has in public recipes."""
     context_tokens: int | None = None
     """Longest context of its own config, where it is another than the preset's."""
     architecture: str | None = None
@@ -56,7 +58,7 @@ def known_checkpoints() -> tuple[Checkpoint, ...]:
         shared = {key: group[key] for key in ("model", "architecture", "source") if key in group}
         for precision, entries in group["checkpoints"].items():
             for entry in entries:
-                own = {"name": entry} if isinstance(entry, str) else dict(entry)
+                own: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
                 own["stored"] = tuple(own.get("stored", {}).items())
                 found.append(Checkpoint.model_validate({**shared, "precision": precision, **own}))
     return tuple(found)
@@ -74,9 +76,9 @@ def find_checkpoint(name: str) -> Checkpoint | None:
 
 
 def in_folder_called(name: str) -> tuple[Checkpoint, ...]:
-    """Checkpoints whose own name, without the organisation, is that of a folder."""
+    """Checkpoints whose own name without the organisation, or another that recipes give it, is that of a folder."""
     last = name.rstrip("/").rsplit("/", 1)[-1].casefold()
-    return tuple(checkpoint for checkpoint in known_checkpoints() if checkpoint.folder.casefold() == last)
+    return tuple(c for c in known_checkpoints() if last in {called.casefold() for called in (c.folder, *c.folders)})
 
 
 def checkpoints_of(model: str) -> tuple[Checkpoint, ...]:

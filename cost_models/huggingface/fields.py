@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cost_models.attention.gqa import GqaSpec
+from cost_models.specs.bounds import MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
 
+WHOLE = {
+    "num_hidden_layers": MOST_LAYERS, "hidden_size": MOST_WIDTH, "num_attention_heads": MOST_WIDTH,
+    "num_key_value_heads": MOST_WIDTH, "head_dim": MOST_WIDTH, "vocab_size": MOST_TOKENS, "max_position_embeddings": MOST_TOKENS,
+}  # fmt: skip
+"""Fields that readers compute with, and the most that is no slip of the pen."""
 Config = Mapping[str, Any]
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -15,13 +21,23 @@ VISION = "images: the vision tower's memory and time are not modelled"
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """The language model's fields with the outer ones they leave out (architectures, quantization_config, tied embeddings)."""
+    """The language model's fields with the outer ones they leave out (architectures, tied embeddings); null is absent.
+
+    Raises ValueError naming a field whose number is written as text, and a depth that no model has.
+    """
     text = config.get("text_config")
-    if not isinstance(text, Mapping):
-        return dict(config)
-    outer = {key: value for key, value in config.items() if not isinstance(value, Mapping) or key == "quantization_config"}
-    inner = {key: value for key, value in text.items() if key not in ("architectures", "model_type")}
-    return {**outer, **inner}
+    inner = text if isinstance(text, Mapping) else {}
+    outer = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
+    inner = {key: value for key, value in inner.items() if key not in ("architectures", "model_type")}
+    fields = {key: value for key, value in {**outer, **inner}.items() if value is not None}
+    for key, value in fields.items():
+        if isinstance(value, str) and value.strip().isdigit():
+            raise ValueError(f"{key} must be a number, found the text '{value}'")
+    for key, most in WHOLE.items():
+        value = fields.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise ValueError(f"{key} must be a whole number from 1 to {most:,}, found {value!r:.40}")
+    return fields
 
 
 def common(config: Config, name: str, source: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def deepseek_v2(config: Config, name: str, source: str) -> ModelSpec:
 
 def _deepseek(config: Config, name: str, source: str, *, correction_bias: bool) -> ModelSpec:
     only(config, "moe_layer_freq", 1)
-    if not config["q_lora_rank"]:
+    if not config.get("q_lora_rank"):
         raise ValueError("q_lora_rank null: latent attention without compressed queries is not modelled")
     attention = MlaSpec(
         heads=config["num_attention_heads"],

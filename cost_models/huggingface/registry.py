@@ -153,15 +153,15 @@ def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
     and for a key that the architecture needs and the file lacks.
     """
     architecture = architecture_of(config, source)
-    fields = flat(config)
-    if fields.get("index_topk") and ARCHITECTURES[architecture].read is not latent.deepseek_v32:
-        raise UnsupportedModelError(f"{source}: index_topk is set: sparse attention (DSA) is not modelled for {architecture}")
     entry = ARCHITECTURES[architecture]
     try:
+        fields = flat(config)
+        if fields.get("index_topk") and entry.read is not latent.deepseek_v32:
+            raise ValueError("index_topk is set: sparse attention (DSA) is not modelled for this architecture")
         model = entry.read(fields, name, source)
     except KeyError as missing:
         raise UnsupportedModelError(f"{source}: {architecture} needs the key {missing}, which is absent") from missing
-    except (ValidationError, TypeError, ValueError) as error:
+    except (ValidationError, TypeError, ValueError, ArithmeticError) as error:
         detail = error.errors()[0] if isinstance(error, ValidationError) else error
         text = f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" if isinstance(detail, dict) else str(detail)
         raise UnsupportedModelError(f"{source}: {architecture}: {text}") from error

@@ -134,7 +134,7 @@ def test_a_users_own_hardware_file_has_the_same_schema(tmp_path):
         ({"architectures": ["DeepseekV4ForCausalLM"]}, "not modelled: compressed"),
         ({"index_topk": 2048}, "sparse attention"),
         ({"moe_layer_freq": 2}, "moe_layer_freq"),
-        ({"hidden_size": -1}, "hidden: Input should be greater than 0"),
+        ({"hidden_size": -1}, "hidden_size must be a whole number from 1"),
         ({"architectures": []}, "'architectures' is missing"),
     ],
 )

@@ -116,7 +116,7 @@ def test_a_dense_network_without_a_gate_has_two_matrices():
 @pytest.mark.parametrize(
     ("config", "changes", "said"),
     [
-        (GLM, {"index_topk": None}, "top_k"),
+        (GLM, {"index_topk": None}, "needs the key .index_topk."),
         (GLM, {"indexer_types": ["full"] * 3}, "indexer_types has 3 entries"),
         (GLM, {"indexer_types": ["shared", "full", "full", "full"]}, "layer 0 shares an index"),
         (GLM, {"indexer_types": ["full", "full", "full", "half"]}, "need full or shared"),

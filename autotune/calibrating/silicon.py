@@ -38,10 +38,12 @@ class Source:
     """How many versions are read, newest first."""
     gpu: str | None = None
     """Sibling GPU that measured what this one did not; none: the GPU itself."""
+    beside: tuple[str, str] | None = None
+    """Family and file of the table that is taken off first, of the same engine and version."""
 
 
 OWN = (
-    Source("gemm", "gemm_perf.parquet", kernels.gemm),
+    Source("gemm", "gemm_perf.parquet", kernels.gemm, beside=("quantize", "computescale_perf.parquet")),
     Source("mla", "generation_mla_perf.parquet", kernels.mla_decode),
     Source("attention", "generation_attention_perf.parquet", kernels.gqa_decode),
     Source("attention", "context_attention_perf.parquet", kernels.gqa_prefill),
@@ -105,7 +107,7 @@ def _tables(base: Path, source: Source, gpu: str, engine: str) -> list[TimingTab
     owner = source.owner or engine
     found: list[TimingTable] = []
     for path in _newest_first(base / SYSTEMS[source.gpu or gpu] / source.family / owner, source.file):
-        table = _table(path, gpu, owner, source.read)
+        table = _table(path, gpu, owner, source)
         found += [table] if len(table.rows) else []
         if len(found) == source.versions:
             break
@@ -118,7 +120,7 @@ def _newest_first(folder: Path, file: str) -> list[Path]:
     return sorted(folder.glob(f"*/{file}"), key=lambda path: Version(path.parent.name), reverse=True)
 
 
-def _table(path: Path, gpu: str, engine: str, read: Callable[[pd.DataFrame, str], Rows]) -> TimingTable:
+def _table(path: Path, gpu: str, engine: str, source: Source) -> TimingTable:
     import pandas as pd
 
     raw = pd.read_parquet(path)
@@ -126,5 +128,9 @@ def _table(path: Path, gpu: str, engine: str, read: Callable[[pd.DataFrame, str]
     if "latency" in raw and (lost := int((~(raw.latency > 0)).sum())):
         dropped["latency not positive"] = lost
         raw = raw[raw.latency > 0]
-    rows, left_out = read(raw, engine)
+    if source.beside:
+        family, file = source.beside
+        beside = path.parents[3] / family / path.parent.parent.name / path.parent.name / file
+        raw = kernels.static_scales(raw, pd.read_parquet(beside)) if beside.exists() else raw
+    rows, left_out = source.read(raw, engine)
     return collected(path, rows, dropped | left_out, gpu, f"aiconfigurator-core {'/'.join(path.parts[-5:])}")

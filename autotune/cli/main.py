@@ -12,7 +12,21 @@ from typing import Any
 
 import typer
 
-from autotune.cli import audit, calibrate, catalog, export, measure, place, predict, report, schema, search, validate
+from autotune.cli import (
+    audit,
+    calibrate,
+    catalog,
+    export,
+    fleet,
+    measure,
+    place,
+    predict,
+    report,
+    schema,
+    search,
+    sweep,
+    validate,
+)
 from autotune.errors import ProblemError
 from cost_models.errors import AutotuneError
 
@@ -29,6 +43,8 @@ def _application() -> typer.Typer:
 
 app = _application()
 search.register(app)
+sweep.register(app)
+fleet.register(app)
 predict.register(app)
 export.register(app)
 report.register(app)

@@ -81,9 +81,10 @@ def build(deployment: Deployment, requests: Requests) -> Built:
     workload, prompts = as_decoded(deployment.workload, requests), as_prefilled(deployment.workload, requests)
     if apart:
         _check_prefill_fits(prefill, prompts)
-    kv_tokens = _kv_tokens(decode, None if apart else _prefill_memory(decode, prompts), workload)
+    fitting_tokens = _kv_tokens(decode, None if apart else _prefill_memory(decode, prompts), workload)
     workers = decode.pool.instances if apart else 1
-    most = _most_per_rank(decode, kv_tokens, workload, requests.concurrency, workers)
+    most = _most_per_rank(decode, fitting_tokens, workload, requests.in_flight, workers)
+    kv_tokens = _binding(decode, fitting_tokens, requests)
     gpus = sum(side.pool.layout.gpus * side.pool.instances for side in sides.values())
     model = ServiceModel(
         policy=policy,
@@ -92,7 +93,7 @@ def build(deployment: Deployment, requests: Requests) -> Built:
         frontend=_frontend(decode),
         handover=_handover(decode, prefill, prompts, gpus) if apart else Handover(),
     )
-    fitting = max(int(kv_tokens / max(workload.context_tokens, 1.0)), 1)
+    fitting = max(int(fitting_tokens / max(workload.context_tokens, 1.0)), 1)
     return Built(
         model=model,
         prompts=prompts,
@@ -128,24 +129,25 @@ def _decode_pool(
 
 
 def _prefill_pool(side: Side, prompts: Workload, longest: float) -> PoolModel:
-    """A pool that only prefills; it has no decode loop to leave."""
+    """A pool that only prefills."""
+    c = side.machine.coefficients("serving", "default", ServiceCoefficients)
     top = max(side.budget_tokens, longest)
     return PoolModel(
         decode_s=lambda _: 0.0,
-        prompt_s=prompt_times(side.machine, side.prefill_rows, prompts, side.policy, top, 0.0, np.zeros(1)),
+        prompt_s=prompt_times(side.machine, side.prefill_rows, prompts, side.policy, top, c.prefill_switch_s, np.zeros(1)),
         workers=side.pool.instances,
         ranks=side.pool.dp,
         budget_tokens=float(side.budget_tokens),
     )
 
 
-def _most_per_rank(side: Side, kv_tokens: float, workload: Workload, concurrency: int, workers: int) -> int:
+def _most_per_rank(side: Side, kv_tokens: float, workload: Workload, in_flight: int, workers: int) -> int:
     """Sequences of a rank up to which decode steps are tabulated."""
     limit = side.pool.batch_per_dp_rank or UNLIMITED
     most = min(limit, max(int(2 * kv_tokens / max(workload.context_tokens, 1.0)), 1))
-    if concurrency:
-        even = -(-concurrency // (side.pool.dp * workers))
-        most = min(most, concurrency, UNEVEN * even)
+    if in_flight:
+        even = -(-in_flight // (side.pool.dp * workers))
+        most = min(most, in_flight, UNEVEN * even)
     return max(int(most), 1)
 
 
@@ -167,6 +169,13 @@ def _kv_tokens(side: Side, prefill: Memory | None, workload: Workload) -> float:
             "use more GPUs, a smaller precision or a higher memory_fraction"
         )
     return room / float(memory.sequence.mean[0]) * workload.context_tokens
+
+
+def _binding(side: Side, kv_tokens: float, requests: Requests) -> float:
+    """The same, or no limit where all requests that one rank can be sent at once fit."""
+    most = min(side.pool.batch_per_dp_rank or UNLIMITED, requests.in_flight or UNLIMITED)
+    longest = float((requests.isl_tokens + requests.osl_tokens).max())
+    return float("inf") if most * longest <= kv_tokens else kv_tokens
 
 
 def _prefill_memory(side: Side, prompts: Workload) -> Memory:

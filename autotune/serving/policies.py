@@ -34,7 +34,7 @@ class Policy:
     """Share of the longest answer whose KV cache is set aside when a prompt is let in [-]; what outgrows it preempts."""
     slot_first: bool
     """Disaggregated: a prompt waits for its decode slot before it is prefilled."""
-    first_token: FirstToken
+    first_seen: FirstToken
     handover_steps: int
     """Decode steps from the arrival of a KV cache until the decode side looks, beyond those it runs ahead."""
     default_tokens: int
@@ -110,7 +110,7 @@ VLLM_V1 = VllmV1(
     deals_apart="balanced",
     reserve=0.0,
     slot_first=False,
-    first_token="by_first_step",
+    first_seen="by_first_step",
     handover_steps=0,
     default_tokens=8192,
     captured_tokens=512,
@@ -123,7 +123,7 @@ VLLM_V1_ASYNC = VllmV1(
     deals_apart="balanced",
     reserve=0.0,
     slot_first=False,
-    first_token="by_first_step",
+    first_seen="by_first_step",
     handover_steps=0,
     default_tokens=8192,
     captured_tokens=512,
@@ -136,7 +136,7 @@ SGLANG = Sglang(
     deals_apart="random",  # by the bootstrap room, a random number
     reserve=0.1,  # new_token_ratio once it has decayed
     slot_first=True,
-    first_token="at_entry",
+    first_seen="at_entry",
     handover_steps=1,
     default_tokens=16384,
     polls=True,
@@ -149,7 +149,7 @@ TENSORRT_LLM = TensorRtLlm(
     deals_apart="balanced",
     reserve=1.0,  # GUARANTEED_NO_EVICT
     slot_first=False,
-    first_token="with_first_step",
+    first_seen="with_first_step",
     handover_steps=1,
     default_tokens=8192,
     gathers=True,

@@ -23,7 +23,7 @@ from cost_models.arrays import Floats
 NEVER = float("inf")
 BUSIEST = 0.9
 """Share of the front end that answers may take."""
-READY, HANDED, WAKE = range(3)
+SENT, READY, HANDED, WAKE = range(4)
 """Kinds of events: of one instant, requests come first and steps are composed last."""
 
 
@@ -145,6 +145,8 @@ class Run:
         elif kind == HANDED:
             decoder, rank = self.decoder_of[request]
             decoder.deliver(request, now, rank)
+        elif kind == SENT:
+            self._send(now)
         else:
             self._ready(request, now)
         return now
@@ -155,8 +157,8 @@ class Run:
             for _ in range(min(self.requests.concurrency, len(self.jobs))):
                 self._send(0.0)
         else:
-            for at in arrivals.tolist():
-                self._send(at)
+            for request, at in enumerate(arrivals.tolist()):
+                self._push(at, SENT, request)
 
     def _send(self, now: float) -> None:
         """The next request sets out; the front end takes one prompt at a time, in what streaming answers leaves of it."""
@@ -253,10 +255,18 @@ def jobs_of(requests: Requests, tokens_per_step: float) -> list[Job]:
     ]
 
 
+def emptiest(worker: Worker) -> int:
+    """The first of the ranks with the fewest requests."""
+    if worker.pool.ranks == 1:
+        return 0
+    loads = [running + len(queue) for running, queue in zip(worker.decoding, worker.queues, strict=True)]
+    return loads.index(min(loads))
+
+
 def dealer(dealing: Dealing, number: int) -> Callable[[Worker], int]:
     """Chooses a rank of a worker for a request that reaches it; `number` of the worker makes chance repeatable."""
     if dealing == "balanced":
-        return lambda worker: min(range(worker.pool.ranks), key=worker.load_of) if worker.pool.ranks > 1 else 0
+        return emptiest
     if dealing == "random":
         chance = random.Random(number)  # noqa: S311
         return lambda worker: chance.randrange(worker.pool.ranks)

@@ -66,6 +66,8 @@ class Choice(Ranged):
     """Works only when every rank is an attention-DP rank (tp 1)."""
     needs_graph_off: bool = False
     """The engine runs it without CUDA graphs."""
+    highest_memory_fraction: float | None = None
+    """Share of device memory that everything may fill beside it, where that is less than the engine's."""
     hidden_sizes: tuple[int, ...] = ()
     """Hidden sizes its kernels are built for; empty means any."""
     taken_from_ep: int | None = None
@@ -194,6 +196,8 @@ class EngineSpec(Spec):
     renamed: tuple[Renamed, ...] = ()
     memory_fraction_covers: Literal["everything", "weights_and_kv"] = "everything"
     """What the engine's memory-fraction flag bounds."""
+    highest_memory_fraction: float = 1.0
+    """Share of device memory that plans fill: the rest is for what grows after profiling (graphs, libraries, fragments)."""
     loads_expert_maps: bool = False
     """Whether it can be given a map of experts to ranks."""
     pipeline_pools: tuple[Literal["decode", "prefill", "serve"], ...] = ("serve",)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from autotune.auditing.capacity import as_it_runs, covering_all, with_cache_of
 from autotune.auditing.conflicts import Written, indivisible
+from autotune.auditing.naming import served_model, served_precision
 from autotune.auditing.options import Command, engine_for, split_options, whole_number
 from autotune.auditing.shell import find_command
 from autotune.auditing.sizing import pool_of_command
@@ -21,16 +22,10 @@ from autotune.documents.deployment import Deployment, Load
 from autotune.errors import ProblemError
 from autotune.exporters.vllm import KV_ROLES
 from autotune.resolving import choose_recipe, resolve_calibration
-from cost_models.catalog import load_hardware, load_model, model_names, validated
-from cost_models.errors import unknown_name
-from cost_models.specs.model import ModelSpec
+from cost_models.catalog import load_hardware, validated
 from search_spaces.schema import Knob, Value
 
 ROLES = {**{kv_role: phase for phase, kv_role in KV_ROLES.items()}, "prefill": "prefill", "decode": "decode"}
-PRECISIONS = {
-    "nvfp4": ("nvfp4", "fp4"), "int8": ("w8a8", "int8", "ascend"), "bf16": ("bf16", "bfloat16"), "fp8-block": ("fp8",),
-}  # fmt: skip
-"""Words in a checkpoint's name, or in --quantization, that tell its precision."""
 CACHE_SIZES: dict[str, Literal["bytes", "tokens"]] = {"--kv-cache-memory-bytes": "bytes", "--max-total-tokens": "tokens"}
 """Options that size the KV cache of an attention-DP rank; vLLM's takes the place of the memory fraction, SGLang's is a limit."""
 ASSUMED_ACCEPTANCE = 0.8
@@ -68,12 +63,15 @@ def read_command(
     size: int | None = None,
     mtp_acceptance: tuple[float, ...] = (),
     load: Load | None = None,
+    model: str | None = None,
+    precision: str | None = None,
 ) -> ReadCommand:
     """The deployment that a command line or script starts.
 
     size : sequences (decode) or tokens (prefill) per attention-DP rank, where the command leaves them to the engine; without one
     a decode batch is a limit, and what fits in memory is taken. mtp_acceptance : of drafts, assumed where the command drafts and
-    none is given. load : what an engine without a role is sent; without one it is judged as it decodes. Raises ProblemError for
+    none is given. load : what an engine without a role is sent; without one it is judged as it decodes. model, precision : what
+    is served, where the command's own name for it does not tell. Raises ProblemError for
     text without a command, unknown or repeated options, and values that are none.
     """
     machine = load_hardware(hardware)
@@ -81,19 +79,19 @@ def read_command(
     command = split_options(invocation, engine_for(invocation.engine, machine.gpu.vendor), version)
     engine, known = command.engine, command.version
     flags, strange = _flags(command)
-    spec = _model(command.model)
+    served = served_model(model or command.model)
+    spec = served.model
     calibration = resolve_calibration(Deployment.model_fields["calibration"].default, machine.gpu.name, engine.calibration_engine)
-    recipe = choose_recipe(_precision(command, spec), spec, machine, calibration).name
-    remarks = [*command.remarks]
+    stored = served_precision(served, model or command.model, command.text("--quantization"), precision)
+    recipe = choose_recipe(stored, spec, machine, calibration).name
+    remarks = [*command.remarks, *served.remarks]
     if invocation.others:
         remarks.append(f"{invocation.others} more engine commands in the file: only the first was read")
     phase = _role(command) or ("serve" if load else "decode")
     document: dict[str, Any] = {
         "hardware": hardware,
-        "model": spec.name,
-        "precision": {"recipe": recipe, "kv_cache": "fp8"}
-        if str(flags.get("kv_cache_dtype", "auto")).startswith("fp8")
-        else recipe,
+        "model": served.document,
+        "precision": _precision(recipe, command.text("--kv-cache-dtype")),
         "engine": {"name": engine.name, "version": known},
         "phase": phase,
         "workload": {"isl_tokens": isl_tokens, "osl_tokens": osl_tokens, "mtp_acceptance": mtp_acceptance},
@@ -133,29 +131,14 @@ def _sized(found: ReadCommand, command: Command, flags: dict[str, Value], size: 
     return dataclasses.replace(found, deployment=deployment, remarks=tuple(remarks), conflicts=tuple(conflicts))
 
 
-def is_of(name: str, model: ModelSpec) -> bool:
-    """Whether a checkpoint's name is one of a model: published, or its last part begins like the model's."""
-    last = name.rstrip("/").rsplit("/", 1)[-1].lower().replace("_", "-")
-    return name in model.checkpoints.values() or last.startswith(model.name.lower())
-
-
-def _model(name: str) -> ModelSpec:
-    """The preset of a checkpoint's name."""
-    presets = [load_model(preset) for preset in model_names()]
-    published = [spec for spec in presets if name in spec.checkpoints.values()]
-    alike = sorted((spec for spec in presets if is_of(name, spec)), key=lambda spec: -len(spec.name))
-    if not published and not alike:
-        raise ProblemError(unknown_name("model", name, [spec.name for spec in presets]))
-    return (published or alike)[0]
-
-
-def _precision(command: Command, spec: ModelSpec) -> str | None:
-    """The recipe of the checkpoint, or what its name and --quantization say; none where neither says."""
-    published = next((recipe for recipe, checkpoint in spec.checkpoints.items() if checkpoint == command.model), None)
-    if published:
-        return published
-    said = f"{command.model.rsplit('/', 1)[-1]} {command.text('--quantization') or ''}".lower()
-    return next((recipe for recipe, words in PRECISIONS.items() if any(word in said for word in words)), None)
+def _precision(recipe: str, cache: str | None) -> str | dict[str, str]:
+    """The recipe, with the KV cache of --kv-cache-dtype where that says one."""
+    said = cache or "auto"
+    if said.startswith("fp8"):
+        return {"recipe": recipe, "kv_cache": "fp8"}
+    if said.startswith(("bf16", "bfloat16")):
+        return {"recipe": recipe, "kv_cache": "bf16", "attention_compute": "bf16"}
+    return recipe
 
 
 def _flags(command: Command) -> tuple[dict[str, Value], list[Unmodelled]]:

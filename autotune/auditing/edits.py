@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from autotune.documents.deployment import Deployment, Offload, Pool, PoolRole, PrecisionChoice
+from autotune.documents.deployment import Deployment, ExpertBalance, Offload, Pool, PoolRole, PrecisionChoice
 from autotune.resolving import resolve_recipe
 from cost_models.catalog import load_hardware, load_model, recipes
 
@@ -46,8 +46,12 @@ def pool_edits(deployment: Deployment, sizes: set[int]) -> Iterator[Edit]:
     if moe is not None and pool.redundant_experts != (fewest := -moe.experts % pool.ep):
         yield Edit("spare", f"redundant_experts {pool.redundant_experts} -> {fewest}", changed(phase, redundant_experts=fewest))
     if phase == "prefill" and pool.offload is None:
+        # engines do not rebalance experts that lie in host memory
+        still = {} if pool.expert_balance.kind == "none" else {"expert_balance": ExpertBalance(), "redundant_experts": 0}
+        beside = ", without EPLB" if still else ""
         for group in OFFLOAD_GROUPS:
-            yield Edit("offload", f"offload one layer in {group}", changed(phase, offload=Offload(group_size=group)))
+            label = f"offload one layer in {group}{beside}"
+            yield Edit("offload", label, changed(phase, offload=Offload(group_size=group), **still))
 
 
 def service_edits(deployment: Deployment, crowded: set[PoolRole]) -> Iterator[Edit]:
@@ -74,11 +78,12 @@ def _precisions(deployment: Deployment, phase: PoolRole) -> Iterator[Edit]:
     now = pool.precision or deployment.precision
     name = now if isinstance(now, str) else now.recipe
     peaks = load_hardware(pool.hardware or deployment.hardware).gpu.flops_per_s
-    published = load_model(deployment.model).checkpoints  # a precision without weights is no way out
+    model = load_model(deployment.model)
+    published = model.checkpoints  # a precision without weights is no way out
     for recipe in recipes().values():
         if recipe.name != name and recipe.name in published and recipe.compute_dtypes() <= set(peaks):
             yield Edit("precision", f"precision {name} -> {recipe.name}", _precision(phase, recipe.name))
-    if resolve_recipe(now).kv_cache != "fp8":
+    if resolve_recipe(now, model).kv_cache != "fp8":
         choice = (
             PrecisionChoice(recipe=name, kv_cache="fp8") if isinstance(now, str) else now.model_copy(update={"kv_cache": "fp8"})
         )

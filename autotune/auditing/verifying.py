@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from autotune.auditing.commands import is_of
 from autotune.auditing.goals import Goals
+from autotune.auditing.naming import is_run_of
 from autotune.calibrating.benchmarks import BenchmarkPoint, ServedLoad, at_point, read_benchmark
 from autotune.documents.deployment import Deployment, Load
 from autotune.documents.prediction import Interval, ServicePrediction, StepPrediction
@@ -14,7 +14,7 @@ from autotune.errors import ProblemError
 from autotune.predicting.step import predict, predict_decode, resolve
 from autotune.predicting.uncertainty import measurement_values, uncertainty
 from autotune.serving.predicting import predict_service
-from cost_models.catalog import load_hardware, load_model, validated
+from cost_models.catalog import load_hardware, validated
 from cost_models.specs.base import Spec
 
 SUSPECTS = 3
@@ -184,10 +184,9 @@ def _waiting_suspects(deployment: Deployment, service: ServicePrediction) -> tup
 
 def _check_run(path: Path, points: list[BenchmarkPoint], deployment: Deployment) -> None:
     """A result that names its model or GPU must name the deployment's."""
-    spec = load_model(deployment.model)
-    wrong = sorted({point.model for point in points if point.model and not is_of(point.model, spec)})
+    wrong = sorted({point.model for point in points if point.model and not is_run_of(point.model, deployment.model)})
     if wrong:
-        raise ProblemError(f"{path} is a run of {', '.join(wrong)}, the deployment serves {spec.name}")
+        raise ProblemError(f"{path} is a run of {', '.join(wrong)}, the deployment serves {deployment.model}")
     gpu = load_hardware(deployment.hardware).gpu.name
     other = sorted(
         {point.gpu for point in points if point.gpu and gpu.lower() not in point.gpu.lower().replace("-", " ").split()}

@@ -53,6 +53,9 @@ def fit_table(table: TimingTable, hardware: HardwareSpec, base: Calibration) -> 
 def _fit(operator: str, variant: str, rows: pd.DataFrame, hardware: HardwareSpec, base: Calibration) -> Fit:
     kind = OPERATORS[operator]
     columns = {name: rows[name].to_numpy(float) for name in kind.columns}
+    if kind.fit_module is not None:
+        return kind.fit_module(columns, rows.latency_s.to_numpy(float), variant, hardware, base)
+    assert kind.fit is not None
     known = base.entry(kind.family, variant).coefficients if base.has(kind.family, variant) else {}
     return kind.fit(columns, rows.latency_s.to_numpy(float), variant, hardware, known)
 

@@ -9,12 +9,13 @@ from autotune.documents.planned_placement import PlannedPlacement
 from autotune.errors import ExportError
 from autotune.exporters.base import Script, feed_requirement, single_pools
 from autotune.exporters.benchmark import benchmark_script
+from autotune.exporters.lengths import Lengths, lengths_of
 from autotune.exporters.router import router_script
-from cost_models.catalog import load_hardware, load_model
-from cost_models.specs.hardware import HardwareSpec
+from autotune.predicting.legality import deployment_findings, pool_findings, subject_of
+from cost_models.catalog import load_model
 from cost_models.specs.model import ModelSpec
-from search_spaces.loader import load_engine, resolve_version
-from search_spaces.schema import EngineSpec
+from search_spaces.loader import load_engine
+from search_spaces.rules import Finding, Subject
 
 __all__ = ["Script", "export", "feed_requirement", "has_exporter"]
 
@@ -34,12 +35,15 @@ def export(deployment: Deployment, placement: PlannedPlacement | None = None) ->
     engine = load_engine(deployment.engine.name)
     if engine.exporter is None:
         raise ExportError(f"{engine.title} has no exporter yet: the plan stands, without launch scripts")
-    version = resolve_version(engine, deployment.engine.version)
     model = load_model(deployment.model)
-    pool_scripts = SCRIPTS[engine.exporter]
+    _refuse(deployment_findings(deployment))
+    lengths = lengths_of(deployment, model)
+    pool_scripts = SCRIPTS[engine.exporter]()
     scripts = []
     for part in single_pools(deployment):
-        scripts += pool_scripts()(part, engine, version, load_hardware(part.hardware), model)
+        subject = subject_of(part, part.phase)
+        _refuse(pool_findings(subject))
+        scripts += pool_scripts(part, subject, lengths)
     if {"prefill", "decode"} <= set(deployment.pools):
         scripts.append(router_script(deployment, engine.exporter))
     if deployment.phase == "serve":
@@ -47,6 +51,13 @@ def export(deployment: Deployment, placement: PlannedPlacement | None = None) ->
     if placement is not None and engine.exporter in MAPS:
         scripts.append(MAPS[engine.exporter](placement, model))
     return scripts
+
+
+def _refuse(found: tuple[Finding, ...]) -> None:
+    """Raise for what the engine would refuse."""
+    for finding in found:
+        if finding.stops:
+            raise ExportError(finding.line())
 
 
 def _vllm() -> PoolScripts:
@@ -84,5 +95,5 @@ def _sglang_map(placement: PlannedPlacement, model: ModelSpec) -> Script:
 MAPS: dict[str, Callable[[PlannedPlacement, ModelSpec], Script]] = {"sglang": _sglang_map, "vllm-ascend": _ascend_map}
 MAP_FILES = ("sglang_expert_location.json", "vllm_ascend_expert_map.json")
 """Names of the maps that lie beside scripts."""
-PoolScripts = Callable[[Deployment, EngineSpec, str, HardwareSpec, ModelSpec], list[Script]]
+PoolScripts = Callable[[Deployment, Subject, Lengths], list[Script]]
 SCRIPTS: dict[str, Callable[[], PoolScripts]] = {"vllm": _vllm, "vllm-ascend": _vllm_ascend, "sglang": _sglang}

@@ -14,12 +14,14 @@ from autotune.exporters.quoting import FILTERS, Shell, finalize, word
 from cost_models.catalog import looks_like_path
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
+from search_spaces.rules import RULES, Subject, findings
+from search_spaces.rules.requirements import Needed
+from search_spaces.schema import Value
 from search_spaces.spelling import Spelled
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-CONTEXT_ROUNDING_TOKENS = 64
 PHASES: tuple[PoolRole, ...] = ("prefill", "decode", "serve")
 ROLES = {"prefill": "prefill", "decode": "decode", "serve": "aggregated"}
 OTHER_SIDE = {"prefill": "decode", "decode": "prefill"}
@@ -112,13 +114,6 @@ def knob_arguments(knobs: Spelled) -> list[Argument]:
     return [Argument(name, json_value(value) if isinstance(value, dict) else value) for name, value in knobs.options.items()]
 
 
-def max_model_len(deployment: Deployment, model: ModelSpec) -> int:
-    """Longest request, rounded up, within the model's context."""
-    longest = deployment.workload.isl_tokens + deployment.workload.osl_tokens
-    rounded = -(-longest // CONTEXT_ROUNDING_TOKENS) * CONTEXT_ROUNDING_TOKENS
-    return min(rounded, model.max_context_tokens)
-
-
 def recipe_name(deployment: Deployment) -> str:
     """Name of the plan's precision recipe."""
     return deployment.precision if isinstance(deployment.precision, str) else deployment.precision.recipe
@@ -127,6 +122,33 @@ def recipe_name(deployment: Deployment) -> str:
 def checkpoint(deployment: Deployment, model: ModelSpec) -> str:
     """Published checkpoint of the plan's precision, or the model's name for MODEL to override."""
     return model.checkpoints.get(recipe_name(deployment), model.name)
+
+
+def served_name(deployment: Deployment, model: ModelSpec) -> str:
+    """The name that clients ask for: the checkpoint of the decoding side, whatever file MODEL names and prefill loads."""
+    decoding = next(pool for phase, pool in reversed(_ordered(deployment)) if phase in deployment.pools)
+    served = deployment.model_copy(update={"precision": decoding.precision or deployment.precision})
+    return checkpoint(served, model).replace(":", "-")  # SGLang keeps the colon for adapters
+
+
+def _ordered(deployment: Deployment) -> list[tuple[PoolRole, Pool]]:
+    return [(phase, deployment.pools[phase]) for phase in PHASES if phase in deployment.pools]
+
+
+def notes_of(subject: Subject) -> list[str]:
+    """What the engine's rules say without refusing it, for the header."""
+    return [finding.text for finding in findings(RULES, subject) if not finding.stops]
+
+
+def backend_flags(subject: Subject, flags: dict[str, Value]) -> dict[str, Value]:
+    """Knobs with the all-to-all of the pool, where they do not say one."""
+    choice = subject.choice()
+    return {"all2all_backend": choice.value, **flags} if choice else flags
+
+
+def needed_arguments(needed: Needed) -> list[Argument]:
+    """Options that the engine's rules ask for."""
+    return [Argument(name, values[0] if values else None) for name, values in needed.options.items()]
 
 
 def hardware_name(deployment: Deployment) -> str:
@@ -164,9 +186,15 @@ def render(
     environment: dict[str, str | Shell],
     command: Shell,
     arguments: list[Argument],
+    defaults: dict[str, str] | None = None,
+    strides: dict[str, int] | None = None,
+    offsets: dict[str, int] | None = None,
 ) -> str:
-    """A bash script from the shared template."""
-    strides = {"PORT": 1, "NIXL_PORT": place.gpus_per_node, "BOOTSTRAP_PORT": 1}  # NIXL listens on one port per rank
+    """A bash script from the shared template.
+
+    defaults : variables that the operator's own win over; strides : what ports move by from slot to slot; offsets : ports that
+    lie so far from PORT unless the operator says otherwise.
+    """
     return render_template(
         "node.sh.j2",
         title=title,
@@ -175,7 +203,9 @@ def render(
         beside=beside or [],
         optional=optional,
         place=place,
-        slot_ports={name: stride for name, stride in strides.items() if name in optional},
+        slot_ports=strides or {},
+        offsets=offsets or {},
+        defaults=defaults or {},
         environment=environment,
         command=command,
         arguments=[argument.rendered() for argument in arguments],

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from autotune.documents.deployment import Deployment, Load
-from autotune.exporters.base import Argument, Required, Script, checkpoint, render_template
+from autotune.documents.deployment import Deployment, Load, PoolRole
+from autotune.exporters.base import Argument, Required, Script, checkpoint, needed_arguments, render_template, served_name
+from autotune.exporters.lengths import Lengths, lengths_of
 from autotune.exporters.quoting import Shell
+from autotune.exporters.settings import START_LIMIT_S
+from autotune.predicting.legality import subject_of
 from cost_models.specs.model import ModelSpec
+from search_spaces.rules import written
+from search_spaces.rules.requirements import Needed
 
 SECONDS = 300
 """Of a benchmark at a given rate, about."""
@@ -20,46 +25,88 @@ COMMANDS = {"vllm": Shell("vllm bench serve"), "sglang": Shell("python3 -m sglan
 def benchmark_script(deployment: Deployment, exporter: str, model: ModelSpec) -> Script:
     """A random-token benchmark of the workload's lengths at the planned rate or concurrency; result in RESULT.
 
-    Options: docs.vllm.ai/en/latest/cli/bench/serve, sglang/bench_serving.py. A trace is replaced by its workload's mean lengths.
+    Options: docs.vllm.ai/en/latest/cli/bench/serve, sglang/benchmark/serving.py. A trace is replaced by its mean lengths.
     """
-    load, workload = deployment.load or Load(concurrency=1), deployment.workload
+    load = deployment.load or Load(concurrency=1)
+    lengths = lengths_of(deployment, model)
     concurrency = [Argument("--max-concurrency", load.concurrency)] if load.concurrency else []
     rate = [Argument("--request-rate", f"{load.rate_per_s:g}")] if load.rate_per_s else []
     requests = (load.concurrency or 0) * ROUNDS or round((load.rate_per_s or 1.0) * SECONDS)
     shared = [
         Argument("--base-url", Shell('"$URL"')),
         Argument("--model", Shell('"$MODEL"')),
-        Argument("--dataset-name", "random"),
-        Argument("--random-input-len", workload.isl_tokens),
-        Argument("--random-output-len", workload.osl_tokens),
+        Argument("--served-model-name", Shell('"$SERVED_NAME"')),
+        *(needed_arguments(_needed(deployment)) if TOOLS[exporter] == "vllm" else []),  # SGLang's trusts by itself
+        *_random(lengths, TOOLS[exporter]),
         Argument("--num-prompts", max(requests, FEWEST_REQUESTS)),
         *concurrency,
         *rate,
+        *OWN[TOOLS[exporter]],
     ]
-    own = {
-        "vllm": [
-            Argument("--ignore-eos"),
-            Argument("--percentile-metrics", "ttft,tpot,itl,e2el"),
-            Argument("--metric-percentiles", "50,95,99"),
-            Argument("--save-result"),
-            Argument("--result-filename", Shell('"$RESULT"')),
-        ],
-        "sglang": [
-            Argument("--backend", "sglang"),
-            Argument("--random-range-ratio", 1),
-            Argument("--output-file", Shell('"$RESULT"')),
-        ],
-    }
     text = render_template(
         "bench.sh.j2",
         title="bench.sh: the load that the service was planned for",
         comments=[
             "Written by autotune. Run it from a machine that reaches the service and has the engine installed.",
+            f"It sends {_said(deployment)}; it waits for the service, WAIT_S seconds at most.",
             'Afterwards: autotune verify "$RESULT" --deployment RUN (the run folder, for its best plan, or a deployment file).',
         ],
         required=[Required("URL", "where the service listens, e.g. http://router:9000")],
-        optional={"MODEL": checkpoint(deployment, model), "RESULT": "bench.json"},
+        optional={
+            "MODEL": checkpoint(deployment, model),
+            "SERVED_NAME": served_name(deployment, model),
+            "RESULT": "bench.json",
+            "WAIT_S": str(START_LIMIT_S),
+            "HEALTH": HEALTH.get((exporter, len(deployment.pools)), "/health"),
+        },
         command=COMMANDS[TOOLS[exporter]],
-        arguments=[argument.rendered() for argument in [*shared, *own[TOOLS[exporter]]]],
+        arguments=[argument.rendered() for argument in shared],
     )
     return Script("bench.sh", text)
+
+
+OWN = {
+    "vllm": [
+        Argument("--ignore-eos"),
+        Argument("--percentile-metrics", "ttft,tpot,itl,e2el"),
+        Argument("--metric-percentiles", "50,95,99"),
+        Argument("--save-result"),
+        Argument("--result-filename", Shell('"$RESULT"')),
+    ],
+    "sglang": [Argument("--backend", "sglang"), Argument("--output-file", Shell('"$RESULT"'))],
+}
+HEALTH = {("vllm-ascend", 2): "/healthcheck"}
+"""(exporter, pools) -> where the service says that it is well, where that is not /health: the plugin's proxy."""
+
+
+def _random(lengths: Lengths, tool: str) -> list[Argument]:
+    """Random tokens of the planned lengths; of a service with synthetic lengths, evenly between the shortest and the longest.
+
+    vLLM draws within +-r of a length, SGLang between r times a length and itself (and needs no download with random-ids).
+    """
+    if tool == "sglang":
+        sizes, spread, data = (lengths.isl, lengths.osl), lengths.shortest, "random-ids"
+    else:
+        share = (1 + lengths.shortest) / 2
+        sizes = (max(round(lengths.isl * share), 1), max(round(lengths.osl * share), 1))
+        spread, data = (1 - lengths.shortest) / (1 + lengths.shortest), "random"
+    found = [
+        Argument("--dataset-name", data),
+        Argument("--random-input-len", sizes[0]),
+        Argument("--random-output-len", sizes[1]),
+    ]
+    return [*found, Argument("--random-range-ratio", f"{spread:.3g}")] if tool == "sglang" or spread else found
+
+
+def _said(deployment: Deployment) -> str:
+    """What is sent, for the header."""
+    if deployment.load is not None and deployment.load.trace:
+        return "requests of the trace's mean lengths"
+    return "requests of the planned lengths"
+
+
+def _needed(deployment: Deployment) -> Needed:
+    """Of what the engine's rules ask for, what concerns the tokenizer."""
+    phase: PoolRole = "decode" if "decode" in deployment.pools else "serve"
+    needed = written(subject_of(deployment, phase))
+    return Needed({name: values for name, values in needed.options.items() if name == "--trust-remote-code"})

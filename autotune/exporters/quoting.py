@@ -1,7 +1,7 @@
 """Shell text: the only place where text becomes something that bash reads.
 
 Templates print shell text and whole numbers, nothing else: a plain string that reaches one raises TypeError, so an edit that
-forgets to say how a value is quoted cannot write a script. The filters `word`, `note` and `name` say it.
+forgets to say how a value is quoted cannot write a script. The filters `word`, `note`, `message` and `name` say it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from autotune.errors import ExportError
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 LIVE = re.compile(r'[\\"$`]')
 """Characters that mean something between double quotes."""
+ENDING = re.compile(r'[\\"$`}]')
+"""Characters that mean something inside a quoted `${NAME:?...}`."""
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 """Control characters and everything that ends a line somewhere."""
 
@@ -50,6 +52,11 @@ def note(value: object) -> Shell:
     return Shell(UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape").decode(), str(value)))
 
 
+def message(value: object) -> Shell:
+    """Text for inside `"${NAME:?...}"`: one line, nothing in it expands or ends it; single quotes, paired there, curl."""
+    return Shell(ENDING.sub(r"\\\g<0>", note(value)).replace("'", "\u2019"))
+
+
 def name(value: str) -> Shell:
     """A variable's name; raises ExportError for what is none."""
     if not NAME.fullmatch(value):
@@ -79,7 +86,7 @@ def finalize(value: object) -> object:
     """What a template may print: shell text and whole numbers."""
     if isinstance(value, Shell) or type(value) is int:
         return value
-    raise TypeError(f"{value!r} would reach a script as it is: say how it is quoted (word, note, name)")
+    raise TypeError(f"{value!r} would reach a script as it is: say how it is quoted (word, note, message, name)")
 
 
-FILTERS = {"word": word, "note": note, "name": name}
+FILTERS = {"word": word, "note": note, "message": message, "name": name}

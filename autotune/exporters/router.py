@@ -5,6 +5,7 @@ from __future__ import annotations
 from autotune.documents.deployment import Deployment
 from autotune.exporters.base import Required, Script, render_template
 from autotune.exporters.quoting import Shell
+from autotune.exporters.settings import START_LIMIT_S
 
 TEMPLATES = {"vllm-ascend": "router_ascend.sh.j2"}
 """Of exporters whose router is called otherwise."""
@@ -14,27 +15,34 @@ NODES = (
 )
 SERVERS = {"vllm-ascend": "Every data-parallel rank is a server: each node has several, one port after the other."}
 ROUTERS = {
-    "vllm": (Shell("vllm-router --vllm-pd-disaggregation --policy round_robin"), "pip install vllm-router", ""),
-    "sglang": (
-        Shell("python3 -m sglang_router.launch_router --pd-disaggregation --policy round_robin"),
-        "pip install sglang-router",
-        "BOOTSTRAP_PORT",
+    "vllm": (
+        Shell('vllm-router --vllm-pd-disaggregation --policy round_robin --worker-startup-timeout-secs "$WAIT_S"'),
+        "pip install vllm-router",
     ),
-    "vllm-ascend": (Shell(), "examples/disaggregated_prefill_v1/load_balance_proxy_server_example.py of vllm-ascend", ""),
+    "sglang": (
+        Shell(
+            "python3 -m sglang_router.launch_router --pd-disaggregation --policy round_robin "
+            '--worker-startup-timeout-secs "$WAIT_S"'
+        ),
+        "pip install sglang-router",
+    ),
+    "vllm-ascend": (Shell(), "examples/disaggregated_prefill_v1/load_balance_proxy_server_example.py of vllm-ascend"),
 }
-"""Exporter -> command, where it comes from, and the variable of the port at which prefill hands caches over."""
+"""Exporter -> command, and where it comes from."""
+BOOTSTRAP_OFFSETS = {"sglang": 1000}
+"""Exporter -> how far from its own port a prefill server hands caches over."""
 
 
 def router_script(deployment: Deployment, exporter: str) -> Script:
     """router.sh: sends each request to one prefill and one decode server."""
-    command, source, bootstrap = ROUTERS[exporter]
+    command, source = ROUTERS[exporter]
     servers = {phase: pool.instances for phase, pool in deployment.pools.items()}
     text = render_template(
         TEMPLATES.get(exporter, "router.sh.j2"),
         title="router.sh: one endpoint for both pools",
         comments=[
             f"Written by autotune; the router is not part of the engine: {source}.",
-            f"Start it when the servers answer. {SERVERS.get(exporter, NODES)}",
+            f"It waits for the servers, WAIT_S seconds at most. {SERVERS.get(exporter, NODES)}",
             f"The plan has {servers['prefill']} prefill and {servers['decode']} decode instances.",
         ],
         required=[
@@ -42,8 +50,8 @@ def router_script(deployment: Deployment, exporter: str) -> Script:
             Required("DECODE_URLS", "decode servers, separated by spaces"),
             *([Required("PROXY", source)] if exporter in TEMPLATES else []),
         ],
-        optional={"PORT": "9000", **({bootstrap: "8998"} if bootstrap else {})},
+        optional={"PORT": "9000", "WAIT_S": str(START_LIMIT_S)},
         command=command,
-        bootstrap=bootstrap,
+        bootstrap_offset=BOOTSTRAP_OFFSETS.get(exporter, 0),
     )
     return Script("router.sh", text)

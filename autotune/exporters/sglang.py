@@ -11,70 +11,88 @@ from autotune.exporters.base import (
     Placement,
     Required,
     Script,
+    backend_flags,
     checkpoint,
     hardware_name,
     knob_arguments,
-    max_model_len,
+    needed_arguments,
+    notes_of,
     placement,
     recipe_name,
     render,
+    served_name,
 )
+from autotune.exporters.lengths import Lengths
 from autotune.exporters.quoting import Shell
-from cost_models.specs.hardware import HardwareSpec
-from cost_models.specs.model import ModelSpec
-from search_spaces.schema import EngineSpec
+from autotune.exporters.router import BOOTSTRAP_OFFSETS
+from autotune.exporters.settings import START_LIMIT_S, Where, network_required, network_variables, settings_of
+from search_spaces.rules import Subject, written
 from search_spaces.spelling import spelled
 
 DIST_INIT_PORT = 5757
+PORT_STRIDE = 20
+"""From slot to slot: with attention DP a server holds PORT + 233 to PORT + 247 too (srt/server_args.py, PortArgs of 0.5.23)."""
 MAP_FILE = "sglang_expert_location.json"
 DEEPEP_MODES = {"prefill": "normal", "decode": "low_latency", "serve": "auto"}
 
 
-def sglang_scripts(
-    deployment: Deployment, engine: EngineSpec, version: str, hardware: HardwareSpec, model: ModelSpec
-) -> list[Script]:
+def sglang_scripts(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Script]:
     """One script for every node of an instance."""
     pool = deployment.pool
     name = f"{deployment.phase}_node.sh"
-    place = placement(pool, hardware)
-    required = []
+    place = placement(pool, subject.hardware)
+    where = Where(deployment, subject, place)
     beside = []
     if _mapped(pool):
         make = f"autotune place LOADS --gpus {pool.ep} --redundant {pool.redundant_experts} --out FOLDER"
         beside = [Beside("EXPERT_LOCATION", MAP_FILE, f"the file that '{make}' writes")]
-    layout = _layout_arguments(deployment)
-    if place.nodes > 1:
-        required += [
-            Required("HEAD_ADDRESS", "address of the node with NODE_RANK 0"),
-            Required("NODE_RANK", f"rank of this node in the instance, 0..{place.nodes - 1}"),
-        ]
-        layout += [
-            Argument("--nnodes", place.nodes),
-            Argument("--node-rank", Shell('"$NODE_RANK"')),
-            Argument("--dist-init-addr", Shell('"$HEAD_ADDRESS:{port}"').filled(port=DIST_INIT_PORT)),
-        ]
     text = render(
         title=f"{name}: SGLang {ROLES[deployment.phase]} instance, {pool.layout.label()} on {hardware_name(deployment)}",
-        comments=_comments(deployment, version, place),
-        required=required,
+        comments=_comments(where, lengths),
+        required=[*_ranks(place), *network_required(where)],
         beside=beside,
         optional={
-            "MODEL": checkpoint(deployment, model),
+            "MODEL": checkpoint(deployment, subject.model),
+            "SERVED_NAME": served_name(deployment, subject.model),
             "PORT": "30000",
-            **({"BOOTSTRAP_PORT": "8998"} if deployment.phase == "prefill" else {}),
         },
         place=place,
-        environment=_environment(deployment),
+        strides={"PORT": PORT_STRIDE},
+        offsets={"BOOTSTRAP_PORT": BOOTSTRAP_OFFSETS["sglang"]} if deployment.phase == "prefill" else {},
+        defaults={**settings_of(where), **written(subject).environment},
+        environment={**_environment(deployment, subject), **network_variables(where)},
         command=Shell("python3 -m sglang.launch_server"),
         arguments=[
             Argument("--model-path", Shell('"$MODEL"')),
+            Argument("--served-model-name", Shell('"$SERVED_NAME"')),
             Argument("--host", "0.0.0.0"),  # noqa: S104  (a server meant to be reached by its router)
             Argument("--port", Shell('"$PORT"')),
-            *layout,
-            *_serving_arguments(deployment, engine, version, model),
+            *_layout_arguments(deployment),
+            *_node_arguments(place),
+            *needed_arguments(written(subject)),
+            *_serving_arguments(deployment, subject, lengths),
         ],
     )
     return [Script(name, text)]
+
+
+def _ranks(place: Placement) -> list[Required]:
+    if place.nodes == 1:
+        return []
+    return [
+        Required("HEAD_ADDRESS", "address of the node with NODE_RANK 0"),
+        Required("NODE_RANK", f"rank of this node in the instance, 0..{place.nodes - 1}"),
+    ]
+
+
+def _node_arguments(place: Placement) -> list[Argument]:
+    if place.nodes == 1:
+        return []
+    return [
+        Argument("--nnodes", place.nodes),
+        Argument("--node-rank", Shell('"$NODE_RANK"')),
+        Argument("--dist-init-addr", Shell('"$HEAD_ADDRESS:{port}"').filled(port=DIST_INIT_PORT)),
+    ]
 
 
 def _layout_arguments(deployment: Deployment) -> list[Argument]:
@@ -94,17 +112,23 @@ def _layout_arguments(deployment: Deployment) -> list[Argument]:
     return arguments
 
 
-def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str, model: ModelSpec) -> list[Argument]:
-    pool = deployment.pool
-    flags = pool.flags
-    arguments = [Argument("--context-length", max_model_len(deployment, model)), *_sizes(deployment)]
+def _serving_arguments(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Argument]:
+    pool, engine, version = deployment.pool, subject.engine, subject.version
+    flags = backend_flags(subject, pool.flags)
+    arguments = [
+        Argument("--context-length", lengths.longest),
+        Argument("--watchdog-timeout", START_LIMIT_S),
+        *_sizes(deployment),
+    ]
     if flags.get("all2all_backend") == "deepep":
         arguments.append(Argument("--deepep-mode", DEEPEP_MODES[deployment.phase]))
     knobs = flags | {"redundant_experts": pool.redundant_experts} | ({"enable_eplb": False} if _mapped(pool) else {})
     arguments += knob_arguments(spelled(engine, version, knobs, deployment.phase))
     if _mapped(pool):
         arguments.append(Argument("--init-expert-location", Shell('"$EXPERT_LOCATION"')))
-        arguments.append(Argument("--ep-dispatch-algorithm", "static"))
+        # a static pick differs from rank to rank: it needs an all-to-all (srt/arg_groups/parallel_hook.py:776 of 0.5.23)
+        spread = flags.get("all2all_backend", "none") != "none"
+        arguments.append(Argument("--ep-dispatch-algorithm", "static" if spread else "dynamic"))
     if pool.draft_tokens:
         arguments += [
             Argument("--speculative-algorithm", "NEXTN"),
@@ -149,22 +173,23 @@ def _transfer(deployment: Deployment) -> list[Argument]:
     return arguments
 
 
-def _environment(deployment: Deployment) -> dict[str, str | Shell]:
-    pool = deployment.pool
-    if pool.flags.get("all2all_backend") != "deepep" or deployment.phase == "prefill":
+def _environment(deployment: Deployment, subject: Subject) -> dict[str, str | Shell]:
+    pool, choice = deployment.pool, subject.choice()
+    if choice is None or choice.value != "deepep" or deployment.phase == "prefill":
         return {}
     tokens = pool.batch_per_dp_rank * (1 + pool.draft_tokens)
     return {"SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK": str(tokens)}
 
 
-def _comments(deployment: Deployment, version: str, place: Placement) -> list[str]:
-    pool = deployment.pool
-    where = f"{place.nodes} node(s) x {place.gpus_per_node} GPUs per instance"
-    lines = [f"SGLang {version}; {where}, {pool.instances} instance(s); written by autotune."]
+def _comments(where: Where, lengths: Lengths) -> list[str]:
+    deployment, subject, place = where.deployment, where.subject, where.place
+    on = f"{place.nodes} node(s) x {place.gpus_per_node} GPUs per instance"
+    lines = [f"SGLang {subject.version}; {on}, {deployment.pool.instances} instance(s); written by autotune."]
     if deployment.phase in OTHER_SIDE:
         other = OTHER_SIDE[deployment.phase]
         lines += [
             f"{deployment.phase.capitalize()} side of a prefill/decode pair: {other} servers must run with",
             f"--disaggregation-mode {other} and the same transfer backend; sglang_router pairs them (--pd-disaggregation).",
         ]
-    return lines
+    lines.append(f"Requests of up to {lengths.longest:,} tokens are taken: {lengths.why}.")
+    return [*lines, *notes_of(subject)]

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from autotune.documents.deployment import Deployment
-from autotune.errors import ExportError
 from autotune.exporters.base import (
     OTHER_SIDE,
     ROLES,
     Argument,
-    Placement,
     Required,
     Script,
+    backend_flags,
     checkpoint,
     hardware_name,
     json_value,
     knob_arguments,
-    max_model_len,
+    needed_arguments,
+    notes_of,
     placement,
     render,
+    served_name,
 )
+from autotune.exporters.lengths import Lengths
 from autotune.exporters.quoting import Shell
-from autotune.resolving import resolve_recipe
-from cost_models.specs.hardware import HardwareSpec
-from cost_models.specs.model import ModelSpec
-from search_spaces.schema import EngineSpec, version_key
+from autotune.exporters.settings import Where, network_required, network_variables, settings_of
+from search_spaces.rules import Subject, written
 from search_spaces.spelling import spelled
 
 DATA_PARALLEL_RPC_PORT = 13345
@@ -35,42 +35,75 @@ OFFLOADED_PARAMETERS = "experts"
 KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
 
 
-def vllm_scripts(
-    deployment: Deployment, engine: EngineSpec, version: str, hardware: HardwareSpec, model: ModelSpec
-) -> list[Script]:
-    """One script per node role of an instance; raises ExportError for what vLLM cannot launch."""
+def vllm_scripts(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Script]:
+    """One script per node role of an instance; raises ExportError for what does not lie on whole nodes or equal parts of one."""
     pool = deployment.pool
-    if pool.pp > 1 and deployment.phase not in engine.pipeline_pools:
-        raise ExportError(f"vLLM's NixlConnector takes no pipeline stages: pp {pool.pp} cannot hand KV caches over")
-    place = placement(pool, hardware)
-    if pool.dp > 1 and pool.tp > place.gpus_per_node:
-        raise ExportError(f"vLLM places each DP rank on one node: tp {pool.tp} exceeds its {place.gpus_per_node} GPUs")
-    if pool.dp > 1 and pool.ep not in (1, pool.tp * pool.dp):
-        raise ExportError(f"vLLM's EP size is tp x dp = {pool.tp * pool.dp}, not {pool.ep}")
-    if pool.redundant_experts and not pool.flags.get("enable_eplb"):
-        raise ExportError(f"vLLM takes redundant experts ({pool.redundant_experts}) with EPLB only: enable_eplb is off")
-    arguments = _serving_arguments(deployment, engine, version, model)
-    environment = _environment(deployment, engine, version, hardware, place)
-    comments = _comments(deployment, version, place)
+    place = placement(pool, subject.hardware)
+    parts = Parts(Where(deployment, subject, place), lengths)
+    layout = [Argument("--tensor-parallel-size", pool.tp)]
     if pool.dp > 1:
-        return [_data_parallel_script(deployment, model, place, arguments, environment, comments)]
-    return _tensor_parallel_scripts(deployment, model, place, arguments, environment, comments)
+        return [_data_parallel_script(parts, layout)]
+    if pool.pp > 1:
+        layout.append(Argument("--pipeline-parallel-size", pool.pp))
+    if pool.ep > 1:
+        layout.append(Argument("--enable-expert-parallel"))
+    if place.nodes == 1:
+        return [parts.script(f"{deployment.phase}_node.sh", layout, [])]
+    return _head_and_workers(parts, layout)
 
 
-def _data_parallel_script(
-    deployment: Deployment,
-    model: ModelSpec,
-    place: Placement,
-    arguments: list[Argument],
-    environment: dict[str, str | Shell],
-    comments: list[str],
-) -> Script:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the scripts of one pool have in common."""
+
+    where: Where
+    lengths: Lengths
+
+    @property
+    def deployment(self) -> Deployment:
+        return self.where.deployment
+
+    def script(self, name: str, layout: list[Argument], required: list[Required]) -> Script:
+        """One script; required : beside what every node is asked for."""
+        deployment, subject, place = self.where.deployment, self.where.subject, self.where.place
+        arguments = _serving_arguments(deployment, subject, self.lengths)
+        label = deployment.pool.layout.label()
+        return Script(
+            name,
+            render(
+                title=f"{name}: vLLM {ROLES[deployment.phase]} instance, {label} on {hardware_name(deployment)}",
+                comments=_comments(self),
+                required=[*_address(deployment), *required, *network_required(self.where)],
+                optional={
+                    "MODEL": checkpoint(deployment, subject.model),
+                    "SERVED_NAME": served_name(deployment, subject.model),
+                    "PORT": "8000",
+                    **({"NIXL_PORT": "5600"} if deployment.phase in KV_ROLES else {}),
+                },
+                place=place,
+                defaults={**settings_of(self.where), **written(subject).environment},
+                environment=_environment(self.where),
+                # NIXL listens on one port per rank
+                strides={"PORT": 1, **({"NIXL_PORT": place.gpus_per_node} if deployment.phase in KV_ROLES else {})},
+                command=Shell('vllm serve "$MODEL"'),
+                arguments=[
+                    Argument("--served-model-name", Shell('"$SERVED_NAME"')),
+                    Argument("--port", Shell('"$PORT"')),
+                    *layout,
+                    *needed_arguments(written(subject)),
+                    *arguments,
+                ],
+            ),
+        )
+
+
+def _data_parallel_script(parts: Parts, layout: list[Argument]) -> Script:
     """Every node runs the same script: its own API servers and its share of the DP ranks."""
-    pool = deployment.pool
-    local = pool.dp // place.nodes
-    layout = [Argument("--tensor-parallel-size", pool.tp), Argument("--data-parallel-size", pool.dp)]
-    required = _address(deployment)
-    if place.nodes > 1:
+    pool, nodes = parts.deployment.pool, parts.where.place.nodes
+    local = pool.dp // nodes
+    layout = [*layout, Argument("--data-parallel-size", pool.dp)]
+    required = []
+    if nodes > 1:
         layout += [
             Argument("--data-parallel-size-local", local),
             Argument("--data-parallel-start-rank", Shell('"$((NODE_RANK * {local}))"').filled(local=local)),
@@ -78,55 +111,33 @@ def _data_parallel_script(
             Argument("--data-parallel-rpc-port", DATA_PARALLEL_RPC_PORT),
             Argument("--data-parallel-hybrid-lb"),
         ]
-        required += [
+        required = [
             Required("HEAD_ADDRESS", "address of the node with NODE_RANK 0"),
-            Required("NODE_RANK", f"rank of this node in the instance, 0..{place.nodes - 1}"),
+            Required("NODE_RANK", f"rank of this node in the instance, 0..{nodes - 1}"),
         ]
     if pool.ep > 1:
         layout.append(Argument("--enable-expert-parallel"))
-    return _script(
-        f"{deployment.phase}_node.sh", deployment, model, place, required, environment, [*layout, *arguments], comments
-    )
+    return parts.script(f"{parts.deployment.phase}_node.sh", layout, required)
 
 
-def _tensor_parallel_scripts(
-    deployment: Deployment,
-    model: ModelSpec,
-    place: Placement,
-    arguments: list[Argument],
-    environment: dict[str, str | Shell],
-    comments: list[str],
-) -> list[Script]:
-    """One node, or a head and headless workers."""
-    pool = deployment.pool
-    layout = [Argument("--tensor-parallel-size", pool.tp)]
-    if pool.pp > 1:
-        layout.append(Argument("--pipeline-parallel-size", pool.pp))
-    if pool.ep > 1:
-        layout.append(Argument("--enable-expert-parallel"))
-    required = _address(deployment)
-    if place.nodes == 1:
-        return [
-            _script(
-                f"{deployment.phase}_node.sh", deployment, model, place, required, environment, [*layout, *arguments], comments
-            )
-        ]
-    required += [
+def _head_and_workers(parts: Parts, layout: list[Argument]) -> list[Script]:
+    """A tensor-parallel instance over nodes: a head that serves, and headless workers."""
+    nodes, phase = parts.where.place.nodes, parts.deployment.phase
+    required = [
         Required("HEAD_ADDRESS", "address of the head node"),
-        Required("NODE_RANK", f"rank of this node: 0 on the head, 1..{place.nodes - 1} on workers"),
+        Required("NODE_RANK", f"rank of this node: 0 on the head, 1..{nodes - 1} on workers"),
     ]
-    layout += [
-        Argument("--nnodes", place.nodes),
+    layout = [
+        *layout,
+        Argument("--nnodes", nodes),
         Argument("--node-rank", Shell('"$NODE_RANK"')),
         Argument("--master-addr", Shell('"$HEAD_ADDRESS"')),
         Argument("--master-port", MASTER_PORT),
     ]
-    head = _script(
-        f"{deployment.phase}_head.sh", deployment, model, place, required, environment, [*layout, *arguments], comments
-    )
-    headless = [*layout, Argument("--headless"), *arguments]
-    worker = _script(f"{deployment.phase}_worker.sh", deployment, model, place, required, environment, headless, comments)
-    return [head, worker]
+    return [
+        parts.script(f"{phase}_head.sh", layout, required),
+        parts.script(f"{phase}_worker.sh", [*layout, Argument("--headless")], required),
+    ]
 
 
 def _address(deployment: Deployment) -> list[Required]:
@@ -136,39 +147,12 @@ def _address(deployment: Deployment) -> list[Required]:
     return [Required("NODE_ADDRESS", f"address of this node, reachable from the {OTHER_SIDE[deployment.phase]} nodes")]
 
 
-def _script(
-    name: str,
-    deployment: Deployment,
-    model: ModelSpec,
-    place: Placement,
-    required: list[Required],
-    environment: dict[str, str | Shell],
-    arguments: list[Argument],
-    comments: list[str],
-) -> Script:
-    text = render(
-        title=f"{name}: vLLM {ROLES[deployment.phase]} instance, {deployment.pool.layout.label()} on {hardware_name(deployment)}",
-        comments=comments,
-        required=required,
-        optional={
-            "MODEL": checkpoint(deployment, model),
-            "PORT": "8000",
-            **({"NIXL_PORT": "5600"} if deployment.phase in KV_ROLES else {}),
-        },
-        place=place,
-        environment=environment,
-        command=Shell('vllm serve "$MODEL"'),
-        arguments=[Argument("--port", Shell('"$PORT"')), *arguments],
-    )
-    return Script(name, text)
-
-
-def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str, model: ModelSpec) -> list[Argument]:
+def _serving_arguments(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Argument]:
     pool = deployment.pool
-    flags = pool.flags
-    arguments = [Argument("--max-model-len", max_model_len(deployment, model))]
-    arguments += knob_arguments(spelled(engine, version, flags, deployment.phase))
-    if flags.get("offload_group_size"):
+    flags = backend_flags(subject, pool.flags)
+    arguments = [Argument("--max-model-len", lengths.longest)]
+    arguments += knob_arguments(spelled(subject.engine, subject.version, flags, deployment.phase))
+    if flags.get("offload_group_size") and subject.model.moe is not None:  # of a dense model whole layers move
         arguments.append(Argument("--offload-params", OFFLOADED_PARAMETERS))
     if pool.draft_tokens:
         speculative = {"method": "mtp", "num_speculative_tokens": pool.draft_tokens}
@@ -177,42 +161,50 @@ def _serving_arguments(deployment: Deployment, engine: EngineSpec, version: str,
         arguments.append(Argument("--compilation-config", json_value({"cudagraph_mode": "FULL_DECODE_ONLY"})))
     else:
         arguments.append(Argument("--enforce-eager"))
-    if deployment.phase in KV_ROLES:
-        transfer: dict[str, Any] = {"kv_connector": "NixlConnector", "kv_role": KV_ROLES[deployment.phase]}
-        arguments.append(Argument("--kv-transfer-config", json_value(transfer)))
-    return arguments
+    return [*arguments, *_transfer(deployment)]
 
 
-def _environment(
-    deployment: Deployment, engine: EngineSpec, version: str, hardware: HardwareSpec, place: Placement
-) -> dict[str, str | Shell]:
-    pool = deployment.pool
-    environment: dict[str, str | Shell] = dict(spelled(engine, version, pool.flags, deployment.phase).environment)
-    backend = pool.flags.get("all2all_backend")
-    inside = pool.layout.gpus <= hardware.scale_up.domain_gpus
-    if backend == "deepep_low_latency" and place.nodes > 1 and inside:
+def _transfer(deployment: Deployment) -> list[Argument]:
+    """How KV caches are handed over: a lost one is an error, not a prompt computed again on decode."""
+    if deployment.phase not in KV_ROLES:
+        return []
+    transfer = {
+        "kv_connector": "NixlConnector",
+        "kv_role": KV_ROLES[deployment.phase],
+        "kv_load_failure_policy": "fail",
+    }
+    return [Argument("--kv-transfer-config", json_value(transfer))]
+
+
+def _environment(where: Where) -> dict[str, str | Shell]:
+    deployment, subject = where.deployment, where.subject
+    knobs = spelled(subject.engine, subject.version, deployment.pool.flags, deployment.phase)
+    environment: dict[str, str | Shell] = dict(knobs.environment)
+    choice = subject.choice()
+    if choice is not None and choice.value == "deepep_low_latency" and where.several_nodes and where.inside_a_domain:
         environment["VLLM_DEEPEP_LOW_LATENCY_USE_MNNVL"] = "1"
-    if backend == "deepep_low_latency" and _dispatches_nvfp4(deployment) and version_key(version) >= (0, 13):
-        environment["VLLM_DEEPEPLL_NVFP4_DISPATCH"] = "1"
+    environment |= network_variables(where)
     if deployment.phase in KV_ROLES:
         environment["VLLM_NIXL_SIDE_CHANNEL_HOST"] = Shell('"$NODE_ADDRESS"')
         environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] = Shell('"$NIXL_PORT"')
     return environment
 
 
-def _dispatches_nvfp4(deployment: Deployment) -> bool:
-    return resolve_recipe(deployment.precision).dispatch == "nvfp4"
-
-
-def _comments(deployment: Deployment, version: str, place: Placement) -> list[str]:
+def _comments(parts: Parts) -> list[str]:
+    deployment, subject, place = parts.deployment, parts.where.subject, parts.where.place
     pool = deployment.pool
-    where = f"{place.nodes} node(s) x {place.gpus_per_node} GPUs per instance"
     pairs = {
         "decode": "KV consumer of a prefill/decode pair: prefill instances must run with the same NixlConnector as kv_producer.",
         "prefill": "KV producer of a prefill/decode pair: decode instances must run with the same NixlConnector as kv_consumer.",
     }
-    lines = [f"vLLM {version}; {where}, {pool.instances} instance(s); written by autotune."]
+    where = f"{place.nodes} node(s) x {place.gpus_per_node} GPUs per instance"
+    lines = [f"vLLM {subject.version}; {where}, {pool.instances} instance(s); written by autotune."]
     lines += [pairs[deployment.phase]] if deployment.phase in pairs else []
     if place.nodes > 1 and pool.dp > 1:
         lines.append("Run it on every node of an instance; each node serves its own DP ranks, put a load balancer in front.")
-    return lines
+    lines.append(f"Requests of up to {parts.lengths.longest:,} tokens are taken: {parts.lengths.why}.")
+    if "VLLM_DEEPEPLL_NVFP4_DISPATCH" in written(subject).environment:
+        lines.append(
+            "VLLM_DEEPEPLL_NVFP4_DISPATCH=1 needs DeepEP's hybrid-ep branch; with another export it as 0 (BF16 goes out then)."
+        )
+    return [*lines, *notes_of(subject)]

@@ -23,16 +23,19 @@ from autotune.exporters.base import (
     hardware_name,
     json_value,
     knob_arguments,
-    max_model_len,
+    needed_arguments,
+    notes_of,
     placement,
     recipe_name,
     render_template,
+    served_name,
 )
+from autotune.exporters.lengths import Lengths
 from autotune.exporters.quoting import Shell, json_word
 from autotune.exporters.vllm import DATA_PARALLEL_RPC_PORT, KV_ROLES
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
-from search_spaces.schema import EngineSpec
+from search_spaces.rules import Subject, written
 from search_spaces.spelling import spelled
 
 MAP_FILE = "vllm_ascend_expert_map.json"
@@ -50,41 +53,43 @@ UNKNOWN_SIZES = {
 MIB = 2**20
 
 
-def vllm_ascend_scripts(
-    deployment: Deployment, engine: EngineSpec, version: str, hardware: HardwareSpec, model: ModelSpec
-) -> list[Script]:
+def vllm_ascend_scripts(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Script]:
     """One script for every node of an instance; raises ExportError for what the tutorials do not start."""
-    pool = deployment.pool
+    pool, hardware, model = deployment.pool, subject.hardware, subject.model
     place = placement(pool, hardware)
     if pool.pp > 1:
         raise ExportError(f"pipeline stages (pp {pool.pp}) are not written for vLLM-Ascend")
     if pool.tp > place.gpus_per_node:
         raise ExportError(f"vLLM-Ascend needs Ray for tensor parallelism over nodes: tp {pool.tp} exceeds {place.gpus_per_node}")
-    if pool.dp > 1 and pool.ep not in (1, pool.tp * pool.dp):
-        raise ExportError(f"vLLM's EP size is tp x dp = {pool.tp * pool.dp}, not {pool.ep}")
     name = f"{deployment.phase}_node.sh"
     local = place.gpus_per_node // pool.tp
     text = render_template(
         "ascend_node.sh.j2",
         title=f"{name}: vLLM-Ascend {ROLES[deployment.phase]} instance, {pool.layout.label()} on {hardware_name(deployment)}",
-        comments=_comments(deployment, version, place, local),
+        comments=_comments(deployment, subject, lengths, place, local),
         required=_required(deployment, place),
         beside=_beside(pool),
         optional={
             "MODEL": checkpoint(deployment, model),
+            "SERVED_NAME": served_name(deployment, model),
             "PORT": "8000",
+            **({"RPC_PORT": str(DATA_PARALLEL_RPC_PORT)} if pool.dp > 1 else {}),
             **({"KV_PORT": str(KV_PORTS[hardware.gpus_per_node])} if deployment.phase in KV_ROLES else {}),
             **({} if place.nodes > 1 or pool.dp == 1 else {"HEAD_ADDRESS": "127.0.0.1"}),
         },
         place=place,
-        slot_ports={"PORT": local, **({"KV_PORT": place.gpus_per_node} if deployment.phase in KV_ROLES else {})},
+        slot_ports={
+            "PORT": local,
+            **({"RPC_PORT": 1} if pool.dp > 1 else {}),
+            **({"KV_PORT": place.gpus_per_node} if deployment.phase in KV_ROLES else {}),
+        },
         chips_per_npu=2 if hardware.gpu.name in TWO_DIES else 1,
         environment=_environment(pool, hardware, model),
         local=local,
         tp=pool.tp,
         first_device=Shell("SLOT * {gpus}").filled(gpus=place.gpus_per_node) if place.per_node > 1 else 0,
         command=Shell('vllm serve "$MODEL"'),
-        arguments=[a.rendered() for a in [*_layout(pool, place, local), *_serving(deployment, engine, version, model)]],
+        arguments=[a.rendered() for a in [*_layout(pool, place, local), *_serving(deployment, subject, lengths)]],
     )
     return [Script(name, text)]
 
@@ -165,17 +170,21 @@ def _layout(pool: Pool, place: Placement, local: int) -> list[Argument]:
             Argument("--data-parallel-size", pool.dp),
             Argument("--data-parallel-rank", first),
             Argument("--data-parallel-address", Shell('"$HEAD_ADDRESS"')),
-            Argument("--data-parallel-rpc-port", DATA_PARALLEL_RPC_PORT),
+            Argument("--data-parallel-rpc-port", Shell('"$RPC_PORT"')),
         ]
     if pool.ep > 1:
         arguments.append(Argument("--enable-expert-parallel"))
     return arguments
 
 
-def _serving(deployment: Deployment, engine: EngineSpec, version: str, model: ModelSpec) -> list[Argument]:
+def _serving(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Argument]:
     pool = deployment.pool
-    arguments = [Argument("--max-model-len", max_model_len(deployment, model))]
-    arguments += knob_arguments(spelled(engine, version, pool.flags, deployment.phase))
+    arguments = [
+        Argument("--served-model-name", Shell('"$SERVED_NAME"')),
+        *needed_arguments(written(subject)),
+        Argument("--max-model-len", lengths.longest),
+    ]
+    arguments += knob_arguments(spelled(subject.engine, subject.version, pool.flags, deployment.phase))
     if recipe_name(deployment) == "int8":
         arguments.append(Argument("--quantization", "ascend"))
     if pool.draft_tokens:
@@ -221,13 +230,14 @@ def _transfer(deployment: Deployment) -> dict[str, Any]:
     }
 
 
-def _comments(deployment: Deployment, version: str, place: Placement, local: int) -> list[str]:
+def _comments(deployment: Deployment, subject: Subject, lengths: Lengths, place: Placement, local: int) -> list[str]:
     pool = deployment.pool
     where = f"{place.nodes} node(s) x {place.gpus_per_node} NPU dies per instance"
-    lines = [f"vLLM-Ascend {version}; {where}, {pool.instances} instance(s); written by autotune."]
+    lines = [f"vLLM-Ascend {subject.version}; {where}, {pool.instances} instance(s); written by autotune."]
     if deployment.phase in OTHER_SIDE:
         other = OTHER_SIDE[deployment.phase]
         lines.append(f"{deployment.phase.capitalize()} side of a pair: {other} instances must run with MooncakeConnectorV1 too.")
     if local > 1:
         lines.append(f"{local} servers on every node, at PORT to PORT + {local - 1}: all of them belong behind the proxy.")
-    return lines
+    lines.append(f"Requests of up to {lengths.longest:,} tokens are taken: {lengths.why}.")
+    return [*lines, *notes_of(subject)]

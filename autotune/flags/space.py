@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.exporters.lengths import LONGEST_OVER_MEAN
 from autotune.flags.rebalancing import best_rebalancing
 from autotune.layouts.enumerate import PAGE_TOKENS, backend_admissible
-from autotune.layouts.table import phase_of
+from autotune.layouts.table import kept_free_bytes, phase_of
 from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Ints
 from cost_models.dispatch import BACKENDS
+from cost_models.memory import state_bytes
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
 from search_spaces.schema import Knob, Value
@@ -26,6 +28,7 @@ LARGE_GPU_BATCHED_TOKENS = 16384
 LOW_LATENCY_BATCHED_TOKENS = 256
 """vLLM's default token budgets (engine/arg_utils.py)."""
 TOKEN_FACTORS = (0.5,)
+TOLERANCE = 1e-9
 Params = dict[str, Value]
 
 
@@ -55,6 +58,8 @@ class FlagSpace:
 
     def grid(self) -> dict[str, Ints]:
         """Every combination as index columns, (size,) each."""
+        if not self.values:
+            return {}
         digits = np.unravel_index(np.arange(self.size), [len(v) for v in self.values.values()])
         return dict(zip(self.values, digits, strict=True))
 
@@ -177,7 +182,8 @@ def kv_value(resolved: ResolvedProblem, dtype: str) -> str:
 
 
 def _needed_fraction(resolved: ResolvedProblem, row: Rows) -> float:
-    """Smallest memory fraction in whole per cent, with one to spare, that holds the row's batch.
+    """Memory fraction of a row: of a decode pool the smallest in whole per cent, with one to spare, that holds its batch and one
+    longest request; of a prefill pool all that may be filled, since caches stay until decode has pulled them.
 
     Never more than the safety margin leaves: an engine that bounds weights and KV alone also needs
     room for everything else beside them.
@@ -188,9 +194,20 @@ def _needed_fraction(resolved: ResolvedProblem, row: Rows) -> float:
     if resolved.engine.memory_fraction_covers == "weights_and_kv":
         covered = sum(float(line[0]) for name, line in memory.lines.items() if name.endswith(("weights", "kv_cache")))
     visible = resolved.hardware.gpu.hbm_visible_bytes.value
-    needed = math.ceil(covered / visible * 100 + 1) / 100
-    most = math.floor((resolved.memory_limit_bytes - (total - covered)) / visible * 1000) / 1000
+    limit = _highest_fraction(resolved, row) * visible
+    most = math.floor((limit - (total - covered)) / visible * 1000) / 1000
+    if resolved.phase == "prefill":
+        return round(most, 3)
+    longest = LONGEST_OVER_MEAN * resolved.problem.workload.peak_context_tokens
+    short = max(float(state_bytes(resolved.machine, row, longest)[0]) - float(memory.lines["kv_cache"][0]), 0.0)
+    needed = math.ceil((covered + short) / visible * 100 + 1) / 100
     return round(min(needed, most), 3)
+
+
+def _highest_fraction(resolved: ResolvedProblem, row: Rows) -> float:
+    """Share of device memory that everything together may fill."""
+    visible = resolved.hardware.gpu.hbm_visible_bytes.value
+    return (resolved.memory_limit_bytes - float(kept_free_bytes(resolved, row)[0])) / visible
 
 
 def _default(resolved: ResolvedProblem, knob: Knob, row: Rows) -> Value:
@@ -236,6 +253,8 @@ def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, fitting_size: int
         return [kv_value(resolved, "fp8")] if known else []
     if knob.kind == "bool":
         return [False, True]
+    if knob.name == "gpu_memory_fraction":
+        return [share for share in knob.candidates if share <= _highest_fraction(resolved, row) + TOLERANCE]
     return list(knob.candidates)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from autotune.documents.problem import DEFAULT_TRIALS
 from autotune.errors import OutputError
 from autotune.flags.evaluate import Evaluation, FlagEvaluator
 from autotune.flags.space import FlagSpace, Params
+from autotune.flags.storing import Store, open_store
 from search_spaces.schema import Value
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ ENUMERABLE = 400_000
 IN_MEMORY = "memory"
 STARTUP_TRIALS = 40
 """Random trials before TPE models the space; with fewer it settles on a local best more often."""
+OTHERS_TRIALS = 8
+"""Trials of other processes from which this one samples from theirs too."""
 TIE = 1e-4
 """Relative difference in score below which two settings count as equal."""
 
@@ -220,50 +223,106 @@ def random_search(scores: Scores, trials: int, seed: int) -> float | None:
 def run_study(
     scores: Scores, *, trials: int, seed: int, storage: str | None, study_name: str, on_trial: Callable[[], None] | None
 ) -> list[TrialRow]:
-    """Ask, evaluate, tell; a study found in the storage is continued up to `trials`."""
-    if not trials:
+    """Ask, evaluate, tell; a study found in the storage is continued up to `trials`, by all processes that share it together."""
+    if not trials or not scores.space.searched:
         return []
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = scores.space
-    study = _open_study(storage, study_name, seed, space, trials)
-    distributions: dict[str, Any] = {n: optuna.distributions.CategoricalDistribution(v) for n, v in space.searched.items()}
-    rows = [_row_of(trial, scores) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    if not rows:
-        for origin, params in (("analytic", space.analytic), ("defaults", space.defaults)):
-            study.enqueue_trial(
-                {name: params[name] for name in space.searched}, user_attrs={"origin": origin}, skip_if_exists=True
+    if storage is None or storage == IN_MEMORY:
+        return _in_memory(_new_study(seed, trials), space, scores, trials, on_trial)
+    with _storage_errors(storage):
+        store = open_store(storage, study_name)
+        kept = store.trials()
+    try:
+        if any(set(trial.params) != set(space.searched) or not _known(trial.params, space) for trial in kept):
+            raise OutputError(
+                f"study '{study_name}' in {storage} was made for another flag space; choose another storage or remove it"
             )
+        return _shared(_new_study(seed + len(kept), trials), store, kept, scores, trials, storage, on_trial)
+    finally:
+        with _storage_errors(storage):
+            store.close()
+
+
+def _in_memory(
+    study: optuna.Study, space: FlagSpace, scores: Scores, trials: int, on_trial: Callable[[], None] | None
+) -> list[TrialRow]:
+    _enqueue(study, space)
+    rows: list[TrialRow] = []
     while len(rows) < trials:
-        with _storage_errors(storage):
-            trial = study.ask(distributions)
-        params = space.complete(trial.params)
-        evaluation, at = scores.of(params)
-        with _storage_errors(storage):
-            for name, values in evaluation.constraints.items():
-                trial.set_constraint(name, float(values[at]))
-            study.tell(trial, float(evaluation.score[at]))
-        rows.append(_trial_row(trial.number, trial.user_attrs.get("origin", "tpe"), params, evaluation, at))
+        rows.append(_row_of(_trial(study, scores), scores))
         if on_trial:
             on_trial()
     return rows
 
 
-def _open_study(storage: str | None, name: str, seed: int, space: FlagSpace, trials: int) -> optuna.Study:
-    """A new or resumed study; anything wrong with the storage becomes one message."""
+def _shared(
+    study: optuna.Study,
+    store: Store,
+    kept: list[optuna.trial.FrozenTrial],
+    scores: Scores,
+    trials: int,
+    storage: str,
+    on_trial: Callable[[], None] | None,
+) -> list[TrialRow]:
+    """Trials sampled here and kept there, until there are enough; those of other processes join what is sampled from."""
+    study.add_trials(kept)
+    if not kept:
+        _enqueue(study, scores.space)
+    known = len(kept)
+    while known < trials:
+        trial = _trial(study, scores)
+        with _storage_errors(storage):
+            number = store.add(trial, trials)
+            if number is None:
+                break
+            if number - known >= OTHERS_TRIALS:
+                study = _rejoined(study, store)
+                number = len(study.trials) - 1
+        known = number + 1
+        if on_trial:
+            on_trial()
+    with _storage_errors(storage):
+        return [_row_of(trial, scores) for trial in store.trials()[:trials]]
+
+
+def _rejoined(study: optuna.Study, store: Store) -> optuna.Study:
+    """A study of all trials that are kept, whose sampler goes its own way: with one seed all processes would try the same."""
+    import optuna
+
+    study.sampler.reseed_rng()
+    joined = optuna.create_study(direction="maximize", sampler=study.sampler)
+    joined.add_trials(store.trials())
+    return joined
+
+
+def _trial(study: optuna.Study, scores: Scores) -> optuna.trial.FrozenTrial:
+    """One more trial, finished."""
+    import optuna
+
+    searched = scores.space.searched
+    trial = study.ask({name: optuna.distributions.CategoricalDistribution(values) for name, values in searched.items()})
+    evaluation, at = scores.of(scores.space.complete(trial.params))
+    for name, values in evaluation.constraints.items():
+        trial.set_constraint(name, float(values[at]))
+    return study.tell(trial, float(evaluation.score[at]))
+
+
+def _new_study(seed: int, trials: int) -> optuna.Study:
     import optuna
 
     startup = min(STARTUP_TRIALS, max(trials // 3, 1))
-    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=startup)
-    if storage in (None, IN_MEMORY):
-        return optuna.create_study(direction="maximize", sampler=sampler)
-    with _storage_errors(storage):
-        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="maximize", sampler=sampler)
-        finished = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-    if any(set(trial.params) != set(space.searched) or not _known(trial.params, space) for trial in finished):
-        raise OutputError(f"study '{name}' in {storage} was made for another flag space; choose another storage or remove it")
-    return study
+    sampler = optuna.samplers.TPESampler(seed=seed % 2**32, multivariate=True, n_startup_trials=startup)
+    return optuna.create_study(direction="maximize", sampler=sampler)
+
+
+def _enqueue(study: optuna.Study, space: FlagSpace) -> None:
+    """The analytic point and the engine's defaults come first."""
+    for origin, params in (("analytic", space.analytic), ("defaults", space.defaults)):
+        asked = {name: params[name] for name in space.searched}
+        study.enqueue_trial(asked, user_attrs={"origin": origin}, skip_if_exists=True)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 
 from autotune.documents.plan import AlternativeSummary, SizeSummary
 from autotune.layouts.families import FAMILIES, Family, Limits, excess, feasible
-from autotune.layouts.table import LayoutTable, build_table, kernel_size_limit, phase_of
+from autotune.layouts.table import LayoutTable, build_table, kept_free_bytes, kernel_size_limit, phase_of
 from autotune.resolving import ResolvedProblem, resolve_problem, usable_recipes
 from cost_models.arrays import Floats, as_floats
 from cost_models.prefill import prefill_step
@@ -77,9 +77,10 @@ def _missing(resolved: ResolvedProblem, table: LayoutTable, limits: Limits, fami
 def _describe_memory(resolved: ResolvedProblem, table: LayoutTable, row: int, limits: Limits) -> str:
     one = table.rows.take(np.array([row]))
     memory = phase_of(resolved).memory(resolved.machine, one, resolved.problem.workload)
-    lines = sorted(((float(v[0]), name) for name, v in memory.lines.items()), reverse=True)
+    kept = float(kept_free_bytes(resolved, one)[0])
+    lines = sorted([(kept, "kept free"), *((float(v[0]), name) for name, v in memory.lines.items())], reverse=True)
     parts = " + ".join(f"{name} {value / GB:.1f} GB" for value, name in lines[:5] if value > 0)
-    total = float(memory.total_bytes[0])
+    total = float(memory.total_bytes[0]) + kept
     return (
         f"Closest is {_sized_label(resolved, table, row)}: {parts} + rest = "
         f"{total / GB:.1f} GB per GPU exceeds {limits.memory_bytes / GB:.1f} GB by {(total - limits.memory_bytes) / GB:.1f} GB."

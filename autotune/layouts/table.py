@@ -12,7 +12,8 @@ from autotune.documents.knobs import VARIANT_COLUMNS
 from autotune.layouts.enumerate import layout_rows, rule_subject, token_limits
 from autotune.layouts.phases import PHASES, PhaseModel
 from autotune.resolving import ResolvedProblem
-from cost_models.arrays import Floats, Ints, distinct_rows
+from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
+from cost_models.dispatch import BACKENDS
 from cost_models.rows import Rows
 from search_spaces.rules import SIZED_RULES, legal
 
@@ -80,6 +81,22 @@ def build_table(resolved: ResolvedProblem, gpus: int | None = None) -> LayoutTab
     return LayoutTable.concatenate([coarse, fitting, meeting])
 
 
+def kept_free_bytes(resolved: ResolvedProblem, rows: Rows) -> Floats:
+    """Memory that rows leave alone within the problem's margin, for what grows once an engine has taken its share, (rows,) [B].
+
+    Nothing where the margin was asked for.
+    """
+    margin = resolved.problem.memory_fraction
+    if "memory_fraction" in resolved.problem.model_fields_set:
+        return np.zeros(len(rows))
+    highest = np.full(len(BACKENDS), resolved.engine.highest_memory_fraction)
+    for choice in resolved.engine.backend_choices(resolved.version):
+        code = BACKENDS.index(choice.model_in(resolved.phase))
+        highest[code] = min(highest[code], choice.highest_memory_fraction or 1.0)
+    visible = resolved.hardware.gpu.hbm_visible_bytes.value
+    return as_floats(np.maximum(margin - highest[rows.backend], 0.0) * visible)
+
+
 def cost_rows(resolved: ResolvedProblem, rows: Rows, gpus: int | None = None) -> LayoutTable:
     """Cost and memory of complete rows."""
     phase, workload = phase_of(resolved), resolved.problem.workload
@@ -96,7 +113,7 @@ def cost_rows(resolved: ResolvedProblem, rows: Rows, gpus: int | None = None) ->
         latency_s=cost.latency_s,
         instance_tokens_per_s=cost.tokens_per_s_per_gpu * rows.gpus,
         instance_sequences=rows.batch * rows.dp,
-        memory_bytes=memory.total_bytes,
+        memory_bytes=memory.total_bytes + kept_free_bytes(resolved, rows),
         max_instances=max_instances(resolved, rows.gpus, budget),
     )
 
@@ -121,11 +138,11 @@ def kernel_size_limit(resolved: ResolvedProblem, rows: Rows) -> Ints:
 
 def largest_fitting_size(resolved: ResolvedProblem, layouts: Rows) -> Ints:
     """Largest whole step of each layout that fits memory and kernels, by bisection; at least the smallest."""
-    phase = phase_of(resolved)
+    phase, kept = phase_of(resolved), kept_free_bytes(resolved, layouts)
 
     def fits(size: Ints) -> NDArray[np.bool_]:
         memory = phase.memory(resolved.machine, phase.sized(layouts, size), resolved.problem.workload)
-        return memory.total_bytes <= resolved.memory_limit_bytes
+        return memory.total_bytes + kept <= resolved.memory_limit_bytes
 
     return phase.whole(_bisect(fits, np.minimum(kernel_size_limit(resolved, layouts), phase.largest)))
 

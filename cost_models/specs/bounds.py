@@ -82,6 +82,9 @@ def _sizes(data: dict[str, Any], place: str) -> list[tuple[str, str, int]]:
     for name, value in data.items():
         if isinstance(value, dict):
             found += _sizes(value, f"{place}{name}.")
+        elif isinstance(value, tuple):
+            parts = enumerate(part for part in value if isinstance(part, dict))
+            found += [size for number, part in parts for size in _sizes(part, f"{place}{name}.{number}.")]
         elif isinstance(value, int) and not isinstance(value, bool):
             found.append((f"{place}{name}", name, value))
     return found

@@ -76,8 +76,8 @@ RULES = (
         engines=("vllm", "vllm-ascend", "sglang", "trtllm"),
         broken=_pairs,
         because=lambda s: (
-            f"a {s.role} pool of a pair cannot have pipeline stages in {s.engine.title} (pp {int(s.rows.pp[0])}): its connector "
-            f"does not hand KV caches over between stages"
+            f"{s.engine.title}'s connector takes no pipeline stages in a {s.role} pool: pp {int(s.rows.pp[0])} cannot hand KV "
+            f"caches over"
         ),
     ),
     Rule(

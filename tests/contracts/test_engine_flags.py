@@ -58,7 +58,7 @@ def emitted_flags(argv: list[str]) -> dict[str, str | None]:
 
 
 ROUTED = {"PREFILL_URLS": "http://10.0.0.1:8000 http://10.0.0.1:8001", "DECODE_URLS": "http://10.0.0.2:8000"}
-NODE = {"HEAD_ADDRESS": "10.0.0.1", "NODE_ADDRESS": "10.0.0.2", "NODE_RANK": "1"}
+NODE = {"HEAD_ADDRESS": "10.0.0.1", "NODE_ADDRESS": "10.0.0.2", "NODE_RANK": "1", "NIC": "eth0"}
 
 
 def check_against_parser(recorded: dict, engine: str, release: str) -> None:
@@ -167,6 +167,7 @@ def test_a_vllm_prefill_instance_offloads_and_produces(tmp_path):
 def test_an_sglang_prefill_instance_gets_totals_and_a_bootstrap_port(tmp_path):
     flags = {**OFFLOAD, "all2all_backend": "deepep"}
     plan = prefill_deployment("sglang", None, dp=4, ep=4, all2all_backend="deepep_normal", overlap="two_batch", flags=flags)
+    plan = plan.model_copy(update={"precision": "fp8-block"})  # NVFP4 has no normal kernels
     recorded = run_script(export(plan)[0].text, tmp_path, **NODE, BOOTSTRAP_PORT="9100")
     check_against_parser(recorded, "sglang", "0.5.23")
     emitted = emitted_flags(recorded["argv"])
@@ -246,7 +247,8 @@ def test_every_vllm_knob_in_every_version(version, tmp_path):
     flags = emitted_flags(recorded["argv"])
     assert json.loads(flags["--speculative-config"]) == {"method": "mtp", "num_speculative_tokens": 1}
     assert json.loads(flags["--eplb-config"])["window_size"] == 100
-    assert json.loads(flags["--kv-transfer-config"]) == {"kv_connector": "NixlConnector", "kv_role": "kv_consumer"}
+    transfer = {"kv_connector": "NixlConnector", "kv_role": "kv_consumer", "kv_load_failure_policy": "fail"}
+    assert json.loads(flags["--kv-transfer-config"]) == transfer
     assert flags["--data-parallel-start-rank"] == "4"  # node 1 of 4 GPUs each
     chunk = load_engine("vllm").has("moe_dp_chunk_tokens", version)
     assert ("VLLM_MOE_DP_CHUNK_SIZE" in recorded["env"]) is chunk

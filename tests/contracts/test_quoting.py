@@ -98,7 +98,7 @@ def test_a_checkpoint_s_folder_reaches_the_engine_as_it_is(tmp_path, engine, fol
     }  # fmt: skip
     for script in export(Deployment.model_validate(document)):
         text = script.text.replace("python3 -m", "vllm -m")
-        words = bash(text, tmp_path / "run", URL="http://u", NODE_ADDRESS="n", NIC="e")
+        words = bash(text, tmp_path / "run", URL="http://u", NODE_ADDRESS="n", NIC="e", WAIT_S="0")
         assert str(where) in words
 
 

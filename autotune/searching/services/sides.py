@@ -9,6 +9,7 @@ import numpy as np
 
 from autotune.documents.deployment import Load
 from autotune.errors import ProblemError
+from autotune.layouts.enumerate import rule_subject
 from autotune.layouts.families import Limits, feasible
 from autotune.layouts.table import LayoutTable, build_table
 from autotune.resolving import ResolvedProblem, resolve_problem
@@ -16,8 +17,10 @@ from autotune.serving.traffic import as_decoded, as_prefilled, requests_of
 from cost_models.arrays import Floats, as_floats
 from cost_models.kv_transfer import HandoverCoefficients, handover_bytes_s, link_bytes_per_s
 from cost_models.memory import state_bytes
+from cost_models.rows import Rows
 from cost_models.serving import ServiceCoefficients
 from cost_models.specs.workload import Workload
+from search_spaces.rules import pair_findings
 
 TTFT_STEPS = {"p50": 1.5, "p95": 1.95, "p99": 2.0}
 """Prefill steps that a prompt waits for and takes: the rest of the one in progress, evenly distributed, and its own."""
@@ -95,6 +98,7 @@ def pools_of(resolved: ResolvedProblem) -> Pools:
         recipe = prefill.machine.recipe.with_kv_cache(decode.machine.recipe.kv_cache)
         prefill = dataclasses.replace(prefill, machine=dataclasses.replace(prefill.machine, recipe=recipe))
     prefill = _with_workload(dataclasses.replace(prefill, pool="prefill"), traffic.prefilled, prompt_limit_s(resolved))
+    _check_pair(prefill, decode)
     return Pools(traffic, prefill, decode, aggregated)
 
 
@@ -130,6 +134,12 @@ def _check_reach(prefill: ResolvedProblem, decode: ResolvedProblem) -> None:
         raise ProblemError(f"the pools cannot reach each other: {names[0]}, {names[1]}; choose hardware on one kind of network")
     if prefill.hardware.gpu.vendor != decode.hardware.gpu.vendor:
         raise ProblemError(f"the pools cannot share a model in one engine: {prefill.hardware.name} and {decode.hardware.name}")
+
+
+def _check_pair(prefill: ResolvedProblem, decode: ResolvedProblem) -> None:
+    """The engine exchanges KV caches between the pools; raises ProblemError with its rule where it does not."""
+    for finding in pair_findings(rule_subject(prefill, Rows.of()), rule_subject(decode, Rows.of())):
+        raise ProblemError(f"the pools cannot exchange KV caches: {finding.line()}")
 
 
 def _network(technology: str) -> set[str]:

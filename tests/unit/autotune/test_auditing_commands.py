@@ -18,7 +18,7 @@ from autotune.predicting.step import predict
 from autotune.searching.pools import search
 from autotune.serving.predicting import predict_service
 from cost_models.catalog import load_model
-from cost_models.errors import CatalogError
+from cost_models.errors import AutotuneError, CatalogError
 
 RECIPES = Path(__file__).parents[2] / "fixtures" / "recipes"
 
@@ -69,7 +69,7 @@ def test_our_own_scripts_come_back_as_the_plan(engine, hardware):
     ],
 )
 def test_bad_command_lines_get_one_message(old, new, message):
-    with pytest.raises(ProblemError, match=message):
+    with pytest.raises(AutotuneError, match=message):
         read_command(SCRIPT.replace(old, new), hardware="hgx-h200", isl_tokens=2000, osl_tokens=2000)
 
 

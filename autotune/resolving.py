@@ -22,7 +22,7 @@ from search_spaces.schema import EngineSpec
 if TYPE_CHECKING:
     from autotune.placement.skew import RecordedSkew
 
-RECIPE_PREFERENCE = ("nvfp4", "fp8-block", "mxfp4", "int8", "bf16")
+RECIPE_PREFERENCE = ("nvfp4", "fp8-block", "fp8-tensor", "mxfp8", "mxfp4", "mxfp4-mxfp8", "int8", "int4", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def choose_recipe(name: str | None, model: ModelSpec, hardware: HardwareSpec, ca
     Raises ProblemError naming what is missing for a recipe that cannot run.
     """
     if name is not None:
-        recipe = catalog.load_recipe(name)
+        recipe = catalog.recipe_of(name, model)
         if reason := why_not(recipe, model, hardware, calibration):
             usable = usable_recipes(model, hardware, calibration)
             raise ProblemError(f"precision {name} cannot run on {hardware.name}: {reason}. Usable: {', '.join(usable) or 'none'}")
@@ -136,32 +136,42 @@ def choose_recipe(name: str | None, model: ModelSpec, hardware: HardwareSpec, ca
             f"{model.name} has no checkpoint in a precision that {hardware.name} runs; "
             f"checkpoints: {', '.join(model.checkpoints) or 'none listed'}. Choose one with --precision"
         )
-    return catalog.load_recipe(usable[0])
+    return catalog.recipe_of(usable[0], model)
 
 
 def usable_recipes(model: ModelSpec, hardware: HardwareSpec, calibration: Calibration) -> list[str]:
     """Recipes with a checkpoint that the hardware and calibration support, best first."""
     names = [n for n in RECIPE_PREFERENCE if n in model.checkpoints]
-    return [n for n in names if why_not(catalog.load_recipe(n), model, hardware, calibration) is None]
+    return [n for n in names if why_not(catalog.recipe_of(n, model), model, hardware, calibration) is None]
 
 
 def why_not(recipe: PrecisionRecipe, model: ModelSpec, hardware: HardwareSpec, calibration: Calibration) -> str | None:
     """Why a recipe cannot be priced on the hardware, or None."""
     machine = Machine(model, hardware, recipe, calibration)
+    if foreign := foreign_dtype(recipe, hardware):
+        return foreign
     try:
         for dtype in recipe.compute_dtypes():
             hardware.gpu.peak_flops_per_s(dtype)
         for matrix in model.matrices():
             if matrix.family not in ("experts", "embedding"):
-                calibration.entry("dense_gemm", machine.dtype(matrix.family))
+                machine.entry("dense_gemm", machine.dtype(matrix.family))
         if model.moe:
-            calibration.entry("grouped_gemm", recipe.experts)
+            machine.entry("grouped_gemm", recipe.experts)
         for kind in model.attentions:
             for family, variant in kind.requirements(recipe, "decode"):
                 calibration.entry(family, variant)
     except MissingFactError as error:
         return str(error)
     return None
+
+
+def foreign_dtype(recipe: PrecisionRecipe, hardware: HardwareSpec) -> str | None:
+    """What of a recipe the hardware's tensor cores do not take, as text; none where they take all."""
+    dtype = recipe.foreign_dtype(hardware.gpu.architecture)
+    if dtype is None:
+        return None
+    return f"{hardware.gpu.name} ({hardware.gpu.architecture}) has no tensor cores for {dtype}"
 
 
 def _check_sizes(problem: Problem, hardware: HardwareSpec, model: ModelSpec, gpus: int) -> None:
@@ -243,11 +253,11 @@ def _assumed(problem: Problem, engine: EngineSpec, version: str, recipe: Precisi
     return tuple(unset)
 
 
-def resolve_recipe(choice: str | PrecisionChoice) -> PrecisionRecipe:
-    """A named recipe, with overrides where the deployment gives them."""
+def resolve_recipe(choice: str | PrecisionChoice, model: ModelSpec) -> PrecisionRecipe:
+    """A named recipe as the model's checkpoint is stored in it, with overrides where the deployment gives them."""
     if isinstance(choice, str):
-        return catalog.load_recipe(choice)
-    recipe = catalog.load_recipe(choice.recipe)
+        return catalog.recipe_of(choice, model)
+    recipe = catalog.recipe_of(choice.recipe, model)
     changed = {k: v for k, v in choice.model_dump(exclude={"recipe"}).items() if v is not None}
     return recipe.model_copy(update={**changed, "name": f"{recipe.name}*"} if changed else {})
 

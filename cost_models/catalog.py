@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from cost_models.calibration import Calibration, merged
-from cost_models.errors import CatalogError, unknown_name
-from cost_models.huggingface import model_from_config, native_precision
-from cost_models.reading import check_numbers, first_line, parse_json, parse_yaml, read_text
+from cost_models.checkpoints import Checkpoint, checkpoints_of, find_checkpoint, unknown_model
+from cost_models.errors import CatalogError, InputError, UnsupportedModelError, unknown_name
+from cost_models.huggingface import NOT_MODELLED, CheckpointFiles, model_from_config, model_from_files
+from cost_models.reading import check_numbers, first_line, kind_of, named, parse_yaml, read_text
 from cost_models.specs.bounds import check_model
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
@@ -39,7 +40,7 @@ def read_yaml(path: Path) -> Any:
 def validated(kind: type[M], data: Any, origin: str) -> M:
     """A document checked against its schema; every field error on a line of its own."""
     if not isinstance(data, dict):
-        raise CatalogError(f"{origin}: expected a mapping of keys, found {type(data).__name__}")
+        raise CatalogError(f"{origin}: expected a mapping of keys, found {kind_of(data)}")
     check_numbers(data, origin)
     try:
         return kind.model_validate(data)
@@ -108,31 +109,77 @@ def model_names() -> list[str]:
 
 
 def load_model(name: str) -> ModelSpec:
-    """Preset by name, or a Hugging Face config.json by path; raises UnsupportedModelError or CatalogError."""
-    if looks_like_path(name):
-        return _model_of(read_text(Path(name), pipe=True), Path(name))
-    return _model(name)
+    """Preset by name, known checkpoint by organisation/name, or a checkpoint's folder or config.json by path.
+
+    A known checkpoint is its preset in the precision it is stored in. Raises UnsupportedModelError, InputError or CatalogError.
+    """
+    if name in model_names():
+        return _preset(name)
+    if _on_disk(name):
+        return _model_of_files(CheckpointFiles.at(Path(name)))
+    if checkpoint := find_checkpoint(name):
+        return _model_of(checkpoint)
+    if known := checkpoints_of(name.lower()):
+        raise _no_preset(known[0])
+    raise CatalogError(unknown_model(name, model_names()))
+
+
+def _on_disk(name: str) -> bool:
+    """Whether a name is meant as a file, or is one or a folder."""
+    if name.endswith((".json", ".yaml", ".yml")):
+        return True
+    try:
+        named(Path(name))
+    except InputError:
+        return False
+    return True
 
 
 @functools.cache
-def _model(name: str) -> ModelSpec:
-    if name not in model_names():
-        raise CatalogError(unknown_name("model", name, model_names()) + ", or a path to a config.json")
+def _preset(name: str) -> ModelSpec:
     document = _packaged("models", name)
     model = model_from_config(document["config"], name=name, source=document["source"])
-    extra = {key: document[key] for key in ("title", "checkpoints", "published") if key in document}
+    extra = {key: document[key] for key in ("title", "checkpoints", "stored", "published") if key in document}
     return ModelSpec.model_validate({**model.model_dump(), **extra})
 
 
 @functools.lru_cache(maxsize=KEPT_FILES)
-def _model_of(text: str, path: Path) -> ModelSpec:
-    config = parse_json(text, path, unique=True)
-    if not isinstance(config, dict):
-        raise CatalogError(f"{path}: expected a Hugging Face config object, found {type(config).__name__}")
-    check_numbers(config, path)
-    name = path.resolve().parent.name if path.name == "config.json" else path.stem
-    model = check_model(model_from_config(config, name=name or "model", source=str(path)), str(path))
-    return model.model_copy(update={"checkpoints": {native_precision(config): str(path.resolve().parent)}})
+def _model_of_files(files: CheckpointFiles) -> ModelSpec:
+    fields = {recipe.name: recipe.model_dump() for recipe in recipes().values()}
+    return check_model(model_from_files(files, fields), files.origin)
+
+
+@functools.cache
+def _model_of(checkpoint: Checkpoint) -> ModelSpec:
+    """The preset with this as its only checkpoint."""
+    if checkpoint.model not in model_names():
+        raise _no_preset(checkpoint)
+    if checkpoint.precision not in recipes():
+        raise UnsupportedModelError(f"{checkpoint.name} is stored in {checkpoint.precision}, which no precision recipe describes")
+    preset = _preset(checkpoint.model)
+    changes: dict[str, Any] = {
+        "name": checkpoint.folder,
+        "title": f"{checkpoint.name} ({preset.title})",
+        "checkpoints": {checkpoint.precision: checkpoint.name},
+        "stored": {checkpoint.precision: stored_in(checkpoint)},
+        "max_context_tokens": checkpoint.context_tokens or preset.max_context_tokens,
+    }
+    return preset.model_copy(update=changes)
+
+
+def stored_in(checkpoint: Checkpoint) -> dict[str, str]:
+    """Fields of its recipe that a known checkpoint has otherwise: its own, else those of the preset's."""
+    return dict(checkpoint.stored) or _preset(checkpoint.model).stored.get(checkpoint.precision, {})
+
+
+def _no_preset(checkpoint: Checkpoint) -> UnsupportedModelError:
+    part = NOT_MODELLED.get(checkpoint.architecture or "")
+    if part:
+        return UnsupportedModelError(f"{checkpoint.model} ({checkpoint.name}): not modelled: {part}")
+    return UnsupportedModelError(
+        f"{checkpoint.name} is known (stored in {checkpoint.precision}), but no configuration of it is shipped: "
+        "give its folder or config.json with --model"
+    )
 
 
 @functools.cache
@@ -147,6 +194,13 @@ def load_recipe(name: str) -> PrecisionRecipe:
     if name not in recipes():
         raise CatalogError(unknown_name("precision", name, recipes()))
     return recipes()[name]
+
+
+def recipe_of(name: str, model: ModelSpec) -> PrecisionRecipe:
+    """A recipe as a model's checkpoint in it is stored."""
+    recipe = load_recipe(name)
+    stored = model.stored.get(name)
+    return validated(PrecisionRecipe, {**recipe.model_dump(), **stored}, model.source) if stored else recipe
 
 
 def calibration_names() -> list[str]:

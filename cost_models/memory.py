@@ -88,7 +88,8 @@ def decode_memory(machine: Machine, rows: Rows, workload: Workload) -> Memory:
     """
     c = machine.coefficients("memory", "default", MemoryCoefficients)
     tokens = _buffer_tokens(rows)
-    activations = _activation_bytes(machine, rows, "decode", tokens, tokens, c)
+    sampled = as_floats(np.ceil(rows.batch / rows.pp) * (1 + rows.drafts))
+    activations = _activation_bytes(machine, rows, "decode", tokens, sampled, c)
     sequence = sequence_bytes(machine, rows, workload)
     return _memory(machine, rows, c, sequence, sequence.of_batch(rows.batch), tokens, activations)
 
@@ -172,9 +173,25 @@ def expert_bytes(machine: Machine, rows: Rows) -> Floats:
     moe = machine.model.moe
     if moe is None:
         return np.zeros(len(rows))
-    one_copy = sum(_stored_bytes(machine, m) for m in machine.model.layer_matrices() if m.family == "experts") / moe.experts
-    slots = (moe.experts + rows.redundant_experts) / rows.ep
-    return as_floats(one_copy * slots / rows.moe_tp)
+    matrices = [matrix for matrix in machine.model.layer_matrices() if matrix.family == "experts"]
+    one_copy = sum(_expert_slice_bytes(machine, matrix, as_floats(rows.moe_tp)) for matrix in matrices)
+    return as_floats(one_copy * (moe.experts + rows.redundant_experts) / rows.ep)
+
+
+def _expert_slice_bytes(machine: Machine, matrix: Matrix, shards: Floats) -> Floats:
+    """One expert's slice of a matrix on one of `shards` ranks, in all layers, as its kernels hold it: padded [B].
+
+    Gate and up are fused but padded apart.
+    """
+    info, moe = DTYPES[machine.dtype("experts")], machine.model.moe
+    assert moe is not None
+    cut, kept = (matrix.n, matrix.k) if matrix.sharding == "column" else (matrix.k, matrix.n)
+    fused = max(cut // moe.intermediate, 1)
+    width = cut / fused / shards
+    if info.width_multiple > 1:
+        width = np.ceil(width / info.width_multiple) * info.width_multiple
+    kept = -(-kept // info.hidden_multiple) * info.hidden_multiple
+    return as_floats(fused * width * kept * matrix.layers * info.weight_bytes)
 
 
 def offloadable_layer_bytes(machine: Machine, rows: Rows) -> list[Floats]:
@@ -261,7 +278,11 @@ def _buffer_tokens(rows: Rows) -> Floats:
 def _activation_bytes(
     machine: Machine, rows: Rows, phase: Phase, tokens: Floats, sampled: Floats, c: MemoryCoefficients
 ) -> Floats:
-    """Widest live tensors of a layer, gathered tokens where the backend gathers them, and the logits of `sampled` tokens."""
+    """Widest live tensors of a layer, gathered tokens where the backend gathers them, and the logits of `sampled` tokens.
+
+    Every rank gathers the whole vocabulary and samples from a copy in FP32 (vllm 0.33 layers/logits_processor.py,
+    v1/sample/sampler.py; sglang 0.5.23 layers/logits_processor.py).
+    """
     model = machine.model
     own = tokens * model.hidden * 2 * c.activation_passes
     tp = as_floats(rows.tp)
@@ -270,8 +291,9 @@ def _activation_bytes(
     experts = 0.0
     if model.moe:
         pairs = gathered * model.moe.top_k / rows.ep
-        experts = pairs * (2 * model.moe.intermediate / rows.moe_tp + model.hidden) * 2 + gathered * model.hidden * 2
-    logits = sampled * model.vocab / rows.tp * 6
+        inner = model.moe.routed_hidden(model.hidden)
+        experts = pairs * (2 * model.moe.intermediate / rows.moe_tp + inner) * 2 + gathered * inner * 2
+    logits = sampled * model.vocab * 6
     return as_floats(own + query + experts + logits)
 
 
@@ -282,10 +304,11 @@ def _dispatch_buffer_bytes(machine: Machine, rows: Rows, tokens: Floats, c: Memo
     chunk = np.where(rows.moe_chunk_tokens > 0, np.minimum(rows.moe_chunk_tokens, UNLIMITED), tokens)
     buffered = np.minimum(tokens, chunk)
     slots = model.moe.experts + rows.redundant_experts
-    low_latency = 4 * slots * buffered * (2 * model.hidden + model.hidden / 32)
+    hidden = model.moe.routed_hidden(model.hidden)
+    low_latency = 4 * slots * buffered * (2 * hidden + hidden / 32)
     element = DTYPES[machine.recipe.dispatch].activation_bytes
-    one_sided = rows.dp * buffered * (payload_bytes(model.hidden, element, model.moe.top_k) + 2 * model.hidden)
-    gathered = rows.dp * buffered * 4 * model.hidden
+    one_sided = rows.dp * buffered * (payload_bytes(hidden, element, model.moe.top_k) + 2 * hidden)
+    gathered = rows.dp * buffered * 4 * hidden
     by_backend = {
         "none": np.zeros(len(rows)),
         "allgather_reducescatter": gathered,

@@ -143,8 +143,8 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     entering = _entering_tokens(moe, rows, total, pairs)
     info = machine.dtype_info("experts")
     shape: dict[str, Any] = {
-        "hidden": machine.model.hidden,
-        "intermediate": moe.intermediate,
+        "hidden": moe.routed_hidden(machine.model.hidden),
+        "intermediate": moe.gemm_intermediate,
         "weight_bytes": info.weight_bytes,
         "peak_flops_per_s": machine.peak_flops_per_s("experts"),
         "hbm_bytes_per_s": machine.hbm_bytes_per_s,
@@ -209,7 +209,7 @@ def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio:
     links = machine.links
     info = machine.dtype_info(direction)
     element = info.activation_bytes
-    hidden = machine.model.hidden
+    hidden = moe.routed_hidden(machine.model.hidden)
     token_bytes = payload_bytes(hidden, element, moe.top_k) if direction == "dispatch" else hidden * element
     parts = [np.zeros(len(rows)), np.zeros(len(rows))]
     for kind in np.unique(rows.backend):
@@ -241,7 +241,7 @@ def _rebalance(machine: Machine, rows: Rows) -> Timing:
     moe = machine.model.moe
     assert moe is not None
     dynamics = machine.calibration.get("balance", "dynamics", EplbDynamics)
-    expert_bytes = 3 * machine.model.hidden * moe.intermediate * machine.dtype_info("experts").weight_bytes
+    expert_bytes = moe.expert_parameters(machine.model.hidden) * machine.dtype_info("experts").weight_bytes
     slots = moe.experts + rows.redundant_experts
     links = machine.links
     bandwidth = np.where(rows.ep <= links.domain_gpus, links.scale_up_bytes_per_s, links.scale_out_bytes_per_s)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import re
 from importlib import resources
 
 from cost_models.catalog import validated
 from cost_models.errors import CatalogError, unknown_name
 from cost_models.reading import parse_yaml
-from search_spaces.schema import EngineSpec
+from search_spaces.schema import EngineSpec, version_key
+
+VERSION = re.compile(r"^\d+(\.\w+)*$")
 
 
 def engine_names() -> list[str]:
@@ -27,13 +30,29 @@ def load_engine(name: str) -> EngineSpec:
 
 
 def resolve_version(engine: EngineSpec, version: str | None) -> str:
-    """A supported version: the newest when none is given; 0.33.0 means 0.33.
+    """A supported version: the newest when none is given; 0.33.0 means 0.33, and one between two known ones the older of them.
 
-    Raises CatalogError naming the supported ones: a version in between may lack a flag.
+    Raises CatalogError naming the supported ones for what is older or newer than all of them.
     """
     if version is None:
         return engine.newest
     for known in engine.versions:
         if version in (known.version, known.release):
             return known.version
+    below = [known.version for known in engine.versions if version_key(known.version) <= version_key(version)]
+    newest = version_key(engine.newest)
+    if VERSION.match(version) and below and version_key(version)[: len(newest)] <= newest:
+        return below[-1]
     raise CatalogError(unknown_name(f"{engine.name} version", version, [v.version for v in engine.versions]))
+
+
+def version_note(engine: EngineSpec, version: str | None) -> str | None:
+    """Which release's options stand for a version that has no list of its own, and what its times were measured with."""
+    found = resolve_version(engine, version)
+    known = next(v for v in engine.versions if v.version == found)
+    notes = []
+    if version not in (None, known.version, known.release):
+        notes.append(f"{engine.title} {version} has no list of options here: that of {known.release} was used")
+    if known.priced_as:
+        notes.append(f"{engine.title} {found} is priced with times of {known.priced_as}")
+    return "; ".join(notes) or None

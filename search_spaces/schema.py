@@ -117,6 +117,8 @@ class Spelling(Ranged):
     kind: Literal["flag", "env"]
     name: str
     """`--option.field` is a field of an option that takes a document."""
+    value: str | None = None
+    """What a switch stands for, where it is one value of a choice."""
     off: str | None = None
     """What switches it off, where a switch is on by itself."""
 
@@ -164,6 +166,8 @@ class EngineVersion(Spec):
 
     version: str
     release: str
+    priced_as: str | None = None
+    """Releases whose kernels and gaps its times stand on, where none of its own generation were measured."""
     api_servers_per: Literal["node", "dp_rank"] = "node"
     """How many API processes it starts by default under hybrid load balancing."""
 

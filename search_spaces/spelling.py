@@ -30,6 +30,8 @@ def spelled(engine: EngineSpec, version: str, flags: Mapping[str, Value], role: 
         spelling = knob.spelling(version)
         if value is None or spelling is None or not _written(knob, value, flags, role):
             continue
+        if spelling.value not in (None, value):
+            continue
         if spelling.kind == "env":
             found.environment[spelling.name] = str(int(value)) if isinstance(value, bool) else str(value)
         elif "." in spelling.name:
@@ -37,7 +39,7 @@ def spelled(engine: EngineSpec, version: str, flags: Mapping[str, Value], role: 
             document = found.options.setdefault(name, {})
             assert isinstance(document, dict)
             document[path] = value
-        elif not isinstance(value, bool):
+        elif spelling.value is None and not isinstance(value, bool):
             found.options[spelling.name] = value
         elif value or spelling.off:
             found.options[spelling.name if value else str(spelling.off)] = None

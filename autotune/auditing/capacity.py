@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from autotune.documents.deployment import Deployment
 from autotune.documents.prediction import Prediction
@@ -15,15 +16,26 @@ def room(prediction: Prediction) -> int:
     return prediction.kv_sequences
 
 
-def covering_all(deployment: Deployment, fraction: float) -> Deployment:
-    """The deployment with a memory fraction of everything, given one of weights and KV cache alone (SGLang's).
+def with_cache_of(deployment: Deployment, size: int, unit: Literal["bytes", "tokens"]) -> tuple[Deployment, str]:
+    """The deployment with a KV cache of so many bytes, or of at most so many tokens, on every attention-DP rank; why not, else.
 
-    What is neither lies beside it, as far as there is memory.
+    The memory fraction becomes that of everything beside the cache and of the cache itself.
     """
+    step = predict(deployment)
     visible = load_hardware(deployment.hardware).gpu.hbm_visible_bytes.value
-    lines = predict(deployment).memory
-    beside = sum(line.bytes for line in lines if not line.name.endswith("weights") and line.name != "kv_cache")
-    return deployment.with_pool(deployment.phase, memory_fraction=min(fraction + beside / visible, 1.0))
+    beside = step.memory_total_bytes - next(line.bytes for line in step.memory if line.name == "kv_cache")
+    room_bytes = step.memory_limit_bytes - beside
+    if unit == "tokens":
+        if size >= step.kv_capacity_tokens:
+            return deployment, ""
+        size = int(size / step.kv_capacity_tokens * room_bytes)
+    if beside + size > visible:
+        over = (beside + size - visible) / 1e9
+        return (
+            deployment,
+            f"{beside / 1e9:.1f} GB lie beside it, {over:.1f} GB more than a device of {visible / 1e9:.1f} GB holds",
+        )
+    return deployment.with_pool(deployment.phase, memory_fraction=(beside + size) / visible), ""
 
 
 def as_it_runs(deployment: Deployment) -> tuple[Deployment, str]:

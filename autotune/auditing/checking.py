@@ -12,7 +12,7 @@ from autotune.auditing.capacity import room
 from autotune.auditing.conflicts import Written, audit, unlaunchable
 from autotune.auditing.edits import Edit, pool_edits, service_edits
 from autotune.auditing.goals import GoalLine, Goals, pool_goals, service_goals
-from autotune.auditing.verdict import Change, PoolMemory, Verdict
+from autotune.auditing.verdict import Answer, Change, PoolMemory, Verdict
 from autotune.documents.deployment import Deployment, PoolRole
 from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction
 from autotune.errors import ProblemError
@@ -25,6 +25,7 @@ from search_spaces.loader import load_engine, resolve_version
 
 if TYPE_CHECKING:
     from autotune.auditing.commands import ReadCommand
+    from autotune.auditing.unmodelled import Unmodelled
 
 PAIRS_LOOKED_AT = 24
 SHOWN = 3
@@ -110,11 +111,15 @@ def check(deployment: Deployment, goals: Goals, command: ReadCommand | None = No
     """
     aggregated = command is not None and command.aggregated
     plan = outcome(deployment, goals, aggregated=aggregated, written=command.written if command else None)
+    unknown = command.unmodelled if command else ()
     found, looked_at = ((), 0) if plan.works else smallest_changes(plan, goals, aggregated=aggregated)
     if command is not None:
         plan = dataclasses.replace(plan, conflicts=(*command.conflicts, *plan.conflicts))
+    answer = _answer(plan, unknown)
     return Verdict(
-        works=plan.works,
+        works=answer == "works",
+        answer=answer,
+        unmodelled=tuple(option.line() for option in unknown) if answer == "cannot say" else (),
         conflicts=plan.conflicts,
         fits=plan.fits,
         memory=tuple(_memory(phase, step) for phase, step in plan.steps.items()),
@@ -124,10 +129,53 @@ def check(deployment: Deployment, goals: Goals, command: ReadCommand | None = No
         ttft_p99_s=plan.service.ttft_s.p99 if plan.service else None,
         gpus=plan.gpus,
         bottleneck=_bottleneck(plan),
-        remarks=(*(command.remarks if command else ()), *plan.doubts, *remarks(plan), *_not_written(plan)),
+        remarks=(
+            *(command.remarks if command else ()),
+            *_aside(unknown, answer),
+            *plan.doubts,
+            *remarks(plan),
+            *_not_written(plan),
+        ),
         changes=found,
         looked_at=looked_at,
     )
+
+
+PARTS = {"start": "start", "memory": "memory", "load": "waiting"}
+"""Which part of a verdict a thing belongs to that is missing; goals follow."""
+
+
+def _answer(plan: Outcome, unknown: Sequence[Unmodelled]) -> Answer:
+    """What can be said where some options change parts of the verdict in ways that are not modelled.
+
+    A conflict stands whatever else is given, and so does what is missing in a part that no such option touches. Speed decides
+    only where something is asked of it.
+    """
+    if plan.conflicts:
+        return "does not work"
+    touched = {part for option in unknown for part in option.affects}
+    if any(not (_rests_on(name) & touched) for name in plan.missing):
+        return "does not work"
+    asked = set().union({"start", "memory"}, *(_rests_on(goal.name) for goal in plan.goals))
+    asked |= {"speed", "waiting"} if plan.deployment.phase == "serve" else set()
+    if touched & asked:
+        return "cannot say"
+    return "works" if plan.works else "does not work"
+
+
+def _rests_on(name: str) -> set[str]:
+    """The parts of a verdict that a missing thing or a goal rests on."""
+    if name in PARTS:
+        return {PARTS[name]} | ({"speed"} if name == "load" else set())
+    if name in ("concurrency", "context_tokens"):
+        return {"memory"}
+    return {"speed", "memory", "waiting"} if name.startswith("ttft") else {"speed", "memory"}
+
+
+def _aside(unknown: Sequence[Unmodelled], answer: Answer) -> Iterator[str]:
+    """Options that are not modelled, where the answer does not hang on them."""
+    if answer != "cannot say":
+        yield from (f"not modelled: {option.line()}" for option in unknown)
 
 
 def _not_written(plan: Outcome) -> Iterator[str]:

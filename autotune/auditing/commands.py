@@ -6,45 +6,29 @@ depends on are named, not guessed at.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from autotune.auditing.capacity import as_it_runs, covering_all
+from autotune.auditing.capacity import as_it_runs, with_cache_of
 from autotune.auditing.conflicts import Written, indivisible
-from autotune.auditing.options import NUMBER, Command, engine_for, split_options
+from autotune.auditing.engine_memory import Said, in_engine_memory, longest_refused
+from autotune.auditing.naming import served_model, served_precision
+from autotune.auditing.options import Command, engine_for, split_options, whole_number
 from autotune.auditing.shell import find_command
+from autotune.auditing.sizing import pool_of_command
+from autotune.auditing.unmodelled import Unmodelled, harmless, unmodelled
 from autotune.documents.deployment import Deployment, Load
 from autotune.errors import ProblemError
 from autotune.exporters.vllm import KV_ROLES
 from autotune.resolving import choose_recipe, resolve_calibration
-from cost_models.catalog import load_hardware, load_model, model_names, validated
-from cost_models.errors import unknown_name
-from cost_models.specs.model import ModelSpec
+from cost_models.catalog import load_hardware, validated
 from search_spaces.schema import Knob, Value
 
-READ = {
-    "vllm": (
-        "--tensor-parallel-size", "--data-parallel-size", "--pipeline-parallel-size", "--enable-expert-parallel",
-        "--enforce-eager", "--kv-transfer-config", "--speculative-config", "--eplb-config", "--compilation-config",
-        "--data-parallel-size-local", "--model", "--quantization", "--headless", "--trust-remote-code",
-    ),
-    "sglang": (
-        "--tp-size", "--dp-size", "--attn-dp-size", "--ep-size", "--pp-size", "--enable-dp-attention", "--disable-cuda-graph",
-        "--disaggregation-mode", "--model-path", "--moe-dense-tp-size", "--speculative-num-steps", "--speculative-algorithm",
-        "--quantization", "--trust-remote-code", "--chunked-prefill-size",
-    ),
-}  # fmt: skip
 ROLES = {**{kv_role: phase for phase, kv_role in KV_ROLES.items()}, "prefill": "prefill", "decode": "decode"}
-SGLANG_CHUNKS = ((20e9, 2048), (60e9, 4096), (160e9, 8192), (math.inf, 16384))
-"""Chunked-prefill sizes that SGLang takes below so many bytes of memory (srt/server_args.py)."""
-SGLANG_DRAFT_STEPS = 3
-"""Of --speculative-algorithm for DeepSeek models when nothing else is said (SGLang's documentation, DeepSeek usage)."""
-PRECISIONS = {
-    "nvfp4": ("nvfp4", "fp4"), "int8": ("w8a8", "int8", "ascend"), "bf16": ("bf16", "bfloat16"), "fp8-block": ("fp8",),
-}  # fmt: skip
-"""Words in a checkpoint's name, or in --quantization, that tell its precision."""
+CACHE_SIZES: dict[str, Literal["bytes", "tokens"]] = {"--kv-cache-memory-bytes": "bytes", "--max-total-tokens": "tokens"}
+"""Options that size the KV cache of an attention-DP rank; vLLM's takes the place of the memory fraction, SGLang's is a limit."""
 ASSUMED_ACCEPTANCE = 0.8
 """Of a draft token: 70 % in CloudMatrix384 (arXiv 2506.12708), 85-90 % in the DeepSeek-V3 report (arXiv 2412.19437)."""
 TRUE, FALSE = ("", "1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -56,7 +40,11 @@ class ReadCommand:
 
     deployment: Deployment
     ignored: tuple[str, ...] = ()
-    """Options that no cost model depends on."""
+    """Options that no part of a verdict depends on."""
+    unmodelled: tuple[Unmodelled, ...] = ()
+    """Options that change the verdict in a way that is not modelled."""
+    longest_tokens: int | None = None
+    """Longest sequence that the command lets in; none where it leaves that to the model."""
     conflicts: tuple[str, ...] = ()
     """Why the command would not start."""
     remarks: tuple[str, ...] = ()
@@ -76,92 +64,119 @@ def read_command(
     size: int | None = None,
     mtp_acceptance: tuple[float, ...] = (),
     load: Load | None = None,
+    model: str | None = None,
+    precision: str | None = None,
 ) -> ReadCommand:
     """The deployment that a command line or script starts.
 
     size : sequences (decode) or tokens (prefill) per attention-DP rank, where the command leaves them to the engine; without one
     a decode batch is a limit, and what fits in memory is taken. mtp_acceptance : of drafts, assumed where the command drafts and
-    none is given. load : what an engine without a role is sent; without one it is judged as it decodes. Raises ProblemError for
+    none is given. load : what an engine without a role is sent; without one it is judged as it decodes. model, precision : what
+    is served, where the command's own name for it does not tell. Raises ProblemError for
     text without a command, unknown or repeated options, and values that are none.
     """
     machine = load_hardware(hardware)
     invocation = find_command(text)
     command = split_options(invocation, engine_for(invocation.engine, machine.gpu.vendor), version)
     engine, known = command.engine, command.version
-    flags = _flags(command)
-    spec = _model(command.model)
+    flags, strange = _flags(command)
+    served = served_model(model or command.model)
+    spec = served.model
     calibration = resolve_calibration(Deployment.model_fields["calibration"].default, machine.gpu.name, engine.calibration_engine)
-    recipe = choose_recipe(_precision(command, spec), spec, machine, calibration).name
-    remarks = [*command.remarks]
+    stored = served_precision(served, model or command.model, command.text("--quantization"), precision)
+    recipe = choose_recipe(stored, spec, machine, calibration).name
+    remarks = [*command.remarks, *served.remarks]
     if invocation.others:
         remarks.append(f"{invocation.others} more engine commands in the file: only the first was read")
     phase = _role(command) or ("serve" if load else "decode")
     document: dict[str, Any] = {
         "hardware": hardware,
-        "model": spec.name,
-        "precision": {"recipe": recipe, "kv_cache": "fp8"}
-        if str(flags.get("kv_cache_dtype", "auto")).startswith("fp8")
-        else recipe,
+        "model": served.document,
+        "precision": _precision(recipe, flags.get("kv_cache_dtype")),
         "engine": {"name": engine.name, "version": known},
         "phase": phase,
         "workload": {"isl_tokens": isl_tokens, "osl_tokens": osl_tokens, "mtp_acceptance": mtp_acceptance},
-        "pools": {phase: (pool := _pool(command, flags, phase, spec, size, machine.gpu.hbm_visible_bytes.value))},
+        "pools": {phase: (pool := pool_of_command(command, flags, phase, spec, size, machine.gpu.hbm_visible_bytes.value))},
         "load": load if phase == "serve" else None,
     }
     if pool["draft_tokens"] and not mtp_acceptance:
         document["workload"]["mtp_acceptance"] = (ASSUMED_ACCEPTANCE,)
         remarks.append(f"draft acceptance assumed to be {ASSUMED_ACCEPTANCE:.0%} per draft (--mtp-acceptance)")
     deployment = validated(Deployment, document, "the command")
-    used = {*READ[invocation.engine], *(s.name for knob in engine.knobs for s in knob.spellings)}
-    ignored = tuple(name for name in command.options if name not in used)
-    aggregated, written = _role(command) is None, Written(command.options, command.environment)
-    if indivisible(deployment):  # nothing to price: the verdict says so
-        return ReadCommand(deployment, ignored, command.conflicts, tuple(remarks), aggregated, written)
-    fraction = flags.get("gpu_memory_fraction")
-    if fraction and engine.memory_fraction_covers == "weights_and_kv" and phase != "serve":
-        deployment = covering_all(deployment, float(fraction))
-    if phase == "decode" and size is None:
+    found = ReadCommand(
+        deployment,
+        ignored=harmless(command),
+        unmodelled=(*unmodelled(command, spec), *strange),
+        longest_tokens=command.whole("--max-model-len") or command.whole("--context-length"),
+        conflicts=command.conflicts,
+        remarks=tuple(remarks),
+        aggregated=_role(command) is None,
+        written=Written(command.options, command.environment),
+    )
+    return found if indivisible(deployment) else _sized(found, command, flags, size)  # nothing to price: the verdict says so
+
+
+def _sized(found: ReadCommand, command: Command, flags: dict[str, Value], size: int | None) -> ReadCommand:
+    """The deployment in the memory that the command gives it, with as many sequences as fit where it only limits them."""
+    deployment, remarks, conflicts = found.deployment, [*found.remarks], [*found.conflicts]
+    said = _of_memory(command, flags, found)
+    deployment = in_engine_memory(deployment, said)
+    for name, unit in CACHE_SIZES.items():
+        if deployment.phase != "serve" and (asked := command.whole(name, least=1)):
+            deployment, refused = with_cache_of(deployment, asked, unit)
+            conflicts += [f"{name} {asked:,}: {refused}"] if refused else []
+    if deployment.phase == "decode" and size is None:
         deployment, limited = as_it_runs(deployment)
         remarks += [limited] if limited else []
-    return ReadCommand(deployment, ignored, command.conflicts, tuple(remarks), aggregated, written)
+    too_long = longest_refused(deployment, said)
+    conflicts += [too_long] if too_long else []
+    return dataclasses.replace(found, deployment=deployment, remarks=tuple(remarks), conflicts=tuple(conflicts))
 
 
-def is_of(name: str, model: ModelSpec) -> bool:
-    """Whether a checkpoint's name is one of a model: published, or its last part begins like the model's."""
-    last = name.rstrip("/").rsplit("/", 1)[-1].lower().replace("_", "-")
-    return name in model.checkpoints.values() or last.startswith(model.name.lower())
+def _of_memory(command: Command, flags: dict[str, Value], found: ReadCommand) -> Said:
+    """What the command says of its memory."""
+    fraction, budget, running = (flags.get(name) for name in ("gpu_memory_fraction", "max_num_batched_tokens", "max_num_seqs"))
+    chunk = command.text("--chunked-prefill-size")
+    return Said(
+        fraction=float(fraction) if fraction else None,
+        budget_tokens=whole_number(chunk) if chunk else int(budget or 0) or None,
+        running=int(running) if running else None,
+        longest_tokens=found.longest_tokens,
+        as_long_as_fits=command.text("--max-model-len") in ("auto", "-1"),
+        aggregated=found.aggregated,
+    )
 
 
-def _model(name: str) -> ModelSpec:
-    """The preset of a checkpoint's name."""
-    presets = [load_model(preset) for preset in model_names()]
-    published = [spec for spec in presets if name in spec.checkpoints.values()]
-    alike = sorted((spec for spec in presets if is_of(name, spec)), key=lambda spec: -len(spec.name))
-    if not published and not alike:
-        raise ProblemError(unknown_name("model", name, [spec.name for spec in presets]))
-    return (published or alike)[0]
+def _precision(recipe: str, cache: Value | None) -> str | dict[str, str]:
+    """The recipe, with the KV cache of --kv-cache-dtype where that says one."""
+    said = str(cache or "auto")
+    if said.startswith("fp8"):
+        return {"recipe": recipe, "kv_cache": "fp8"}
+    if said.startswith(("bf16", "bfloat16")):
+        return {"recipe": recipe, "kv_cache": "bf16", "attention_compute": "bf16"}
+    return recipe
 
 
-def _precision(command: Command, spec: ModelSpec) -> str | None:
-    """The recipe of the checkpoint, or what its name and --quantization say; none where neither says."""
-    published = next((recipe for recipe, checkpoint in spec.checkpoints.items() if checkpoint == command.model), None)
-    if published:
-        return published
-    said = f"{command.model.rsplit('/', 1)[-1]} {command.text('--quantization') or ''}".lower()
-    return next((recipe for recipe, words in PRECISIONS.items() if any(word in said for word in words)), None)
-
-
-def _flags(command: Command) -> dict[str, Value]:
-    """Knobs that the command sets; raises ProblemError for values that are none."""
+def _flags(command: Command) -> tuple[dict[str, Value], list[Unmodelled]]:
+    """Knobs that the command sets, and those whose value no model knows; raises ProblemError for values that are none."""
     flags: dict[str, Value] = {}
+    strange: list[Unmodelled] = []
     for knob in command.engine.knobs:
-        if knob.name == "draft_tokens":  # in a document (vLLM), or counting the token itself (SGLang): see _drafts
+        if knob.name == "draft_tokens":  # in a document (vLLM), or counting the token itself (SGLang)
             continue
         for spelling in knob.spellings:
             said = command.said(spelling)
             if said is not None:
                 flags[knob.name] = _value(knob, spelling.name, said)
-    return flags
+    caches, cache = command.engine.knob("kv_cache_dtype"), str(flags.get("kv_cache_dtype", "auto"))
+    if caches and cache not in [choice.value for choice in caches.choices_in(command.version)]:
+        alike = {"fp8": "fp8", "bf16": "recipe", "bfloat16": "recipe"}
+        model = next((alike[start] for start in alike if cache.startswith(start)), None)
+        same = next((choice.value for choice in caches.choices_in(command.version) if choice.model == model), None)
+        flags["kv_cache_dtype"] = same or "auto"
+        if same is None:
+            strange.append(Unmodelled(f"--kv-cache-dtype {cache}", "a cache of another size", ("memory", "speed")))
+    return flags, strange
 
 
 def _value(knob: Knob, name: str, text: str | None) -> Value:
@@ -174,9 +189,11 @@ def _value(knob: Knob, name: str, text: str | None) -> Value:
     if knob.kind == "categorical":
         return said
     try:
-        value: int | float = int(said) if knob.kind == "integer" else float(said)
+        value: int | float | None = whole_number(said) if knob.kind == "integer" else float(said)
     except ValueError as error:
         raise ProblemError(f"{name} needs a number, '{said}' was given") from error
+    if value is None:
+        raise ProblemError(f"{name} needs a number, '{said}' was given")
     low, high = -math.inf if knob.minimum is None else knob.minimum, math.inf if knob.maximum is None else knob.maximum
     if not low <= value <= high or not math.isfinite(value):
         raise ProblemError(f"{name} must lie between {low:g} and {high:g}, {said} was given")
@@ -185,112 +202,5 @@ def _value(knob: Knob, name: str, text: str | None) -> Value:
 
 def _role(command: Command) -> str | None:
     """Which pool of a pair: the KV-transfer role; none for an engine that does both."""
-    role = command.document("--kv-transfer-config").get("kv_role") or command.text("--disaggregation-mode")
+    role = command.role or command.document("--kv-transfer-config").get("kv_role") or command.text("--disaggregation-mode")
     return ROLES.get(str(role))
-
-
-def _layout(command: Command, flags: Mapping[str, Value]) -> dict[str, int]:
-    """tp, dp, ep, pp and instances as the deployment counts them."""
-    if command.engine.command_line == "vllm":
-        tp, dp, pp = (command.count(f"--{kind}-parallel-size") for kind in ("tensor", "data", "pipeline"))
-        return {"tp": tp, "dp": dp, "pp": pp, "ep": tp * dp if command.given("--enable-expert-parallel") else 1}
-    ranks, replicas = command.count("--tp-size"), command.count("--dp-size")
-    attention = command.count("--attn-dp-size")
-    if command.given("--enable-dp-attention") and not command.given("--attn-dp-size"):
-        attention, replicas = replicas, 1
-    if ranks % attention:
-        raise ProblemError(f"--tp-size {ranks} ranks do not divide into {attention} attention-DP ranks")
-    # DeepEP and its like set the expert-parallel size to all ranks (srt/arg_groups/moe_hook.py)
-    spread = flags.get("all2all_backend", "none") != "none"
-    ep = ranks if spread else command.count("--ep-size")
-    return {"tp": ranks // attention, "dp": attention, "pp": command.count("--pp-size"), "ep": ep, "instances": replicas}
-
-
-def _drafts(command: Command) -> int:
-    """Draft tokens per step."""
-    if command.engine.command_line == "vllm":
-        return int(command.document("--speculative-config").get("num_speculative_tokens") or 0)
-    if not command.given("--speculative-algorithm"):
-        return 0
-    return command.count("--speculative-num-steps") if command.given("--speculative-num-steps") else SGLANG_DRAFT_STEPS
-
-
-def _pool(
-    command: Command, flags: dict[str, Value], phase: str, model: ModelSpec, size: int | None, memory_bytes: float
-) -> dict[str, Any]:
-    layout = _layout(command, flags)
-    graphs_off = command.given("--enforce-eager") or command.given("--disable-cuda-graph")
-    drafts = _drafts(command) if model.mtp_layers and phase != "prefill" else 0
-    if drafts and command.engine.has("draft_tokens", command.version):
-        flags["draft_tokens"] = drafts
-    pool: dict[str, Any] = {
-        **layout,
-        "overlap": "two_batch" if flags.get("enable_dbo") else "single_batch" if flags.get("enable_sbo") else "none",
-        "redundant_experts": flags.get("redundant_experts", 0),
-        "cuda_graph": phase != "prefill" and not graphs_off,
-        "draft_tokens": drafts,
-        "expert_balance": {"kind": "eplb" if flags.get("enable_eplb") else "none"},
-        "flags": flags,
-    }
-    if phase == "decode" and flags.get("all2all_backend") == "deepep" and (knob := command.engine.knob("dispatch_buffer_tokens")):
-        pool["max_batched_tokens"] = flags.setdefault("dispatch_buffer_tokens", knob.default(command.version) or 0)
-    if "gpu_memory_fraction" in flags and command.engine.memory_fraction_covers == "everything":
-        pool["memory_fraction"] = flags["gpu_memory_fraction"]
-    if layout["dp"] > 1:
-        pool["all2all_backend"] = _backend(command, flags, phase, layout["ep"])
-    return pool | _sizes(command, flags, phase, layout["dp"], size, memory_bytes)
-
-
-def _backend(command: Command, flags: Mapping[str, Value], phase: str, ep: int) -> str:
-    """The all-to-all of the cost models; raises ProblemError for one that none describes."""
-    choices = command.engine.backend_choices(command.version)
-    by_itself = command.engine.taken_by_itself(command.version, ep, "prefill" if phase == "prefill" else "decode")
-    if by_itself is not None:
-        return by_itself.model_in(phase)
-    knob = command.engine.knob("all2all_backend")
-    assert knob is not None
-    chosen = str(flags.get("all2all_backend", knob.default(command.version)))
-    choice = next((c for c in choices if c.value == chosen), None)
-    if choice is None:
-        raise ProblemError(unknown_name("all-to-all backend", chosen, [c.value for c in choices]))
-    return choice.model_in(phase)
-
-
-def _sizes(
-    command: Command, flags: Mapping[str, Value], phase: str, dp: int, size: int | None, memory_bytes: float
-) -> dict[str, int]:
-    """Sequences and tokens per attention-DP rank: given, as the command says, or the engine's default."""
-    if command.engine.command_line == "sglang":
-        return _sglang_sizes(command, flags, phase, dp, size, memory_bytes)
-    wanted = {
-        "decode": {"batch_per_dp_rank": "max_num_seqs"},
-        "prefill": {"max_batched_tokens": "max_num_batched_tokens"},
-        "serve": {"batch_per_dp_rank": "max_num_seqs", "max_batched_tokens": "max_num_batched_tokens"},
-    }[phase]
-    found = {}
-    for column, name in wanted.items():
-        knob = command.engine.knob(name)
-        default = knob.default(command.version) if knob else None
-        asked = size if column == next(iter(wanted)) else None
-        found[column] = int(asked or flags.get(name, default) or 1)
-    return found
-
-
-def _sglang_sizes(
-    command: Command, flags: Mapping[str, Value], phase: str, dp: int, size: int | None, memory_bytes: float
-) -> dict[str, int]:
-    """SGLang counts sequences and tokens over all attention-DP ranks."""
-    found = {}
-    if phase != "prefill":
-        knob = command.engine.knob("max_num_seqs")
-        assert knob is not None
-        given = flags.get("max_num_seqs")
-        found["batch_per_dp_rank"] = max(size or (int(given) // dp if given else int(knob.default(command.version) or 1)), 1)
-    if phase != "decode":
-        said = command.text("--chunked-prefill-size")
-        if said is not None and not NUMBER.match(said):
-            raise ProblemError(f"--chunked-prefill-size needs a number, '{said}' was given")
-        usual = next(tokens for below, tokens in SGLANG_CHUNKS if memory_bytes < below)
-        total = int(float(said)) if said and float(said) > 0 else usual
-        found["max_batched_tokens"] = (size if phase == "prefill" else None) or max(total // dp, 1)
-    return found

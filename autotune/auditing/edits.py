@@ -78,11 +78,12 @@ def _precisions(deployment: Deployment, phase: PoolRole) -> Iterator[Edit]:
     now = pool.precision or deployment.precision
     name = now if isinstance(now, str) else now.recipe
     peaks = load_hardware(pool.hardware or deployment.hardware).gpu.flops_per_s
-    published = load_model(deployment.model).checkpoints  # a precision without weights is no way out
+    model = load_model(deployment.model)
+    published = model.checkpoints  # a precision without weights is no way out
     for recipe in recipes().values():
         if recipe.name != name and recipe.name in published and recipe.compute_dtypes() <= set(peaks):
             yield Edit("precision", f"precision {name} -> {recipe.name}", _precision(phase, recipe.name))
-    if resolve_recipe(now).kv_cache != "fp8":
+    if resolve_recipe(now, model).kv_cache != "fp8":
         choice = (
             PrecisionChoice(recipe=name, kv_cache="fp8") if isinstance(now, str) else now.model_copy(update={"kv_cache": "fp8"})
         )

@@ -6,12 +6,13 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from autotune.auditing.shell import Invocation
+from autotune.auditing.wrappers import WRAPPERS, Wrapped
 from autotune.errors import ProblemError
-from search_spaces.loader import engine_names, load_engine, resolve_version
+from search_spaces.loader import engine_names, load_engine, resolve_version, version_note
 from search_spaces.options import Option, OptionList, load_options, releases_with
 from search_spaces.schema import EngineSpec, Renamed, Spelling
 
@@ -19,6 +20,9 @@ NUMBER = re.compile(r"^-?\d+(\.\d+)?$")
 UNSET = re.compile(r"(:\s*)\$(?:\{\w+\}|\w+)")
 """A value in a document that a variable from outside gives."""
 DOCUMENTS = ("--speculative-config", "--eplb-config", "--kv-transfer-config", "--additional-config", "--compilation-config")
+HUMAN = re.compile(r"^(-?\d+(?:\.\d+)?)([kmgtKMGT]?)(i?)$")
+UNITS = ("", "k", "m", "g", "t")
+CHOICES_SHOWN = 8
 VARIABLES = {"vllm": ("VLLM_",), "sglang": ("SGLANG_", "SGL_")}
 """How an engine's own variables begin."""
 
@@ -34,8 +38,10 @@ class Command:
     """By the version's own name; none for a switch."""
     environment: Mapping[str, str]
     conflicts: tuple[str, ...]
-    """Options that the version does not have: it would not start."""
+    """Options that the version does not have, and values that it does not take: it would not start."""
     remarks: tuple[str, ...]
+    role: str | None = None
+    """That the program around the engine gives it."""
 
     def given(self, name: str) -> bool:
         """Whether an option or switch is there."""
@@ -56,7 +62,7 @@ class Command:
             return "false"
         name, _, field = spelling.name.partition(".")
         if not field:
-            return (self.options[name] or "") if name in self.options else None
+            return (self.options[name] or spelling.value or "") if name in self.options else None
         value = self.document(name).get(field)
         return value if value is None or isinstance(value, str) else json.dumps(value)
 
@@ -66,12 +72,37 @@ class Command:
 
     def count(self, name: str) -> int:
         """A whole number of at least 1, which is also the default."""
+        return self.whole(name, least=1) or 1
+
+    def whole(self, name: str, least: int = 0) -> int | None:
+        """A whole number as both engines' parsers read it (16k, 1.5M, 4Ki); none where it is not given, or left to the engine."""
+        text = self.options.get(name)
+        if text is None or text.lower() in ("auto", "-1"):
+            return None
+        value = whole_number(text)
+        if value is None or value < least:
+            raise ProblemError(f"{name} needs a whole number of at least {least}, '{text}' was given")
+        return value
+
+    def largest(self, name: str) -> int | None:
+        """The largest of a list of whole numbers; none where it is not given."""
         text = self.options.get(name)
         if text is None:
-            return 1
-        if not text.isdigit() or int(text) < 1:
-            raise ProblemError(f"{name} needs a whole number of at least 1, '{text}' was given")
-        return int(text)
+            return None
+        values = [whole_number(part) for part in re.split(r"[\s,\[\]]+", text) if part]
+        if not values or any(value is None for value in values):
+            raise ProblemError(f"{name} needs whole numbers, '{text}' was given")
+        return max(value for value in values if value is not None)
+
+
+def whole_number(text: str) -> int | None:
+    """A number with a suffix as both engines read it: 2k is 2000, 2K is 2048; none for what is no whole number."""
+    found = HUMAN.match(text.strip())
+    if found is None:
+        return None
+    number, unit, binary = found.groups()
+    value = float(number) * (1024 if binary or unit.isupper() else 1000) ** UNITS.index(unit.lower())
+    return int(value) if value == int(value) else None
 
 
 def engine_for(command_line: str, vendor: str) -> EngineSpec:
@@ -90,45 +121,118 @@ def split_options(invocation: Invocation, engine: EngineSpec, version: str | Non
     """
     known = resolve_version(engine, version)
     release = next(v.release for v in engine.versions if v.version == known)
-    listed = load_options(invocation.engine, release)
-    options: dict[str, str | None] = {}
-    conflicts: list[str] = []
-    positional: list[str] = []
-    words = invocation.words
-    at = 0
-    while at < len(words):
-        name, joined, value = words[at].partition("=")
-        at += 1
-        if not name.startswith("-"):
-            positional.append(name)
-            continue
-        base, _, path = name.partition(".")
-        option, taken, preset = _find(base, engine, listed, conflicts)
-        taken, _, inside = taken.partition(".")  # what became part of a document
-        path = inside or path
-        if option.takes_value and preset is None:
-            taken_words = [value] if joined else _values(words[at:])
-            at += 0 if joined else len(taken_words)
-            if not taken_words:
-                raise ProblemError(f"{name} needs a value")
-            preset = " ".join(taken_words)
-        if path:
-            preset = _nested(taken, options.get(taken), path, preset)
-        elif taken in options:
-            raise ProblemError(f"{name} is given twice; the engine would take the last, which may not be what was meant")
-        options[taken] = preset
+    split = _Split(engine, load_options(invocation.engine, release), WRAPPERS.get(invocation.wrapper or "", {}))
+    split.read(invocation.words)
+    options = split.merged()
     for name in DOCUMENTS:
         if str(options.get(name) or "").startswith("{"):
             _document(name, options[name])  # says what is wrong with it
     model = (
-        (positional[0] if positional and engine.command_line == "vllm" else None)
+        (split.positional[0] if split.positional and engine.command_line == "vllm" else None)
         or options.get("--model-path")
         or options.get("--model")
     )
     if not model:
         raise ProblemError(f"the {engine.title} command names no model")
-    remarks = _unknown_variables(invocation, engine, known, listed)
-    return Command(engine, known, model, options, invocation.environment, tuple(conflicts), tuple(remarks))
+    note = version_note(engine, version)
+    remarks = [*split.remarks, *([note] if note else []), *_unknown_variables(invocation, engine, known, split.listed)]
+    role = next((split.wrapped[name] for name in split.wrapped if split.wrapped[name]), None)
+    return Command(engine, known, model, options, invocation.environment, tuple(split.conflicts), tuple(remarks), role)
+
+
+@dataclass(slots=True)
+class _Split:
+    """A command line on its way to options by name."""
+
+    engine: EngineSpec
+    listed: OptionList
+    wrapper: Mapping[str, Wrapped]
+    options: dict[str, str | None] = field(default_factory=dict)
+    dotted: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Documents of `--option.field value`."""
+    positional: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    wrapped: dict[str, str | None] = field(default_factory=dict)
+    """Options of a program around the engine, with the role that they give it."""
+
+    def read(self, words: Sequence[str]) -> None:
+        """Take words one option at a time."""
+        at = 0
+        while at < len(words):
+            at = self._option(words, at) if words[at].startswith("-") else self._positional(words, at)
+
+    def _positional(self, words: Sequence[str], at: int) -> int:
+        self.positional.append(words[at])
+        return at + 1
+
+    def _option(self, words: Sequence[str], at: int) -> int:
+        """Read one option; the position after it."""
+        name, joined, value = words[at].partition("=")
+        following = words[at + 1 :]
+        base, _, path = name.partition(".")
+        if base.startswith("-O") and self.engine.command_line == "vllm":  # -O3, -O 3: an alias of the parser's own
+            levels = self.listed.find("--optimization-level") is not None
+            base, path, joined, value = _optimization(base, path, joined, value, following, levels)
+        if base in self.wrapper:
+            return at + 1 + self._around(base, bool(joined), following)
+        option, taken, preset = _find(base, self.engine, self.listed, self.conflicts)
+        taken, _, inside = taken.partition(".")  # what became part of a document
+        path, used = inside or path, 0
+        if option.takes_value and preset is None:
+            given = [value] if joined else _values(following, option)
+            used = 0 if joined else len(given)
+            if not given:
+                raise ProblemError(f"{name} needs a value")
+            preset = " ".join(given)
+            if not path:
+                self._check_choice(name, option, given)
+        if path:
+            _put(self.dotted.setdefault(taken, {}), path, preset)
+        elif taken in self.options:
+            raise ProblemError(f"{name} is given twice; the engine would take the last, which may not be what was meant")
+        else:
+            self.options[taken] = preset
+        return at + 1 + used
+
+    def _around(self, name: str, joined: bool, following: Sequence[str]) -> int:
+        """Note an option of the program around the engine; how many words are its values."""
+        found = self.wrapper[name]
+        values = _values(following, None) if found.takes_value and not joined else []
+        self.wrapped[name] = found.roles.get(values[0] if values else "", found.roles.get(""))
+        return len(values)
+
+    def _check_choice(self, name: str, option: Option, given: Sequence[str]) -> None:
+        known = [str(choice) for choice in option.choices]
+        foreign = [value for value in given if known and value not in known and not value.startswith("$")]
+        if foreign:
+            near = difflib.get_close_matches(foreign[0], known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f" ({', '.join(known[:CHOICES_SHOWN])})"
+            self.conflicts.append(f"{self.engine.title} {self.listed.release} takes no {name} {foreign[0]}{hint}")
+
+    def merged(self) -> dict[str, str | None]:
+        """Options with documents as the parser makes them: fields given one by one take the place of a whole document.
+
+        vllm/utils/argparse_utils.py appends the dotted fields as one document, and the last one counts.
+        """
+        for name, document in self.dotted.items():
+            if name in self.options:
+                lost = ", ".join(sorted(set(_document(name, self.options[name])) - set(document)))
+                if lost:
+                    self.remarks.append(f"{name}: the fields given one by one replace the document, {lost} has no effect")
+            self.options[name] = json.dumps(document)
+        return self.options
+
+
+def _optimization(
+    name: str, path: str, joined: str, value: str, following: Sequence[str], levels: bool
+) -> tuple[str, str, str, str]:
+    """-O3, -O=3 and -O 3 are levels, -O.field is a field of the compilation; levels : as an option of their own."""
+    document = name == "-O" and (path or (not joined and following[:1] and following[0] not in ("0", "1", "2", "3")))
+    if document:
+        return "--compilation-config", path, joined, value
+    said = ("=" if joined or len(name) > 2 else "", value or name[2:])
+    return ("--optimization-level", "", *said) if levels else ("--compilation-config", "level", *said)
 
 
 def _find(name: str, engine: EngineSpec, listed: OptionList, conflicts: list[str]) -> tuple[Option, str, str | None]:
@@ -157,28 +261,33 @@ def _gone(name: str, engine: EngineSpec, release: str, had: Sequence[str], renam
     return f"{engine.title} {release} has no {name} ({span} it{instead})"
 
 
-def _values(words: Sequence[str]) -> list[str]:
-    """The words that belong to an option: one, or a list of numbers."""
-    if not words or (words[0].startswith("-") and not NUMBER.match(words[0])):
-        return []
-    end = 1
-    while NUMBER.match(words[0]) and end < len(words) and NUMBER.match(words[end]):
+def _values(words: Sequence[str], option: Option | None) -> list[str]:
+    """The words that belong to an option: one, or all up to the next option where it takes many or they are numbers."""
+    many = option is not None and option.takes_many
+    end = 0
+    while end < len(words) and (not words[end].startswith("-") or NUMBER.match(words[end])):
         end += 1
+        if not many and not (end < len(words) and NUMBER.match(words[0]) and NUMBER.match(words[end])):
+            break
     return list(words[:end])
 
 
-def _nested(name: str, before: str | None, path: str, value: str | None) -> str:
-    """`--option.a.b value` added to the option's document."""
-    document = _document(name, before)
+def _put(document: dict[str, Any], path: str, value: str | None) -> None:
+    """`--option.a.b value` and `--option.a+=x,y` in the option's document, as vLLM's parser puts them."""
     *parents, last = path.split(".")
-    inside = document
     for parent in parents:
-        inside = inside.setdefault(parent, {})
+        inside = document.setdefault(parent, {})
+        if not isinstance(inside, dict):
+            raise ProblemError(f"{path}: {parent} is a value, not a document")
+        document = inside
+    if last.endswith("+"):
+        document.setdefault(last[:-1], []).extend((value or "").split(","))
+        return
     try:
-        inside[last] = json.loads(value) if value is not None else True
+        document[last] = json.loads(value) if value is not None else True
     except ValueError:
-        inside[last] = value
-    return json.dumps(document)
+        number = whole_number(value or "")
+        document[last] = value if number is None else number
 
 
 def _document(name: str, text: str | None) -> dict[str, Any]:

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import ast
+import bisect
 import operator
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from autotune.errors import ProblemError
 
 ASSIGNMENT = re.compile(r"^(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(\S.*|)$")
-DEFAULTED = re.compile(r"\$\{([A-Za-z_]\w*):-([^}]*)\}")
+DEFAULTED = re.compile(r"\$\{([A-Za-z_]\w{0,99}):-([^}]{0,1000})\}")
 VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
-ARITHMETIC = re.compile(r"\$\(\(([^()]*)\)\)")
+ARITHMETIC = re.compile(r"\$\(\(([^()]{0,20000})\)\)")
 NAME = re.compile(r"[A-Za-z_]\w*")
 CONTINUED = re.compile(r"\\\n")
 BLANKS = re.compile(r"\s")
 COMMAND_ENDS = re.compile(r"^(\|\|?|&&?|;|\d*[<>].*)$")
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv}
-HERE = re.compile(r"<<-?[ \t]*(['\"]?)(\w+)\1[^\n]*\n(.*?)\n[ \t]*\2[ \t]*$", re.DOTALL | re.MULTILINE)
-"""A here-document."""
+HERE = re.compile(r"<<-?[ \t]*(?P<quote>['\"]?)(?P<word>\w+)(?P=quote)")
+"""Where a here-document begins."""
+MOST_UNCLOSED = 4
+"""Quotes that never close, after which none is looked for beyond its line."""
+MOST_EXPANDED = 1_000_000
+"""Characters of all variables of a line, and of all lines."""
+MOST_ARITHMETIC = 200
+SHOWN_LINES = 20
 IMAGE = re.compile(r"(^|/)vllm-openai([:@]|$)")
 """A container whose entry point is `vllm serve`."""
 SERVE = ("vllm", "sglang")
 """Programs whose command `serve` starts the engine of their name."""
-MODULES = {"sglang.launch_server": "sglang", "vllm.entrypoints.openai.api_server": "vllm"}
+MODULES = {
+    "sglang.launch_server": "sglang",
+    "vllm.entrypoints.openai.api_server": "vllm",
+    "dynamo.vllm": "vllm",
+    "dynamo.sglang": "sglang",
+}
+WRAPPING = ("dynamo.vllm", "dynamo.sglang")
+"""Modules that take options of their own beside the engine's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +54,8 @@ class Invocation:
     """Set before it, on its line or above."""
     others: int
     """Further engine commands in the text."""
+    wrapper: str | None = None
+    """The module that starts the engine, where it takes options of its own."""
 
 
 def find_command(text: str) -> Invocation:
@@ -50,9 +66,14 @@ def find_command(text: str) -> Invocation:
     """
     environment: dict[str, str] = {}
     found: Invocation | None = None
-    others = 0
+    others = length = 0
     for line in _logical_lines(text):
         expanded = _expanded(line.strip(), environment)
+        length += len(expanded)
+        if length > MOST_EXPANDED:
+            raise ProblemError(
+                f"the script has more than {MOST_EXPANDED:,} characters with its variables: give its last command alone"
+            )
         if found is not None and expanded.startswith("-") and not others:
             raise ProblemError(
                 f"'{expanded[:60]}' stands on a line of its own after the command: the line before it does not end in a "
@@ -65,44 +86,85 @@ def find_command(text: str) -> Invocation:
                 environment[match.group(1)] = _words(match.group(2))[0] if match.group(2) else ""
         elif found is None:
             before = dict(word.split("=", 1) for word in words[:at] if "=" in word and not word.startswith("-"))
-            found = Invocation(engine, tuple(_until_end(words[at:])), {**environment, **before}, 0)
+            wrapper = words[at - 1] if words[at - 1] in WRAPPING else None
+            found = Invocation(engine, tuple(_until_end(words[at:])), {**environment, **before}, 0, wrapper)
         else:
             others += 1
     if found is None:
         raise ProblemError(
             "no 'vllm serve ...' or 'python -m sglang.launch_server ...' command found; give the file that starts the engine"
         )
-    return Invocation(found.engine, found.words, found.environment, others)
+    return Invocation(found.engine, found.words, found.environment, others, found.wrapper)
 
 
 def _logical_lines(text: str) -> Iterator[str]:
     """Lines as the shell takes them: continued by a backslash, or by a quote that is still open; here-documents only where an
     engine starts in them.
 
-    A quote that never closes ends with its line, unless an engine starts on it.
+    A quote that never closes ends with its line, unless an engine starts on it. Takes time in proportion to the text.
     """
-    lines = CONTINUED.sub(" ", HERE.sub(_here, text)).splitlines()
-    at = 0
+    joined = "\n".join(_without_here_documents(text.splitlines())) + ("\n" if text.endswith("\n") else "")
+    lines = CONTINUED.sub(" ", joined).splitlines()
+    at, unclosed = 0, 0
     while at < len(lines):
-        end = next((end for end in range(at + 1, len(lines) + 1) if _closes("\n".join(lines[at:end]))), None)
-        if end is None and _engine_of(lines[at].split())[0]:
-            _words("\n".join(lines[at:]))  # says what is wrong with it
+        end = _closing(lines, at, len(lines) if unclosed < MOST_UNCLOSED else at + 1)
         if end is not None:
             yield "\n".join(lines[at:end])
+        else:
+            unclosed += 1
+            if _engine_of(lines[at].split())[0]:
+                _words("\n".join(lines[at : at + SHOWN_LINES]))  # says what is wrong with it
         at = end or at + 1
 
 
-def _here(document: re.Match[str]) -> str:
-    body = document.group(3)
-    return body if any(_engine_of(line.split())[0] for line in body.splitlines()) else ""
+def _closing(lines: list[str], at: int, stop: int) -> int | None:
+    """One past the line on which quotes that open on line `at` are closed; none where they are not before `stop`."""
+    quote = ""
+    for number in range(at, stop):
+        quote = _quote_after(lines[number], quote)
+        if not quote:
+            return number + 1
+    return None
 
 
-def _closes(text: str) -> bool:
-    try:
-        shlex.split(text, comments=True)
-    except ValueError:
-        return False
-    return True
+def _quote_after(line: str, quote: str) -> str:
+    """The quote that is open at the end of a line that begins inside `quote`; a backslash where that is its last character."""
+    quote = "" if quote == "\\" else quote
+    characters = iter(line)
+    for character in characters:
+        if quote == "'":
+            quote = "" if character == "'" else quote
+        elif character == "\\":
+            if next(characters, "") == "" and not quote:
+                return character
+        elif quote:
+            quote = "" if character == quote else quote
+        elif character == "#":
+            return ""
+        elif character in "'\"":
+            quote = character
+    return quote
+
+
+def _without_here_documents(lines: list[str]) -> Iterator[str]:
+    """Lines in which a here-document is replaced by its body where an engine starts in it, and by nothing elsewhere."""
+    ends: dict[str, list[int]] = {}
+    for number, line in enumerate(lines):
+        ends.setdefault(line.strip(" \t"), []).append(number)
+    at = 0
+    while at < len(lines):
+        match = HERE.search(lines[at])
+        after = ends.get(match["word"], []) if match else []
+        place = bisect.bisect_right(after, at + 1)
+        if match is None or place == len(after):
+            yield lines[at]
+            at += 1
+            continue
+        body = lines[at + 1 : after[place]]
+        starts = any(_engine_of(line.split())[0] for line in body)
+        yield lines[at][: match.start()] + (body[0] if starts else "")
+        yield from body[1:] if starts else ()
+        at = after[place] + 1
 
 
 def _words(text: str) -> list[str]:
@@ -132,19 +194,41 @@ def _engine_of(words: list[str]) -> tuple[str | None, int]:
 
 
 def _expanded(line: str, environment: Mapping[str, str]) -> str:
-    """Variables that the script has set, defaults of those it takes from outside, and arithmetic of either."""
-    line = DEFAULTED.sub(lambda m: environment.get(m.group(1), m.group(2)), line)
-    line = VARIABLE.sub(lambda m: environment.get(m.group(1), m.group(0)), line)
-    return ARITHMETIC.sub(lambda m: _computed(m.group(1), environment), line)
+    """Variables that the script has set, defaults of those it takes from outside, and arithmetic of either.
+
+    Raises ProblemError for variables of variables that grow beyond MOST_EXPANDED.
+    """
+    line = _substituted(DEFAULTED, line, lambda m: environment.get(m.group(1), m.group(2)))
+    line = _substituted(VARIABLE, line, lambda m: environment.get(m.group(1), m.group(0)))
+    return _substituted(ARITHMETIC, line, lambda m: _computed(m.group(1), environment))
+
+
+def _substituted(pattern: re.Pattern[str], line: str, value: Callable[[re.Match[str]], str]) -> str:
+    length = len(line)
+
+    def counted(match: re.Match[str]) -> str:
+        nonlocal length
+        found = value(match)
+        length += len(found)
+        if length > MOST_EXPANDED:
+            raise ProblemError(f"variables expand to more than {MOST_EXPANDED:,} characters: {line[:60]}")
+        return found
+
+    return pattern.sub(counted, line)
 
 
 def _computed(expression: str, environment: Mapping[str, str]) -> str:
-    """The value of whole-number arithmetic; the text itself, without blanks, where a name is not known."""
-    known = NAME.sub(lambda m: environment.get(m.group(0), m.group(0)), expression.replace("$", ""))
+    """The value of whole-number arithmetic; the text itself, without blanks, where a name is not known or it is too long."""
+    unknown = f"$(({BLANKS.sub('', expression)}))"
+    if len(expression) > MOST_ARITHMETIC:
+        return unknown
+    known = NAME.sub(lambda m: environment.get(m.group(0), m.group(0))[:MOST_ARITHMETIC], expression.replace("$", ""))
+    if len(known) > MOST_ARITHMETIC:
+        return unknown
     try:
         return str(_number(ast.parse(known.strip(), mode="eval").body))
-    except (SyntaxError, ValueError, ZeroDivisionError):
-        return f"$(({BLANKS.sub('', expression)}))"
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        return unknown
 
 
 def _number(node: ast.expr) -> int:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from autotune.auditing.goals import GoalLine
 from autotune.documents.deployment import PoolRole
 from autotune.documents.prediction import MemoryLine
 from cost_models.specs.base import Spec
+
+Answer = Literal["works", "does not work", "cannot say"]
+"""Cannot say: an option changes what the answer rests on, and no model here knows how."""
+EXIT_CODES: dict[Answer, int] = {"works": 0, "does not work": 2, "cannot say": 3}
+"""Of `autotune check`; 1 is an error."""
 
 
 class PoolMemory(Spec):
@@ -42,7 +49,10 @@ class Verdict(Spec):
     """What is to be said of a plan."""
 
     works: bool
-    """Starts, fits, and meets every goal."""
+    """Starts, fits, and meets every goal, as far as it can be said."""
+    answer: Answer
+    unmodelled: tuple[str, ...]
+    """Why it cannot be said; empty where it can."""
     conflicts: tuple[str, ...]
     """Why the engine would not start it."""
     fits: bool

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from autotune.auditing.commands import is_of
 from autotune.auditing.goals import Goals
+from autotune.auditing.naming import is_run_of
 from autotune.calibrating.benchmarks import BenchmarkPoint, ServedLoad, at_point, read_benchmark
 from autotune.documents.deployment import Deployment, Load
 from autotune.documents.prediction import Interval, ServicePrediction, StepPrediction
@@ -14,7 +14,7 @@ from autotune.errors import ProblemError
 from autotune.predicting.step import predict, predict_decode, resolve
 from autotune.predicting.uncertainty import measurement_values, uncertainty
 from autotune.serving.predicting import predict_service
-from cost_models.catalog import load_hardware, load_model, validated
+from cost_models.catalog import load_hardware, validated
 from cost_models.specs.base import Spec
 
 SUSPECTS = 3
@@ -107,7 +107,7 @@ def _token_line(point: BenchmarkPoint, deployment: Deployment, limits: Goals) ->
 
 
 def _service_lines(point: BenchmarkPoint, served: ServedLoad, deployment: Deployment, limits: Goals) -> Iterator[VerifiedLine]:
-    """What requests saw; percentiles are taken to err like the mean, for which measurements are published."""
+    """What requests saw; each percentile beside its own band."""
     as_run = _as_run(point, served, deployment)
     service = predict_service(as_run)
     bands = service.intervals
@@ -115,7 +115,7 @@ def _service_lines(point: BenchmarkPoint, served: ServedLoad, deployment: Deploy
     for name, measured in served.ttft_s.items():
         predicted = getattr(service.ttft_s, name)
         goal = "ttft_s" if name == "mean" else f"ttft_{name}_s"
-        yield _line(goal, measured, predicted, _scaled(bands.ttft_s, predicted / service.ttft_s.mean), limits, waiting)
+        yield _line(goal, measured, predicted, bands.of_ttft(name), limits, waiting)
     suspects = _suspects(predict_decode(resolve(at_point(point, as_run))))
     yield _line("tpot_s", served.mean_tpot_s, service.tpot_s.mean, bands.tpot_s, limits, suspects)
     rate = _scaled(bands.tokens_per_s_per_gpu, service.gpus)
@@ -184,10 +184,9 @@ def _waiting_suspects(deployment: Deployment, service: ServicePrediction) -> tup
 
 def _check_run(path: Path, points: list[BenchmarkPoint], deployment: Deployment) -> None:
     """A result that names its model or GPU must name the deployment's."""
-    spec = load_model(deployment.model)
-    wrong = sorted({point.model for point in points if point.model and not is_of(point.model, spec)})
+    wrong = sorted({point.model for point in points if point.model and not is_run_of(point.model, deployment.model)})
     if wrong:
-        raise ProblemError(f"{path} is a run of {', '.join(wrong)}, the deployment serves {spec.name}")
+        raise ProblemError(f"{path} is a run of {', '.join(wrong)}, the deployment serves {deployment.model}")
     gpu = load_hardware(deployment.hardware).gpu.name
     other = sorted(
         {point.gpu for point in points if point.gpu and gpu.lower() not in point.gpu.lower().replace("-", " ").split()}

@@ -53,12 +53,18 @@ def fit_table(table: TimingTable, hardware: HardwareSpec, base: Calibration) -> 
 def _fit(operator: str, variant: str, rows: pd.DataFrame, hardware: HardwareSpec, base: Calibration) -> Fit:
     kind = OPERATORS[operator]
     columns = {name: rows[name].to_numpy(float) for name in kind.columns}
+    if kind.fit_module is not None:
+        return kind.fit_module(columns, rows.latency_s.to_numpy(float), variant, hardware, base)
+    assert kind.fit is not None
     known = base.entry(kind.family, variant).coefficients if base.has(kind.family, variant) else {}
     return kind.fit(columns, rows.latency_s.to_numpy(float), variant, hardware, known)
 
 
 def _entry(fit: Fit, operator: str, rows: pd.DataFrame) -> Entry:
-    box = {name: (float(rows[name].min()), float(rows[name].max())) for name in OPERATORS[operator].columns}
+    described = OPERATORS[operator].described
+    box = {
+        name: (float(rows[name].min()), float(rows[name].max())) for name in OPERATORS[operator].columns if name not in described
+    }
     return Entry(
         coefficients={name: float(f"{value:.5g}") for name, value in fit.values.items()},
         ci95={name: (float(f"{a:.4g}"), float(f"{b:.4g}")) for name, (a, b) in fit.ci95.items()},

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.calibrating.attention_modules import DSA_DECODE_COLUMNS, DSA_DIMS, DSA_PREFILL_COLUMNS, fit_dsa
 from cost_models.attention.decode import fit_gqa_decode, fit_mla_decode
 from cost_models.attention.prompt import QUERY_TILES, fit_prefill_attention
+from cost_models.attention.recurrent import convolution_bytes, fit_scan, fit_stream, update_bytes
+from cost_models.calibration import Calibration
 from cost_models.collectives import fit_all_reduce
 from cost_models.dense_gemm import fit_dense_gemm
 from cost_models.dispatch import BACKENDS, fit_transfer
@@ -41,10 +45,14 @@ class Operator:
 
     columns: tuple[str, ...]
     family: str
-    fit: Callable[[Columns, NDArray[np.float64], str, HardwareSpec, Known], Fit]
+    fit: Callable[[Columns, NDArray[np.float64], str, HardwareSpec, Known], Fit] | None = None
     """(shape columns, latency [s], dtype, hardware, known) -> fit; a column `held_out` chooses the rows it is judged on."""
     variant: str | None = None
     """Calibration variant; none: one per dtype."""
+    described: tuple[str, ...] = ()
+    """Columns that say which model was timed; the measured box leaves them out."""
+    fit_module: Callable[[Columns, NDArray[np.float64], str, HardwareSpec, Calibration], Fit] | None = None
+    """For rows that time more than the fitted kernels: the same with the base calibration, which prices the rest."""
 
 
 def _gemm_shape(dtype: str, hardware: HardwareSpec) -> dict[str, Any]:
@@ -156,6 +164,32 @@ def _without_single(columns: Columns, name: str) -> tuple[Columns, int]:
 TRANSFER_COLUMNS = ("tokens", "ranks", "experts", "top_k", "token_bytes")
 EXPERT_COLUMNS = ("pairs", "local_experts", "active_experts", "input_tokens", "moe_tp", "hidden", "intermediate")
 
+
+def _update(columns: Columns, latency_s: NDArray[np.float64], _dtype: str, hardware: HardwareSpec, _known: Known) -> Fit:
+    moved = update_bytes(columns["sequences"], columns["query_tokens"], columns["state_elements"])
+    return fit_stream(moved, columns["state_elements"], latency_s, hbm_bytes_per_s=hardware.gpu.hbm_bytes_per_s.value)
+
+
+def _convolution(columns: Columns, latency_s: NDArray[np.float64], _dtype: str, hardware: HardwareSpec, _known: Known) -> Fit:
+    moved = convolution_bytes(columns["sequences"], columns["new_tokens"], columns["channels"], columns["state_taps"])
+    return fit_stream(moved, columns["channels"], latency_s, hbm_bytes_per_s=hardware.gpu.hbm_bytes_per_s.value)
+
+
+def _scan(columns: Columns, latency_s: NDArray[np.float64], _dtype: str, hardware: HardwareSpec, _known: Known) -> Fit:
+    return fit_scan(**columns, latency_s=latency_s, processors=hardware.gpu.processors.value)
+
+
+def _recurrent(kind: str) -> dict[str, Operator]:
+    """Kernels of a recurrent kind: the state update of decode, the scan of prefill and the convolution before both."""
+    taps = ("sequences", "new_tokens", "channels", "state_taps")
+    return {
+        f"{kind}_update": Operator(("sequences", "query_tokens", "state_elements"), kind, _update, "update"),
+        f"{kind}_scan": Operator(("sequences", "new_tokens", "heads"), kind, _scan, "scan"),
+        f"{kind}_convolution.decode": Operator(taps, kind, _convolution, "convolution.decode"),
+        f"{kind}_convolution.prefill": Operator(taps, kind, _convolution, "convolution.prefill"),
+    }
+
+
 OPERATORS: dict[str, Operator] = {
     "dense_gemm": Operator(("m", "n", "k"), "dense_gemm", _dense),
     "dense_gemm_kernel": Operator(("m", "n", "k"), "dense_gemm", _dense_kernel),
@@ -167,6 +201,11 @@ OPERATORS: dict[str, Operator] = {
     "grouped_gemm_kernel": Operator(
         ("pairs", "local_experts", "moe_tp", "hidden", "intermediate"), "grouped_gemm", _grouped_kernel
     ),
+    **_recurrent("gated_delta"),
+    **_recurrent("kda"),
+    **_recurrent("mamba2"),
+    "dsa_decode": Operator(DSA_DECODE_COLUMNS, "dsa_decode", described=DSA_DIMS[1:], fit_module=partial(fit_dsa, "decode")),
+    "dsa_prefill": Operator(DSA_PREFILL_COLUMNS, "dsa_prefill", described=DSA_DIMS[1:], fit_module=partial(fit_dsa, "prefill")),
     "all_reduce": Operator(("message_bytes", "ranks"), "all_reduce", _all_reduce, variant="default"),
     **{
         f"{backend}.{direction}": Operator(TRANSFER_COLUMNS, "dispatch", _transfer(backend), variant=f"{backend}.{direction}")

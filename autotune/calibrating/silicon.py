@@ -1,5 +1,7 @@
-"""Tables of the public silicon database (aiconfigurator-core, Apache-2.0) of one GPU and engine, as a timing table.
+"""Tables of the public silicon databases (Apache-2.0) of one GPU and engine, as a timing table.
 
+GEMMs, dense attention, experts and links come from aiconfigurator-core 0.12.0; recurrent and sparse attention from its
+successor aisimulate, which that package does not have. What is not installed is left out, and said.
 Which file is read for which operator, and whose: kernels that engines share are read from the engine that measured
 them best. What each table needs to become rows is in silicon_kernels.py and silicon_links.py; every row left out is counted.
 """
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autotune.calibrating import silicon_attention as attention
 from autotune.calibrating import silicon_kernels as kernels
 from autotune.calibrating import silicon_links as links
 from autotune.calibrating.silicon_kernels import Rows
@@ -38,6 +41,8 @@ class Source:
     """How many versions are read, newest first."""
     gpu: str | None = None
     """Sibling GPU that measured what this one did not; none: the GPU itself."""
+    package: str = "aiconfigurator_core"
+    """Import package that holds the table."""
 
 
 OWN = (
@@ -56,6 +61,18 @@ SHARED = (
     Source("comm", "trtllm_alltoall_perf.parquet", links.nvlink_one_sided, owner="trtllm"),
 )
 """Libraries that every engine calls."""
+NEWER = "aisimulate_core"
+RECURRENT = (
+    Source("linear_attention", "gdn_perf.parquet", attention.gated_delta, versions=2, package=NEWER),
+    Source("kda", "kda_perf.parquet", attention.kda, package=NEWER),
+    Source("linear_attention", "mamba2_perf.parquet", attention.mamba2, owner="trtllm", package=NEWER),
+)
+"""Kinds that the older package has no tables of."""
+INSTALL = {
+    "aiconfigurator_core": "pip install 'moe-autotune[silicon]'",
+    "aisimulate_core": "pip install --no-deps aisimulate==0.13.0.dev202610270000000085",
+}
+PUBLISHED_AS = {"aiconfigurator_core": "aiconfigurator-core", "aisimulate_core": "aisimulate"}
 
 
 def sources(engine: str, gpu: str) -> tuple[Source, ...]:
@@ -77,27 +94,48 @@ def sources(engine: str, gpu: str) -> tuple[Source, ...]:
         borrowed.append(Source("mla", "generation_mla_perf.parquet", kernels.fp8_mla_decode, owner="trtllm"))
     if gpu == "GB200":
         borrowed.append(Source("comm", "custom_allreduce_perf.parquet", links.all_reduce_across_nodes, gpu="GB300"))
-    return (*OWN, *SHARED, *borrowed)
+    return (*OWN, *SHARED, *borrowed, *attention_sources(engine, blackwell))
 
 
-def database_root() -> Path:
-    """Folder of the installed database; raises ProblemError when the extra is missing."""
-    spec = importlib.util.find_spec("aiconfigurator_core")
-    if spec is None or spec.origin is None:
-        raise ProblemError("the silicon database is not installed: pip install 'moe-autotune[silicon]'")
-    return Path(spec.origin).parent / "systems" / "data"
+def attention_sources(engine: str, blackwell: bool) -> tuple[Source, ...]:
+    """Tables of recurrent and sparse attention.
+
+    SGLang's prefill modules carry an eager launch of a millisecond, its Hopper decode modules repeat worse than vLLM's of
+    the same kernels: vLLM's are read.
+    """
+    prefill = "vllm" if engine == "sglang" else engine
+    decode = prefill if not blackwell else engine
+    return (
+        *RECURRENT,
+        Source("sparse_attention", "dsa_generation_module_perf.parquet", attention.dsa_decode, owner=decode, package=NEWER),
+        Source("sparse_attention", "dsa_context_module_perf.parquet", attention.dsa_prefill, owner=prefill, package=NEWER),
+    )
+
+
+def database_root(package: str) -> Path | None:
+    """Folder of an installed database; none where the package is missing."""
+    spec = importlib.util.find_spec(package)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "systems" / "data"
 
 
 def read_silicon(gpu: str, engine: str, root: Path | None = None) -> TimingTable:
-    """Tables of one GPU and engine; raises ProblemError when there are none."""
+    """Tables of one GPU and engine; raises ProblemError when there are none.
+
+    root : folder to read all of them from, instead of the installed packages.
+    """
     require_pandas()
     if gpu not in SYSTEMS:
         raise ProblemError(f"the silicon database has no {gpu}; it has {', '.join(sorted(SYSTEMS))}")
-    base = root or database_root()
-    tables = [table for source in sources(engine, gpu) for table in _tables(base, source, gpu, engine)]
+    roots = {package: root or database_root(package) for package in INSTALL}
+    if not any(roots.values()):
+        raise ProblemError(f"no silicon database is installed: {' and '.join(INSTALL.values())}")
+    chosen = [(source, base) for source in sources(engine, gpu) if (base := roots[source.package])]
+    tables = [table for source, base in chosen for table in _tables(base, source, gpu, engine)]
     if not tables:
-        raise ProblemError(f"the silicon database at {base / SYSTEMS[gpu]} has no tables for {engine}")
-    return merge(tables)
+        raise ProblemError(f"the silicon database has no tables of {gpu} for {engine}")
+    table = merge(tables)
+    missing = {f"{PUBLISHED_AS[name]} is not installed: {INSTALL[name]}": 1 for name, base in roots.items() if base is None}
+    return TimingTable(table.rows, {**table.dropped, **missing})
 
 
 def _tables(base: Path, source: Source, gpu: str, engine: str) -> list[TimingTable]:
@@ -105,7 +143,7 @@ def _tables(base: Path, source: Source, gpu: str, engine: str) -> list[TimingTab
     owner = source.owner or engine
     found: list[TimingTable] = []
     for path in _newest_first(base / SYSTEMS[source.gpu or gpu] / source.family / owner, source.file):
-        table = _table(path, gpu, owner, source.read)
+        table = _table(path, gpu, owner, source)
         found += [table] if len(table.rows) else []
         if len(found) == source.versions:
             break
@@ -118,7 +156,7 @@ def _newest_first(folder: Path, file: str) -> list[Path]:
     return sorted(folder.glob(f"*/{file}"), key=lambda path: Version(path.parent.name), reverse=True)
 
 
-def _table(path: Path, gpu: str, engine: str, read: Callable[[pd.DataFrame, str], Rows]) -> TimingTable:
+def _table(path: Path, gpu: str, engine: str, source: Source) -> TimingTable:
     import pandas as pd
 
     raw = pd.read_parquet(path)
@@ -126,5 +164,5 @@ def _table(path: Path, gpu: str, engine: str, read: Callable[[pd.DataFrame, str]
     if "latency" in raw and (lost := int((~(raw.latency > 0)).sum())):
         dropped["latency not positive"] = lost
         raw = raw[raw.latency > 0]
-    rows, left_out = read(raw, engine)
-    return collected(path, rows, dropped | left_out, gpu, f"aiconfigurator-core {'/'.join(path.parts[-5:])}")
+    rows, left_out = source.read(raw, engine)
+    return collected(path, rows, dropped | left_out, gpu, f"{PUBLISHED_AS[source.package]} {'/'.join(path.parts[-5:])}")

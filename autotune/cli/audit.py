@@ -25,6 +25,10 @@ TtftP95 = Annotated[str | None, typer.Option(help="Limit on the TTFT of 95 % of 
 TtftP99 = Annotated[str | None, typer.Option(help="Limit on the TTFT of 99 % of a service's requests.")]
 Rate = Annotated[float | None, typer.Option(help="Requests/s that a service is sent.", min=0)]
 Clients = Annotated[int | None, typer.Option(help="Requests kept in flight at a service, instead of a rate.", min=1)]
+Model = Annotated[str | None, typer.Option(help="For a script: what it serves (preset, checkpoint, folder or config.json).")]
+Precision = Annotated[
+    str | None, typer.Option(help="For a script: what its weights are stored in, where its name does not tell.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -38,6 +42,8 @@ class Script:
     osl: int
     size: int | None
     mtp_acceptance: str | None
+    model: str | None
+    precision: str | None
 
 
 def register(app: typer.Typer) -> None:
@@ -65,14 +71,20 @@ def check(
     osl: Answer = 2000,
     size: Size = None,
     mtp_acceptance: Acceptance = None,
+    model: Model = None,
+    precision: Precision = None,
     json: AsJson = False,
 ) -> None:
-    """Judge a plan: does it start, fit, meet its goals, what bounds it, which smallest changes help. Exit 2: it does not work."""
+    """Judge a plan: does it start, fit, meet its goals, what bounds it, which smallest changes help.
+
+    Exit 0: it works. 2: it does not work. 3: it cannot be said, because an option is not modelled that the answer rests on.
+    """
     from autotune.auditing.checking import check as judge
+    from autotune.auditing.verdict import EXIT_CODES
 
     limits = {"tpot_s": tpot, "ttft_s": ttft, "ttft_p50_s": ttft_p50, "ttft_p95_s": ttft_p95, "ttft_p99_s": ttft_p99}
     goals = _goals(limits, tokens_per_s=throughput, concurrency=concurrency, context_tokens=context)
-    plan = _read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance), _load(rate, clients))
+    plan = _read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision), _load(rate, clients))
     _check_asked(goals, plan.deployment)
     verdict = judge(plan.deployment, goals, plan)
     if json:
@@ -82,8 +94,8 @@ def check(
         from autotune.report.tables import show
 
         show(verdict_report(verdict))
-    if not verdict.works:
-        raise typer.Exit(2)
+    if code := EXIT_CODES[verdict.answer]:
+        raise typer.Exit(code)
 
 
 def sensitivity(
@@ -97,6 +109,8 @@ def sensitivity(
     osl: Answer = 2000,
     size: Size = None,
     mtp_acceptance: Acceptance = None,
+    model: Model = None,
+    precision: Precision = None,
     json: AsJson = False,
 ) -> None:
     """How much throughput moves with bandwidths, FLOPS, imbalance and load, and what a goal would take."""
@@ -104,7 +118,7 @@ def sensitivity(
     from autotune.cli.parsing import duration_s
 
     found = vary(
-        _read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance)).deployment,
+        _warn(_read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision))).deployment,
         throughput,
         duration_s(tpot) if tpot else None,
     )
@@ -139,12 +153,15 @@ def verify(
     osl: Answer = 2000,
     size: Size = None,
     mtp_acceptance: Acceptance = None,
+    model: Model = None,
+    precision: Precision = None,
     json: AsJson = False,
 ) -> None:
     """Compare a measured run with its prediction. Exit 2: outside the error bars, or over a limit."""
     from autotune.auditing.verifying import verify as compare
 
-    plan = _read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance), _load(rate, clients)).deployment
+    script = Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision)
+    plan = _warn(_read(deployment, script, _load(rate, clients))).deployment
     limits = {"tpot_s": tpot, "ttft_p50_s": ttft_p50, "ttft_p95_s": ttft_p95, "ttft_p99_s": ttft_p99}
     goals = _goals(limits, tokens_per_s=throughput)
     _check_asked(goals, plan)
@@ -203,6 +220,8 @@ def _read(file: Path, script: Script, load: Load | None = None) -> ReadCommand:
     from cost_models.reading import is_folder, read_bytes, reading
 
     if is_folder(file) or file.suffix in (".yaml", ".yml", ".json"):
+        if script.model or script.precision:
+            raise ProblemError(f"{file} says its model and precision itself: --model and --precision are for scripts")
         deployment = _document(file)
         if load is not None and deployment.phase != "serve":
             raise ProblemError(f"{file} is no service (phase {deployment.phase}): --rate and --clients do not apply")
@@ -220,9 +239,18 @@ def _read(file: Path, script: Script, load: Load | None = None) -> ReadCommand:
         size=script.size,
         mtp_acceptance=rates(script.mtp_acceptance) if script.mtp_acceptance else (),
         load=load,
+        model=script.model,
+        precision=script.precision,
     )
     if found.ignored:
-        typer.echo(f"not modelled: {', '.join(found.ignored)}", err=True)
+        typer.echo(f"without effect on the verdict: {', '.join(found.ignored)}", err=True)
+    return found
+
+
+def _warn(found: ReadCommand) -> ReadCommand:
+    """Say what is not modelled where there is no verdict to say it in."""
+    for option in found.unmodelled:
+        typer.echo(f"not modelled: {option.line()}", err=True)
     return found
 
 

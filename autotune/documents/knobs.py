@@ -116,6 +116,8 @@ COLUMNS = (
     Column("skew", "expert_balance.skew", OR_UNKNOWN),
     Column("popularity", "expert_balance.popularity_sigma", OR_UNKNOWN),
 )  # fmt: skip
+UNPRICED = {"admission_interval_steps": "admission_interval_steps"}
+"""Engine knobs and the pool's fields that they set, where no step costs more or less by them."""
 LAYOUT_COLUMNS = tuple(column.name for column in COLUMNS if column.enumerated)
 """Columns that an enumeration of layouts fills, in this order."""
 VARIANT_COLUMNS = tuple(name for name in LAYOUT_COLUMNS if name != "graph_tokens")
@@ -177,16 +179,17 @@ def canonical(rows: Rows) -> Rows:
     return rows.replace(**changed, graph_tokens=np.where(captured, UNLIMITED, rows.graph_tokens))
 
 
-def pool_settings(flags: Mapping[str, Any], step: Step) -> dict[str, Any]:
+def pool_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a pool that engine knobs set; those that engines name otherwise than the cost models are left out.
 
     flags : engine knobs by name; a knob counts where those that switch it are on, or not given.
     """
     fields: dict[str, Any] = {}
-    for column in flag_columns(step):
-        knob, *switches = column.knobs
+    for column in COLUMNS:
+        knob, *switches = column.knobs or ("",)
         if knob in flags and not column.codec.named and all(flags.get(switch, True) for switch in switches):
             put(fields, column.path, column.codec.value(flags[knob]))
+    fields |= {path: flags[knob] for knob, path in UNPRICED.items() if knob in flags}
     if not flags.get("offload_group_size"):
         fields.pop("offload", None)
     return fields

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,16 +14,19 @@ from autotune.documents.problem import DEFAULT_TRIALS
 from autotune.errors import OutputError
 from autotune.flags.evaluate import Evaluation, FlagEvaluator
 from autotune.flags.space import FlagSpace, Params
+from autotune.flags.storing import Store, open_store, without_password
 from search_spaces.schema import Value
 
 if TYPE_CHECKING:
     import optuna
 
 ENUMERABLE = 400_000
-"""Spaces up to this size are solved exactly."""
+"""Spaces with up to so many distinct combinations are solved exactly."""
 IN_MEMORY = "memory"
 STARTUP_TRIALS = 40
 """Random trials before TPE models the space; with fewer it settles on a local best more often."""
+OTHERS_TRIALS = 8
+"""Trials of other processes from which this one samples from theirs too."""
 TIE = 1e-4
 """Relative difference in score below which two settings count as equal."""
 
@@ -73,25 +76,32 @@ class Scores:
         self.evaluator = evaluator
         self.space = evaluator.space
         self.priced: dict[tuple[Value, ...], tuple[Evaluation, int]] = {}
-        enumerable = enumerate_all and self.space.size <= ENUMERABLE
-        self.grid = evaluator.evaluate(self.space.grid()) if enumerable else None
+        self.grid = self.space.grid() if enumerate_all and self.space.distinct <= ENUMERABLE else None
+        self.all = evaluator.evaluate(self.grid.columns) if self.grid else None
 
     def of(self, params: Params) -> tuple[Evaluation, int]:
         """An evaluation and the position of the combination in it."""
-        if self.grid is not None:
-            return self.grid, self.space.index(params)
+        if self.grid and self.all:
+            return self.all, int(self.grid.positions(self.space.columns([params]))[0])
         self.price([params])
         return self.priced[self._key(params)]
 
     def price(self, combinations: Iterable[Params]) -> None:
         """Price those not known yet, in one call."""
-        if self.grid is not None:
+        if self.grid:
             return
         new = {self._key(params): params for params in combinations if self._key(params) not in self.priced}
         if not new:
             return
         evaluation = self.evaluator.evaluate(self.space.columns(list(new.values())))
         self.priced |= {key: (evaluation, at) for at, key in enumerate(new)}
+
+    def exact(self) -> tuple[Params, float] | None:
+        """The best feasible combination of all and its tokens/s/GPU; None where not all were priced, or none is feasible."""
+        best = self.all.best() if self.all else None
+        if best is None or self.grid is None or self.all is None:
+            return None
+        return self.grid.params_at(best), float(self.all.tokens_per_s_per_gpu[best])
 
     def _key(self, params: Params) -> tuple[Value, ...]:
         return tuple(params[name] for name in self.space.values)
@@ -121,12 +131,12 @@ def tune_flags(
         scores = Scores(evaluator, enumerate_all=True)
     rows = run_study(scores, trials=asked, seed=seed, storage=storage, study_name=study_name, on_trial=on_trial)
     study_best = _best(rows)
-    exact = scores.grid.best() if scores.grid is not None else None
+    exact = scores.exact()
     candidates: list[tuple[str, Params]] = [("analytic", space.analytic), ("defaults", space.defaults)]
     if study_best is not None:
         candidates.insert(0, ("study", study_best.params))
-    if exact is not None:
-        candidates.insert(0, ("exact", space.params_at(exact)))
+    if exact:
+        candidates.insert(0, ("exact", exact[0]))
     origin, params = _winner(scores, candidates)
     evaluation, at = scores.of(params)
     defaults, defaults_at = scores.of(space.defaults)
@@ -139,7 +149,7 @@ def tune_flags(
         defaults_violate=violations(defaults, defaults_at),
         study=study_best.tokens_per_s_per_gpu if study_best else None,
         random=random_search(scores, asked or (0 if trials == 0 else DEFAULT_TRIALS), seed),
-        exact=float(scores.grid.tokens_per_s_per_gpu[exact]) if scores.grid is not None and exact is not None else None,
+        exact=exact[1] if exact else None,
         space_size=space.size,
         trials=tuple(rows),
         feasible_trials=sum(not row.violated for row in rows),
@@ -151,7 +161,7 @@ def _trials(space: FlagSpace, trials: int | None, storage: str | None) -> int:
     """How many trials Optuna makes: those asked for, else none where the space is enumerated."""
     if trials is not None:
         return trials
-    return DEFAULT_TRIALS if storage is not None or space.size > ENUMERABLE else 0
+    return DEFAULT_TRIALS if storage is not None or space.distinct > ENUMERABLE else 0
 
 
 def _is_feasible(scores: Scores, params: Params) -> bool:
@@ -207,8 +217,8 @@ def random_search(scores: Scores, trials: int, seed: int) -> float | None:
         return None
     rng = np.random.default_rng(seed)
     columns = {name: rng.integers(len(values), size=trials) for name, values in scores.space.values.items()}
-    if scores.grid is not None:
-        evaluation, tried = scores.grid, scores.space.positions(columns)
+    if scores.grid and scores.all:
+        evaluation, tried = scores.all, scores.grid.positions(columns)
     else:
         evaluation, tried = scores.evaluator.evaluate(columns), np.arange(trials)
     allowed = tried[evaluation.feasible[tried]]
@@ -220,50 +230,106 @@ def random_search(scores: Scores, trials: int, seed: int) -> float | None:
 def run_study(
     scores: Scores, *, trials: int, seed: int, storage: str | None, study_name: str, on_trial: Callable[[], None] | None
 ) -> list[TrialRow]:
-    """Ask, evaluate, tell; a study found in the storage is continued up to `trials`."""
-    if not trials:
+    """Ask, evaluate, tell; a study found in the storage is continued up to `trials`, by all processes that share it together."""
+    if not trials or not scores.space.searched:
         return []
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = scores.space
-    study = _open_study(storage, study_name, seed, space, trials)
-    distributions: dict[str, Any] = {n: optuna.distributions.CategoricalDistribution(v) for n, v in space.searched.items()}
-    rows = [_row_of(trial, scores) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    if not rows:
-        for origin, params in (("analytic", space.analytic), ("defaults", space.defaults)):
-            study.enqueue_trial(
-                {name: params[name] for name in space.searched}, user_attrs={"origin": origin}, skip_if_exists=True
+    if storage is None or storage == IN_MEMORY:
+        return _in_memory(_new_study(seed, trials), space, scores, trials, on_trial)
+    with _storage_errors(storage):
+        store = open_store(storage, study_name)
+        kept = store.trials()
+    try:
+        if any(set(trial.params) != set(space.searched) or not _known(trial.params, space) for trial in kept):
+            raise OutputError(
+                f"study '{study_name}' in {storage} was made for another flag space; choose another storage or remove it"
             )
+        return _shared(_new_study(seed + len(kept), trials), store, kept, scores, trials, storage, on_trial)
+    finally:
+        with _storage_errors(storage):
+            store.close()
+
+
+def _in_memory(
+    study: optuna.Study, space: FlagSpace, scores: Scores, trials: int, on_trial: Callable[[], None] | None
+) -> list[TrialRow]:
+    _enqueue(study, space)
+    rows: list[TrialRow] = []
     while len(rows) < trials:
-        with _storage_errors(storage):
-            trial = study.ask(distributions)
-        params = space.complete(trial.params)
-        evaluation, at = scores.of(params)
-        with _storage_errors(storage):
-            for name, values in evaluation.constraints.items():
-                trial.set_constraint(name, float(values[at]))
-            study.tell(trial, float(evaluation.score[at]))
-        rows.append(_trial_row(trial.number, trial.user_attrs.get("origin", "tpe"), params, evaluation, at))
+        rows.append(_row_of(_trial(study, scores), scores))
         if on_trial:
             on_trial()
     return rows
 
 
-def _open_study(storage: str | None, name: str, seed: int, space: FlagSpace, trials: int) -> optuna.Study:
-    """A new or resumed study; anything wrong with the storage becomes one message."""
+def _shared(
+    study: optuna.Study,
+    store: Store,
+    kept: list[optuna.trial.FrozenTrial],
+    scores: Scores,
+    trials: int,
+    storage: str,
+    on_trial: Callable[[], None] | None,
+) -> list[TrialRow]:
+    """Trials sampled here and kept there, until there are enough; those of other processes join what is sampled from."""
+    study.add_trials(kept)
+    if not kept:
+        _enqueue(study, scores.space)
+    known = len(kept)
+    while known < trials:
+        trial = _trial(study, scores)
+        with _storage_errors(storage):
+            number = store.add(trial, trials)
+            if number is None:
+                break
+            if number - known >= OTHERS_TRIALS:
+                study = _rejoined(study, store)
+                number = len(study.trials) - 1
+        known = number + 1
+        if on_trial:
+            on_trial()
+    with _storage_errors(storage):
+        return [_row_of(trial, scores) for trial in store.trials()[:trials]]
+
+
+def _rejoined(study: optuna.Study, store: Store) -> optuna.Study:
+    """A study of all trials that are kept, whose sampler goes its own way: with one seed all processes would try the same."""
+    import optuna
+
+    study.sampler.reseed_rng()
+    joined = optuna.create_study(direction="maximize", sampler=study.sampler)
+    joined.add_trials(store.trials())
+    return joined
+
+
+def _trial(study: optuna.Study, scores: Scores) -> optuna.trial.FrozenTrial:
+    """One more trial, finished."""
+    import optuna
+
+    searched = scores.space.searched
+    trial = study.ask({name: optuna.distributions.CategoricalDistribution(values) for name, values in searched.items()})
+    evaluation, at = scores.of(scores.space.complete(trial.params))
+    for name, values in evaluation.constraints.items():
+        trial.set_constraint(name, float(values[at]))
+    return study.tell(trial, float(evaluation.score[at]))
+
+
+def _new_study(seed: int, trials: int) -> optuna.Study:
     import optuna
 
     startup = min(STARTUP_TRIALS, max(trials // 3, 1))
-    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=startup)
-    if storage in (None, IN_MEMORY):
-        return optuna.create_study(direction="maximize", sampler=sampler)
-    with _storage_errors(storage):
-        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="maximize", sampler=sampler)
-        finished = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-    if any(set(trial.params) != set(space.searched) or not _known(trial.params, space) for trial in finished):
-        raise OutputError(f"study '{name}' in {storage} was made for another flag space; choose another storage or remove it")
-    return study
+    sampler = optuna.samplers.TPESampler(seed=seed % 2**32, multivariate=True, n_startup_trials=startup)
+    return optuna.create_study(direction="maximize", sampler=sampler)
+
+
+def _enqueue(study: optuna.Study, space: FlagSpace) -> None:
+    """The analytic point and the engine's defaults come first."""
+    for origin, params in (("analytic", space.analytic), ("defaults", space.defaults)):
+        asked = {name: params[name] for name in space.searched}
+        study.enqueue_trial(asked, user_attrs={"origin": origin}, skip_if_exists=True)
 
 
 @contextmanager
@@ -275,7 +341,10 @@ def _storage_errors(storage: str | None) -> Iterator[None]:
         if storage in (None, IN_MEMORY):
             raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise OutputError(f"storage {storage} cannot be used: {reason}. Check the URL, its driver and its locks") from error
+        shown = without_password(storage or "")
+        raise OutputError(
+            f"storage {shown} cannot be used: {without_password(reason)}. Check the URL, its driver and its locks"
+        ) from error
 
 
 def _known(params: Params, space: FlagSpace) -> bool:

@@ -230,7 +230,7 @@ def sweep(loads: Loads, model: ModelSpec, gpus: int) -> list[RedundancyChoice]:
     redundant = [fewest + extra * gpus for extra in range(MOST_EXTRA_SLOTS + 1)]
     placements = [place(loads, model, gpus, spare, gpus) for spare in redundant]
     placed = np.array([[layer.placed for layer in placement.layers] for placement in placements])
-    expert_bytes = 3.0 * model.hidden * model.moe.intermediate * model.moe_layers
+    expert_bytes = float(model.moe.expert_parameters(model.hidden)) * model.moe_layers
     return [
         RedundancyChoice(
             redundant_experts=redundant[extra],

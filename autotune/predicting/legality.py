@@ -25,11 +25,12 @@ def subject_of(
     """
     engine = load_engine(deployment.engine.name)
     pool = deployment.pools[phase]
+    model = load_model(deployment.model)
     return Subject(
         engine=engine,
         version=resolve_version(engine, deployment.engine.version),
-        model=load_model(deployment.model),
-        recipe=resolve_recipe(pool.precision or deployment.precision),
+        model=model,
+        recipe=resolve_recipe(pool.precision or deployment.precision, model),
         hardware=load_hardware(pool.hardware or deployment.hardware),
         role=role or phase,
         rows=pool_rows(pool),

@@ -9,7 +9,7 @@ from autotune.documents.deployment import DEFAULT_MEMORY_FRACTION, CalibrationCh
 from autotune.documents.knobs import pool_rows
 from autotune.documents.prediction import MemoryLine, OperatorLine, Prediction, PrefillPrediction
 from autotune.errors import ProblemError
-from autotune.resolving import resolve_calibration, resolve_recipe
+from autotune.resolving import foreign_dtype, resolve_calibration, resolve_recipe
 from cost_models import catalog
 from cost_models.arrays import Floats
 from cost_models.errors import unknown_name
@@ -56,7 +56,9 @@ def resolve(deployment: Deployment) -> Resolved:
     version = resolve_version(engine, deployment.engine.version)
     _check_pool(model, hardware, pool)
     _check_flags(engine, version, pool)
-    recipe = resolve_recipe(pool.precision or deployment.precision)
+    recipe = resolve_recipe(pool.precision or deployment.precision, model)
+    if foreign := foreign_dtype(recipe, hardware):
+        raise ProblemError(f"precision {recipe.name}: {foreign}")
     choice = CalibrationChoice() if pool.hardware else deployment.calibration
     calibration = resolve_calibration(choice, hardware.gpu.name, engine.calibration_engine)
     machine = Machine(model, hardware, recipe, calibration)

@@ -31,10 +31,14 @@ GOAL_NAMES = {
 }
 
 
+STYLES = {"works": "bold green", "does not work": "bold red", "cannot say": "bold yellow"}
+
+
 def verdict_report(verdict: Verdict) -> RenderableType:
     """Works or not, conflicts, memory, goals, what bounds it, remarks, smallest changes."""
     parts: list[RenderableType] = [
-        Text("works" if verdict.works else "does not work", style="bold green" if verdict.works else "bold red"),
+        Text(verdict.answer, style=STYLES[verdict.answer]),
+        *(Text(f"not modelled: {line}") for line in verdict.unmodelled),
         *(Text(f"would not run: {conflict}") for conflict in verdict.conflicts),
         *(Text(_memory_line(pool, len(verdict.memory) > 1)) for pool in verdict.memory),
     ]

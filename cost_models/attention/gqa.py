@@ -32,6 +32,8 @@ class GqaSpec(AttentionKind):
     bias: bool = False
     qk_norm: bool = False
     sinks: bool = False
+    output_gate: bool = False
+    """The output of every head is gated by a projection of the layer's input, fused with the query's."""
 
     @property
     def shardable_heads(self) -> int:
@@ -43,7 +45,7 @@ class GqaSpec(AttentionKind):
         return "window_attention" if self.window_tokens else "attention"
 
     def matrices(self, hidden: int, layers: int) -> list[Matrix]:
-        query, shared = self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim
+        query, shared = (1 + self.output_gate) * self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim
         parts = ((query, self.heads), (shared, self.kv_heads))
         return [
             Matrix("qkv", "attention_in", query + shared, hidden, layers, "column", parts=parts),

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from cost_models.attention.base import AttentionKind
+from cost_models.attention.dsa import DsaSpec
+from cost_models.attention.gated_delta import GatedDeltaSpec
 from cost_models.attention.gqa import GqaSpec
+from cost_models.attention.kda import KdaSpec
+from cost_models.attention.mamba2 import Mamba2Spec
 from cost_models.attention.mla import MlaSpec
 
-Attention = MlaSpec | GqaSpec
+Attention = MlaSpec | GqaSpec | DsaSpec | GatedDeltaSpec | KdaSpec | Mamba2Spec
 
-KINDS: dict[str, type[AttentionKind]] = {kind.model_fields["kind"].default: kind for kind in (MlaSpec, GqaSpec)}
+KINDS: dict[str, type[AttentionKind]] = {kind.model_fields["kind"].default: kind for kind in get_args(Attention)}

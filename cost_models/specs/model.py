@@ -24,14 +24,15 @@ K = TypeVar("K", bound=Hashable)
 
 
 class DenseSpec(Spec):
-    """A dense feed-forward block; SwiGLU with fused gate and up."""
+    """A dense feed-forward block; SwiGLU with fused gate and up, or without a gate."""
 
     kind: Literal["dense"] = "dense"
     intermediate: int = Field(gt=0)
+    gated: bool = True
 
     def matrices(self, hidden: int, layers: int) -> list[Matrix]:
         return [
-            Matrix("ffn_gate_up", "dense_ffn", 2 * self.intermediate, hidden, layers, "column"),
+            Matrix("ffn_gate_up", "dense_ffn", (1 + self.gated) * self.intermediate, hidden, layers, "column"),
             Matrix("ffn_down", "dense_ffn", hidden, self.intermediate, layers, "row"),
         ]
 
@@ -40,7 +41,7 @@ class DenseSpec(Spec):
 
 
 class MoeSpec(Spec):
-    """Routed and shared experts; SwiGLU with fused gate and up."""
+    """Routed and shared experts; SwiGLU with fused gate and up, or without a gate."""
 
     kind: Literal["moe"] = "moe"
     experts: int = Field(gt=0)
@@ -53,24 +54,49 @@ class MoeSpec(Spec):
     """Group-limited routing: the top_k experts come from this many of the groups."""
     bias: bool = False
     correction_bias: bool = False
+    latent: int | None = Field(default=None, gt=0)
+    """Width that routed experts read and write, and that is dispatched, where it is not the hidden size."""
+    gated: bool = True
+    """SwiGLU; otherwise one matrix up and one down (squared ReLU)."""
+    shared_gate: bool = False
+    """The shared expert's output is scaled by a learned number per token."""
+
+    def routed_hidden(self, hidden: int) -> int:
+        """Width that is dispatched and that routed experts work in."""
+        return self.latent or hidden
+
+    @property
+    def gemm_intermediate(self) -> float:
+        """Intermediate width at which a gated expert has the weights and FLOPs of this one: two matrices for three."""
+        return self.intermediate if self.gated else self.intermediate * 2 / 3
+
+    def expert_parameters(self, hidden: int) -> int:
+        """Parameters of one routed expert."""
+        return (3 if self.gated else 2) * self.routed_hidden(hidden) * self.intermediate
 
     def matrices(self, hidden: int, layers: int) -> list[Matrix]:
-        routed = [
+        inner, ups = self.routed_hidden(hidden), 2 if self.gated else 1
+        found = [
             Matrix("router", "router", self.experts, hidden, layers, "replicated"),
-            Matrix("expert_gate_up", "experts", 2 * self.intermediate, hidden, layers, "column", self.experts),
-            Matrix("expert_down", "experts", hidden, self.intermediate, layers, "row", self.experts),
+            Matrix("expert_gate_up", "experts", ups * self.intermediate, inner, layers, "column", self.experts),
+            Matrix("expert_down", "experts", inner, self.intermediate, layers, "row", self.experts),
         ]
-        if not self.shared_intermediate:
-            return routed
-        return [
-            *routed,
-            Matrix("shared_gate_up", "shared_expert", 2 * self.shared_intermediate, hidden, layers, "column"),
-            Matrix("shared_down", "shared_expert", hidden, self.shared_intermediate, layers, "row"),
-        ]
+        if self.latent:
+            found += [
+                Matrix("latent_in", "shared_expert", inner, hidden, layers, "replicated"),
+                Matrix("latent_out", "shared_expert", hidden, inner, layers, "replicated"),
+            ]
+        if self.shared_intermediate:
+            found += [
+                Matrix("shared_gate_up", "shared_expert", ups * self.shared_intermediate, hidden, layers, "column"),
+                Matrix("shared_down", "shared_expert", hidden, self.shared_intermediate, layers, "row"),
+            ]
+        return found
 
     def vector_parameters(self, hidden: int, layers: int) -> int:
         expert_bias = self.experts * (2 * self.intermediate + hidden) + self.experts if self.bias else 0
-        return layers * (expert_bias + (self.experts if self.correction_bias else 0))
+        gate = hidden if self.shared_gate else 0
+        return layers * (expert_bias + (self.experts if self.correction_bias else 0) + gate)
 
 
 FeedForward = DenseSpec | MoeSpec
@@ -97,9 +123,11 @@ class LayerGroup(Spec):
 
 
 class PublishedCount(Spec):
-    """An exact parameter count to check the specification against."""
+    """A parameter count to check the specification against: exact, or as the model card rounds it."""
 
     parameters: int
+    elsewhere: int = 0
+    """Of these, outside the model that is priced: a vision tower, draft modules."""
     source: str
 
 
@@ -225,12 +253,13 @@ class ModelSpec(Spec):
 
     @property
     def draft_layers(self) -> tuple[LayerGroup, ...]:
-        """What an MTP module repeats: the last whole layer, with experts where there are any, or its blocks where
-        attention and feed-forward are layers of their own."""
+        """What an MTP module repeats: the last whole layer, with experts where there are any, or the last blocks where
+        attention and feed-forward are layers of their own (attention proper before recurrent mixers)."""
         groups = sorted(self.groups, key=lambda group: -max(group.positions))
         ffns = [group for group in groups if isinstance(group.ffn, MoeSpec if self.moe else DenseSpec)]
         whole = [group for group in ffns if group.attention]
-        return tuple(whole[:1]) or (next(group for group in groups if group.attention), *ffns[:1])
+        mixers = [(group.attention.fixed_state, number) for number, group in enumerate(groups) if group.attention]
+        return tuple(whole[:1]) or (groups[min(mixers)[1]], *ffns[:1])
 
     def mtp_matrices(self) -> list[Matrix]:
         """One MTP module: a whole MoE layer plus the projection of [hidden; embedding] (arXiv 2412.19437, 2.2)."""

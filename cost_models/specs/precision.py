@@ -90,6 +90,12 @@ class PrecisionRecipe(Spec):
         families = (self.attention_in, self.q_b, self.o_proj, self.dense_ffn, self.shared_expert, self.experts)
         return {DTYPES[d].compute for d in families} | {self.attention_compute}
 
+    def foreign_dtype(self, architecture: str) -> str | None:
+        """A dtype that the tensor cores of a GPU architecture do not take; none where they take all."""
+        fields = ("attention_in", "q_b", "o_proj", "dense_ffn", "shared_expert", "experts")
+        used = sorted({getattr(self, name) for name in fields})
+        return next((d for d in used if DTYPES[d].architectures and architecture not in DTYPES[d].architectures), None)
+
     def with_kv_cache(self, kv_cache: KvDtype) -> PrecisionRecipe:
         """The same recipe with another KV-cache dtype; FP8 attention compute needs an FP8 cache."""
         compute = "bf16" if kv_cache == "bf16" else self.attention_compute

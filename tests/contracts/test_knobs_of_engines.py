@@ -20,7 +20,7 @@ KNOBS = [(name, knob.name) for name in engine_names() for knob in load_engine(na
 HARDWARE = {"vllm": "gb200-nvl72", "sglang": "gb200-nvl72", "vllm-ascend": "ascend-910b2"}
 COMMANDS = {
     "vllm": "vllm serve deepseek-ai/DeepSeek-V3 --data-parallel-size 8 --enable-expert-parallel",
-    "vllm-ascend": "vllm serve deepseek-ai/DeepSeek-V3 --data-parallel-size 8 --enable-expert-parallel",
+    "vllm-ascend": "vllm serve vllm-ascend/DeepSeek-V3-W8A8 --data-parallel-size 8 --enable-expert-parallel",
     "sglang": "sglang serve --model-path deepseek-ai/DeepSeek-V3 --tp-size 8 --dp-size 8 --enable-dp-attention",
 }
 

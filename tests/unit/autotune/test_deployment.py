@@ -150,7 +150,7 @@ def test_defaults_are_named_and_given_values_are_not():
         ("hgx-h200", "deepseek-v3", "fp8-block"),
         ("hgx-h100", "gpt-oss-120b", "mxfp4"),
         ("ascend-910c", "deepseek-r1", "int8"),
-        ("hgx-h200", "llama-3.1-70b", "fp8-block"),
+        ("hgx-h200", "llama-3.1-70b", "fp8-tensor"),
     ],
 )
 def test_the_best_precision_the_hardware_runs_is_taken(hardware, model, recipe):

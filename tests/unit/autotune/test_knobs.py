@@ -108,11 +108,11 @@ def test_outputs_of_an_api_process():
 
 def test_engine_knobs_set_a_pool_only_where_their_switch_is_on():
     flags = {"enable_eplb": False, "eplb_window_steps": 100, "offload_group_size": 4, "offload_num_in_group": 2}
-    assert pool_settings(flags, "prefill") == {
+    assert pool_settings(flags) == {
         "expert_balance": {"kind": "none"},
         "offload": {"group_size": 4, "num_in_group": 2},
     }
-    on = pool_settings({**flags, "enable_eplb": True, "offload_group_size": 0}, "prefill")
+    on = pool_settings({**flags, "enable_eplb": True, "offload_group_size": 0})
     assert on == {"expert_balance": {"kind": "eplb", "window_steps": 100}}
 
 

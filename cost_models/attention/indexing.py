@@ -1,0 +1,207 @@
+"""Kernels of sparse attention by an indexer: score every cached token, keep the best, attend to those.
+
+DeepSeek-V3.2 (DeepSeek sparse attention, arXiv 2512.02556): a light indexer of a few heads in FP8 scores all tokens, the
+top_k of them are selected for all heads alike, and absorbed multi-head latent attention reads the selected latents only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cost_models.arrays import Floats, as_floats, smoothmax
+from cost_models.attention.decode import DecodeAttentionCoefficients, mla_decode_bound_s, mla_decode_time_s
+from cost_models.attention.prompt import seen_pairs
+from cost_models.fitting import Coefficient
+
+SCALE_BYTES = 4
+"""One FP32 scale per index key and token."""
+SCORE_BYTES = 4
+BF16_BYTES = 2
+ROOF_SHARPNESS = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class IndexShape:
+    """An indexer and what it selects."""
+
+    heads: int
+    dim: int
+    top_k: int
+
+    @property
+    def key_bytes(self) -> int:
+        """An FP8 index key and its scale."""
+        return self.dim + SCALE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class SparseCoefficients:
+    """Fitted per GPU architecture, engine kernel and KV dtype, decode and prefill apart."""
+
+    start_s: float
+    """Launches of the core and of the small kernels around it (norms, rotation, cache write) [s]."""
+    compute_efficiency: float
+    memory_efficiency: float
+    """Of gathering the selected tokens; above 1 where caches hold them [-]."""
+    query_passes: float
+    """Query and output traffic in multiples of one read plus one write [-]."""
+    index_start_s: float
+    """Launches of the indexer [s]."""
+    index_compute_efficiency: float
+    index_memory_efficiency: float
+    select_s: float
+    """Launch of the selection, where there is more than it keeps [s]."""
+    score_passes: float
+    """Traffic of the score matrix in multiples of one write [-]."""
+    sequence_s: float = 0.0
+    """Scheduling of one sequence in the core [s]."""
+    head_tile: float = 16.0
+    """Rows that query heads are padded to; a property of the kernel, not fitted."""
+
+
+def index_time_s(
+    keys: ArrayLike,
+    pairs: ArrayLike,
+    scores: ArrayLike,
+    longest: ArrayLike,
+    *,
+    index: IndexShape,
+    peak_flops_per_s: float,
+    hbm_bytes_per_s: float,
+    coefficients: SparseCoefficients,
+) -> Floats:
+    r"""Scores and selection of one layer.
+
+    .. math::
+        t = t_i + (F_i^4/e_c^4 + (B_i/e_m)^4)^{1/4} + c_s\,4S/W + [s > k]\,t_s
+
+    keys : index keys read; pairs P : (query, key) pairs scored; scores S : entries of the score matrix, which in prefill
+    has a column for every key of the step; longest s : context of a query. F = 2 P heads dim FLOP in
+    FP8, B = keys (dim + 4) bytes. Nothing is selected where top_k or fewer tokens are there. Returns seconds.
+    """
+    count, scored, entries, context = (as_floats(x) for x in np.broadcast_arrays(keys, pairs, scores, longest))
+    c = coefficients
+    flops_s = 2 * scored * index.heads * index.dim / peak_flops_per_s / c.index_compute_efficiency
+    read_s = count * index.key_bytes / hbm_bytes_per_s / c.index_memory_efficiency
+    score_s = c.score_passes * entries * SCORE_BYTES / hbm_bytes_per_s
+    time_s = c.index_start_s + smoothmax(flops_s, read_s, ROOF_SHARPNESS) + score_s
+    return np.where(scored > 0, time_s + np.where(context > index.top_k, c.select_s, 0.0), 0.0)
+
+
+def index_bound_s(
+    keys: ArrayLike, pairs: ArrayLike, *, index: IndexShape, peak_flops_per_s: float, hbm_bytes_per_s: float
+) -> Floats:
+    """Roofline of the scores: FLOPs at peak or index keys read once [s]."""
+    flops_s = 2 * as_floats(pairs) * index.heads * index.dim / peak_flops_per_s
+    return np.maximum(flops_s, as_floats(keys) * index.key_bytes / hbm_bytes_per_s)
+
+
+def sparse_decode_time_s(
+    sequences: ArrayLike,
+    context_tokens: ArrayLike,
+    heads: ArrayLike,
+    query_tokens: ArrayLike,
+    *,
+    top_k: int,
+    latent_dim: int,
+    rope_dim: int,
+    kv_bytes: float,
+    peak_flops_per_s: float,
+    hbm_bytes_per_s: float,
+    coefficients: SparseCoefficients,
+) -> Floats:
+    """Absorbed attention of decode over the selected tokens; every query token selects and gathers its own [s]."""
+    c = coefficients
+    core = DecodeAttentionCoefficients(c.start_s, c.compute_efficiency, c.memory_efficiency, query_passes=c.query_passes)
+    queries = as_floats(sequences) * as_floats(query_tokens)
+    kernel_s = mla_decode_time_s(
+        queries,
+        np.minimum(context_tokens, top_k),
+        np.maximum(heads, c.head_tile),
+        1.0,
+        latent_dim=latent_dim,
+        rope_dim=rope_dim,
+        kv_bytes=kv_bytes,
+        peak_flops_per_s=peak_flops_per_s,
+        hbm_bytes_per_s=hbm_bytes_per_s,
+        processors=1.0,
+        coefficients=core,
+    )
+    return kernel_s + c.sequence_s * as_floats(sequences)
+
+
+def sparse_decode_bound_s(
+    sequences: ArrayLike, context_tokens: ArrayLike, heads: ArrayLike, query_tokens: ArrayLike, *, top_k: int, **shape: Any
+) -> Floats:
+    """Roofline of decode over the selected tokens of each sequence [s]. shape : as of mla_decode_bound_s."""
+    return mla_decode_bound_s(sequences, np.minimum(context_tokens, top_k), heads, query_tokens, **shape)
+
+
+def sparse_prefill_time_s(
+    sequences: ArrayLike,
+    new_tokens: ArrayLike,
+    prefix_tokens: ArrayLike,
+    heads: ArrayLike,
+    *,
+    top_k: int,
+    latent_dim: int,
+    rope_dim: int,
+    peak_flops_per_s: float,
+    hbm_bytes_per_s: float,
+    coefficients: SparseCoefficients,
+) -> Floats:
+    r"""Absorbed attention of prefill, each query over its own selection of at most top_k latents.
+
+    .. math::
+        t = t_0 + t_b b + (F^4/e_c^4 + (B/e_m)^4)^{1/4} + c_q B_q, \quad F = 2 P_k h (2 r + d), \quad B = P_k (r + d) 2
+
+    h is padded to head_tile; P_k : (query, selected key) pairs, sum of min(position, top_k). Returns seconds; zero
+    without tokens.
+    """
+    b, s, x, h = (as_floats(v) for v in np.broadcast_arrays(sequences, new_tokens, prefix_tokens, heads))
+    c = coefficients
+    pairs = b * seen_pairs(s, x, top_k)
+    flops_s = 2 * pairs * np.maximum(h, c.head_tile) * (2 * latent_dim + rope_dim) / peak_flops_per_s / c.compute_efficiency
+    gather_s = pairs * (latent_dim + rope_dim) * BF16_BYTES / hbm_bytes_per_s / c.memory_efficiency
+    query_s = b * s * h * (2 * latent_dim + rope_dim) * BF16_BYTES / hbm_bytes_per_s
+    time_s = c.start_s + c.sequence_s * b + smoothmax(flops_s, gather_s, ROOF_SHARPNESS) + c.query_passes * query_s
+    return np.where((b > 0) & (s > 0), time_s, 0.0)
+
+
+def sparse_prefill_bound_s(
+    sequences: ArrayLike,
+    new_tokens: ArrayLike,
+    prefix_tokens: ArrayLike,
+    heads: ArrayLike,
+    *,
+    top_k: int,
+    latent_dim: int,
+    rope_dim: int,
+    peak_flops_per_s: float,
+    hbm_bytes_per_s: float,
+) -> Floats:
+    """Roofline: FLOPs over selected pairs at peak, or queries in and outputs out once in BF16 [s]."""
+    b, s, x, h = (as_floats(v) for v in np.broadcast_arrays(sequences, new_tokens, prefix_tokens, heads))
+    width = 2 * latent_dim + rope_dim
+    flops_s = 2 * b * seen_pairs(s, x, top_k) * h * width / peak_flops_per_s
+    return np.maximum(flops_s, b * s * h * width * BF16_BYTES / hbm_bytes_per_s)
+
+
+SPARSE_PREFILL = {
+    "start_s": Coefficient(3e-5, 1e-6, 3e-4),
+    "compute_efficiency": Coefficient(0.5, 0.03, 0.98, prior=0.5),
+    "memory_efficiency": Coefficient(0.7, 0.1, 3.9, prior=0.5),
+    "query_passes": Coefficient(2.0, 0.05, 30.0, prior=0.7),
+    "index_start_s": Coefficient(2e-5, 1e-6, 2e-4),
+    "index_compute_efficiency": Coefficient(0.5, 0.03, 0.98, prior=0.5),
+    "index_memory_efficiency": Coefficient(0.6, 0.05, 0.98, prior=0.5),
+    "select_s": Coefficient(1e-5, 1e-7, 1e-4),
+    "score_passes": Coefficient(2.0, 0.05, 40.0, prior=1.0),
+    "sequence_s": Coefficient(1e-7, 1e-9, 2e-5, prior=1.5),
+}
+SPARSE_DECODE = {**SPARSE_PREFILL, "memory_efficiency": Coefficient(0.7, 0.1, 0.98, prior=0.5)}
+"""Decode reads each sequence's selection from memory; in prefill neighbours select much the same, which caches hold."""

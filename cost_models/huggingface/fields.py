@@ -1,0 +1,112 @@
+"""Fields that config.json files of many architectures share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cost_models.attention.gqa import GqaSpec
+from cost_models.specs.bounds import MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
+
+WHOLE = {
+    "num_hidden_layers": MOST_LAYERS, "hidden_size": MOST_WIDTH, "num_attention_heads": MOST_WIDTH,
+    "num_key_value_heads": MOST_WIDTH, "head_dim": MOST_WIDTH, "vocab_size": MOST_TOKENS, "max_position_embeddings": MOST_TOKENS,
+}  # fmt: skip
+"""Fields that readers compute with, and the most that is no slip of the pen."""
+Config = Mapping[str, Any]
+FULL, SLIDING = "full_attention", "sliding_attention"
+NESTED = ("linear_attn_config",)
+"""Fields that are objects themselves and that readers use."""
+
+VISION = "images: the vision tower's memory and time are not modelled"
+"""Flag of a model whose language part is read from `text_config`."""
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The language model's fields with the outer ones they leave out (architectures, tied embeddings); null is absent.
+
+    Raises ValueError naming a field whose number is written as text, and a depth that no model has.
+    """
+    text = config.get("text_config")
+    inner = text if isinstance(text, Mapping) else {}
+    outer = {key: value for key, value in config.items() if key in NESTED or not isinstance(value, Mapping)}
+    inner = {key: value for key, value in inner.items() if key not in ("architectures", "model_type")}
+    fields = {key: value for key, value in {**outer, **inner}.items() if value is not None}
+    for key, value in fields.items():
+        if isinstance(value, str) and value.strip().isdigit():
+            raise ValueError(f"{key} must be a number, found the text '{value}'")
+    for key, most in WHOLE.items():
+        value = fields.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise ValueError(f"{key} must be a whole number from 1 to {most:,}, found {value!r:.40}")
+    return fields
+
+
+def common(config: Config, name: str, source: str) -> dict[str, Any]:
+    """What every ModelSpec needs."""
+    return {
+        "name": name,
+        "title": config.get("_title", name),
+        "source": source,
+        "hidden": config["hidden_size"],
+        "layers": config["num_hidden_layers"],
+        "vocab": config["vocab_size"],
+        "tied_embeddings": bool(config.get("tie_word_embeddings", False)),
+        "max_context_tokens": config["max_position_embeddings"],
+    }
+
+
+def gqa(config: Config, **changes: Any) -> GqaSpec:
+    """Grouped-query attention over the whole context."""
+    heads = config["num_attention_heads"]
+    fields: dict[str, Any] = {
+        "heads": heads,
+        "kv_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+    }
+    return GqaSpec(**{**fields, **changes})
+
+
+def windowed(config: Config, full: GqaSpec, otherwise: Sequence[str] = ()) -> list[GqaSpec]:
+    """The attention of each layer: the given one, over the sliding window where `layer_types` (or `otherwise`) says so.
+
+    Raises ValueError for a list of another length than the layers, and for kinds that are neither.
+    """
+    layers = config["num_hidden_layers"]
+    kinds = config.get("layer_types") or otherwise
+    if not kinds:
+        if config.get("use_sliding_window"):
+            raise ValueError("use_sliding_window without layer_types is not modelled")
+        return [full] * layers
+    if len(kinds) != layers:
+        raise ValueError(f"layer_types has {len(kinds)} entries, num_hidden_layers is {layers}")
+    if other := sorted({str(kind) for kind in kinds} - {FULL, SLIDING}):
+        raise ValueError(f"layer_types: {', '.join(other)} is not modelled here; known: {FULL}, {SLIDING}")
+    if SLIDING not in kinds:
+        return [full] * layers
+    near = full.model_copy(update={"window_tokens": window(config)})
+    return [near if kind == SLIDING else full for kind in kinds]
+
+
+def window(config: Config, key: str = "sliding_window") -> int:
+    """A window's length; raises ValueError for one that is none or longer than the context."""
+    value, longest = config[key], config["max_position_embeddings"]
+    if not isinstance(value, int) or not 0 < value <= longest:
+        raise ValueError(f"{key} {value} does not lie within the {longest}-token context (max_position_embeddings)")
+    return value
+
+
+def one_value(config: Config, key: str) -> Any:
+    """A field that some configs give as a list with one value per layer; raises ValueError where the layers differ."""
+    value = config[key]
+    if not isinstance(value, list):
+        return value
+    if len(set(value)) != 1:
+        raise ValueError(f"{key}: layers that differ ({', '.join(map(str, sorted(set(value))))}) are not modelled")
+    return value[0]
+
+
+def only(config: Config, key: str, usual: Any) -> None:
+    """Raises ValueError where a field has another value than the one that is modelled."""
+    if config.get(key, usual) not in (usual, None):
+        raise ValueError(f"{key} other than {usual} is not modelled")

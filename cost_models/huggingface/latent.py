@@ -1,0 +1,72 @@
+"""Models with multi-head latent attention: DeepSeek-V2, V3, R1, Kimi-K2; sparse: DeepSeek-V3.2, GLM-5."""
+
+from __future__ import annotations
+
+from cost_models.attention.dsa import DsaSpec
+from cost_models.attention.mla import MlaSpec
+from cost_models.huggingface.fields import Config, common, only
+from cost_models.specs.model import ModelSpec, MoeSpec
+
+
+def deepseek_v3(config: Config, name: str, source: str) -> ModelSpec:
+    """Sigmoid routing in groups with a correction bias; Kimi-K2 has one group."""
+    return _deepseek(config, name, source, correction_bias=True)
+
+
+def deepseek_v32(config: Config, name: str, source: str) -> ModelSpec:
+    """DeepSeek sparse attention: DeepSeek-V3.2, and GLM-5, whose later versions reuse the index of an earlier layer."""
+    dense = _deepseek(config, name, source, correction_bias=True)
+    ((latent, _),) = dense.attentions.items()
+    own = DsaSpec(
+        **latent.model_dump(exclude={"kind"}),
+        index_heads=config["index_n_heads"],
+        index_dim=config["index_head_dim"],
+        top_k=config["index_topk"],
+    )
+    only(config, "index_kv_pool_size", 1)
+    types = config.get("indexer_types") or ["full"] * dense.layers
+    if len(types) != dense.layers or set(types) - {"full", "shared"}:
+        said = ", ".join(sorted(set(types)))
+        raise ValueError(f"indexer_types has {len(types)} entries of {said}; {dense.layers} layers need full or shared")
+    if types[0] != "full":
+        raise ValueError("indexer_types: layer 0 shares an index that no layer before it computes")
+    reused = own.model_copy(update={"computes_index": False})
+    pattern = [(own if kind == "full" else reused, group.ffn) for kind, group in zip(types, dense.in_order(), strict=True)]
+    document = dense.model_dump(exclude={"groups"})
+    return ModelSpec.of_layers(pattern, **document)
+
+
+def deepseek_v2(config: Config, name: str, source: str) -> ModelSpec:
+    """Softmax routing in groups."""
+    return _deepseek(config, name, source, correction_bias=False)
+
+
+def _deepseek(config: Config, name: str, source: str, *, correction_bias: bool) -> ModelSpec:
+    only(config, "moe_layer_freq", 1)
+    if not config.get("q_lora_rank"):
+        raise ValueError("q_lora_rank null: latent attention without compressed queries is not modelled")
+    attention = MlaSpec(
+        heads=config["num_attention_heads"],
+        q_lora_rank=config["q_lora_rank"],
+        kv_lora_rank=config["kv_lora_rank"],
+        qk_nope_dim=config["qk_nope_head_dim"],
+        qk_rope_dim=config["qk_rope_head_dim"],
+        v_dim=config["v_head_dim"],
+    )
+    moe = MoeSpec(
+        experts=config["n_routed_experts"],
+        top_k=config["num_experts_per_tok"],
+        intermediate=config["moe_intermediate_size"],
+        shared_intermediate=config["n_shared_experts"] * config["moe_intermediate_size"],
+        groups=config.get("n_group") or 1,
+        top_k_groups=config.get("topk_group") or 1,
+        correction_bias=correction_bias,
+    )
+    return ModelSpec.uniform(
+        **common(config, name, source),
+        dense_layers=config["first_k_dense_replace"],
+        dense_intermediate=config["intermediate_size"],
+        attention=attention,
+        moe=moe,
+        mtp_layers=config.get("num_nextn_predict_layers") or 0,
+    )

@@ -1,0 +1,297 @@
+"""What a checkpoint's matrices are stored in: `quantization_config` of config.json, or ModelOpt's hf_quant_config.json beside it.
+
+Each matrix family's dtype is what most of its layers have: the method's, or BF16 where the file leaves the module out.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cost_models.errors import UnsupportedModelError
+from cost_models.huggingface.fields import Config
+from cost_models.huggingface.registry import ARCHITECTURES, architecture_of
+from cost_models.specs.model import ModelSpec
+
+RECIPES = {
+    "bf16": "bf16",
+    "fp8": "fp8-tensor",
+    "fp8_block": "fp8-block",
+    "int8": "int8",
+    "int4_g32": "int4",
+    "int4_g64": "int4",
+    "int4_g128": "int4",
+    "mxfp8": "mxfp8",
+    "mxfp4": "mxfp4",
+    "mxfp4_mxfp8": "mxfp4-mxfp8",
+    "nvfp4": "nvfp4",
+}
+"""Dtype of the experts (of the feed-forward layers, of a dense model) -> the recipe that is named after it."""
+MODELOPT = {
+    "FP8": "fp8", "FP8_PER_CHANNEL_PER_TOKEN": "fp8", "FP8_PB_WO": "fp8_block", "FP8_PB_REAL": "fp8_block", "NVFP4": "nvfp4",
+    "MXFP8": "mxfp8", "W8A8_SQ_PER_CHANNEL": "int8",
+}  # fmt: skip
+"""ModelOpt's quant_algo -> dtype."""
+ABSORBED = ("fp8_block", "int8")
+"""Dtypes in which kv_b stays a GEMM of its own in prefill; decode absorbs a copy in BF16."""
+PREFIXES = ("model.", "language_model.model.", "model.language_model.", "backbone.", "")
+EXCLUDED = ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules", "exclude")
+"""Keys under which quantisation methods list what they leave out."""
+
+DtypeOf = Callable[[Sequence[str]], str]
+"""Dtype of a module, by the names that it may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a checkpoint is stored in."""
+
+    recipe: str
+    changed: Mapping[str, str]
+    """Fields of the recipe that this checkpoint has otherwise."""
+    remarks: tuple[str, ...] = ()
+    """Layers that differ from the rest of their family."""
+
+
+def stored_precision(
+    config: Config,
+    model: ModelSpec,
+    *,
+    source: str,
+    beside: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> Stored:
+    """What the checkpoint of a configuration is stored in.
+
+    beside : hf_quant_config.json, where there is one; base : fields of the recipes by name, whose differences are told (their
+    dtypes alone matter). Raises UnsupportedModelError for a method, or a combination of dtypes, that no recipe describes.
+    """
+    text = config.get("text_config") or {}
+    quantisation = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, Mapping) else None)
+    if quantisation is not None and not isinstance(quantisation, Mapping):
+        raise UnsupportedModelError(f"{source}: quantization_config must be an object, found {type(quantisation).__name__}")
+    described = _modelopt_of(beside) if beside is not None and not quantisation else dict(quantisation or {})
+    _check_agreement(dict(quantisation or {}), beside, source)
+    if not described and config.get("quantize"):  # vLLM-Ascend: quant_model_description.json says which layers
+        described = {"quant_method": str(config["quantize"])}
+    try:
+        dtype_of, listed = _dtypes(described)
+    except (KeyError, TypeError, ValueError) as error:
+        detail = f"needs the key {error}" if isinstance(error, KeyError) else str(error)
+        raise UnsupportedModelError(f"{source}: quantization_config: {detail}") from error
+    families, remarks = _families(model, ARCHITECTURES[architecture_of(config, source)].modules, dtype_of)
+    main = families["experts" if model.moe else "dense_ffn"]
+    changed = dict(families) if listed else {}
+    if "kv_b" in changed:
+        expanded = changed["kv_b"]
+        changed |= {"kv_b": "bf16", "kv_b_expand": expanded if expanded in ABSORBED else "bf16"}
+    if config.get("expert_dtype") == "fp4":  # DeepSeek-V4: MXFP4 experts in a checkpoint that says FP8
+        main = changed["experts"] = "mxfp4_mxfp8"
+    cache = _kv_cache(described)
+    if cache is not None:
+        changed |= {"kv_cache": cache} | ({"attention_compute": "bf16"} if cache == "bf16" else {})
+    recipe = RECIPES[main]
+    usual = dict((base or {}).get(recipe, {}))
+    usual["kv_b_expand"] = usual.get("kv_b_expand") or usual.get("kv_b")
+    return Stored(recipe, {name: dtype for name, dtype in changed.items() if usual.get(name) != dtype}, tuple(remarks))
+
+
+def _modelopt_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    inner = document.get("quantization", document)
+    return {"quant_method": "modelopt", **(inner if isinstance(inner, Mapping) else {})}
+
+
+def _check_agreement(quantisation: Mapping[str, Any], beside: Mapping[str, Any] | None, source: str) -> None:
+    """config.json and hf_quant_config.json that name different algorithms are no checkpoint."""
+    if not quantisation or beside is None:
+        return
+    here, there = quantisation.get("quant_algo"), _modelopt_of(beside).get("quant_algo")
+    method = str(quantisation.get("quant_method", "modelopt")).lower()
+    same_kind = method.startswith("modelopt") or here is not None
+    if there and ((here and here != there) or not same_kind):
+        raise UnsupportedModelError(
+            f"{source}: config.json says {here or method}, hf_quant_config.json beside it {there}: one of the two is wrong"
+        )
+
+
+def _dtypes(q: Mapping[str, Any]) -> tuple[DtypeOf, bool]:
+    """Dtype of each module, and whether the file says which modules it leaves out."""
+    method, algorithm = str(q.get("quant_method", "")).lower(), str(q.get("quant_algo") or "").upper()
+    if not q:
+        return (lambda _: "bf16"), True
+    if algorithm == "MIXED_PRECISION":
+        return _by_layer(q), True
+    excluded = [str(name) for key in EXCLUDED for name in q.get(key) or ()]
+    excluded += [name.removeprefix("-:") for name in q.get("dynamic") or {} if str(name).startswith("-:")]
+    listed = any(key in q for key in EXCLUDED) or method in ("awq", "gptq", "fp8", "compressed-tensors", "mxfp8")
+    if method == "compressed-tensors" and not algorithm:
+        return _except(excluded, _by_group(q)), listed
+    if method == "mxfp4":  # Hugging Face's MXFP4 converts expert modules only
+        return (lambda names: "mxfp4" if any(".experts" in name for name in names) else "bf16"), True
+    dtype = _modelopt(algorithm, q) if algorithm else _method(method, q)
+    return _except(excluded, lambda _: dtype), listed
+
+
+def _method(method: str, q: Mapping[str, Any]) -> str:
+    """Dtype of a method that quantises all matrices alike."""
+    if method == "fp8":
+        return _fp8(q)
+    if method == "mxfp8":
+        return "mxfp8"
+    if method in ("awq", "gptq", "awq_marlin", "gptq_marlin"):
+        bits = q.get("bits", q.get("w_bit"))
+        if bits != 4:
+            raise ValueError(f"{method} with {bits} bits has no precision recipe")
+        return _int4(q.get("group_size", q.get("q_group_size", 128)))
+    if method in ("w8a8_dynamic", "w8a8"):
+        return "int8"
+    raise ValueError(f"quant_method '{method}' has no precision recipe")
+
+
+def _fp8(q: Mapping[str, Any]) -> str:
+    block = q.get("weight_block_size")
+    if block is None:
+        return "fp8"
+    if list(block) == [128, 128]:
+        return "fp8_block"
+    if list(block) in ([1, 32], [32]):
+        return "mxfp8"
+    raise ValueError(f"weight_block_size {list(block)} has no precision recipe (128 x 128 and 1 x 32 have)")
+
+
+def _int4(group: Any) -> str:
+    if group in (32, 64, 128):
+        return f"int4_g{group}"
+    if group in (-1, None):  # one scale per column: fewer scale bytes than any group, within 3 % of groups of 128
+        return "int4_g128"
+    raise ValueError(f"group_size {group} of 4-bit weights has no precision recipe (32, 64 and 128 have)")
+
+
+def _modelopt(algorithm: str, q: Mapping[str, Any]) -> str:
+    if algorithm in MODELOPT:
+        return MODELOPT[algorithm]
+    if algorithm == "W4A16_AWQ":
+        return _int4(q.get("group_size", 128))
+    raise ValueError(f"quant_algo '{algorithm}' has no precision recipe")
+
+
+def _by_layer(q: Mapping[str, Any]) -> DtypeOf:
+    """ModelOpt's MIXED_PRECISION: an algorithm per module, BF16 for those that are not named."""
+    named = q["quantized_layers"]
+    if not isinstance(named, Mapping) or not named:
+        raise ValueError("quantized_layers must name the modules of MIXED_PRECISION")
+    algorithms = {name: _modelopt(str(entry["quant_algo"]).upper(), entry) for name, entry in named.items()}
+
+    def dtype_of(names: Sequence[str]) -> str:
+        for name in names:
+            parts = name.split(".")
+            for end in range(len(parts), 0, -1):
+                if found := algorithms.get(".".join(parts[:end])):
+                    return found
+        return "bf16"
+
+    return dtype_of
+
+
+def _by_group(q: Mapping[str, Any]) -> DtypeOf:
+    """compressed-tensors: the first group whose targets name the module's class or match its name."""
+    groups = q["config_groups"]
+    if not isinstance(groups, Mapping) or not groups:
+        raise ValueError("config_groups must hold at least one group")
+    rules = [(group.get("targets") or ["Linear"], _group_dtype(group)) for group in groups.values()]
+
+    def dtype_of(names: Sequence[str]) -> str:
+        for targets, dtype in rules:
+            if "Linear" in targets or _matcher([str(target) for target in targets])(names):
+                return dtype
+        return "bf16"
+
+    return dtype_of
+
+
+def _group_dtype(group: Mapping[str, Any]) -> str:
+    """Dtype of one group of compressed-tensors."""
+    weights, inputs = group["weights"], group.get("input_activations")
+    kind, bits, size = weights.get("type", "int"), weights["num_bits"], weights.get("group_size")
+    strategy = weights.get("strategy")
+    with_inputs = f"{'with' if inputs else 'without'} quantised activations"
+    if (kind, bits) == ("int", 4) and not inputs:
+        return _int4(size)
+    if (kind, bits) == ("int", 8) and inputs:
+        return "int8"
+    if (kind, bits) == ("float", 8) and inputs:
+        block = weights.get("block_structure")
+        return _fp8({"weight_block_size": block or [128, 128]}) if strategy == "block" else "mxfp8" if size == 32 else "fp8"
+    if (kind, bits, size) == ("float", 4, 16) and inputs:
+        return "nvfp4"
+    if (kind, bits, size) == ("float", 4, 32) and not inputs:
+        return "mxfp4"
+    raise ValueError(f"config_groups: {bits}-bit {kind} weights (group {size}) {with_inputs} have no precision recipe")
+
+
+def _except(patterns: Sequence[str], dtype_of: DtypeOf) -> DtypeOf:
+    left_out = _matcher(patterns)
+    return lambda names: "bf16" if left_out(names) else dtype_of(names)
+
+
+def _matcher(patterns: Sequence[str]) -> Callable[[Sequence[str]], bool]:
+    """Whether one of a module's names is listed: by itself or by a module around it, as wildcard, or as `re:` expression."""
+    if not patterns:
+        return lambda _: False
+    compiled = re.compile("|".join(f"(?:{_expression(pattern)})" for pattern in patterns))
+    return lambda names: any(compiled.match(name) for name in names)
+
+
+def _expression(pattern: str) -> str:
+    if pattern.startswith("re:"):
+        return pattern[3:]
+    if any(sign in pattern for sign in "*?["):
+        anywhere = fnmatch.translate(pattern).removesuffix(r"\Z").removesuffix(r"\z")
+        return rf"(?:.*\.)?{anywhere}(?:\..*)?\Z"
+    return rf"(?:.*\.)?{re.escape(pattern)}(?:\..*)?\Z"
+
+
+def _families(model: ModelSpec, modules: Mapping[str, str], dtype_of: DtypeOf) -> tuple[dict[str, str], list[str]]:
+    """Dtype of each matrix family that the model has: what most of its layers have, with a remark where some differ."""
+    found: dict[str, str] = {}
+    remarks = []
+    for family, layers in _layers_of(model, modules):
+        names = {layer: modules.get(f"{kind}:{family}", modules[family]) for layer, kind in layers.items()}
+        counts = Counter(dtype_of([f"{prefix}layers.{layer}.{name}" for prefix in PREFIXES]) for layer, name in names.items())
+        (dtype, _), *others = counts.most_common()
+        found[family] = dtype
+        for other, number in others:
+            remarks.append(f"{number} of {len(layers)} layers store {family} in {other}; all are priced in {dtype}")
+    return found, remarks
+
+
+def _layers_of(model: ModelSpec, modules: Mapping[str, str]) -> Iterator[tuple[str, dict[int, str]]]:
+    """Matrix families that the model has, with the layers that have them and the kind of what has it there."""
+    for family in modules:
+        layers = {
+            position: str(part.kind)
+            for group in model.groups
+            for part in (group.attention, group.ffn)
+            if part is not None and any(matrix.family == family for matrix in part.matrices(model.hidden, 1))
+            for position in group.positions
+        }
+        if layers:
+            yield family, layers
+
+
+def _kv_cache(q: Mapping[str, Any]) -> str | None:
+    """Dtype that the checkpoint asks for its KV cache; none where it says nothing. BF16 is what it says by null."""
+    keys = [key for key in ("kv_cache_quant_algo", "kv_cache_scheme") if key in q]
+    if not keys:
+        return None
+    value = next((q[key] for key in keys if q[key]), None)
+    if value is None:
+        return "bf16"
+    eight_bit = isinstance(value, Mapping) and (value.get("num_bits"), value.get("type")) == (8, "float")
+    if eight_bit or str(value).upper() == "FP8":
+        return "fp8"
+    raise UnsupportedModelError(f"quantization_config: a KV cache in {value} is not modelled (FP8 and BF16 are)")

@@ -1,0 +1,168 @@
+"""Architectures that are read, one entry each, and those that are refused by the part that is not modelled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from cost_models.errors import UnsupportedModelError
+from cost_models.huggingface import dense, experts, hybrids, latent
+from cost_models.huggingface.fields import VISION, Config, flat
+from cost_models.specs.model import ModelSpec
+
+Reader = Callable[[Config, str, str], ModelSpec]
+
+MODULES = {
+    "attention_in": "self_attn.q_proj",
+    "o_proj": "self_attn.o_proj",
+    "dense_ffn": "mlp.down_proj",
+    "experts": "mlp.experts.0.down_proj",
+    "shared_expert": "mlp.shared_experts.down_proj",
+}
+"""Matrix family -> a module of it inside a layer, as most checkpoints name it."""
+LATENT = {
+    **MODULES,
+    "attention_in": "self_attn.q_a_proj",
+    "q_b": "self_attn.q_b_proj",
+    "kv_b": "self_attn.kv_b_proj",
+}
+KIMI_LINEAR = {**LATENT, "experts": "block_sparse_moe.experts.0.w1", "shared_expert": "block_sparse_moe.shared_experts.down_proj"}
+QWEN3_NEXT = {
+    **MODULES,
+    "gated_delta:attention_in": "linear_attn.in_proj_qkvz",
+    "gated_delta:o_proj": "linear_attn.out_proj",
+    "shared_expert": "mlp.shared_expert.down_proj",
+}
+NEMOTRON_H = {
+    "attention_in": "mixer.q_proj",
+    "mamba2:attention_in": "mixer.in_proj",
+    "o_proj": "mixer.o_proj",
+    "mamba2:o_proj": "mixer.out_proj",
+    "dense_ffn": "mixer.down_proj",
+    "experts": "mixer.experts.0.down_proj",
+    "shared_expert": "mixer.shared_experts.down_proj",
+}
+SPARSE_BLOCK = {**MODULES, "experts": "block_sparse_moe.experts.0.w1"}
+LLAMA4 = {
+    **MODULES,
+    "dense_ffn": "feed_forward.down_proj",
+    "experts": "feed_forward.experts.down_proj",
+    "shared_expert": "feed_forward.shared_expert.down_proj",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How one architecture of `config.json` is read."""
+
+    read: Reader
+    modules: Mapping[str, str] = field(default_factory=lambda: MODULES)
+    """Matrix family -> a module of it inside a layer; `kind:family` where layers of a kind name it otherwise."""
+    flags: tuple[str, ...] = ()
+    """What of it is left out, said by name."""
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "BailingMoeV2ForCausalLM": Architecture(experts.bailing_moe),
+    "DeepseekV2ForCausalLM": Architecture(latent.deepseek_v2, LATENT),
+    "DeepseekV32ForCausalLM": Architecture(latent.deepseek_v32, LATENT),
+    "DeepseekV3ForCausalLM": Architecture(latent.deepseek_v3, LATENT),
+    "Dots1ForCausalLM": Architecture(experts.dots1),
+    "Ernie4_5_MoeForCausalLM": Architecture(experts.ernie45_moe),
+    "Gemma3ForCausalLM": Architecture(dense.gemma3),
+    "Gemma3ForConditionalGeneration": Architecture(dense.gemma3, flags=(VISION,)),
+    "Glm4MoeForCausalLM": Architecture(experts.glm4_moe),
+    "Glm4vMoeForConditionalGeneration": Architecture(experts.glm4_moe, flags=(VISION,)),
+    "Glm4ForCausalLM": Architecture(dense.llama),
+    "GlmMoeDsaForCausalLM": Architecture(latent.deepseek_v32, LATENT),
+    "GptOssForCausalLM": Architecture(experts.gpt_oss, {**MODULES, "experts": "mlp.experts.down_proj"}),
+    "HunYuanMoEV1ForCausalLM": Architecture(experts.hunyuan_moe, {**MODULES, "shared_expert": "mlp.shared_mlp.down_proj"}),
+    "InternS1ForConditionalGeneration": Architecture(experts.qwen3_moe, flags=(VISION,)),
+    "KimiK25ForConditionalGeneration": Architecture(latent.deepseek_v3, LATENT, (VISION,)),
+    "KimiK3ForConditionalGeneration": Architecture(hybrids.kimi_linear, KIMI_LINEAR, (VISION,)),
+    "KimiLinearForCausalLM": Architecture(hybrids.kimi_linear, KIMI_LINEAR),
+    "Llama4ForConditionalGeneration": Architecture(experts.llama4, LLAMA4, (VISION,)),
+    "LlamaForCausalLM": Architecture(dense.llama),
+    "MiMoForCausalLM": Architecture(dense.mimo),
+    "MiniMaxM2ForCausalLM": Architecture(experts.minimax_m2, SPARSE_BLOCK),
+    "Mistral3ForConditionalGeneration": Architecture(dense.mistral, flags=(VISION,)),
+    "MistralForCausalLM": Architecture(dense.mistral),
+    "MixtralForCausalLM": Architecture(experts.mixtral, SPARSE_BLOCK),
+    "NemotronHForCausalLM": Architecture(hybrids.nemotron_h, NEMOTRON_H),
+    "Qwen2_5_VLForConditionalGeneration": Architecture(dense.qwen2, flags=(VISION,)),
+    "Qwen2ForCausalLM": Architecture(dense.qwen2),
+    "Qwen2MoeForCausalLM": Architecture(experts.qwen2_moe, {**MODULES, "shared_expert": "mlp.shared_expert.down_proj"}),
+    "Qwen3ForCausalLM": Architecture(dense.qwen3),
+    "Qwen3MoeForCausalLM": Architecture(experts.qwen3_moe),
+    "Qwen3NextForCausalLM": Architecture(hybrids.qwen3_next, QWEN3_NEXT),
+    "Qwen3_5ForConditionalGeneration": Architecture(hybrids.qwen3_next, QWEN3_NEXT, (VISION,)),
+    "Qwen3_5MoeForCausalLM": Architecture(hybrids.qwen3_next, QWEN3_NEXT),
+    "Qwen3_5MoeForConditionalGeneration": Architecture(hybrids.qwen3_next, QWEN3_NEXT, (VISION,)),
+    "Qwen3VLForConditionalGeneration": Architecture(dense.qwen3, flags=(VISION,)),
+    "Qwen3VLMoeForConditionalGeneration": Architecture(experts.qwen3_moe, flags=(VISION,)),
+    "SeedOssForCausalLM": Architecture(dense.llama),
+    "Step3p5ForCausalLM": Architecture(experts.step3p5),
+    "Step3p7FlashForCausalLM": Architecture(experts.step3p5, flags=(VISION,)),
+}
+
+NOT_MODELLED: dict[str, str] = {
+    "AfmoeForCausalLM": "gated attention with windows and without rope",
+    "BailingMoeLinearV2ForCausalLM": "linear attention",
+    "DeciLMForCausalLM": "layers of different widths, some without attention",
+    "DeepseekV41ForCausalLM": "compressed attention shared between layers, n-gram tables and hyper-connections",
+    "DeepseekV4ForCausalLM": "compressed sparse attention and hyper-connections",
+    "Ernie4_5_VLMoeForConditionalGeneration": "separate experts for text and images",
+    "Gemma4ForConditionalGeneration": "full-attention layers with other heads than windowed ones",
+    "Glm5NextForConditionalGeneration": "delta attention (KDA), sparse attention and hyper-connections",
+    "JambaForCausalLM": "state-space layers (Mamba)",
+    "Lfm2ForCausalLM": "convolution layers",
+    "Lfm2MoeForCausalLM": "convolution layers",
+    "LongcatFlashForCausalLM": "zero-computation experts and two attention blocks per layer",
+    "MiMoV2FlashForCausalLM": "full-attention layers with other heads than windowed ones, values narrower than keys",
+    "MiniMaxM1ForCausalLM": "linear (lightning) attention",
+    "MiniMaxM3ForCausalLM": "block-sparse attention",
+    "MiniMaxM3SparseForCausalLM": "block-sparse attention",
+    "MiniMaxM3SparseForConditionalGeneration": "block-sparse attention",
+    "MuseGlimmerForConditionalGeneration": "its layers (norms after blocks, scaled queries), whose weights are not published",
+}
+"""Architecture -> the part of it that the cost models do not describe."""
+
+
+def architecture_of(config: Config, source: str) -> str:
+    """Name of a config's architecture; raises UnsupportedModelError for none, and for one that is not modelled."""
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UnsupportedModelError(f"{source}: 'architectures' must be a list of names")
+    supported = ", ".join(sorted(ARCHITECTURES))
+    if not names:
+        raise UnsupportedModelError(f"{source}: 'architectures' is missing: it names the model's kind. Supported: {supported}")
+    name = str(names[0])
+    if name in NOT_MODELLED:
+        raise UnsupportedModelError(f"{source}: {name}: not modelled: {NOT_MODELLED[name]}. Supported: {supported}")
+    if name not in ARCHITECTURES:
+        raise UnsupportedModelError(f"{source}: architecture {name} is not supported. Supported: {supported}")
+    return name
+
+
+def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
+    """Read a Hugging Face configuration.
+
+    Raises UnsupportedModelError for an architecture or feature that is not modelled, naming it,
+    and for a key that the architecture needs and the file lacks.
+    """
+    architecture = architecture_of(config, source)
+    entry = ARCHITECTURES[architecture]
+    try:
+        fields = flat(config)
+        if fields.get("index_topk") and entry.read is not latent.deepseek_v32:
+            raise ValueError("index_topk is set: sparse attention (DSA) is not modelled for this architecture")
+        model = entry.read(fields, name, source)
+    except KeyError as missing:
+        raise UnsupportedModelError(f"{source}: {architecture} needs the key {missing}, which is absent") from missing
+    except (ValidationError, TypeError, ValueError, ArithmeticError) as error:
+        detail = error.errors()[0] if isinstance(error, ValidationError) else error
+        text = f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" if isinstance(detail, dict) else str(detail)
+        raise UnsupportedModelError(f"{source}: {architecture}: {text}") from error
+    return model.model_copy(update={"flags": (*model.flags, *entry.flags)}) if entry.flags else model

@@ -18,6 +18,7 @@ from autotune.cli import (
     catalog,
     export,
     fleet,
+    mcp,
     measure,
     place,
     predict,
@@ -48,6 +49,7 @@ fleet.register(app)
 predict.register(app)
 export.register(app)
 report.register(app)
+mcp.register(app)
 place.register(app)
 validate.register(app)
 audit.register(app)

@@ -43,7 +43,9 @@ def slug(problem: Problem) -> str:
 
 def _model_stem(model: str) -> str:
     path = Path(model)
-    return path.resolve().parent.name if path.name == "config.json" else path.stem if path.suffix else model
+    if path.name == "config.json":
+        return path.resolve().parent.name
+    return path.stem if path.suffix in (".json", ".yaml", ".yml") else path.name
 
 
 def write_run(

@@ -16,6 +16,8 @@ from cost_models.specs.model import ModelSpec
 
 CONFIG = "config.json"
 QUANTISATION = "hf_quant_config.json"
+UNBOUNDED = ("time_step_limit",)
+"""Fields that may be infinite and that nothing reads."""
 NAMED = {
     "nvfp4": "nvfp4", "fp4": "nvfp4", "mxfp4": "mxfp4", "mxfp8": "mxfp8", "fp8": "fp8", "awq": "int4", "gptq": "int4",
     "int4": "int4", "w4a16": "int4", "int8": "int8", "w8a8": "int8", "bf16": "bf16",
@@ -89,5 +91,5 @@ def _json_object(text: str, origin: str) -> dict[str, Any]:
     data = parse_json(text, origin, unique=True)
     if not isinstance(data, dict):
         raise CatalogError(f"{origin}: expected a Hugging Face config object, found {kind_of(data)}")
-    check_numbers(data, origin)
+    check_numbers({key: value for key, value in data.items() if key not in UNBOUNDED}, origin)
     return data

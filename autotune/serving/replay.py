@@ -216,6 +216,10 @@ class Run:
         gained = sum(worker.running / worker.step_s for worker in self.decoders if worker.strides and worker.step_s)
         return gained * self.model.decode.tokens_per_step
 
+    def _streaming_s(self) -> float:
+        """What one of a step's tokens waits for the others to be streamed, on average."""
+        return self.model.frontend.output_s * sum(worker.running for worker in self.decoders) / 2
+
     def _ready(self, request: int, now: float) -> None:
         """Through the front end: to an engine, or to a prefill worker and, in time, a decode worker."""
         if self.model.prefill is None:
@@ -247,7 +251,7 @@ class Run:
     def first_token(self, request: int, now: float) -> None:
         """A client sees its first token; once, also of a request that is preempted and computed again."""
         if self.first[request] == NEVER:
-            self.first[request] = now
+            self.first[request] = now + self._streaming_s()
             self.unstarted -= 1
 
     def prefilled(self, request: int, now: float, worker: Worker, sender: int) -> None:
@@ -265,10 +269,10 @@ class Run:
     def answered(self, request: int, now: float) -> None:
         """A sequence has all its tokens; in a closed loop the next request sets out."""
         if request != BACKGROUND:
-            self.finished[request] = now
+            self.finished[request] = now + self._streaming_s()
             self.left -= 1
         if self.requests.arrival_s is None:
-            self._send(now)
+            self._push(now + self._streaming_s(), SENT, request)
         if self.model.prefill is not None and self.model.policy.slot_first:
             self._free_slot(request, now)
 

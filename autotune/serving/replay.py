@@ -54,8 +54,13 @@ class Replay:
         kept = (index >= skipped) & (self.finished_s <= self.sent_s.max())
         if not kept.any():
             return self
-        columns = (self.sent_s, self.first_token_s, self.finished_s, self.osl_tokens)
-        return Replay(*(column[kept] for column in columns), self.preempted)
+        sent_s, first_s, finished_s, osl = (
+            self.sent_s[kept],
+            self.first_token_s[kept],
+            self.finished_s[kept],
+            self.osl_tokens[kept],
+        )
+        return Replay(sent_s, first_s, finished_s, osl, self.preempted)
 
     @property
     def finished_tokens_per_s(self) -> float:

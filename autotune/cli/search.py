@@ -155,9 +155,10 @@ def _target_of(file: Path) -> str | None:
 
 def _pages(asked: Problem, result: SearchResult | ServiceResult, candidates: Candidates | None) -> dict[str, str]:
     """The page of the run and what it draws."""
+    from autotune.records import shown_command
     from autotune.report.page.folder import files_of
 
-    return files_of(asked, result, candidates, sys.argv)
+    return files_of(asked, result, candidates, shown_command(sys.argv))
 
 
 Run = tuple["SearchResult | ServiceResult", dict[int, tuple["TrialRow", ...]], "Candidates | None"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ PROXY_WAIT_S = 5.0
 """For a gRPC proxy to answer."""
 SWITCH_WAIT_S = 0.2
 """For the file to be free for a change of its journal."""
+CREDENTIALS = re.compile(r"://[^/@\s]*@")
 WAIT_S = 60.0
 """For other processes that write to the same file."""
 
@@ -100,6 +102,11 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def without_password(url: str) -> str:
+    """A storage URL without who opens it; other text as it is."""
+    return CREDENTIALS.sub("://", url)
 
 
 def has_known_tables(path: Path) -> bool:

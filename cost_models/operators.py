@@ -9,7 +9,13 @@ import numpy as np
 
 from cost_models.arrays import Floats, evaluate_distinct
 from cost_models.collectives import AllReduceCoefficients, all_reduce_bound_s, all_reduce_time_s
-from cost_models.dense_gemm import DenseGemmCoefficients, SustainedCoefficients, dense_gemm_bound_s, dense_gemm_time_s, sustained_s
+from cost_models.dense_gemm import (
+    DenseGemmCoefficients,
+    SustainedCoefficients,
+    dense_gemm_bound_s,
+    dense_gemm_time_s,
+    sustained_s,
+)
 from cost_models.elementwise import ElementwiseCoefficients, elementwise_time_s
 from cost_models.specs.matrix import Matrix
 from cost_models.specs.precision import DTYPES

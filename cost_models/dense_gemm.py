@@ -53,7 +53,7 @@ def sustained_s(m: ArrayLike, n: ArrayLike, k: ArrayLike, peak_flops_per_s: floa
 
     Kernel timings are short bursts; the GEMMs of a long prefill step run at the clock that the board's power allows.
     """
-    return as_floats(2 * as_floats(m) * n * k / (c.share * peak_flops_per_s))
+    return as_floats(2 * as_floats(m) * as_floats(n) * as_floats(k) / (c.share * peak_flops_per_s))
 
 
 def dense_gemm_time_s(

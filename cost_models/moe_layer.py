@@ -63,9 +63,9 @@ def imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
     in_order, balanced = np.ones(len(rows)), np.ones(len(rows))
     for sigma in np.unique(sigmas):
         mask = sigmas == sigma
-        shape = {"experts": moe.experts, "top_k": moe.top_k, "sigma": float(sigma)}
-        in_order[mask] = in_order_max_over_mean(rows.ep[mask], slots[mask], **shape)
-        balanced[mask] = placed_max_over_mean(rows.ep[mask], slots[mask], **shape)
+        ranks, held = rows.ep[mask], slots[mask]
+        in_order[mask] = in_order_max_over_mean(ranks, held, experts=moe.experts, top_k=moe.top_k, sigma=float(sigma))
+        balanced[mask] = placed_max_over_mean(ranks, held, experts=moe.experts, top_k=moe.top_k, sigma=float(sigma))
     stale = stale_imbalance(machine, rows, tokens)
     placed = np.where(rows.eplb > 0, np.minimum(combined_max_over_mean(balanced, stale), in_order), in_order)
     skew = np.where(np.nan_to_num(rows.skew) > 0, combined_max_over_mean(np.maximum(rows.skew, 1), stale), placed)

@@ -116,7 +116,7 @@ def static_scales(raw: pd.DataFrame, scales: pd.DataFrame) -> pd.DataFrame:
 
 def _nearest(knots: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.intp]:
     """Position of the knot nearest to each value in the logarithm."""
-    return np.abs(np.log(values)[:, None] - np.log(knots)[None, :]).argmin(axis=1)
+    return np.asarray(np.abs(np.log(values)[:, None] - np.log(knots)[None, :]).argmin(axis=1), dtype=np.intp)
 
 
 def block_gemm(raw: pd.DataFrame, engine: str) -> Rows:

@@ -103,9 +103,9 @@ def test_drafts_are_a_chain_of_one_long_pass_and_short_ones():
 def test_long_dense_steps_keep_up_what_the_power_limit_allows():
     # 8,192 x 8,192 x 8,192 in BF16: 2 m n k / (0.66 x 989e12) = 1.68 ms, 1.34 as a burst; small ones keep theirs
     machine = machine_of("hgx-h100", recipe="bf16", engine="vllm", model="llama-3.1-70b")
-    time_s, _ = gemm(machine, "bf16", np.array([8192.0, 8.0]), 8192, 8192)
+    time_s, _ = gemm(machine, "bf16", np.array([8192.0, 512.0]), 8192, 8192)
     assert time_s[0] == pytest.approx(2 * 8192**3 / (0.66 * machine.peak_flops_per_s("dense_ffn")))
-    assert time_s[1] > 3 * 2 * 8 * 8192**2 / (0.66 * machine.peak_flops_per_s("dense_ffn"))
+    assert time_s[1] < 2 * 512 * 8192**2 / (0.66 * machine.peak_flops_per_s("dense_ffn"))
 
 
 def test_no_operator_beats_its_roofline(gb200):

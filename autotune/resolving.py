@@ -160,6 +160,8 @@ def why_not(recipe: PrecisionRecipe, model: ModelSpec, hardware: HardwareSpec, c
                 machine.entry("dense_gemm", machine.dtype(matrix.family))
         if model.moe:
             machine.entry("grouped_gemm", recipe.experts)
+        if model.residual_streams > 1:
+            calibration.entry("hyper_connections", "pre")
         for kind in model.attentions:
             for family, variant in kind.requirements(recipe, "decode"):
                 calibration.entry(family, variant)

@@ -106,6 +106,10 @@ BREAKING = {
         {**SGLANG, **BLACKWELL, "recipe": "nvfp4", "dp": 8, "ep": 8, "backend": ONE_SIDED},
     ),
     "without_graphs": ({**SPREAD, "backend": NORMAL}, {**SPREAD, "backend": NORMAL, "graph_tokens": 0}),
+    "vendor_of_the_kernel": (
+        {**SPREAD, "hardware": "mi355x", "backend": LOW_LATENCY},
+        {**SPREAD, "hardware": "mi355x", "backend": GATHERED},
+    ),
     "hidden_sizes": (
         {"model": "gpt-oss-120b", "recipe": "mxfp4", "dp": 8, "ep": 8, "backend": LOW_LATENCY},
         {"dp": 8, "ep": 8, "backend": LOW_LATENCY},

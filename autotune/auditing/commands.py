@@ -92,7 +92,7 @@ def read_command(
     document: dict[str, Any] = {
         "hardware": hardware,
         "model": served.document,
-        "precision": _precision(recipe, flags.get("kv_cache_dtype")),
+        "precision": _precision(recipe, command.text("--kv-cache-dtype")),
         "engine": {"name": engine.name, "version": known},
         "phase": phase,
         "workload": {"isl_tokens": isl_tokens, "osl_tokens": osl_tokens, "mtp_acceptance": mtp_acceptance},
@@ -147,9 +147,9 @@ def _of_memory(command: Command, flags: dict[str, Value], found: ReadCommand) ->
     )
 
 
-def _precision(recipe: str, cache: Value | None) -> str | dict[str, str]:
+def _precision(recipe: str, cache: str | None) -> str | dict[str, str]:
     """The recipe, with the KV cache of --kv-cache-dtype where that says one."""
-    said = str(cache or "auto")
+    said = cache or "auto"
     if said.startswith("fp8"):
         return {"recipe": recipe, "kv_cache": "fp8"}
     if said.startswith(("bf16", "bfloat16")):

@@ -14,7 +14,7 @@ from autotune.documents.problem import DEFAULT_TRIALS
 from autotune.errors import OutputError
 from autotune.flags.evaluate import Evaluation, FlagEvaluator
 from autotune.flags.space import FlagSpace, Params
-from autotune.flags.storing import Store, open_store
+from autotune.flags.storing import Store, open_store, without_password
 from search_spaces.schema import Value
 
 if TYPE_CHECKING:
@@ -341,7 +341,10 @@ def _storage_errors(storage: str | None) -> Iterator[None]:
         if storage in (None, IN_MEMORY):
             raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise OutputError(f"storage {storage} cannot be used: {reason}. Check the URL, its driver and its locks") from error
+        shown = without_password(storage or "")
+        raise OutputError(
+            f"storage {shown} cannot be used: {without_password(reason)}. Check the URL, its driver and its locks"
+        ) from error
 
 
 def _known(params: Params, space: FlagSpace) -> bool:

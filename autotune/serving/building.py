@@ -65,6 +65,7 @@ class Built:
     gpus: int
     instances: int
     """Identical aggregated engines, each with its share of the load; the model is of one."""
+    engine: str
     calibration: str
     notes: tuple[str, ...]
     slots: int
@@ -99,6 +100,7 @@ def build(deployment: Deployment, requests: Requests) -> Built:
         prompts=prompts,
         gpus=gpus,
         instances=1 if apart else decode.pool.instances,
+        engine=engine.name,
         calibration=decode.machine.calibration.id,
         notes=decode.machine.model.flags,
         slots=min(fitting, decode.pool.batch_per_dp_rank or fitting) * decode.pool.dp * workers,
@@ -203,10 +205,16 @@ def _frontend(side: Side) -> Frontend:
 
 
 def _handover(decode: Side, prefill: Side, prompts: Workload, gpus: int) -> Handover:
-    """The slower end's link, and what one GPU of the decode instance takes of each token of a prompt of mean length."""
+    """Both ends' links. Every GPU of a decode rank takes its shard, or a copy where the cache is not sharded; the GPUs of a
+    prefill rank share the sending."""
     c = decode.machine.coefficients("kv_transfer", "default", HandoverCoefficients)
     ends = (decode.machine.hardware, prefill.machine.hardware)
     one_domain = ends[0] == ends[1] and gpus <= ends[0].scale_up.domain_gpus
-    link = min(link_bytes_per_s(hardware, one_domain) for hardware in ends)
+    taken, sent = (link_bytes_per_s(hardware, one_domain) for hardware in ends)
     token_bytes = state_bytes(decode.machine, decode.rows, prompts.isl_tokens) / prompts.isl_tokens
-    return Handover(start_s=c.start_s, token_s=float(handover_bytes_s(token_bytes, link, c)[0]))
+    share = decode.pool.tp * decode.pool.pp / (prefill.pool.tp * prefill.pool.pp)
+    return Handover(
+        start_s=c.start_s,
+        token_s=float(handover_bytes_s(token_bytes, taken, c)[0]),
+        sent_token_s=float(handover_bytes_s(token_bytes * share, sent, c)[0]),
+    )

@@ -211,13 +211,17 @@ class Run:
             self.first[request] = now
             self.unstarted -= 1
 
-    def prefilled(self, request: int, now: float) -> None:
-        """A prompt's KV cache goes to its decode rank; the links of that rank carry one after the other."""
+    def prefilled(self, request: int, now: float, worker: Worker, sender: int) -> None:
+        """A prompt's KV cache goes to its decode rank; the links of either end carry one after the other."""
         handover, (decoder, rank) = self.model.handover, self.decoder_of[request]
         where = decoder, request % decoder.pool.ranks if rank is None else rank
-        free_s = max(self.link_free_s.get(where, 0.0), now)
-        self.link_free_s[where] = free_s + handover.token_s * self.jobs[request].context
-        self._push(self.link_free_s[where] + handover.start_s, HANDED, request)
+        ends = ((worker, sender), handover.sent_token_s), (where, handover.token_s)
+        done_s = now
+        for place, token_s in ends:
+            busy_s = max(self.link_free_s.get(place, 0.0), now) + token_s * self.jobs[request].context
+            self.link_free_s[place] = busy_s
+            done_s = max(done_s, busy_s)
+        self._push(done_s + handover.start_s, HANDED, request)
 
     def answered(self, request: int, now: float) -> None:
         """A sequence has all its tokens; in a closed loop the next request sets out."""

@@ -27,7 +27,7 @@ class Listener(Protocol):
     """What a worker tells the run."""
 
     def first_token(self, request: int, now: float) -> None: ...
-    def prefilled(self, request: int, now: float) -> None: ...
+    def prefilled(self, request: int, now: float, worker: Worker, rank: int) -> None: ...
     def answered(self, request: int, now: float) -> None: ...
     def wake(self, worker: Worker, at: float) -> None: ...
 
@@ -178,7 +178,7 @@ class Worker:
             self.partly[rank] -= 1
             if self.role == "prefill":
                 self._release(rank, request)
-                self.listener.prefilled(request, now)
+                self.listener.prefilled(request, now, self, rank)
                 continue
             self.listener.first_token(request, now)
             self._run_on(rank, request, self.step - 1 + self.jobs[request].steps)

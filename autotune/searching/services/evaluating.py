@@ -124,17 +124,17 @@ def objectives_of(resolved: ResolvedProblem, prediction: ServicePrediction) -> t
             name=f"TTFT {name.upper()}",
             predicted=getattr(prediction.ttft_s, name),
             limit=limit,
-            probability=_probability(getattr(prediction.ttft_s, name), limit, prediction.ttft_s.mean, bands.ttft_s),
+            probability=_probability(getattr(prediction.ttft_s, name), limit, bands.of_ttft(name)),
         )
         for name, limit in resolved.ttft_limits_s.items()
     ]
     mean_s, limit_s = prediction.tpot_s.mean, resolved.problem.tpot_limit_s
-    chance = _probability(mean_s, limit_s, mean_s, bands.tpot_s)
+    chance = _probability(mean_s, limit_s, bands.tpot_s)
     return (*found, LimitOutcome(name="mean TPOT", predicted=mean_s, limit=limit_s, probability=chance))
 
 
-def _probability(predicted: float, limit: float, mean: float, band: Interval) -> float:
-    """Of staying under a limit; band : around the mean."""
-    if mean <= 0:
+def _probability(predicted: float, limit: float, band: Interval) -> float:
+    """Of staying under a limit."""
+    if predicted <= 0:
         return 1.0
-    return probability_below(predicted, limit, band.low / mean, band.high / mean)
+    return probability_below(predicted, limit, band.low / predicted, band.high / predicted)

@@ -54,9 +54,9 @@ def test_exact_names_are_their_models(name, document, recipe):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("deepseek-ai/DeepSeek-V3.2", "not modelled: sparse attention"),
-        ("moonshotai/Kimi-K3", "not modelled: delta attention"),
-        ("Qwen/Qwen3-Next-80B-A3B-Instruct", "not modelled: gated linear attention"),
+        ("arcee-ai/Trinity-Large-Thinking", "not modelled: gated attention with windows"),
+        ("baidu/ERNIE-4.5-VL-28B-A3B-PT", "not modelled: separate experts for text and images"),
+        ("nvidia/Llama-3_3-Nemotron-Super-49B-v1", "not modelled: layers of different widths"),
         ("someone/DeepSeek-R1", "deepseek-ai/DeepSeek-R1, unsloth/DeepSeek-R1 have the same name"),
         ("/models/DeepSeek-R1-mine", "other models and are not taken for it"),
         ("deepseek-ai/DeepSeek-V9", "not taken for it"),
@@ -156,7 +156,7 @@ def test_a_result_belongs_to_the_deployment_of_its_model_only():
 @pytest.mark.parametrize(
     ("command", "arguments", "code", "said"),
     [
-        ("vllm serve deepseek-ai/DeepSeek-V3.2 --tensor-parallel-size 8", [], 1, "sparse attention"),
+        ("vllm serve arcee-ai/Trinity-Large-Thinking --tensor-parallel-size 8", [], 1, "gated attention"),
         ("vllm serve deepseek-ai/DeepSeek-R1-Distill-Llama-70B --tensor-parallel-size 8", [], 0, "works"),
         ("vllm serve deepseek-v3 --tensor-parallel-size 8", [], 1, "say it with --precision"),
         ("vllm serve deepseek-v3 --tensor-parallel-size 8", ["--precision", "fp8-block"], 0, "works"),

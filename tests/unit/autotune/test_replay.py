@@ -167,6 +167,9 @@ def test_hand_overs_to_one_rank_share_its_link():
     model = dataclasses.replace(_apart(prefill=_pool(workers=2)), handover=Handover(start_s=0.02, token_s=5e-5))
     result = replay(_requests((0, 1000, 50), (0, 1000, 50)), model)
     assert result.ttft_s == pytest.approx([0.17, 0.22])
+    # a sender that must send eight copies is the slower end; from two workers they go at once
+    copies = dataclasses.replace(model, handover=Handover(start_s=0.02, sent_token_s=8e-5))
+    assert replay(_requests((0, 1000, 50), (0, 1000, 50)), copies).ttft_s == pytest.approx([0.2, 0.2])
 
 
 def test_prompts_queue_for_the_front_end_in_what_answers_leave_of_it():

@@ -192,8 +192,10 @@ def test_intervals_are_the_ratios_of_measured_services():
     errors = service_errors()
     together = predict_service(_service({"serve": DECODE}, {"concurrency": 64}))
     apart = predict_service(_service({"prefill": PREFILL, "decode": DECODE}, {"concurrency": 64}))
-    assert together.intervals.tpot_s.high == pytest.approx(together.tpot_s.mean * errors.aggregated.tpot.high)
-    assert apart.intervals.ttft_s.low == pytest.approx(apart.ttft_s.mean * errors.disaggregated.ttft.low)
+    assert together.intervals.tpot_s.high == pytest.approx(together.tpot_s.mean * errors.of(False, "sglang").tpot.high)
+    assert apart.intervals.ttft_s.low == pytest.approx(apart.ttft_s.mean * errors.of(True, "sglang").ttft.low)
+    assert apart.intervals.of_ttft("p99").high == pytest.approx(apart.ttft_s.p99 * errors.of(True, "sglang").ttft_p99.high)
+    assert errors.of(True, "unheard-of") == errors.disaggregated["default"]
     for service in (together, apart):
         assert (
             service.intervals.tokens_per_s_per_gpu.low

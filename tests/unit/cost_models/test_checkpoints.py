@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from cost_models import catalog
 from cost_models.checkpoints import find_checkpoint, in_folder_called, known_checkpoints
 from cost_models.errors import AutotuneError, CatalogError, UnsupportedModelError
-from cost_models.huggingface import NOT_MODELLED
+from cost_models.huggingface import ARCHITECTURES, NOT_MODELLED
 
 
 def test_names_are_said_once_and_sources_always():
@@ -19,21 +21,22 @@ def test_names_are_said_once_and_sources_always():
 def test_every_checkpoint_is_priced_or_refused_by_name():
     refused = {"preset": 0, "precision": 0}
     for checkpoint in known_checkpoints():
-        try:
-            model = catalog.load_model(checkpoint.name)
-        except UnsupportedModelError as error:
-            assert checkpoint.model in str(error) or checkpoint.name in str(error)
-            refused["precision" if "no precision recipe" in str(error) else "preset"] += 1
+        part = "preset" if checkpoint.model not in catalog.model_names() else "precision"
+        if part == "preset" or checkpoint.precision not in catalog.recipes():
+            with pytest.raises(UnsupportedModelError, match=re.escape(checkpoint.name)):
+                catalog.load_model(checkpoint.name)
+            refused[part] += 1
             continue
+        model = catalog.load_model(checkpoint.name)
         recipe = catalog.recipe_of(checkpoint.precision, model)
         assert all(getattr(recipe, name) == value for name, value in checkpoint.stored)
     assert refused["preset"]
     assert refused["precision"]
 
 
-def test_an_architecture_named_here_is_one_that_is_not_modelled():
+def test_an_architecture_named_here_is_known():
     named = {checkpoint.architecture for checkpoint in known_checkpoints() if checkpoint.architecture}
-    assert named <= set(NOT_MODELLED)
+    assert named <= set(NOT_MODELLED) | set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("preset", catalog.model_names())
@@ -76,10 +79,18 @@ def test_a_name_that_begins_like_a_known_one_is_unknown(name):
     assert "did you mean" not in str(error.value).lower()
 
 
-def test_deepseek_v3_2_is_refused_by_its_missing_part_under_every_name():
-    for name in ("deepseek-v3.2", "deepseek-ai/DeepSeek-V3.2", "QuantTrio/DeepSeek-V3.2-AWQ"):
-        with pytest.raises(AutotuneError, match="sparse attention"):
+def test_a_model_is_refused_by_its_missing_part_under_every_name():
+    for name in ("deepseek-v4-pro", "deepseek-ai/DeepSeek-V4-Pro", "nvidia/DeepSeek-V4-Pro-NVFP4"):
+        if "deepseek-v4-pro" not in catalog.model_names():
+            with pytest.raises(AutotuneError, match="hyper-connections"):
+                catalog.load_model(name)
+    for name in ("trinity-large", "arcee-ai/Trinity-Large-Thinking"):
+        with pytest.raises(AutotuneError, match="gated attention"):
             catalog.load_model(name)
+
+
+def test_deepseek_v3_2_is_never_v3():
+    assert catalog.load_model("deepseek-ai/DeepSeek-V3.2").attentions != catalog.load_model("deepseek-ai/DeepSeek-V3").attentions
 
 
 def test_a_format_without_a_recipe_is_said():

@@ -16,7 +16,7 @@ from cost_models.machine import Machine
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from cost_models.specs.precision import PrecisionRecipe
-from search_spaces.loader import load_engine, resolve_version
+from search_spaces.loader import load_engine, resolve_version, version_notes
 from search_spaces.schema import EngineSpec
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def _assumed(problem: Problem, engine: EngineSpec, version: str, recipe: Precisi
     if problem.load is not None and problem.load.trace:
         del lines["workload"]
     unset = [text for name, text in lines.items() if name not in given or getattr(problem, name) is None]
-    return tuple(unset)
+    return (*unset, *version_notes(engine, problem.engine_version))
 
 
 def resolve_recipe(choice: str | PrecisionChoice, model: ModelSpec) -> PrecisionRecipe:

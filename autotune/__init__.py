@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autotune.documents.deployment import Deployment
+    from autotune.documents.fleet import FleetProblem, FleetResult
     from autotune.documents.plan import Plan, SearchResult
     from autotune.documents.prediction import Prediction
     from autotune.documents.problem import Problem
     from autotune.documents.service_plan import ServicePlan, ServiceResult
+    from autotune.documents.sweep import SweepResult
     from autotune.errors import NoFeasiblePlan
     from autotune.exporters import export
+    from autotune.fleets.planning import fleet
     from autotune.predicting.step import predict
     from autotune.searching.pools import search
     from autotune.searching.services.searching import search_services
     from autotune.serving.predicting import predict_service
+    from autotune.sweeping.running import sweep
     from cost_models.errors import AutotuneError
 
 _PUBLIC = {
@@ -35,15 +39,22 @@ _PUBLIC = {
     "ServicePlan": "autotune.documents.service_plan",
     "ServiceResult": "autotune.documents.service_plan",
     "export": "autotune.exporters",
+    "fleet": "autotune.fleets.planning",
+    "FleetProblem": "autotune.documents.fleet",
+    "FleetResult": "autotune.documents.fleet",
     "predict": "autotune.predicting.step",
     "predict_service": "autotune.serving.predicting",
     "search": "autotune.searching.pools",
     "search_services": "autotune.searching.services.searching",
+    "sweep": "autotune.sweeping.running",
+    "SweepResult": "autotune.documents.sweep",
 }
 
 __all__ = [
     "AutotuneError",
     "Deployment",
+    "FleetProblem",
+    "FleetResult",
     "NoFeasiblePlan",
     "Plan",
     "Prediction",
@@ -51,11 +62,14 @@ __all__ = [
     "SearchResult",
     "ServicePlan",
     "ServiceResult",
+    "SweepResult",
     "export",
+    "fleet",
     "predict",
     "predict_service",
     "search",
     "search_services",
+    "sweep",
 ]
 
 

@@ -53,6 +53,7 @@ def writing(where: Path, way_out: str = "") -> Iterator[None]:
     if "\0" in str(where):
         raise OutputError(f"cannot write {str(where)[:200]!r}: the name has a NUL character")
     try:
+        str(where).encode()  # names that are not UTF-8 cannot be said in any document
         yield
     except (OSError, UnicodeEncodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -124,28 +125,26 @@ def whole_folder(folder: Path, own: Callable[[Path], bool]) -> Iterator[Path]:
     check_writable(folder)
     with writing(folder):
         place = folder.resolve()
+        place.mkdir(parents=True, exist_ok=True)
     beside = os.access(place.parent, os.W_OK) and not os.path.ismount(place)
     with scratch_folder(place.parent if beside else place) as scratch:
         yield scratch
-        if place.is_dir():
-            shutil.copymode(place, scratch)
-        there = [path for path in place.iterdir() if path != scratch] if place.exists() else []
+        shutil.copymode(place, scratch)
+        there = [path for path in place.iterdir() if path != scratch]
         foreign = any(not own(path) for path in there)
         if not beside or foreign or not _in_one_step(scratch, place):
             _one_by_one(scratch, place, [path for path in there if own(path)])
 
 
 def _in_one_step(scratch: Path, place: Path) -> bool:
-    """Put a folder in the place of another, or of none; False where the system cannot."""
-    if not place.exists():
-        with contextlib.suppress(OSError):
-            scratch.rename(place)
-            return True
+    """Put a folder in the place of another; False where the system cannot."""
+    with contextlib.suppress(OSError):
+        scratch.rename(place)  # takes the place of an empty one
+        return True
     return _exchange(scratch, place)
 
 
 def _one_by_one(scratch: Path, place: Path, stale: list[Path]) -> None:
-    place.mkdir(parents=True, exist_ok=True)
     new = sorted(scratch.iterdir())
     for path in stale:
         if path.name not in {file.name for file in new}:
@@ -224,7 +223,6 @@ def _scratch_name(folder: Path) -> Path:
 def check_writable(out: Path) -> None:
     """Raise OutputError early, before minutes are spent on a search that could not be saved."""
     with writing(out, "; choose another folder with --out"):
-        os.fspath(out).encode()
         existing = next(p for p in [out, *out.absolute().parents] if p.exists())
     if not existing.is_dir():
         raise OutputError(f"{existing} is not a folder, so {out} cannot be created; choose another with --out")

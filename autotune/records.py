@@ -8,7 +8,7 @@ import io
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from autotune.documents.problem import Problem
 from autotune.documents.results import Result, dump_yaml
 from autotune.exporters.folders import write_launch
 from autotune.files import claim, scratch_folder
+from autotune.flags.storing import without_password
 from autotune.flags.study import TrialRow
 from autotune.versions import installed_version
 
+LONGEST_PART = 60
+"""Characters of each part of a folder's name: with all of them it stays below what file systems take."""
 LIBRARIES = ("moe-autotune", "numpy", "ortools", "optuna", "pydantic")
 
 
@@ -35,12 +38,14 @@ class RunRecord:
 def slug(problem: Problem) -> str:
     """gb200-nvl72_deepseek-v3_decode, safe as a folder name."""
     parts = [Path(problem.hardware).stem, _model_stem(problem.model), problem.target]
-    return "_".join(re.sub(r"[^a-zA-Z0-9.-]+", "-", part) for part in parts)
+    return "_".join(re.sub(r"[^a-zA-Z0-9.-]+", "-", part)[:LONGEST_PART] for part in parts)
 
 
 def _model_stem(model: str) -> str:
     path = Path(model)
-    return path.resolve().parent.name if path.name == "config.json" else path.stem if path.suffix else model
+    if path.name == "config.json":
+        return path.resolve().parent.name
+    return path.stem if path.suffix in (".json", ".yaml", ".yml") else path.name
 
 
 def write_run(
@@ -83,16 +88,23 @@ def _fill(
 
 def _run_document(problem: Problem, result: Result, command: list[str], stamp: datetime.datetime) -> dict[str, Any]:
     return {
-        "command": command,
+        "command": shown_command(command),
         "time_utc": stamp.isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in LIBRARIES}},
-        "problem": problem.model_dump(mode="json"),
+        "problem": {**problem.model_dump(mode="json"), "storage": problem.storage and without_password(problem.storage)},
         "seed": problem.seed,
         "calibrations": sorted({plan.prediction.calibration for plan in result.plans}),
         "assumed": list(result.assumed),
         "solver": [{"rank": p.rank, **p.solver.model_dump()} for p in result.plans],
         "statistics": result.statistics.model_dump(),
     }
+
+
+def shown_command(command: Sequence[str]) -> list[str]:
+    """A command as it may be passed on: without the folder of the program, the user's home and passwords."""
+    home = f"{Path.home()}/"
+    words = [Path(command[0]).name, *command[1:]] if command else []
+    return [without_password(word.replace(home, "~/")) for word in words]
 
 
 def trials_csv(trials: dict[int, tuple[TrialRow, ...]]) -> str:

@@ -95,11 +95,11 @@ def resolve_problem(problem: Problem) -> ResolvedProblem:
     _check_sizes(problem, hardware, model, gpus)
     return ResolvedProblem(
         problem=problem,
-        machine=Machine(model, hardware, recipe, calibration),
+        machine=Machine(model, hardware, recipe, calibration, problem.workload.sigma),
         engine=engine,
         version=version,
         gpus=gpus,
-        assumed=_assumed(problem, engine, version, recipe, gpus),
+        assumed=_assumed(problem, engine, version, model, recipe, gpus),
         pool=problem.target,
         skew=_recorded_skew(problem, model, engine),
     )
@@ -221,7 +221,9 @@ def _check_target(problem: Problem) -> None:
         raise ProblemError("two kinds of hardware are compared by cost only when both have a price per GPU hour")
 
 
-def _assumed(problem: Problem, engine: EngineSpec, version: str, recipe: PrecisionRecipe, gpus: int) -> tuple[str, ...]:
+def _assumed(
+    problem: Problem, engine: EngineSpec, version: str, model: ModelSpec, recipe: PrecisionRecipe, gpus: int
+) -> tuple[str, ...]:
     """Every default that was filled in, as `name value (why)`."""
     given = problem.model_fields_set
     limits = {
@@ -249,6 +251,8 @@ def _assumed(problem: Problem, engine: EngineSpec, version: str, recipe: Precisi
         lines["ttft_p99_limit_s"] = "no TTFT limit" if closed else f"TTFT P99 limit {DEFAULT_TTFT_S:g} s"
     if problem.load is not None and problem.load.trace:
         del lines["workload"]
+    if model.moe and problem.workload.popularity_sigma is None:
+        lines["popularity_sigma"] = f"experts as unequally popular as in mixed real traffic (sigma {problem.workload.sigma:g})"
     unset = [text for name, text in lines.items() if name not in given or getattr(problem, name) is None]
     return (*unset, *version_notes(engine, problem.engine_version))
 

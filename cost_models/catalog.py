@@ -13,7 +13,7 @@ from cost_models.calibration import Calibration, merged
 from cost_models.checkpoints import Checkpoint, checkpoints_of, find_checkpoint, unknown_model
 from cost_models.errors import CatalogError, InputError, UnsupportedModelError, unknown_name
 from cost_models.huggingface import NOT_MODELLED, CheckpointFiles, model_from_config, model_from_files
-from cost_models.reading import check_numbers, first_line, named, parse_yaml, read_text
+from cost_models.reading import check_numbers, first_line, kind_of, named, parse_yaml, read_text
 from cost_models.specs.bounds import check_model
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
@@ -40,7 +40,7 @@ def read_yaml(path: Path) -> Any:
 def validated(kind: type[M], data: Any, origin: str) -> M:
     """A document checked against its schema; every field error on a line of its own."""
     if not isinstance(data, dict):
-        raise CatalogError(f"{origin}: expected a mapping of keys, found {type(data).__name__}")
+        raise CatalogError(f"{origin}: expected a mapping of keys, found {kind_of(data)}")
     check_numbers(data, origin)
     try:
         return kind.model_validate(data)

@@ -40,6 +40,22 @@ class DenseGemmCoefficients:
     """Traffic of quantising one activation element [B]."""
 
 
+@dataclass(frozen=True, slots=True)
+class SustainedCoefficients:
+    """What a step of back-to-back GEMMs keeps up, where the power limit lets no more through."""
+
+    share: float
+    """Tensor throughput over a step / peak [-]."""
+
+
+def sustained_s(m: ArrayLike, n: ArrayLike, k: ArrayLike, peak_flops_per_s: float, c: SustainedCoefficients) -> Floats:
+    """Least time of y[m, n] = x[m, k] W[n, k]^T among others of its kind: 2 m n k / (share x peak) [s].
+
+    Kernel timings are short bursts; the GEMMs of a long prefill step run at the clock that the board's power allows.
+    """
+    return as_floats(2 * as_floats(m) * as_floats(n) * as_floats(k) / (c.share * peak_flops_per_s))
+
+
 def dense_gemm_time_s(
     m: ArrayLike,
     n: ArrayLike,

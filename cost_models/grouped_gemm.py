@@ -30,6 +30,8 @@ class GroupedGemmCoefficients:
     """Scheduling cost of one local expert [s]."""
     per_active_expert_s: float = 0.0
     """Cost of one local expert that got a token, beside its weights and FLOPs [s]."""
+    start_per_k_s: float = 0.0
+    """Fill of the two GEMMs' pipelines along one element of K: hidden size and the rank's width [s]."""
     tile_tokens: float = 128.0
     """Rows that an expert's tokens are padded to: the kernel's GEMM tile, or a blend of those it picks from."""
 
@@ -52,12 +54,13 @@ def grouped_gemm_time_s(
     r"""Time of one layer's routed experts on one rank.
 
     .. math::
-        t = t_0 + \mathrm{smoothmax}(F/(e_c P), A \cdot 3HI w/(e_m W)) + c_m B_{tokens} + c_p B_{pairs} + c_E E + c_A A
+        t = t_0 + c_K (H + I) + \mathrm{smoothmax}(F/(e_c P), A \cdot 3HI w/(e_m W)) + c_m B_{tokens} + c_p B_{pairs} + c_E E + c_A A
 
     pairs : (token, expert) pairs that land on the rank; local_experts : physical experts it holds;
     active_experts : those of them that got a token (balance.expected_active_experts);
     input_tokens : tokens that enter its permute; moe_tp : ranks that share each expert's width.
-    F pads each expert to whole tiles; A counts experts that got at least one token.
+    F pads each expert to whole tiles; A counts experts that got at least one token. H + I: a block walks all of K in turn
+    (hidden, then the rank's width I), which a small model's layer does sooner, however few tokens there are.
     Returns seconds; zero where no pair lands.
 
     Evidence for the form (median held-out error 2.7-4.8 %): docs/models/grouped_gemm.md.
@@ -76,7 +79,8 @@ def grouped_gemm_time_s(
     pair_bytes = pairs * (hidden * (2 * activation_bytes + 4) + width * (4 + 2 * activation_bytes))
     passes_s = (c.token_passes * token_bytes + c.pair_passes * pair_bytes) / hbm_bytes_per_s
     experts_s = c.per_expert_s * experts + c.per_active_expert_s * active
-    total = c.start_s + smoothmax(compute_s, memory_s, c.sharpness) + passes_s + experts_s
+    start_s = c.start_s + c.start_per_k_s * (hidden + width)
+    total = start_s + smoothmax(compute_s, memory_s, c.sharpness) + passes_s + experts_s
     return np.where(pairs > 0, total, 0.0)
 
 
@@ -105,6 +109,7 @@ FIT_COEFFICIENTS = {
     "sharpness": Coefficient(2.3, 1.0, 8.0, prior=0.5),
     "token_passes": Coefficient(2.0, 0.01, 15.0),
     "pair_passes": Coefficient(1.5, 0.01, 12.0),
+    "start_per_k_s": Coefficient(2e-9, 1e-11, 2e-8),
     "per_expert_s": Coefficient(2e-8, 1e-9, 3e-6, prior=1.5),
     "per_active_expert_s": Coefficient(2e-7, 1e-9, 3e-6, prior=1.5),
     "tile_tokens": Coefficient(16.0, 8.0, 128.0, prior=1.0),
@@ -132,7 +137,7 @@ def fit_grouped_gemm(
     kernel_alone: bool = False,
     held_out: Mask | None = None,
 ) -> Fit:
-    """Fit GroupedGemmCoefficients; (tokens, local experts, moe_tp) cells are held out.
+    """Fit GroupedGemmCoefficients; (tokens, local experts, moe_tp, hidden) cells are held out.
 
     kernel_alone : the timings hold the two GEMMs only, so passes over tokens and pairs are not fitted and whole
     (pairs, local experts, hidden) cells are held out.
@@ -153,7 +158,9 @@ def fit_grouped_gemm(
     wanted = {n: c for n, c in FIT_COEFFICIENTS.items() if not (kernel_alone and n.endswith("_passes"))}
     if np.ptp(as_floats(active_experts) / as_floats(local_experts)) < IDLE_SHARE:
         del wanted["per_active_expert_s"]  # nearly all are active: what one costs cannot be told from what a local one does
-    shape = (0, 1, 5) if kernel_alone else (3, 1, 4)
+    if np.ptp(as_floats(hidden)) == 0:
+        del wanted["start_per_k_s"]  # layers of one hidden size do not tell it from the start
+    shape = (0, 1, 5) if kernel_alone else (3, 1, 4, 5)
     starts = [{**wanted, "tile_tokens": dataclasses.replace(wanted["tile_tokens"], start=tile)} for tile in TILE_STARTS]
     fits = [fit_model(model, GroupedGemmCoefficients, columns, latency_s, start, shape, held_out) for start in starts]
     return min(fits, key=lambda fit: fit.cost)

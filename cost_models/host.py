@@ -1,4 +1,4 @@
-"""The CPU side: scheduler step, sampling, and the API process that detokenises outputs."""
+"""The CPU side: scheduler step, sampling, the API process that detokenises outputs, and the launches between kernels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats, ceil_div
+from cost_models.specs.model import LayerGroup, MoeSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,36 @@ class HostCoefficients:
     output_yield_s: float
     """API-process cost of yielding between output chunks [s]."""
     sampling_bytes_per_logit: float = 16.0
-    graph_operator_s: float = 0.0
-    """Gaps and small kernels around one operator of a layer under CUDA graphs [s]."""
+    small_kernel_s: float = 0.0
+    """One kernel that no operator covers (norm, rope, cache write, routing, activation), with its gap, under CUDA graphs [s]."""
     eager_operator_s: float = 0.0
     """Launch-bound floor of one operator without CUDA graphs [s]."""
+    eager_experts_s: float = 0.0
+    """Launch-bound floor of one layer's routed experts beyond one operator's, without CUDA graphs: routing, sorting and
+    several kernels launched from Python [s]."""
+
+
+NORMS = 2
+"""Add-and-norm before each half of a layer."""
+ROUTING = 2
+"""Scores to choices, and choices to the kernel's order; twice that where groups of experts are chosen first."""
+EXCHANGE = 2
+"""Around one direction of an all-to-all: packing and unpacking."""
+
+
+def small_kernels(group: LayerGroup, hidden: int, exchanged: ArrayLike) -> Floats:
+    """Kernels of one layer that no operator covers, (rows,).
+
+    Counted from the layer's shape: two norms; one after each attention projection but the last (rope, norms of latents and
+    heads, concatenation) and the cache write; the activation; routing; what joins the shared expert; and packing around the
+    all-to-all where tokens are `exchanged` between ranks. 5 for Llama, 7 for Qwen3-MoE, 17 for a wide-EP DeepSeek layer.
+    """
+    exchanged = np.asarray(exchanged, dtype=np.bool_)
+    count = NORMS + (len(group.attention.matrices(hidden, 1)) if group.attention else 0)
+    if not isinstance(group.ffn, MoeSpec):
+        return as_floats(np.full(exchanged.shape, count + (group.ffn is not None)))
+    count += 1 + ROUTING * (2 if group.ffn.groups > 1 else 1) + (2 if group.ffn.shared_intermediate else 0)
+    return as_floats(count + np.where(exchanged, 2 * EXCHANGE, 0))
 
 
 def host_step_s(sequences: ArrayLike, data_parallel: ArrayLike, c: HostCoefficients) -> Floats:

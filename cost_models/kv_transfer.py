@@ -23,7 +23,7 @@ class HandoverCoefficients:
 
 
 def link_bytes_per_s(hardware: HardwareSpec, one_domain: bool) -> float:
-    """What one GPU's KV caches travel over: the scale-up links where both pools share a domain, else its share of the NICs [B/s]."""
+    """Of one GPU: its scale-up links where both pools share a domain, else its share of the NICs [B/s]."""
     if one_domain:
         return hardware.scale_up.bytes_per_s.value
     return hardware.scale_out.nic_bits_per_s.value / 8 * hardware.scale_out.nics_per_node / hardware.gpus_per_node

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cost_models.arrays import Floats, as_floats, ceil_div
 from cost_models.attention.base import AttentionKind, Phase
 from cost_models.dispatch import BACKENDS
-from cost_models.host import HostCoefficients
+from cost_models.host import HostCoefficients, small_kernels
 from cost_models.machine import Machine
 from cost_models.memory import by_layer, offload_settings, offloadable_layer_bytes
 from cost_models.moe_layer import moe_operators
@@ -71,7 +71,9 @@ def priced_layers(
     layers = []
     for group in machine.model.groups:
         mixer = mixers[group.attention] if group.attention else {}
-        layer = finished({**mixer, **(ffns[group.ffn] if group.ffn else {})}, rows, captured, microbatches, host)
+        operators = {**mixer, **(ffns[group.ffn] if group.ffn else {})}
+        small = small_kernels(group, machine.model.hidden, rows.backend != BACKENDS.index("none"))
+        layer = finished(operators, rows, captured, microbatches, host, small)
         layers.append(overlapped(machine, layer, rows, split) if isinstance(group.ffn, MoeSpec) else layer)
     return layers
 
@@ -83,21 +85,31 @@ def _ffn_operators(machine: Machine, rows: Rows, ffn: FeedForward, tokens: Float
 
 
 def finished(
-    operators: Mapping[str, Timing], rows: Rows, captured: NDArray[np.bool_], halves: Floats, host: HostCoefficients
+    operators: Mapping[str, Timing],
+    rows: Rows,
+    captured: NDArray[np.bool_],
+    halves: Floats,
+    host: HostCoefficients,
+    small: Floats,
 ) -> Layer:
-    """Sum over the microbatches, with the gaps between kernels (captured in a CUDA graph) or the eager launch floor.
+    r"""Sum over the microbatches, with the small kernels between operators (captured in a CUDA graph) or the eager launch floor.
 
-    Both grow with the operators that the layer runs: a dense GQA layer has 6 where a DeepSeek MoE layer has 13.
+    .. math::
+        g = h\,n\,t_s \;\text{(graph)}, \quad g = \max(h\,n\,t_s,\; h\,(k\,t_e + t_x) - t_{busy}) \;\text{(eager)}
+
+    small : n, of one layer (`host.small_kernels`); h microbatches, k operators that run, t_s, t_e, t_x : HostCoefficients'
+    small_kernel_s, eager_operator_s, eager_experts_s (docs/models/host.md).
     Kernels queue up while the GPU works, so eager launches cost only what exceeds it, unless dispatch makes the host
     wait for its counts (DeepEP normal): then one microbatch's launches are exposed.
     """
     scaled = {name: timing.scaled(halves) for name, timing in operators.items()}
     busy = sum((t.time_s for t in scaled.values()), np.zeros(len(halves)))
     launched = sum((t.time_s > 0 for t in operators.values()), np.zeros(len(halves)))
-    graph_s = halves * launched * host.graph_operator_s
+    graph_s = halves * small * host.small_kernel_s
+    floor_s = launched * host.eager_operator_s + (host.eager_experts_s if "experts" in operators else 0.0)
     dispatching = operators["dispatch"].time_s > 0 if "dispatch" in operators else np.zeros(len(halves), dtype=np.bool_)
     waits = dispatching & (rows.backend == BACKENDS.index("deepep_normal"))
-    eager_s = np.where(waits, launched * host.eager_operator_s, halves * launched * host.eager_operator_s - busy)
+    eager_s = np.where(waits, floor_s, halves * floor_s - busy)
     gaps = np.where(captured, graph_s, np.maximum(eager_s, graph_s))
     scaled["launch_gaps"] = Timing(gaps, np.zeros(len(gaps)))
     return Layer(scaled, busy + gaps)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
+from cost_models.balance import REAL_TRAFFIC_SIGMA
 from cost_models.calibration import Calibration, Entry
 from cost_models.links import Links
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
-from cost_models.specs.precision import DTYPES, DtypeInfo, PrecisionRecipe
+from cost_models.specs.precision import DTYPES, MX_ARCHITECTURES, DtypeInfo, PrecisionRecipe
 
 C = TypeVar("C")
 
@@ -22,6 +23,8 @@ class Machine:
     hardware: HardwareSpec
     recipe: PrecisionRecipe
     calibration: Calibration
+    popularity_sigma: float = REAL_TRAFFIC_SIGMA
+    """How unequal the traffic makes experts: standard deviation of the log of their popularity (Workload.popularity_sigma)."""
 
     @property
     def links(self) -> Links:
@@ -36,8 +39,15 @@ class Machine:
         return self.hardware.gpu.processors.value
 
     def dtype(self, family: str) -> str:
-        """Storage dtype of a matrix family."""
-        return str(getattr(self.recipe, family))
+        """Dtype of a matrix family, as the GPU's kernels take it.
+
+        MXFP4 experts on tensor cores that scale blocks of 32 themselves get MXFP8 activations instead of being widened to
+        BF16: TensorRT-LLM's default, and what public vLLM launch scripts switch on.
+        """
+        stored = str(getattr(self.recipe, family))
+        if stored == "mxfp4" and family == "experts" and self.hardware.gpu.architecture in MX_ARCHITECTURES:
+            return "mxfp4_mxfp8"
+        return stored
 
     def dtype_info(self, family: str) -> DtypeInfo:
         return DTYPES[self.dtype(family)]

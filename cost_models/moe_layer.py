@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from cost_models.balance import (
     busiest_active_experts,
     combined_max_over_mean,
     expected_active_experts,
-    skew_prior,
+    in_order_max_over_mean,
     uniform_max_over_mean,
 )
 from cost_models.chunking import activation_chunks, moe_chunks
@@ -31,63 +30,68 @@ from cost_models.grouped_gemm import GroupedGemmCoefficients, grouped_gemm_bound
 from cost_models.machine import Machine
 from cost_models.operators import Timing, matrix_gemm, moe_traffic, tp_all_reduce
 from cost_models.overlap import SharedExpertStream, shared_stream_hidden_s
-from cost_models.rebalancing import EplbDynamics, moved_bytes, rebalance_s, stale_max_over_mean
+from cost_models.rebalancing import EplbDynamics, moved_bytes, placed_max_over_mean, rebalance_s, stale_max_over_mean
 from cost_models.rows import Rows
 from cost_models.specs.model import MoeSpec
 
+RECORDED_STEPS = 10_000
+"""Steps that a recording which experts are placed from once holds: its noise is negligible."""
 POINT_TO_POINT = ("deepep_low_latency", "deepep_normal", "nvlink_one_sided")
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertPopularity:
-    """How unequal experts are, whoever holds them."""
-
-    sigma: float
-    """Standard deviation of log popularity; 0 is uniform routing [-]."""
+def popularity(machine: Machine, rows: Rows) -> Floats:
+    """Standard deviation of log popularity of single experts: the pool's where it gives one, else the traffic's."""
+    return np.where(np.isnan(rows.popularity), machine.popularity_sigma, rows.popularity)
 
 
 def imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
-    """Busiest rank / mean of each row: the given value, or the calibration's skew prior with sampling noise."""
+    r"""Busiest rank / mean of each row: the given value, or what one distribution of expert popularity makes of the placement.
+
+    .. math::
+        1 + \sqrt{(s - 1)^2 + (d - 1)^2 + (u - 1)^2}
+
+    s : skew of the placement at the loads it was made for: recorded, of experts in order (`in_order_max_over_mean`) or
+    balanced (`placed_max_over_mean`); d : what loads drifted since then and short windows add to a balanced one
+    (`stale_max_over_mean`); u : sampling noise of one step (`uniform_max_over_mean`). Independent causes; EPLB is never
+    taken as worse than no EPLB. The four published balancedness points with and without EPLB validate it.
+    """
     moe = machine.model.moe
     if moe is None:
         return np.ones(len(rows))
-    families = machine.calibration
-    with_eplb = families.entry("balance", "eplb").coefficients
-    without = families.entry("balance", "none").coefficients
-    dynamics = families.get("balance", "dynamics", EplbDynamics)
-
-    def distinct(ep: Floats, t: Floats, eplb: Floats, spare: Floats, recorded: Floats, stale: Floats) -> Floats:
-        unbalanced = skew_prior(ep, without)
-        spare_share = np.minimum(8 * spare / moe.experts, 1.0)
-        factor = 1 + (dynamics.no_redundancy_factor - 1) * (1 - spare_share)
-        balanced = combined_max_over_mean(1 + (skew_prior(ep, with_eplb) - 1) * factor, stale)
-        prior = np.where(eplb > 0, np.minimum(balanced, unbalanced), unbalanced)
-        skew = np.where(recorded > 0, combined_max_over_mean(np.maximum(recorded, 1), stale), prior)
-        return combined_max_over_mean(skew, uniform_max_over_mean(t, ep, moe.experts, moe.top_k))
-
-    prior = evaluate_distinct(
-        distinct, rows.ep, tokens, rows.eplb, rows.redundant_experts, np.nan_to_num(rows.skew, nan=0.0),
-        stale_imbalance(machine, rows, tokens),
-    )  # fmt: skip
-    return np.where(np.isnan(rows.imbalance), prior, rows.imbalance)
+    sigmas = popularity(machine, rows)
+    slots = moe.experts + rows.redundant_experts
+    in_order, balanced = np.ones(len(rows)), np.ones(len(rows))
+    for sigma in np.unique(sigmas):
+        mask = sigmas == sigma
+        ranks, held = rows.ep[mask], slots[mask]
+        in_order[mask] = in_order_max_over_mean(ranks, held, experts=moe.experts, top_k=moe.top_k, sigma=float(sigma))
+        balanced[mask] = placed_max_over_mean(ranks, held, experts=moe.experts, top_k=moe.top_k, sigma=float(sigma))
+    stale = stale_imbalance(machine, rows, tokens)
+    placed = np.where(rows.eplb > 0, np.minimum(combined_max_over_mean(balanced, stale), in_order), in_order)
+    skew = np.where(np.nan_to_num(rows.skew) > 0, combined_max_over_mean(np.maximum(rows.skew, 1), stale), placed)
+    noise = uniform_max_over_mean(tokens, rows.ep, moe.experts, moe.top_k)
+    return np.where(np.isnan(rows.imbalance), combined_max_over_mean(skew, noise), rows.imbalance)
 
 
 def stale_imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
-    """Busiest rank / mean that rebalancing leaves because loads wander and windows are short; 1 for placements that stay."""
+    """Busiest rank / mean that loads which wander, and short windows, add to a balanced placement; 1 without one."""
     moe = machine.model.moe
     assert moe is not None
-    ratio = stale_max_over_mean(
-        rows.ep,
-        moe.experts + rows.redundant_experts,
-        tokens * rows.dp * moe.top_k,
-        np.minimum(rows.eplb_window_steps, np.maximum(rows.eplb_interval_steps, 1)),
-        rows.eplb_interval_steps,
-        np.where(rows.eplb_async > 0, machine.model.moe_layers, 0),
-        experts=moe.experts,
-        top_k=moe.top_k,
-        sigma=machine.coefficients("balance", "popularity", ExpertPopularity).sigma,
-        dynamics=machine.calibration.get("balance", "dynamics", EplbDynamics),
-    )
+    sigmas = popularity(machine, rows)
+    ratio = np.ones(len(rows))
+    picks = tokens * rows.dp * moe.top_k
+    window = np.where(rows.eplb_interval_steps > 0, np.minimum(rows.eplb_window_steps, rows.eplb_interval_steps), RECORDED_STEPS)
+    lag = np.where(rows.eplb_async > 0, machine.model.moe_layers, 0)
+    for sigma in np.unique(sigmas):
+        mask = sigmas == sigma
+        columns = (rows.ep, moe.experts + rows.redundant_experts, picks, window, rows.eplb_interval_steps, lag)
+        ratio[mask] = stale_max_over_mean(
+            *(np.asarray(column)[mask] for column in columns),
+            experts=moe.experts,
+            top_k=moe.top_k,
+            sigma=float(sigma),
+            dynamics=machine.calibration.get("balance", "dynamics", EplbDynamics),
+        )
     return np.where(rows.eplb > 0, ratio, 1.0)
 
 
@@ -152,8 +156,7 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     loops = activation_chunks(
         entering, np.where(rows.backend == BACKENDS.index("deepep_low_latency"), 0, rows.activation_chunk_rows)
     )
-    usual = machine.coefficients("balance", "popularity", ExpertPopularity).sigma
-    sigmas = np.where(np.isnan(rows.popularity), usual, rows.popularity)
+    sigmas = popularity(machine, rows)
     parts = [np.zeros(len(rows)), np.zeros(len(rows))]
     for kind, sigma in sorted({*zip(rows.backend.tolist(), sigmas.tolist(), strict=True)}):
         mask = (rows.backend == kind) & (sigmas == sigma)

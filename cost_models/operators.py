@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from cost_models.arrays import Floats, evaluate_distinct
 from cost_models.collectives import AllReduceCoefficients, all_reduce_bound_s, all_reduce_time_s
-from cost_models.dense_gemm import DenseGemmCoefficients, dense_gemm_bound_s, dense_gemm_time_s
+from cost_models.dense_gemm import (
+    DenseGemmCoefficients,
+    SustainedCoefficients,
+    dense_gemm_bound_s,
+    dense_gemm_time_s,
+    sustained_s,
+)
 from cost_models.elementwise import ElementwiseCoefficients, elementwise_time_s
 from cost_models.specs.matrix import Matrix
 from cost_models.specs.precision import DTYPES
@@ -43,6 +51,9 @@ def gemm(machine: Machine, dtype: str, m: Floats, n: Floats | float, k: Floats |
     }
     coefficients = machine.coefficients("dense_gemm", dtype, DenseGemmCoefficients)
     time_s = dense_gemm_time_s(m, n, k, processors=machine.processors, coefficients=coefficients, **shape)
+    if machine.calibration.has("sustained", info.compute):
+        power = machine.coefficients("sustained", info.compute, SustainedCoefficients)
+        time_s = np.maximum(time_s, sustained_s(m, n, k, shape["peak_flops_per_s"], power))
     return time_s, dense_gemm_bound_s(m, n, k, **shape)
 
 

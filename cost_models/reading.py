@@ -48,7 +48,7 @@ ARRAYS = Limit(512 * MIB, "bytes of arrays")
 """All arrays of one file of expert loads, unpacked."""
 DESCRIPTION = Limit(4 * MIB, "bytes of a pickled description")
 """data.pkl of a torch file: names and shapes, no numbers."""
-NODES = Limit(2_000_000, "values of a document")
+NODES = Limit(400_000, "values of a document")
 """Of a YAML document, with what its aliases repeat."""
 DEPTH = Limit(100, "levels of nesting")
 WHOLE = Limit(10**18, "as a whole number")
@@ -296,7 +296,8 @@ def _bounded(data: Any, where: object) -> None:
     while waiting:
         value, level = waiting.pop()
         count += 1
-        NODES.check(count, where, "do its aliases repeat each other?")
+        if count > NODES.most:
+            NODES.check(count, where, "do its aliases repeat each other?")
         if isinstance(value, dict | list | tuple | set):
             DEPTH.check(level, where, "write it flatter")
             inside = [*value, *value.values()] if isinstance(value, dict) else value
@@ -318,6 +319,12 @@ def check_numbers(data: Any, where: object) -> None:
             raise InputError(f"{where}: {place[1:] or 'document'}: {_digits(value)} is beyond {WHOLE.most:.0e}")
         elif not math.isfinite(value) or abs(value) > REAL.most:
             raise InputError(f"{where}: {place[1:] or 'document'}: {value:g} is not a number below {REAL.most:.0e}")
+
+
+def kind_of(data: Any) -> str:
+    """What a document holds, in words of its own."""
+    words = {"NoneType": "nothing", "list": "a list", "str": "text", "bool": "yes or no"}
+    return words.get(type(data).__name__, "a single value")
 
 
 def _digits(value: int) -> str:

@@ -34,8 +34,6 @@ class EplbDynamics:
     """What a synchronous move of one layer takes beside its bytes: preparing and posting its transfers [s]."""
     async_layer_s: float
     """What an asynchronous move of one layer takes from the step that it runs beside [s]."""
-    no_redundancy_factor: float
-    """Excess without redundant experts over excess with one in eight [-]."""
 
 
 def slot_loads(slots: ArrayLike, experts: int, sigma: float, top_k: int) -> tuple[Floats, Floats]:
@@ -44,17 +42,40 @@ def slot_loads(slots: ArrayLike, experts: int, sigma: float, top_k: int) -> tupl
     Replicas by min-max replication without rounding: :math:`w_e = \min(p_e, \lambda)` with :math:`\lambda` such that
     :math:`\sum \max(1, p_e/\lambda)` is the number of slots. p_e log-normal, at most 1 / top_k.
     """
+    shares = _shares(experts, sigma, top_k)
+    level = replica_level(slots, experts, sigma, top_k)
+    replica = np.minimum(shares, level[..., None])
+    return as_floats((replica * shares).sum(axis=-1)), as_floats(replica.sum(axis=-1))
+
+
+def _shares(experts: int, sigma: float, top_k: int) -> Floats:
+    shares = np.minimum(popularity_quantiles(sigma, experts) / experts, 1 / top_k)
+    return as_floats(shares / shares.sum())
+
+
+def replica_level(slots: ArrayLike, experts: int, sigma: float, top_k: int) -> Floats:
+    """lambda of `slot_loads`: the load of the heaviest replica, as a share of all picks."""
     slots = as_floats(slots)
-    shares = popularity_quantiles(sigma, experts) / experts
-    shares = np.minimum(shares, 1 / top_k)
-    shares = shares / shares.sum()
+    shares = _shares(experts, sigma, top_k)
     low, high = np.full(slots.shape, 1e-9), np.full(slots.shape, float(shares.max()))
     for _ in range(BISECTIONS):  # the number of replicas falls with the level
         level = np.sqrt(low * high)
         above = np.maximum(shares / level[..., None], 1).sum(axis=-1) > slots
         low, high = np.where(above, level, low), np.where(above, high, level)
-    replica = np.minimum(shares, high[..., None])
-    return as_floats((replica * shares).sum(axis=-1)), as_floats(replica.sum(axis=-1))
+    return as_floats(high)
+
+
+def placed_max_over_mean(ranks: ArrayLike, slots: ArrayLike, experts: int, top_k: int, sigma: float) -> Floats:
+    r"""Busiest rank / mean that a placement balanced at known loads leaves: :math:`\max(1, G \lambda)`.
+
+    lambda : load of the heaviest replica (`slot_loads`): packing evens the rest out, but a rank takes no less than a whole
+    replica. Without redundant experts the hottest one decides; with 32 of 288 it does so beyond 100 ranks at sigma 1.
+    """
+
+    def distinct(g: Floats, n: Floats) -> Floats:
+        return np.maximum(g * replica_level(n, experts, sigma, top_k), 1.0)
+
+    return as_floats(evaluate_distinct(distinct, ranks, slots)).reshape(np.broadcast(ranks, slots).shape)
 
 
 def mean_drift_variance(age: ArrayLike, held: ArrayLike, dynamics: EplbDynamics) -> Floats:
@@ -83,15 +104,16 @@ def stale_max_over_mean(
         1 + \Phi^{-1}\!\left(\frac{G-0.375}{G+0.25}\right) \sqrt{G \Big(v \sum p_e w_e + \frac{\sum w_e}{N W}\Big)}
 
     v : drift variance (`mean_drift_variance` from the middle of the window), N W : picks seen in the window. Errors of one
-    GPU's replicas are independent. 1 where interval_steps is 0 (never moved) or one rank holds everything.
+    GPU's replicas are independent. interval_steps 0: never moved, so loads have drifted as far as they go. 1 where one rank
+    holds everything.
     picks_per_step : tokens of the group times experts per token. Checked against simulation: docs/models/balance.md.
     """
 
     def distinct(g: Floats, s: Floats, n: Floats, w: Floats, i: Floats, lag: Floats) -> Floats:
         concentration, total = evaluate_distinct(lambda each: slot_loads(each, experts, sigma, top_k), s)
-        drift = mean_drift_variance(w / 2 + lag, i, dynamics)
+        drift = np.where(i > 0, mean_drift_variance(w / 2 + lag, i, dynamics), dynamics.drift_sigma**2)
         variance = g * (drift * concentration + total / np.maximum(n * w, 1))
-        return np.where((g > 1) & (i > 0), 1 + blom_quantile(g) * np.sqrt(variance), 1.0)
+        return np.where(g > 1, 1 + blom_quantile(g) * np.sqrt(variance), 1.0)
 
     return as_floats(evaluate_distinct(distinct, ranks, slots, picks_per_step, window_steps, interval_steps, lag_steps))
 

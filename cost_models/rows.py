@@ -59,11 +59,11 @@ class Rows:
     offload_prefetch_step: Ints
     """Layers copied ahead; 0 reads over the host link without copying (UVA)."""
     imbalance: Floats
-    """Busiest rank / mean where it is known; NaN uses the calibration's prior."""
+    """Busiest rank / mean where it is known; NaN derives it from popularity."""
     skew: Floats
-    """Busiest rank / mean of recorded loads, to which sampling noise is added; NaN uses the calibration's prior."""
+    """Busiest rank / mean of recorded loads, to which sampling noise is added; NaN derives it from popularity."""
     popularity: Floats
-    """Standard deviation of log popularity of single experts (0: uniform routing); NaN uses the calibration's."""
+    """Standard deviation of log popularity of single experts (0: uniform routing); NaN uses the traffic's."""
 
     @classmethod
     def of(cls, **columns: ArrayLike) -> Rows:

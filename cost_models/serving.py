@@ -1,4 +1,4 @@
-"""What a service adds to its steps: steps that hold prompts and decode together, the front end, and how prompts interrupt decode."""
+"""What a service adds to its steps: prompts and decode in one step, the front end, how prompts interrupt decode."""
 
 from __future__ import annotations
 

@@ -16,17 +16,6 @@ def room(prediction: Prediction) -> int:
     return prediction.kv_sequences
 
 
-def covering_all(deployment: Deployment, fraction: float) -> Deployment:
-    """The deployment with a memory fraction of everything, given one of weights and KV cache alone (SGLang's).
-
-    What is neither lies beside it, as far as there is memory.
-    """
-    visible = load_hardware(deployment.hardware).gpu.hbm_visible_bytes.value
-    lines = predict(deployment).memory
-    beside = sum(line.bytes for line in lines if not line.name.endswith("weights") and line.name != "kv_cache")
-    return deployment.with_pool(deployment.phase, memory_fraction=min(fraction + beside / visible, 1.0))
-
-
 def with_cache_of(deployment: Deployment, size: int, unit: Literal["bytes", "tokens"]) -> tuple[Deployment, str]:
     """The deployment with a KV cache of so many bytes, or of at most so many tokens, on every attention-DP rank; why not, else.
 

@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from autotune.auditing.capacity import as_it_runs, covering_all, with_cache_of
+from autotune.auditing.capacity import as_it_runs, with_cache_of
 from autotune.auditing.conflicts import Written, indivisible
+from autotune.auditing.engine_memory import Said, in_engine_memory, longest_refused
 from autotune.auditing.naming import served_model, served_precision
 from autotune.auditing.options import Command, engine_for, split_options, whole_number
 from autotune.auditing.shell import find_command
@@ -118,9 +119,8 @@ def read_command(
 def _sized(found: ReadCommand, command: Command, flags: dict[str, Value], size: int | None) -> ReadCommand:
     """The deployment in the memory that the command gives it, with as many sequences as fit where it only limits them."""
     deployment, remarks, conflicts = found.deployment, [*found.remarks], [*found.conflicts]
-    fraction = flags.get("gpu_memory_fraction")
-    if fraction and command.engine.memory_fraction_covers == "weights_and_kv" and deployment.phase != "serve":
-        deployment = covering_all(deployment, float(fraction))
+    said = _of_memory(command, flags, found)
+    deployment = in_engine_memory(deployment, said)
     for name, unit in CACHE_SIZES.items():
         if deployment.phase != "serve" and (asked := command.whole(name, least=1)):
             deployment, refused = with_cache_of(deployment, asked, unit)
@@ -128,7 +128,23 @@ def _sized(found: ReadCommand, command: Command, flags: dict[str, Value], size: 
     if deployment.phase == "decode" and size is None:
         deployment, limited = as_it_runs(deployment)
         remarks += [limited] if limited else []
+    too_long = longest_refused(deployment, said)
+    conflicts += [too_long] if too_long else []
     return dataclasses.replace(found, deployment=deployment, remarks=tuple(remarks), conflicts=tuple(conflicts))
+
+
+def _of_memory(command: Command, flags: dict[str, Value], found: ReadCommand) -> Said:
+    """What the command says of its memory."""
+    fraction, budget, running = (flags.get(name) for name in ("gpu_memory_fraction", "max_num_batched_tokens", "max_num_seqs"))
+    chunk = command.text("--chunked-prefill-size")
+    return Said(
+        fraction=float(fraction) if fraction else None,
+        budget_tokens=whole_number(chunk) if chunk else int(budget or 0) or None,
+        running=int(running) if running else None,
+        longest_tokens=found.longest_tokens,
+        as_long_as_fits=command.text("--max-model-len") in ("auto", "-1"),
+        aggregated=found.aggregated,
+    )
 
 
 def _precision(recipe: str, cache: str | None) -> str | dict[str, str]:

@@ -104,16 +104,20 @@ def pool_goals(goals: Goals, prediction: Prediction | PrefillPrediction, dp: int
 
 
 def service_goals(goals: Goals, service: ServicePrediction) -> tuple[GoalLine, ...]:
-    """Every goal that is asked of a service; percentiles are taken to err like the mean, for which measurements are published."""
-    bands = service.intervals
-    ttft = (bands.ttft_s.low / service.ttft_s.mean, bands.ttft_s.high / service.ttft_s.mean)
+    """Every goal that is asked of a service; each percentile with its own band."""
+    bands, ttft_s = service.intervals, service.ttft_s
+
+    def ratio(which: str) -> tuple[float, float]:
+        band, predicted = bands.of_ttft(which), getattr(ttft_s, which)
+        return band.low / predicted, band.high / predicted
+
     tpot = (bands.tpot_s.low / service.tpot_s.mean, bands.tpot_s.high / service.tpot_s.mean) if service.tpot_s.mean else None
     rate = service.tokens_per_s_per_gpu
     measures = {
-        "ttft_s": Measure(service.ttft_s.mean, True, ratio=ttft),
-        "ttft_p50_s": Measure(service.ttft_s.p50, True, ratio=ttft),
-        "ttft_p95_s": Measure(service.ttft_s.p95, True, ratio=ttft),
-        "ttft_p99_s": Measure(service.ttft_s.p99, True, ratio=ttft),
+        "ttft_s": Measure(ttft_s.mean, True, ratio=ratio("mean")),
+        "ttft_p50_s": Measure(ttft_s.p50, True, ratio=ratio("p50")),
+        "ttft_p95_s": Measure(ttft_s.p95, True, ratio=ratio("p95")),
+        "ttft_p99_s": Measure(ttft_s.p99, True, ratio=ratio("p99")),
         "tpot_s": Measure(service.tpot_s.mean, True, ratio=tpot),
         "tokens_per_s": Measure(
             service.tokens_per_s, False, ratio=(bands.tokens_per_s_per_gpu.low / rate, bands.tokens_per_s_per_gpu.high / rate)

@@ -107,7 +107,7 @@ def _token_line(point: BenchmarkPoint, deployment: Deployment, limits: Goals) ->
 
 
 def _service_lines(point: BenchmarkPoint, served: ServedLoad, deployment: Deployment, limits: Goals) -> Iterator[VerifiedLine]:
-    """What requests saw; percentiles are taken to err like the mean, for which measurements are published."""
+    """What requests saw; each percentile beside its own band."""
     as_run = _as_run(point, served, deployment)
     service = predict_service(as_run)
     bands = service.intervals
@@ -115,7 +115,7 @@ def _service_lines(point: BenchmarkPoint, served: ServedLoad, deployment: Deploy
     for name, measured in served.ttft_s.items():
         predicted = getattr(service.ttft_s, name)
         goal = "ttft_s" if name == "mean" else f"ttft_{name}_s"
-        yield _line(goal, measured, predicted, _scaled(bands.ttft_s, predicted / service.ttft_s.mean), limits, waiting)
+        yield _line(goal, measured, predicted, bands.of_ttft(name), limits, waiting)
     suspects = _suspects(predict_decode(resolve(at_point(point, as_run))))
     yield _line("tpot_s", served.mean_tpot_s, service.tpot_s.mean, bands.tpot_s, limits, suspects)
     rate = _scaled(bands.tokens_per_s_per_gpu, service.gpus)

@@ -99,7 +99,7 @@ def _known_s(machine: Machine, kind: DsaSpec, phase: Phase, tokens: Floats) -> F
     operators["absorb"] = kind.absorb(machine, tokens, kind.heads * one)
     c = machine.coefficients("elementwise", "default" if phase == "decode" else "prefill", ElementwiseCoefficients)
     operators["elementwise"] = traffic(machine, tokens, kind.elementwise_elements(phase, one), 0.0, c.query_passes, c)
-    gaps_s = machine.coefficients("host", "default", HostCoefficients).graph_operator_s * len(operators)
+    gaps_s = machine.coefficients("host", "default", HostCoefficients).small_kernel_s * len(operators)
     return as_floats(np.sum([time_s for time_s, _ in operators.values()], axis=0) + gaps_s)
 
 

@@ -61,7 +61,10 @@ def _fit(operator: str, variant: str, rows: pd.DataFrame, hardware: HardwareSpec
 
 
 def _entry(fit: Fit, operator: str, rows: pd.DataFrame) -> Entry:
-    box = {name: (float(rows[name].min()), float(rows[name].max())) for name in OPERATORS[operator].columns}
+    described = OPERATORS[operator].described
+    box = {
+        name: (float(rows[name].min()), float(rows[name].max())) for name in OPERATORS[operator].columns if name not in described
+    }
     return Entry(
         coefficients={name: float(f"{value:.5g}") for name, value in fit.values.items()},
         ci95={name: (float(f"{a:.4g}"), float(f"{b:.4g}")) for name, (a, b) in fit.ci95.items()},

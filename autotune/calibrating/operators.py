@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.calibrating.attention_modules import DSA_DECODE_COLUMNS, DSA_PREFILL_COLUMNS, fit_dsa
+from autotune.calibrating.attention_modules import DSA_DECODE_COLUMNS, DSA_DIMS, DSA_PREFILL_COLUMNS, fit_dsa
 from cost_models.attention.decode import fit_gqa_decode, fit_mla_decode
 from cost_models.attention.prompt import QUERY_TILES, fit_prefill_attention
 from cost_models.attention.recurrent import convolution_bytes, fit_scan, fit_stream, update_bytes
@@ -49,6 +49,8 @@ class Operator:
     """(shape columns, latency [s], dtype, hardware, known) -> fit; a column `held_out` chooses the rows it is judged on."""
     variant: str | None = None
     """Calibration variant; none: one per dtype."""
+    described: tuple[str, ...] = ()
+    """Columns that say which model was timed; the measured box leaves them out."""
     fit_module: Callable[[Columns, NDArray[np.float64], str, HardwareSpec, Calibration], Fit] | None = None
     """For rows that time more than the fitted kernels: the same with the base calibration, which prices the rest."""
 
@@ -202,8 +204,8 @@ OPERATORS: dict[str, Operator] = {
     **_recurrent("gated_delta"),
     **_recurrent("kda"),
     **_recurrent("mamba2"),
-    "dsa_decode": Operator(DSA_DECODE_COLUMNS, "dsa_decode", fit_module=partial(fit_dsa, "decode")),
-    "dsa_prefill": Operator(DSA_PREFILL_COLUMNS, "dsa_prefill", fit_module=partial(fit_dsa, "prefill")),
+    "dsa_decode": Operator(DSA_DECODE_COLUMNS, "dsa_decode", described=DSA_DIMS[1:], fit_module=partial(fit_dsa, "decode")),
+    "dsa_prefill": Operator(DSA_PREFILL_COLUMNS, "dsa_prefill", described=DSA_DIMS[1:], fit_module=partial(fit_dsa, "prefill")),
     "all_reduce": Operator(("message_bytes", "ranks"), "all_reduce", _all_reduce, variant="default"),
     **{
         f"{backend}.{direction}": Operator(TRANSFER_COLUMNS, "dispatch", _transfer(backend), variant=f"{backend}.{direction}")

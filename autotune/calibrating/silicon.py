@@ -41,12 +41,14 @@ class Source:
     """How many versions are read, newest first."""
     gpu: str | None = None
     """Sibling GPU that measured what this one did not; none: the GPU itself."""
+    beside: tuple[str, str] | None = None
+    """Family and file of the table that is taken off first, of the same engine and version."""
     package: str = "aiconfigurator_core"
     """Import package that holds the table."""
 
 
 OWN = (
-    Source("gemm", "gemm_perf.parquet", kernels.gemm),
+    Source("gemm", "gemm_perf.parquet", kernels.gemm, beside=("quantize", "computescale_perf.parquet")),
     Source("mla", "generation_mla_perf.parquet", kernels.mla_decode),
     Source("attention", "generation_attention_perf.parquet", kernels.gqa_decode),
     Source("attention", "context_attention_perf.parquet", kernels.gqa_prefill),
@@ -164,5 +166,9 @@ def _table(path: Path, gpu: str, engine: str, source: Source) -> TimingTable:
     if "latency" in raw and (lost := int((~(raw.latency > 0)).sum())):
         dropped["latency not positive"] = lost
         raw = raw[raw.latency > 0]
+    if source.beside:
+        family, file = source.beside
+        beside = path.parents[3] / family / path.parent.parent.name / path.parent.name / file
+        raw = kernels.static_scales(raw, pd.read_parquet(beside)) if beside.exists() else raw
     rows, left_out = source.read(raw, engine)
     return collected(path, rows, dropped | left_out, gpu, f"{PUBLISHED_AS[source.package]} {'/'.join(path.parts[-5:])}")

@@ -26,14 +26,24 @@ SLOW_MLA = {("sglang", "fp8")}
 """Hopper rows of a fallback kernel, four times slower than BF16."""
 EAGER_GEMM = {("vllm", "fp8_block")}
 SMALLEST_GEMM = 256
+SMALLEST_SHARE = 0.3
+"""Of a row's latency, that taking off another kernel may leave; the two were timed apart."""
 SMALLEST_PROMPT = 16
 SMALLEST_CONTEXT = 64
 HEAD_DIM = 128
-DEEPSEEK_MOE = {"hidden_size": 7168, "inter_size": 2048, "num_experts": 256, "topk": 8}
-GPT_OSS_MOE = {"hidden_size": 2880, "inter_size": 2880, "num_experts": 128, "topk": 4}
-MOE_SHAPES = {**dict.fromkeys(DTYPES, DEEPSEEK_MOE), "w4a16_mxfp4": GPT_OSS_MOE}
-"""dtype -> the layer read for it: the model that is served in it."""
-MOE_DTYPES = {**DTYPES, "w4a16_mxfp4": "mxfp4"}
+MOE_LAYERS = (
+    (7168, 2048, 256, 8),  # DeepSeek-V3
+    (7168, 2048, 384, 8),  # Kimi K2
+    (6144, 2048, 256, 8),  # GLM-5
+    (4096, 1536, 128, 8),  # Qwen3-235B-A22B
+    (3072, 1536, 256, 8),  # MiniMax-M2
+    (2048, 768, 128, 8),  # Qwen3-30B-A3B
+)
+"""(hidden, width, experts, top k) of the SwiGLU layers that a fit sees together: one kernel, whatever the model."""
+GPT_OSS_LAYERS = ((2880, 2880, 128, 4),)
+MOE_DTYPES = {**DTYPES, "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4_mxfp8"}
+MOE_SHAPES = {**dict.fromkeys(DTYPES, MOE_LAYERS), **dict.fromkeys(("w4a16_mxfp4", "w4a8_mxfp4_mxfp8"), GPT_OSS_LAYERS)}
+"""dtype -> the layers read for it: those of models that are served in it."""
 MOE_MAX_TOKENS = 16384
 MOE_MAX_EP = 8
 LOAD_DRAWS = 12
@@ -84,6 +94,29 @@ def gemm(raw: pd.DataFrame, engine: str) -> Rows:
     rows = kept.assign(operator="dense_gemm", dtype=kept.gemm_dtype.map(DTYPES), latency_ms=kept.latency)
     rows = median_of_duplicates(rows, ["operator", "dtype", "m", "n", "k"], dropped)
     return rows, dropped
+
+
+def static_scales(raw: pd.DataFrame, scales: pd.DataFrame) -> pd.DataFrame:
+    """GEMM rows without what computing the scale of an FP8 input takes: checkpoints carry it.
+
+    scales : `computescale_perf` rows (m, k, latency [ms]) of the same engine, whose FP8 GEMM rows were timed with dynamic
+    scales. The nearest k at the nearest m is taken off; what quantising itself takes stays in.
+    """
+    fp8 = (raw.gemm_dtype == "fp8").to_numpy()
+    table = scales[(scales.quant_dtype == "fp8") & (scales.latency > 0)].pivot_table(index="m", columns="k", values="latency")
+    if not fp8.any() or table.empty:
+        return raw
+    filled = table.ffill(axis=1).bfill(axis=1).to_numpy(float)
+    axes = ((table.index, "m"), (table.columns, "k"))
+    place = [_nearest(axis.to_numpy(float), raw[name].to_numpy(float)) for axis, name in axes]
+    latency = raw.latency.to_numpy(float)
+    kept = np.maximum(latency - filled[place[0], place[1]], SMALLEST_SHARE * latency)
+    return raw.assign(latency=np.where(fp8, kept, latency))
+
+
+def _nearest(knots: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Position of the knot nearest to each value in the logarithm."""
+    return np.asarray(np.abs(np.log(values)[:, None] - np.log(knots)[None, :]).argmin(axis=1), dtype=np.intp)
 
 
 def block_gemm(raw: pd.DataFrame, engine: str) -> Rows:
@@ -179,7 +212,7 @@ def _prefill_rows(raw: pd.DataFrame, operator: str, more_keys: list[str], droppe
 
 def experts(raw: pd.DataFrame, _engine: str) -> Rows:
     """Routed experts of the busiest rank under power-law loads."""
-    shape = np.logical_or.reduce([_is_layer(raw, dtype, layer) for dtype, layer in MOE_SHAPES.items()])
+    shape = np.logical_or.reduce([_is_layer(raw, dtype, layer) for dtype, layers in MOE_SHAPES.items() for layer in layers])
     power = raw.distribution.str.startswith("power_law")
     small = (raw.num_tokens <= MOE_MAX_TOKENS) & (raw.moe_ep_size <= MOE_MAX_EP)
     dropped = {
@@ -247,8 +280,9 @@ def contiguous_experts(raw: pd.DataFrame, _engine: str) -> Rows:
     return _expert_rows(kept.assign(input_tokens=kept.num_tokens), CONTIGUOUS, dropped)
 
 
-def _is_layer(raw: pd.DataFrame, dtype: str, layer: dict[str, int]) -> pd.Series:
-    return np.logical_and.reduce([raw.moe_dtype == dtype, *(raw[column] == value for column, value in layer.items())])  # type: ignore[no-any-return]  # a Series
+def _is_layer(raw: pd.DataFrame, dtype: str, layer: tuple[int, int, int, int]) -> pd.Series:
+    sizes = zip(("hidden_size", "inter_size", "num_experts", "topk"), layer, strict=True)
+    return np.logical_and.reduce([raw.moe_dtype == dtype, *(raw[column] == size for column, size in sizes)])  # type: ignore[no-any-return]  # a Series
 
 
 def busiest_rank(tokens: int, alpha: float, ranks: int, rng: np.random.Generator, *, experts: int, top_k: int) -> Loads:

@@ -66,9 +66,6 @@ def read_timings(path: Path) -> TimingTable:
     """Read and check one table; raises ProblemError naming the column or rows at fault."""
     require_pandas()
     frame = _read(path)
-    missing = [column for column in TEXT_COLUMNS if column not in frame.columns]
-    if missing:
-        raise ProblemError(f"{path}: columns {', '.join(missing)} are missing; the table needs {', '.join(TEXT_COLUMNS)}")
     return checked(frame, str(path), f"{path.name} sha256 {sha256_of(path)}")
 
 
@@ -119,6 +116,9 @@ def checked(frame: pd.DataFrame, name: str, source: str) -> TimingTable:
     """Latencies in seconds, complete shapes, known operators; unknown operators are counted."""
     import pandas as pd
 
+    missing = [column for column in TEXT_COLUMNS if column not in frame.columns]
+    if missing:
+        raise ProblemError(f"{name}: columns {', '.join(missing)} are missing; the table needs {', '.join(TEXT_COLUMNS)}")
     present = [unit for unit in UNITS if unit in frame.columns]
     if len(present) != 1:
         found = ", ".join(present) or "none"

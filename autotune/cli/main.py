@@ -12,7 +12,22 @@ from typing import Any
 
 import typer
 
-from autotune.cli import audit, calibrate, catalog, export, measure, place, predict, report, schema, search, validate
+from autotune.cli import (
+    audit,
+    calibrate,
+    catalog,
+    export,
+    fleet,
+    mcp,
+    measure,
+    place,
+    predict,
+    report,
+    schema,
+    search,
+    sweep,
+    validate,
+)
 from autotune.errors import ProblemError
 from cost_models.errors import AutotuneError
 
@@ -29,9 +44,12 @@ def _application() -> typer.Typer:
 
 app = _application()
 search.register(app)
+sweep.register(app)
+fleet.register(app)
 predict.register(app)
 export.register(app)
 report.register(app)
+mcp.register(app)
 place.register(app)
 validate.register(app)
 audit.register(app)
@@ -47,6 +65,8 @@ app.add_typer(catalog.group("engine", "Engines and their knobs."), name="engine"
 USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
+LONGEST_MESSAGE = 2500
+"""Characters."""
 MOST_WHOLE = 2**31 - 1
 """Of a whole number in an option: seeds and sizes of solvers are 32-bit."""
 TRACEBACK = "AUTOTUNE_TRACEBACK"
@@ -118,8 +138,7 @@ def _checked(parameter: Any, process: Any, context: Any, value: Any) -> Any:
 def _described(error: Exception) -> str:
     """What an exception that no code below expected says to people."""
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
+        return f"{error.filename or 'cannot write the output'}: {error.strerror or error}"
     if isinstance(error, MemoryError):
         return "out of memory: give the command more, or a smaller input"
     if type(error).__name__ == "ValidationError" and hasattr(error, "error_count"):
@@ -142,7 +161,8 @@ def _flushed(code: int) -> int:
 
 def _closed() -> int:
     """Nobody reads the output any more: say nothing, and let the interpreter not try again when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
 
@@ -152,9 +172,8 @@ def _failed(message: str, code: int) -> int:
         sys.stdout.flush()
     except OSError:
         _closed()
-    shown = "".join(
-        c if c == "\n" or c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in message
-    )
+    cut = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} ... ({len(message):,} characters)"
+    shown = "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
     with contextlib.suppress(OSError):
         print(f"error: {shown}", file=sys.stderr)
     return code

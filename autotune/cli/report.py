@@ -20,20 +20,22 @@ def register(app: typer.Typer) -> None:
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders of `autotune search`.")],
     out: Annotated[Path | None, typer.Option(help="File of the page; report.html in the run folder by default.")] = None,
+    sensitivity: Annotated[bool, typer.Option(help="Add what the throughput hangs on (half a second).")] = True,
     show: Open = False,
 ) -> None:
     """Write the page of a run (again), self-contained; several runs become one comparison."""
     from autotune.errors import ProblemError
     from autotune.files import write_whole
     from autotune.report.page.comparing import render_comparison
-    from autotune.report.page.folder import PAGE, read_page
+    from autotune.report.page.folder import PAGE, read_page, with_sensitivity
     from autotune.report.page.page import render
 
     if len(runs) > 1 and out is None:
         raise ProblemError("several runs make one page: say where with --out compare.html")
     pages = [read_page(run) for run in runs]
     file = out or runs[0] / PAGE
-    write_whole(file, render(pages[0]) if len(pages) == 1 else render_comparison(pages))
+    one = with_sensitivity(pages[0]) if sensitivity and len(pages) == 1 else pages[0]
+    write_whole(file, render(one) if len(pages) == 1 else render_comparison(pages))
     typer.echo(f"wrote {file}")
     if show:
         typer.launch(str(file.resolve()))

@@ -15,11 +15,12 @@ def register(app: typer.Typer) -> None:
 
 def schema(
     document: Annotated[
-        str, typer.Argument(help="deployment, problem, plan, service-plan, hardware, calibration, engine or case.")
+        str, typer.Argument(help="deployment, problem, fleet, plan, service-plan, hardware, calibration, engine or case.")
     ],
 ) -> None:
     """Print the JSON schema of a document."""
     from autotune.documents.deployment import Deployment
+    from autotune.documents.fleet import FleetProblem
     from autotune.documents.plan import SearchResult
     from autotune.documents.problem import Problem
     from autotune.documents.service_plan import ServiceResult
@@ -34,6 +35,7 @@ def schema(
     documents: dict[str, type[Spec]] = {
         "deployment": Deployment,
         "problem": Problem,
+        "fleet": FleetProblem,
         "plan": SearchResult,
         "service-plan": ServiceResult,
         "hardware": HardwareSpec,

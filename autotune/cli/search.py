@@ -111,7 +111,7 @@ def search(
     asked = problem_from(options, workload, problem)
     if save:
         check_writable(out)
-    result, rows, candidates = _run_services(asked) if serve else _run(asked, quiet=json)
+    result, rows, candidates = _run_services(asked) if serve else _run(asked, quiet=json, keep=save)
     record = write_run(out, asked, result, rows, sys.argv, _pages(asked, result, candidates)) if save else None
     if json:
         typer.echo(result.model_dump_json(indent=2))
@@ -155,9 +155,10 @@ def _target_of(file: Path) -> str | None:
 
 def _pages(asked: Problem, result: SearchResult | ServiceResult, candidates: Candidates | None) -> dict[str, str]:
     """The page of the run and what it draws."""
+    from autotune.records import shown_command
     from autotune.report.page.folder import files_of
 
-    return files_of(asked, result, candidates, sys.argv)
+    return files_of(asked, result, candidates, shown_command(sys.argv))
 
 
 Run = tuple["SearchResult | ServiceResult", dict[int, tuple["TrialRow", ...]], "Candidates | None"]
@@ -170,14 +171,14 @@ def _run_services(problem: Problem) -> Run:
     return search_services(problem), {}, None
 
 
-def _run(problem: Problem, *, quiet: bool) -> Run:
-    """Run with a progress bar on the error stream when someone watches."""
+def _run(problem: Problem, *, quiet: bool, keep: bool) -> Run:
+    """Run with a progress bar on the error stream when someone watches; keep : whether its candidates are wanted."""
     from autotune.progress import Progress
     from autotune.searching.pools import run_search
 
     if quiet or not sys.stderr.isatty() or not problem.trials:
         run = run_search(problem)
-        return run.result, run.trials, run.candidates
+        return run.result, run.trials, run.candidates if keep else None
     from rich.console import Console
     from rich.progress import Progress as Bar
 
@@ -185,4 +186,4 @@ def _run(problem: Problem, *, quiet: bool) -> Run:
         task = bar.add_task("loading", total=problem.trials)
         progress = Progress(on_trial=lambda: bar.advance(task), on_stage=lambda name: bar.update(task, description=name))
         run = run_search(problem, progress)
-        return run.result, run.trials, run.candidates
+        return run.result, run.trials, run.candidates if keep else None

@@ -123,7 +123,7 @@ class SearchStatistics(Spec):
 class SearchResult(Spec):
     """Everything a search returns; the same document as --json prints and plan.yaml stores."""
 
-    format: Literal["autotune-plan/1"] = "autotune-plan/1"
+    format: Literal["autotune-plan/2"] = "autotune-plan/2"
     plans: tuple[Plan, ...]
     alternatives: tuple[AlternativeSummary, ...]
     sizes: tuple[SizeSummary, ...] = ()

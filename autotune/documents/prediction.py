@@ -108,11 +108,19 @@ class Percentiles(Spec):
 
 
 class ServiceIntervals(Spec):
-    """80 % intervals of a service's means."""
+    """80 % intervals of a service's means, and of percentiles of its TTFT."""
 
     ttft_s: Interval
+    ttft_p50_s: Interval
+    ttft_p95_s: Interval
+    ttft_p99_s: Interval
     tpot_s: Interval
     tokens_per_s_per_gpu: Interval
+
+    def of_ttft(self, which: str) -> Interval:
+        """Of the mean, or of a percentile (p50, p95, p99)."""
+        found: Interval = self.ttft_s if which == "mean" else getattr(self, f"ttft_{which}_s")
+        return found
 
 
 class ServicePrediction(Spec):

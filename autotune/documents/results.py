@@ -10,6 +10,7 @@ import yaml
 from autotune.documents.candidates import Candidates
 from autotune.documents.plan import SearchResult
 from autotune.documents.service_plan import ServiceResult
+from autotune.errors import ProblemError
 from cost_models.catalog import read_yaml, validated
 from cost_models.reading import RESULT, is_folder, parse_json, read_text
 
@@ -44,6 +45,13 @@ def load_plans(path: Path) -> Result:
     """plan.yaml, or the run folder that holds it."""
     file = path / "plan.yaml" if is_folder(path) else path
     data = read_yaml(file)
-    if isinstance(data, dict) and data.get("format") == SERVICE_FORMAT:
+    if not isinstance(data, dict) or "format" not in data:
+        raise ProblemError(f"{file}: no plan of `autotune search`: it has no `format`")
+    if data["format"] == SERVICE_FORMAT:
         return validated(ServiceResult, data, str(file))
-    return validated(SearchResult, data, str(file))
+    if data["format"] == SEARCH_FORMAT:
+        return validated(SearchResult, data, str(file))
+    raise ProblemError(
+        f"{file}: format {str(data['format'])[:40]!r} of another version of autotune, this one reads {SEARCH_FORMAT} and "
+        f"{SERVICE_FORMAT}; search again with the problem in its run.json"
+    )

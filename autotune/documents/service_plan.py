@@ -74,7 +74,7 @@ class ParetoPoint(Spec):
 class ServiceResult(Spec):
     """Everything a service search returns; the same document as --json prints and plan.yaml stores."""
 
-    format: Literal["autotune-service-plan/1"] = "autotune-service-plan/1"
+    format: Literal["autotune-service-plan/2"] = "autotune-service-plan/2"
     plans: tuple[ServicePlan, ...]
     verdict: str
     """Aggregated or disaggregated, by how much and why."""

@@ -153,7 +153,12 @@ def needed_arguments(needed: Needed) -> list[Argument]:
 
 def hardware_name(deployment: Deployment) -> str:
     """Catalogue name, or a file's own without the folders it lies in: scripts are passed on."""
-    return PurePath(deployment.hardware).stem if looks_like_path(deployment.hardware) else deployment.hardware
+    return plain_name(deployment.hardware)
+
+
+def plain_name(hardware: str) -> str:
+    """A name of the catalogue as it is, a file's without its folders and ending."""
+    return PurePath(hardware).stem if looks_like_path(hardware) else hardware
 
 
 def feed_requirement(deployment: Deployment, tokens_per_s: float) -> str:

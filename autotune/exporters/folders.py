@@ -11,6 +11,7 @@ from autotune.documents.prediction import Prediction
 from autotune.documents.service_plan import ServicePlan
 from autotune.errors import ExportError
 from autotune.exporters import MAP_FILES, Script, export, feed_requirement, has_exporter
+from autotune.exporters.base import plain_name
 from autotune.files import whole_folder
 
 MARKS = (b"ritten by autotune", b"each checks the variables it needs")
@@ -83,7 +84,7 @@ def launch_readme(plan: Plan | ServicePlan, scripts: list[str]) -> str:
 def service_steps(plan: ServicePlan, names: str) -> str:
     """What to start in which order, and what was predicted."""
     prediction = plan.prediction
-    pools = "\n".join(f"- {pool.phase}: {pool.label} ({pool.gpus} GPUs of {pool.hardware})" for pool in plan.pools)
+    pools = "\n".join(f"- {pool.phase}: {pool.label} ({pool.gpus} GPUs of {plain_name(pool.hardware)})" for pool in plan.pools)
     order = "Start every instance, then `router.sh`." if len(plan.pools) > 1 else "Start every instance behind a load balancer."
     limits = "; ".join(
         f"{o.name} {o.predicted * 1e3:,.0f} of {o.limit * 1e3:,.0f} ms (met with {o.probability:.0%})" for o in plan.objectives

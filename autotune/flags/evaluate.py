@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -194,7 +195,7 @@ class FlagEvaluator(ABC):
     def machine(self, fp8_kv: bool) -> Machine:
         """The machine with the KV dtype that the flag gives."""
         base = self.resolved.machine
-        return Machine(base.model, base.hardware, base.recipe.with_kv_cache("fp8" if fp8_kv else "bf16"), base.calibration)
+        return dataclasses.replace(base, recipe=base.recipe.with_kv_cache("fp8" if fp8_kv else "bf16"))
 
     def _costs(self, rows: Rows, fp8_kv: NDArray[np.bool_], fraction: Floats) -> Costs:
         """Distinct rows, per KV dtype."""

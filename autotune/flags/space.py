@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from autotune.documents.knobs import COLUMNS
 from autotune.exporters.lengths import LONGEST_OVER_MEAN
 from autotune.flags.rebalancing import best_rebalancing
 from autotune.layouts.enumerate import PAGE_TOKENS, backend_admissible
@@ -30,6 +32,14 @@ LOW_LATENCY_BATCHED_TOKENS = 256
 TOKEN_FACTORS = (0.5,)
 TOLERANCE = 1e-9
 Params = dict[str, Value]
+UNCONDITIONAL = ("moe_dp_chunk_tokens",)
+"""DeepEP's buffers hold a chunk even where chunking is off."""
+SWITCHES = {
+    **{c.knobs[0]: c.knobs[1] for c in COLUMNS if len(c.knobs) == 2 and not c.codec.named and c.knobs[0] not in UNCONDITIONAL},
+    "dbo_decode_token_threshold": "enable_dbo",
+    "dbo_prefill_token_threshold": "enable_dbo",
+}
+"""Knobs that count only where another one is on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,35 +66,73 @@ class FlagSpace:
         """Add the knobs that have a single value."""
         return {name: params.get(name, values[0]) for name, values in self.values.items()}
 
-    def grid(self) -> dict[str, Ints]:
-        """Every combination as index columns, (size,) each."""
-        if not self.values:
-            return {}
-        digits = np.unravel_index(np.arange(self.size), [len(v) for v in self.values.values()])
-        return dict(zip(self.values, digits, strict=True))
-
     def columns(self, combinations: Sequence[Params]) -> dict[str, Ints]:
         """Combinations as index columns, (combinations,) each."""
         return {name: np.array([values.index(params[name]) for params in combinations]) for name, values in self.values.items()}
 
-    def positions(self, columns: Mapping[str, Ints]) -> Ints:
-        """Positions of index columns in the grid."""
-        position = np.zeros(1, dtype=np.int64)
-        for name, values in self.values.items():
-            position = position * len(values) + columns[name]
-        return position
+    @property
+    def switched(self) -> dict[str, str]:
+        """Knobs that count only where another one, listed before them, is on."""
+        names = list(self.values)
+        found = {name: SWITCHES[name] for name in names if SWITCHES.get(name) in names}
+        return {name: switch for name, switch in found.items() if names.index(switch) < names.index(name)}
 
-    def index(self, params: Params) -> int:
-        """Position of a combination in the grid."""
-        return int(self.positions(self.columns([params]))[0])
+    def is_on(self, switch: str, columns: Mapping[str, Ints]) -> NDArray[np.bool_]:
+        """Where a knob is on, (combinations,)."""
+        return np.array([float(value) > 0 for value in self.values[switch]])[columns[switch]]
+
+    @property
+    def distinct(self) -> int:
+        """Number of combinations that are not the same with a knob that does not count in them."""
+        inside: dict[str, int] = {}
+        for name, switch in self.switched.items():
+            inside[switch] = inside.get(switch, 1) * len(self.values[name])
+        factors = []
+        for name, values in self.values.items():
+            on = sum(float(value) > 0 for value in values) if name in inside else 0
+            factors.append(1 if name in self.switched else len(values) - on + on * inside.get(name, 1))
+        return math.prod(factors)
+
+    def grid(self) -> Grid:
+        """Every distinct combination, in the order of the knobs; those that do not count have their first value."""
+        columns: dict[str, Ints] = {}
+        count = 1
+        for name, values in self.values.items():
+            choices = np.full(count, len(values))
+            if name in self.switched:
+                choices = np.where(self.is_on(self.switched[name], columns), choices, 1)
+            index = np.repeat(np.arange(count), choices)
+            columns = {known: column[index] for known, column in columns.items()}
+            columns[name] = np.arange(len(index)) - np.repeat(np.cumsum(choices) - choices, choices)
+            count = len(index)
+        return Grid(self, columns, self.codes(columns))
+
+    def codes(self, columns: Mapping[str, Ints]) -> Ints:
+        """One integer per combination, the same where they differ only in knobs that do not count; grids ascend in it."""
+        code = np.zeros(1, dtype=np.int64)
+        for name, values in self.values.items():
+            column = columns[name]
+            if name in self.switched:
+                column = np.where(self.is_on(self.switched[name], columns), column, 0)
+            code = code * len(values) + column
+        return code
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The distinct combinations of a space as index columns, (distinct,) each."""
+
+    space: FlagSpace
+    columns: dict[str, Ints]
+    codes: Ints
+
+    def positions(self, columns: Mapping[str, Ints]) -> Ints:
+        """Where combinations, given as index columns, stand in the grid."""
+        return np.searchsorted(self.codes, self.space.codes(columns)).astype(np.int64)
 
     def params_at(self, position: int) -> Params:
-        """The combination at a grid position."""
-        chosen: Params = {}
-        for name, values in reversed(self.values.items()):
-            position, digit = divmod(position, len(values))
-            chosen[name] = values[digit]
-        return {name: chosen[name] for name in self.values}
+        """The combination at a position."""
+        return {name: values[int(self.columns[name][position])] for name, values in self.space.values.items()}
 
 
 def flag_space(resolved: ResolvedProblem, row: Rows, fitting_size: int) -> FlagSpace:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,8 +29,12 @@ COLUMNS = {
     "trial_system_attributes": {"trial_id", "key", "value_json"},
 }
 """What is written of Optuna's tables (schema version 12)."""
+GRPC = "grpc://"
+PROXY_WAIT_S = 5.0
+"""For a gRPC proxy to answer."""
 SWITCH_WAIT_S = 0.2
 """For the file to be free for a change of its journal."""
+CREDENTIALS = re.compile(r"://[^/@\s]*@")
 WAIT_S = 60.0
 """For other processes that write to the same file."""
 
@@ -53,9 +58,23 @@ def open_store(url: str, study_name: str) -> Store:
 
     path = sqlite_file(url)
     with alone(path.parent) if path else contextlib.nullcontext():  # two processes must not both make the tables
-        study = optuna.create_study(storage=url, study_name=study_name, load_if_exists=True, direction="maximize")
+        study = optuna.create_study(storage=_backend(url), study_name=study_name, load_if_exists=True, direction="maximize")
     store = OptunaStore(study)
     return SqliteStore(path, store) if path and has_known_tables(path) else store
+
+
+def _backend(url: str) -> str | optuna.storages.BaseStorage:
+    """What Optuna opens: a URL of its own, or grpc://host:port, a proxy that many workers share one database through."""
+    if not url.startswith(GRPC):
+        return url
+    import optuna
+
+    host, _, port = url.removeprefix(GRPC).rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError("a proxy is grpc://host:port")
+    proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+    proxy.wait_server_ready(timeout=PROXY_WAIT_S)
+    return proxy
 
 
 def sqlite_file(url: str) -> Path | None:
@@ -85,6 +104,11 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def without_password(url: str) -> str:
+    """A storage URL without who opens it; other text as it is."""
+    return CREDENTIALS.sub("://", url)
+
+
 def has_known_tables(path: Path) -> bool:
     """Whether a file's tables have the columns that are written."""
     with contextlib.closing(sqlite3.connect(path, timeout=WAIT_S)) as connection:
@@ -110,6 +134,9 @@ class OptunaStore:
 
     def close(self) -> None:
         storage = self.study._storage
+        if hasattr(storage, "close"):  # a proxy
+            storage.close()
+            return
         storage.remove_session()
         engine = getattr(getattr(storage, "_backend", storage), "engine", None)
         if engine is not None:  # the last connection to close folds SQLite's write-ahead log into the file

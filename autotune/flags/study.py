@@ -14,14 +14,14 @@ from autotune.documents.problem import DEFAULT_TRIALS
 from autotune.errors import OutputError
 from autotune.flags.evaluate import Evaluation, FlagEvaluator
 from autotune.flags.space import FlagSpace, Params
-from autotune.flags.storing import Store, open_store
+from autotune.flags.storing import Store, open_store, without_password
 from search_spaces.schema import Value
 
 if TYPE_CHECKING:
     import optuna
 
 ENUMERABLE = 400_000
-"""Spaces up to this size are solved exactly."""
+"""Spaces with up to so many distinct combinations are solved exactly."""
 IN_MEMORY = "memory"
 STARTUP_TRIALS = 40
 """Random trials before TPE models the space; with fewer it settles on a local best more often."""
@@ -76,25 +76,32 @@ class Scores:
         self.evaluator = evaluator
         self.space = evaluator.space
         self.priced: dict[tuple[Value, ...], tuple[Evaluation, int]] = {}
-        enumerable = enumerate_all and self.space.size <= ENUMERABLE
-        self.grid = evaluator.evaluate(self.space.grid()) if enumerable else None
+        self.grid = self.space.grid() if enumerate_all and self.space.distinct <= ENUMERABLE else None
+        self.all = evaluator.evaluate(self.grid.columns) if self.grid else None
 
     def of(self, params: Params) -> tuple[Evaluation, int]:
         """An evaluation and the position of the combination in it."""
-        if self.grid is not None:
-            return self.grid, self.space.index(params)
+        if self.grid and self.all:
+            return self.all, int(self.grid.positions(self.space.columns([params]))[0])
         self.price([params])
         return self.priced[self._key(params)]
 
     def price(self, combinations: Iterable[Params]) -> None:
         """Price those not known yet, in one call."""
-        if self.grid is not None:
+        if self.grid:
             return
         new = {self._key(params): params for params in combinations if self._key(params) not in self.priced}
         if not new:
             return
         evaluation = self.evaluator.evaluate(self.space.columns(list(new.values())))
         self.priced |= {key: (evaluation, at) for at, key in enumerate(new)}
+
+    def exact(self) -> tuple[Params, float] | None:
+        """The best feasible combination of all and its tokens/s/GPU; None where not all were priced, or none is feasible."""
+        best = self.all.best() if self.all else None
+        if best is None or self.grid is None or self.all is None:
+            return None
+        return self.grid.params_at(best), float(self.all.tokens_per_s_per_gpu[best])
 
     def _key(self, params: Params) -> tuple[Value, ...]:
         return tuple(params[name] for name in self.space.values)
@@ -124,12 +131,12 @@ def tune_flags(
         scores = Scores(evaluator, enumerate_all=True)
     rows = run_study(scores, trials=asked, seed=seed, storage=storage, study_name=study_name, on_trial=on_trial)
     study_best = _best(rows)
-    exact = scores.grid.best() if scores.grid is not None else None
+    exact = scores.exact()
     candidates: list[tuple[str, Params]] = [("analytic", space.analytic), ("defaults", space.defaults)]
     if study_best is not None:
         candidates.insert(0, ("study", study_best.params))
-    if exact is not None:
-        candidates.insert(0, ("exact", space.params_at(exact)))
+    if exact:
+        candidates.insert(0, ("exact", exact[0]))
     origin, params = _winner(scores, candidates)
     evaluation, at = scores.of(params)
     defaults, defaults_at = scores.of(space.defaults)
@@ -142,7 +149,7 @@ def tune_flags(
         defaults_violate=violations(defaults, defaults_at),
         study=study_best.tokens_per_s_per_gpu if study_best else None,
         random=random_search(scores, asked or (0 if trials == 0 else DEFAULT_TRIALS), seed),
-        exact=float(scores.grid.tokens_per_s_per_gpu[exact]) if scores.grid is not None and exact is not None else None,
+        exact=exact[1] if exact else None,
         space_size=space.size,
         trials=tuple(rows),
         feasible_trials=sum(not row.violated for row in rows),
@@ -154,7 +161,7 @@ def _trials(space: FlagSpace, trials: int | None, storage: str | None) -> int:
     """How many trials Optuna makes: those asked for, else none where the space is enumerated."""
     if trials is not None:
         return trials
-    return DEFAULT_TRIALS if storage is not None or space.size > ENUMERABLE else 0
+    return DEFAULT_TRIALS if storage is not None or space.distinct > ENUMERABLE else 0
 
 
 def _is_feasible(scores: Scores, params: Params) -> bool:
@@ -210,8 +217,8 @@ def random_search(scores: Scores, trials: int, seed: int) -> float | None:
         return None
     rng = np.random.default_rng(seed)
     columns = {name: rng.integers(len(values), size=trials) for name, values in scores.space.values.items()}
-    if scores.grid is not None:
-        evaluation, tried = scores.grid, scores.space.positions(columns)
+    if scores.grid and scores.all:
+        evaluation, tried = scores.all, scores.grid.positions(columns)
     else:
         evaluation, tried = scores.evaluator.evaluate(columns), np.arange(trials)
     allowed = tried[evaluation.feasible[tried]]
@@ -334,7 +341,10 @@ def _storage_errors(storage: str | None) -> Iterator[None]:
         if storage in (None, IN_MEMORY):
             raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise OutputError(f"storage {storage} cannot be used: {reason}. Check the URL, its driver and its locks") from error
+        shown = without_password(storage or "")
+        raise OutputError(
+            f"storage {shown} cannot be used: {without_password(reason)}. Check the URL, its driver and its locks"
+        ) from error
 
 
 def _known(params: Params, space: FlagSpace) -> bool:

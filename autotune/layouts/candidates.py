@@ -21,6 +21,9 @@ from cost_models.overlap import OVERLAPS
 from cost_models.prefill import prefill_step
 from cost_models.step import decode_step
 
+SIGNIFICANT = 4
+POWERS = np.array([float(f"1e{exponent}") for exponent in range(23)])
+"""Those that floating point holds exactly."""
 MOST = 5000
 """Candidates kept; the slowest are dropped first."""
 
@@ -34,7 +37,9 @@ def candidates_of(resolved: ResolvedProblem, table: LayoutTable, lines: Sequence
     violated = excess(table, limits) > TOLERANCE
     chosen = _best_variants(resolved, table, np.asarray(violated.any(axis=1)))
     kept, violated = table.take(chosen), violated[chosen]
-    names = [row_label(kept, i) for i in range(len(kept))]
+    _, first, alike = np.unique(kept.layout, return_index=True, return_inverse=True)
+    labels = [row_label(kept, int(i)) for i in first]
+    names = [labels[i] for i in alike]
     layouts = tuple(dict.fromkeys(names))
     index = {name: i for i, name in enumerate(layouts)}
     operators = _operators(resolved, kept)
@@ -115,5 +120,9 @@ def _variant(table: LayoutTable, i: int) -> str:
 
 
 def _rounded(values: Floats) -> tuple[float, ...]:
-    """Four significant digits: what a chart shows."""
-    return tuple(float(f"{value:.4g}") for value in values.tolist())
+    """Four significant digits: what a chart shows. Powers of ten are exact, so that what is left has no more digits."""
+    usual = np.isfinite(values) & (values != 0)
+    digits = np.zeros(len(values), dtype=np.int64)
+    digits[usual] = SIGNIFICANT - 1 - np.floor(np.log10(np.abs(values[usual]))).astype(np.int64)
+    up, down = (POWERS[np.clip(d, 0, len(POWERS) - 1)] for d in (digits, -digits))
+    return tuple(np.where(usual, np.rint(values / down * up) / up * down, values).tolist())

@@ -120,7 +120,9 @@ def prompts_add_s(machine: Machine, rows: Rows, workload: Workload, prompts: Flo
     core = own.core_s * (busiest / steps) / (busiest / steps + beside)
     whole_s = own.own_s + core + shared.shared_s + c.prefill_switch_s
     together_s = joined_s(whole_s, own.gaps_s, core_s(decode.operators, len(rows))) - decode.step_s
-    return as_floats(np.where(c.mixed > 0, np.maximum(together_s, 0.0), whole_s) * steps / decode.accepted_tokens)
+    gaining = 1 - np.minimum(batch / rows.dp, 1.0)  # ranks without prompts decode on beside a step of prompts
+    apart_s = whole_s - gaining * decode.step_s
+    return as_floats(np.maximum(np.where(c.mixed > 0, together_s, apart_s), 0.0) * steps / decode.accepted_tokens)
 
 
 def _tokens(tokens: Floats) -> Ints:

@@ -63,7 +63,7 @@ def resolve(deployment: Deployment) -> Resolved:
         raise ProblemError(f"precision {recipe.name}: {foreign}")
     choice = CalibrationChoice() if pool.hardware else deployment.calibration
     calibration = resolve_calibration(choice, hardware.gpu.name, engine.calibration_engine)
-    machine = Machine(model, hardware, recipe, calibration)
+    machine = Machine(model, hardware, recipe, calibration, deployment.workload.sigma)
     if pool.draft_tokens and deployment.phase == "decode" and not deployment.workload.mtp_acceptance:
         raise ProblemError(f"draft_tokens {pool.draft_tokens} need workload.mtp_acceptance (one rate per draft)")
     notes = version_notes(engine, deployment.engine.version)

@@ -48,8 +48,13 @@ class SearchRun:
     result: SearchResult
     trials: dict[int, tuple[TrialRow, ...]]
     """By plan rank."""
-    candidates: Candidates
-    """What was weighed, for charts and questions."""
+    resolved: ResolvedProblem
+    table: LayoutTable
+
+    @property
+    def candidates(self) -> Candidates:
+        """What was weighed, for charts and questions; computed when it is asked for."""
+        return candidates_of(self.resolved, self.table, self.result.best.prediction.operators)
 
 
 def search(problem: Problem, progress: Progress | None = None) -> SearchResult:
@@ -96,7 +101,7 @@ def run_search(problem: Problem, progress: Progress | None = None) -> SearchRun:
         notes=(*resolved.model.flags, *resolved.engine.notes),
         measurements=tuple(measurement_values([plan.prediction for plan in plans])),
     )
-    return SearchRun(result, trials, candidates_of(resolved, table, plans[0].prediction.operators))
+    return SearchRun(result, trials, resolved, table)
 
 
 def _select(resolved: ResolvedProblem, table: LayoutTable, feasible_rows: Ints) -> tuple[Ints, list[Selection]]:

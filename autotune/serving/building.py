@@ -65,6 +65,7 @@ class Built:
     gpus: int
     instances: int
     """Identical aggregated engines, each with its share of the load; the model is of one."""
+    engine: str
     calibration: str
     notes: tuple[str, ...]
     slots: int
@@ -81,9 +82,10 @@ def build(deployment: Deployment, requests: Requests) -> Built:
     workload, prompts = as_decoded(deployment.workload, requests), as_prefilled(deployment.workload, requests)
     if apart:
         _check_prefill_fits(prefill, prompts)
-    kv_tokens = _kv_tokens(decode, None if apart else _prefill_memory(decode, prompts), workload)
+    fitting_tokens = _kv_tokens(decode, None if apart else _prefill_memory(decode, prompts), workload)
     workers = decode.pool.instances if apart else 1
-    most = _most_per_rank(decode, kv_tokens, workload, requests.concurrency, workers)
+    most = _most_per_rank(decode, fitting_tokens, workload, requests.in_flight, workers)
+    kv_tokens = _binding(decode, fitting_tokens, requests)
     gpus = sum(side.pool.layout.gpus * side.pool.instances for side in sides.values())
     model = ServiceModel(
         policy=policy,
@@ -92,12 +94,13 @@ def build(deployment: Deployment, requests: Requests) -> Built:
         frontend=_frontend(decode),
         handover=_handover(decode, prefill, prompts, gpus) if apart else Handover(),
     )
-    fitting = max(int(kv_tokens / max(workload.context_tokens, 1.0)), 1)
+    fitting = max(int(fitting_tokens / max(workload.context_tokens, 1.0)), 1)
     return Built(
         model=model,
         prompts=prompts,
         gpus=gpus,
         instances=1 if apart else decode.pool.instances,
+        engine=engine.name,
         calibration=decode.machine.calibration.id,
         notes=decode.machine.model.flags,
         slots=min(fitting, decode.pool.batch_per_dp_rank or fitting) * decode.pool.dp * workers,
@@ -128,24 +131,25 @@ def _decode_pool(
 
 
 def _prefill_pool(side: Side, prompts: Workload, longest: float) -> PoolModel:
-    """A pool that only prefills; it has no decode loop to leave."""
+    """A pool that only prefills."""
+    c = side.machine.coefficients("serving", "default", ServiceCoefficients)
     top = max(side.budget_tokens, longest)
     return PoolModel(
         decode_s=lambda _: 0.0,
-        prompt_s=prompt_times(side.machine, side.prefill_rows, prompts, side.policy, top, 0.0, np.zeros(1)),
+        prompt_s=prompt_times(side.machine, side.prefill_rows, prompts, side.policy, top, c.prefill_switch_s, np.zeros(1)),
         workers=side.pool.instances,
         ranks=side.pool.dp,
         budget_tokens=float(side.budget_tokens),
     )
 
 
-def _most_per_rank(side: Side, kv_tokens: float, workload: Workload, concurrency: int, workers: int) -> int:
+def _most_per_rank(side: Side, kv_tokens: float, workload: Workload, in_flight: int, workers: int) -> int:
     """Sequences of a rank up to which decode steps are tabulated."""
     limit = side.pool.batch_per_dp_rank or UNLIMITED
     most = min(limit, max(int(2 * kv_tokens / max(workload.context_tokens, 1.0)), 1))
-    if concurrency:
-        even = -(-concurrency // (side.pool.dp * workers))
-        most = min(most, concurrency, UNEVEN * even)
+    if in_flight:
+        even = -(-in_flight // (side.pool.dp * workers))
+        most = min(most, in_flight, UNEVEN * even)
     return max(int(most), 1)
 
 
@@ -167,6 +171,13 @@ def _kv_tokens(side: Side, prefill: Memory | None, workload: Workload) -> float:
             "use more GPUs, a smaller precision or a higher memory_fraction"
         )
     return room / float(memory.sequence.mean[0]) * workload.context_tokens
+
+
+def _binding(side: Side, kv_tokens: float, requests: Requests) -> float:
+    """The same, or no limit where all requests that one rank can be sent at once fit."""
+    most = min(side.pool.batch_per_dp_rank or UNLIMITED, requests.in_flight or UNLIMITED)
+    longest = float((requests.isl_tokens + requests.osl_tokens).max())
+    return float("inf") if most * longest <= kv_tokens else kv_tokens
 
 
 def _prefill_memory(side: Side, prompts: Workload) -> Memory:
@@ -194,10 +205,16 @@ def _frontend(side: Side) -> Frontend:
 
 
 def _handover(decode: Side, prefill: Side, prompts: Workload, gpus: int) -> Handover:
-    """The slower end's link, and what one GPU of the decode instance takes of each token of a prompt of mean length."""
+    """Both ends' links. Every GPU of a decode rank takes its shard, or a copy where the cache is not sharded; the GPUs of a
+    prefill rank share the sending."""
     c = decode.machine.coefficients("kv_transfer", "default", HandoverCoefficients)
     ends = (decode.machine.hardware, prefill.machine.hardware)
     one_domain = ends[0] == ends[1] and gpus <= ends[0].scale_up.domain_gpus
-    link = min(link_bytes_per_s(hardware, one_domain) for hardware in ends)
+    taken, sent = (link_bytes_per_s(hardware, one_domain) for hardware in ends)
     token_bytes = state_bytes(decode.machine, decode.rows, prompts.isl_tokens) / prompts.isl_tokens
-    return Handover(start_s=c.start_s, token_s=float(handover_bytes_s(token_bytes, link, c)[0]))
+    share = decode.pool.tp * decode.pool.pp / (prefill.pool.tp * prefill.pool.pp)
+    return Handover(
+        start_s=c.start_s,
+        token_s=float(handover_bytes_s(token_bytes, taken, c)[0]),
+        sent_token_s=float(handover_bytes_s(token_bytes * share, sent, c)[0]),
+    )

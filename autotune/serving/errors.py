@@ -6,7 +6,7 @@ import math
 
 from pydantic import Field
 
-from autotune.documents.prediction import Interval, ServiceIntervals
+from autotune.documents.prediction import Interval, Percentiles, ServiceIntervals
 from autotune.files import packaged
 from cost_models.specs.base import Spec
 
@@ -25,19 +25,25 @@ class ErrorBand(Spec):
 
 
 class ModeErrors(Spec):
-    """Bands of aggregated, or of disaggregated, services."""
+    """Bands of aggregated, or of disaggregated, services of one engine."""
 
     points: int = Field(gt=0)
     """Measured."""
     ttft: ErrorBand
+    """Of the mean."""
+    ttft_p50: ErrorBand
+    ttft_p99: ErrorBand
     tpot: ErrorBand
     tokens_per_s: ErrorBand
 
-    def intervals(self, ttft_s: float, tpot_s: float, tokens_per_s_per_gpu: float) -> ServiceIntervals:
-        """80 % intervals of the means; not centred, because the errors are not."""
+    def intervals(self, ttft_s: Percentiles, tpot_s: Percentiles, tokens_per_s_per_gpu: float) -> ServiceIntervals:
+        """80 % intervals; not centred, because the errors are not."""
         return ServiceIntervals(
-            ttft_s=self.ttft.around(ttft_s),
-            tpot_s=self.tpot.around(tpot_s),
+            ttft_s=self.ttft.around(ttft_s.mean),
+            ttft_p50_s=self.ttft_p50.around(ttft_s.p50),
+            ttft_p95_s=self.ttft_p99.around(ttft_s.p95),
+            ttft_p99_s=self.ttft_p99.around(ttft_s.p99),
+            tpot_s=self.tpot.around(tpot_s.mean),
             tokens_per_s_per_gpu=self.tokens_per_s.around(tokens_per_s_per_gpu),
         )
 
@@ -46,8 +52,14 @@ class ServiceErrors(Spec):
     """Bands that ship with the package."""
 
     source: str
-    aggregated: ModeErrors
-    disaggregated: ModeErrors
+    aggregated: dict[str, ModeErrors]
+    """By engine; `default` of engines without measured services."""
+    disaggregated: dict[str, ModeErrors]
+
+    def of(self, disaggregated: bool, engine: str) -> ModeErrors:
+        """Bands of a kind of service on an engine."""
+        bands = self.disaggregated if disaggregated else self.aggregated
+        return bands.get(engine, bands["default"])
 
 
 def service_errors() -> ServiceErrors:

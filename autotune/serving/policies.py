@@ -19,13 +19,15 @@ first decode step returns, or as what that step computes (the prefill's token is
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One generation of an engine's scheduler. Subclasses say what a step may hold."""
+    """One generation of an engine's scheduler."""
 
     name: str
     runs_ahead: int
     """Steps that are composed before the running one has ended: a newcomer waits for one more step each."""
     mixes: bool
     """Prompts join decode steps, in which every running sequence gains its token; else they get steps of their own."""
+    cuts: bool
+    """A prompt that does not fit the budget is cut; else it waits for a step that it fits in."""
     deals: Dealing
     """Among the attention-DP ranks of an aggregated engine, when a request reaches it."""
     deals_apart: Dealing
@@ -34,7 +36,7 @@ class Policy:
     """Share of the longest answer whose KV cache is set aside when a prompt is let in [-]; what outgrows it preempts."""
     slot_first: bool
     """Disaggregated: a prompt waits for its decode slot before it is prefilled."""
-    first_token: FirstToken
+    first_seen: FirstToken
     handover_steps: int
     """Decode steps from the arrival of a KV cache until the decode side looks, beyond those it runs ahead."""
     default_tokens: int
@@ -54,102 +56,72 @@ class Policy:
         return -(-sequences // multiple) * multiple
 
     def budget(self, tokens: float, decoding: float) -> float:
-        """Prompt tokens that a rank's step may hold beside `decoding` sequences' tokens."""
-        raise NotImplementedError
+        """Prompt tokens that a rank's step may hold beside `decoding` sequences: where prompts join them, they share it."""
+        return tokens - decoding if self.mixes else tokens
 
     def piece(self, left: float, budget: float, alone: bool) -> float:
         """Tokens of the next waiting prompt, `left` of it uncomputed, that the step takes; 0 none.
 
-        alone : nothing else was taken on its rank, and the budget is untouched by prompts.
+        alone : nothing else was taken on its rank. A prompt beyond the budget of an engine that cuts none goes alone: it
+        would not start with so small a budget, so this prices what it would have to be told.
         """
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, slots=True)
-class VllmV1(Policy):
-    """vLLM V1: one budget for decode tokens and prompts, running sequences first; the prompt that does not fit is cut."""
-
-    def budget(self, tokens: float, decoding: float) -> float:
-        return tokens - decoding
-
-    def piece(self, left: float, budget: float, alone: bool) -> float:
-        return min(left, budget)
-
-
-@dataclass(frozen=True, slots=True)
-class Sglang(Policy):
-    """SGLang: as long as prompts wait, steps of prompts only; the last one that does not fit is cut."""
-
-    def budget(self, tokens: float, decoding: float) -> float:
-        return tokens
-
-    def piece(self, left: float, budget: float, alone: bool) -> float:
-        return min(left, budget)
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRtLlm(Policy):
-    """TensorRT-LLM in-flight batching: whole prompts into what the decode tokens leave of the budget.
-
-    A prompt beyond the budget goes alone: the engine would not start with so small a budget, so this prices what it would
-    have to be told.
-    """
-
-    def budget(self, tokens: float, decoding: float) -> float:
-        return tokens - decoding
-
-    def piece(self, left: float, budget: float, alone: bool) -> float:
+        if self.cuts:
+            return min(left, budget)
         return left if left <= budget or alone else 0.0
 
 
-VLLM_V1 = VllmV1(
+VLLM_V1 = Policy(
     name="vllm-v1",
     runs_ahead=0,
     mixes=True,
+    cuts=True,
     deals="balanced",
     deals_apart="balanced",
     reserve=0.0,
     slot_first=False,
-    first_token="by_first_step",
+    first_seen="by_first_step",
     handover_steps=0,
     default_tokens=8192,
     captured_tokens=512,
 )
-VLLM_V1_ASYNC = VllmV1(
+VLLM_V1_ASYNC = Policy(
     name="vllm-v1-async",
     runs_ahead=1,
     mixes=True,
+    cuts=True,
     deals="balanced",
     deals_apart="balanced",
     reserve=0.0,
     slot_first=False,
-    first_token="by_first_step",
+    first_seen="by_first_step",
     handover_steps=0,
     default_tokens=8192,
     captured_tokens=512,
 )
-SGLANG = Sglang(
+SGLANG = Policy(
     name="sglang-overlap",
     runs_ahead=1,
     mixes=False,
+    cuts=True,
     deals="round_robin",
     deals_apart="random",  # by the bootstrap room, a random number
     reserve=0.1,  # new_token_ratio once it has decayed
     slot_first=True,
-    first_token="at_entry",
+    first_seen="at_entry",
     handover_steps=1,
     default_tokens=16384,
     polls=True,
 )
-TENSORRT_LLM = TensorRtLlm(
+TENSORRT_LLM = Policy(
     name="tensorrt-llm-inflight",
     runs_ahead=1,
     mixes=True,
+    cuts=False,
     deals="balanced",
     deals_apart="balanced",
     reserve=1.0,  # GUARANTEED_NO_EVICT
     slot_first=False,
-    first_token="with_first_step",
+    first_seen="with_first_step",
     handover_steps=1,
     default_tokens=8192,
     gathers=True,

@@ -72,11 +72,11 @@ class _Seen:
 def _prediction(built: Built, requests: Requests, computed: Requests, seen: _Seen) -> ServicePrediction:
     rate = seen.tokens_per_s * built.instances
     ttft_s, tpot_s = _percentiles(seen.replay.ttft_s), _percentiles(seen.replay.tpot_s)
-    errors = service_errors().disaggregated if built.model.prefill else service_errors().aggregated
+    errors = service_errors().of(built.model.prefill is not None, built.engine)
     return ServicePrediction(
         ttft_s=ttft_s,
         tpot_s=tpot_s,
-        intervals=errors.intervals(ttft_s.mean, tpot_s.mean, rate / built.gpus),
+        intervals=errors.intervals(ttft_s, tpot_s, rate / built.gpus),
         tokens_per_s=rate,
         tokens_per_s_per_gpu=rate / built.gpus,
         requests_per_s=rate / float(requests.osl_tokens.mean()),

@@ -23,7 +23,7 @@ from cost_models.arrays import Floats
 NEVER = float("inf")
 BUSIEST = 0.9
 """Share of the front end that answers may take."""
-READY, HANDED, WAKE = range(3)
+SENT, READY, HANDED, WAKE = range(4)
 """Kinds of events: of one instant, requests come first and steps are composed last."""
 
 
@@ -145,6 +145,8 @@ class Run:
         elif kind == HANDED:
             decoder, rank = self.decoder_of[request]
             decoder.deliver(request, now, rank)
+        elif kind == SENT:
+            self._send(now)
         else:
             self._ready(request, now)
         return now
@@ -155,8 +157,8 @@ class Run:
             for _ in range(min(self.requests.concurrency, len(self.jobs))):
                 self._send(0.0)
         else:
-            for at in arrivals.tolist():
-                self._send(at)
+            for request, at in enumerate(arrivals.tolist()):
+                self._push(at, SENT, request)
 
     def _send(self, now: float) -> None:
         """The next request sets out; the front end takes one prompt at a time, in what streaming answers leaves of it."""
@@ -209,13 +211,17 @@ class Run:
             self.first[request] = now
             self.unstarted -= 1
 
-    def prefilled(self, request: int, now: float) -> None:
-        """A prompt's KV cache goes to its decode rank; the links of that rank carry one after the other."""
+    def prefilled(self, request: int, now: float, worker: Worker, sender: int) -> None:
+        """A prompt's KV cache goes to its decode rank; the links of either end carry one after the other."""
         handover, (decoder, rank) = self.model.handover, self.decoder_of[request]
         where = decoder, request % decoder.pool.ranks if rank is None else rank
-        free_s = max(self.link_free_s.get(where, 0.0), now)
-        self.link_free_s[where] = free_s + handover.token_s * self.jobs[request].context
-        self._push(self.link_free_s[where] + handover.start_s, HANDED, request)
+        ends = ((worker, sender), handover.sent_token_s), (where, handover.token_s)
+        done_s = now
+        for place, token_s in ends:
+            busy_s = max(self.link_free_s.get(place, 0.0), now) + token_s * self.jobs[request].context
+            self.link_free_s[place] = busy_s
+            done_s = max(done_s, busy_s)
+        self._push(done_s + handover.start_s, HANDED, request)
 
     def answered(self, request: int, now: float) -> None:
         """A sequence has all its tokens; in a closed loop the next request sets out."""
@@ -253,10 +259,18 @@ def jobs_of(requests: Requests, tokens_per_step: float) -> list[Job]:
     ]
 
 
+def emptiest(worker: Worker) -> int:
+    """The first of the ranks with the fewest requests."""
+    if worker.pool.ranks == 1:
+        return 0
+    loads = [running + len(queue) for running, queue in zip(worker.decoding, worker.queues, strict=True)]
+    return loads.index(min(loads))
+
+
 def dealer(dealing: Dealing, number: int) -> Callable[[Worker], int]:
     """Chooses a rank of a worker for a request that reaches it; `number` of the worker makes chance repeatable."""
     if dealing == "balanced":
-        return lambda worker: min(range(worker.pool.ranks), key=worker.load_of) if worker.pool.ranks > 1 else 0
+        return emptiest
     if dealing == "random":
         chance = random.Random(number)  # noqa: S311
         return lambda worker: chance.randrange(worker.pool.ranks)

@@ -50,6 +50,11 @@ class Requests:
             return None
         return float((len(self) - 1) / (self.arrival_s[-1] - self.arrival_s[0]))
 
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight of a closed loop; 0 of an open one, which has no limit."""
+        return self.concurrency if self.arrival_s is None else 0
+
     def closed(self, concurrency: int) -> Requests:
         """The same lengths in the same order, so many in flight."""
         return dataclasses.replace(self, arrival_s=None, concurrency=concurrency)

@@ -55,7 +55,9 @@ class Handover:
 
     start_s: float = 0.0
     token_s: float = 0.0
-    """Of the busier end's link, by prompt token [s]."""
+    """Of the receiving GPU's link, by prompt token [s]."""
+    sent_token_s: float = 0.0
+    """Of the sending GPU's link, by prompt token [s]."""
 
 
 @dataclass(frozen=True, slots=True)

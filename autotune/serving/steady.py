@@ -83,21 +83,17 @@ def _prompts_add_s(
     batch, found_s = 1.0, step_s
     for _ in range(ROUNDS):
         busiest = max(math.ceil(batch / pool.ranks - SETTLED), 1) * prompt
-        steps = max(busiest / max(budget, prompt if not _cuts(model) else 1.0), 1.0)
+        steps = max(busiest / max(budget, 1.0 if model.policy.cuts else prompt), 1.0)
         tokens, mean = busiest / steps, max(batch, 1.0) * prompt / pool.ranks / steps
         whole_s = pool.prompt_s(tokens + beside, mean + beside, tokens * (cached + prompt / 2), round(beside))
-        extra_s = (whole_s - (step_s if mixes else 0.0)) * steps
+        stalled = 0.0 if mixes else min(max(batch, 1.0) / pool.ranks, 1.0)  # share of ranks that gain no token meanwhile
+        extra_s = (whole_s - (1 - stalled) * step_s) * steps
         found_s = float(interrupted_step_s(step_s, max(extra_s, 0.0), rate_per_s, pool.look_steps * step_s))
         found = max(rate_per_s * extra_s * found_s / max(found_s - step_s, 1e-12), 1.0)  # prompts of one cycle
         if abs(found - batch) <= 1e-3 * batch or found_s > LONGEST * step_s:
             break
         batch = (batch + found) / 2
     return min(found_s - step_s, LONGEST * step_s)
-
-
-def _cuts(model: ServiceModel) -> bool:
-    """Whether the engine cuts prompts that do not fit a step."""
-    return model.policy.piece(2.0, 1.0, False) > 0
 
 
 def _count(workload: Workload, model: ServiceModel) -> int:

@@ -17,6 +17,8 @@ from typing import Protocol
 from autotune.serving.policies import Policy
 from autotune.serving.service import PoolModel
 
+LAST = 2**62
+"""A step that is never reached."""
 BACKGROUND = -1
 """A sequence that ran before the first request came."""
 
@@ -25,7 +27,7 @@ class Listener(Protocol):
     """What a worker tells the run."""
 
     def first_token(self, request: int, now: float) -> None: ...
-    def prefilled(self, request: int, now: float) -> None: ...
+    def prefilled(self, request: int, now: float, worker: Worker, rank: int) -> None: ...
     def answered(self, request: int, now: float) -> None: ...
     def wake(self, worker: Worker, at: float) -> None: ...
 
@@ -63,6 +65,11 @@ class Worker:
         """(ends, request) of what decodes on each rank; preempted requests stay until they surface."""
         self.newest: list[list[int]] = [[] for _ in ranks]
         self.decoding = [0] * pool.ranks
+        self.running = self.queued = 0
+        """Sums over the ranks."""
+        self.earliest = 0
+        """No answer ends before this step; a bound, made exact when it is reached."""
+        self.bounded = pool.kv_tokens < math.inf
         self.partly = [0] * pool.ranks
         """Prompts begun and not finished."""
         self.held = [0.0] * pool.ranks
@@ -86,18 +93,6 @@ class Worker:
         self.seeded = 0.0
         self.preempted = 0
 
-    @property
-    def waiting(self) -> int:
-        return sum(map(len, self.queues))
-
-    @property
-    def running(self) -> int:
-        return sum(self.decoding)
-
-    def load_of(self, rank: int) -> int:
-        """Requests of a rank, for whoever deals them."""
-        return self.decoding[rank] + len(self.queues[rank])
-
     def seed(self, ends: list[int], context: float) -> None:
         """Sequences that already run: ends : the step at whose end each finishes."""
         self.seeded = context
@@ -105,12 +100,14 @@ class Worker:
             rank = number % self.pool.ranks
             heapq.heappush(self.heaps[rank], (end, BACKGROUND))
             self.decoding[rank] += 1
+            self.running += 1
             self.held[rank] += context
             self.promised[rank] += context
 
     def deliver(self, request: int, now: float, rank: int | None = None) -> None:
         """A request arrives; it may join the first step that is composed after the engine looked."""
         rank = self.deal(self) if rank is None else rank
+        self.queued += 1
         if not self.strides:
             self.queues[rank].append((self.step, request))
             if self.wakes_at > now:  # requests of the same instant are looked at together
@@ -141,7 +138,7 @@ class Worker:
         if self.decoding[rank] + self.partly[rank] >= pool.slots:
             return False
         job = self.jobs[request]
-        if pool.kv_tokens == math.inf or not (self.decoding[rank] or self.partly[rank]):
+        if not self.bounded or not (self.decoding[rank] or self.partly[rank]):
             return True
         needed = job.context + self.policy.reserve * job.answer
         return max(self.held[rank], self.promised[rank]) + needed <= pool.kv_tokens
@@ -154,20 +151,25 @@ class Worker:
         self.step += done
         self.strides = 0
         self.wakes_at = math.inf
-        self._grow(done)
-        for request in self.entered:
-            self.listener.first_token(request, now)
-        self.entered.clear()
-        self._finish_prompts(now)
-        self._finish_answers(now)
+        if self.stalled or self.bounded:
+            self._grow(done)
+        if self.entered:
+            for request in self.entered:
+                self.listener.first_token(request, now)
+            self.entered.clear()
+        if self.finishing:
+            self._finish_prompts(now)
+        if self.step > self.earliest:
+            self._finish_answers(now)
         self._begin(now)
 
     def _grow(self, steps: int) -> None:
         for rank in self.stalled:
             self.stalls[rank] += 1
-        for rank, count in enumerate(self.decoding):
-            if count and rank not in self.stalled:
-                self.held[rank] += count * steps * self.pool.tokens_per_step
+        if self.bounded:
+            for rank, count in enumerate(self.decoding):
+                if count and rank not in self.stalled:
+                    self.held[rank] += count * steps * self.pool.tokens_per_step
         self.stalled.clear()
 
     def _finish_prompts(self, now: float) -> None:
@@ -176,7 +178,7 @@ class Worker:
             self.partly[rank] -= 1
             if self.role == "prefill":
                 self._release(rank, request)
-                self.listener.prefilled(request, now)
+                self.listener.prefilled(request, now, self, rank)
                 continue
             self.listener.first_token(request, now)
             self._run_on(rank, request, self.step - 1 + self.jobs[request].steps)
@@ -186,14 +188,22 @@ class Worker:
         job = self.jobs[request]
         job.ends = last_step - self.stalls[rank]
         heapq.heappush(self.heaps[rank], (job.ends, request))
-        self.newest[rank].append(request)
+        if self.bounded:
+            self.newest[rank].append(request)
         self.decoding[rank] += 1
+        self.running += 1
+        self.earliest = min(self.earliest, last_step)
 
     def _finish_answers(self, now: float) -> None:
+        self.earliest = LAST
         for rank, heap in enumerate(self.heaps):
-            last = self.step - 1 - self.stalls[rank]
-            while heap and heap[0][0] <= last:
-                ends, request = heapq.heappop(heap)
+            while heap:
+                ends, request = heap[0]
+                if ends + self.stalls[rank] >= self.step:
+                    if ends + self.stalls[rank] < self.earliest:
+                        self.earliest = ends + self.stalls[rank]
+                    break
+                heapq.heappop(heap)
                 if request == BACKGROUND:
                     self.held[rank] -= self.seeded + (ends + 1) * self.pool.tokens_per_step
                     self.promised[rank] -= self.seeded
@@ -203,6 +213,7 @@ class Worker:
                 else:  # it was preempted
                     continue
                 self.decoding[rank] -= 1
+                self.running -= 1
                 self.listener.answered(request, now)
 
     def _release(self, rank: int, request: int) -> None:
@@ -214,15 +225,17 @@ class Worker:
     def _begin(self, now: float) -> None:
         """Compose the next step, or as many as are alike."""
         self.start_s = now
-        self._preempt()
-        if self.role == "decode":
-            self._enter(now)
-            taken = []
-        else:
-            taken = self._prompts()
+        taken: list[list[tuple[int, float]]] = []
+        if self.bounded:
+            self._preempt()
+        if self.queued:
+            if self.role == "decode":
+                self._enter(now)
+            else:
+                taken = self._prompts()
         if taken:
             self.step_s, strides = self._prompt_step_s(taken), 1
-        elif any(self.decoding):
+        elif self.running:
             self.step_s = self.pool.decode_s(max(self.decoding))
             strides = 1 if self.entered else self._alike()  # what has just come in is seen to after one step
         else:
@@ -233,14 +246,14 @@ class Worker:
 
     def _alike(self) -> int:
         """Steps until something changes: an answer ends, a waiting request may be taken, the KV cache is full."""
-        last = min(heap[0][0] + self.stalls[rank] for rank, heap in enumerate(self.heaps) if heap)
-        strides = last - self.step + 1
-        for rank, queue in enumerate(self.queues):
-            if queue and queue[0][0] > self.step and self._room(rank, queue[0][1]):
-                strides = min(strides, queue[0][0] - self.step)
+        strides = self.earliest - self.step + 1
+        if self.queued:
+            for rank, queue in enumerate(self.queues):
+                if queue and queue[0][0] > self.step and self._room(rank, queue[0][1]):
+                    strides = min(strides, queue[0][0] - self.step)
         if self.gathering >= 0:
             strides = min(strides, max(self.gathering + self.pool.gather_steps - self.step, 1))
-        if self.pool.kv_tokens < math.inf:
+        if self.bounded:
             for rank, count in enumerate(self.decoding):
                 if count:
                     room = (self.pool.kv_tokens - self.held[rank]) / (count * self.pool.tokens_per_step)
@@ -249,17 +262,18 @@ class Worker:
 
     def _enter(self, now: float) -> None:
         """Sequences prefilled elsewhere join the batch."""
-        idle = not any(self.decoding)
+        idle = not self.running
         for rank, queue in enumerate(self.queues):
             while queue and (queue[0][0] <= self.step or idle) and self._room(rank, queue[0][1]):
                 request = queue.popleft()[1]
+                self.queued -= 1
                 job = self.jobs[request]
                 self.held[rank] += job.context
                 self.promised[rank] += job.context + self.policy.reserve * job.answer
                 self._enter_one(rank, request, now)
 
     def _enter_one(self, rank: int, request: int, now: float) -> None:
-        job, seen = self.jobs[request], self.policy.first_token
+        job, seen = self.jobs[request], self.policy.first_seen
         last = self.step + job.steps - (seen != "by_first_step")
         if seen == "at_entry":
             self.listener.first_token(request, now)
@@ -270,8 +284,7 @@ class Worker:
 
     def _prompts(self) -> list[list[tuple[int, float]]]:
         """What each rank's prompts give to the next step: (request, tokens); empty where no rank has any."""
-        alone = not any(self.decoding)
-        step = self.step if not alone else 2**62
+        step = self.step if self.running else LAST
         ready = [
             bool(queue) and (queue[0][0] <= step or self.partly[rank] > 0)
             and (self.partly[rank] > 0 or self._room(rank, queue[0][1]))
@@ -316,6 +329,7 @@ class Worker:
             if job.left > 0:
                 break
             queue.popleft()
+            self.queued -= 1
             self.finishing.append((rank, request))
         return taken
 
@@ -340,8 +354,6 @@ class Worker:
 
     def _preempt(self) -> None:
         """What outgrew the KV cache loses its newest sequences; they compute their context again."""
-        if self.pool.kv_tokens == math.inf:
-            return
         for rank in range(self.pool.ranks):
             while self.held[rank] > self.pool.kv_tokens and self.decoding[rank] > 1 and self._evict(rank):
                 self.preempted += 1
@@ -360,6 +372,8 @@ class Worker:
             job.answer -= gained * self.pool.tokens_per_step
             job.left, job.prefix, job.steps, job.ends = job.context, 0.0, job.steps - gained, -1
             self.decoding[rank] -= 1
+            self.running -= 1
+            self.queued += 1
             self.queues[rank].appendleft((self.step, request))
             return True
         return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -36,6 +36,8 @@ class AttentionKind(Spec, ABC):
 
     kind: str
     """Its name in the registry."""
+    fixed_state: ClassVar[bool] = False
+    """Whether a sequence's state keeps its size whatever the context."""
 
     @property
     @abstractmethod

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 class LatentKind(AttentionKind):
     """Keys and values are up-projections of one latent per token, which is all that is cached."""
 
-    kind: str
     heads: int = Field(gt=0)
     q_lora_rank: int = Field(gt=0)
     kv_lora_rank: int = Field(gt=0)

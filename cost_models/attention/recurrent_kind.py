@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -36,7 +36,7 @@ class RecurrentKind(AttentionKind):
     modelled. Calibration family: the kind's name, variants update and scan (the recurrence), convolution.decode and .prefill.
     """
 
-    kind: str
+    fixed_state: ClassVar[bool] = True
     conv: int = Field(gt=1)
     """Taps of the short convolution before the recurrence."""
 
@@ -125,9 +125,11 @@ class RecurrentKind(AttentionKind):
         return ((self.kind, core), (self.kind, f"convolution.{phase}"), ("elementwise", elementwise))
 
     def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, Source]:
-        core = "update" if phase == "decode" else "scan"
-        heads = {**inputs, "heads": self.state_heads / inputs["tp"]}
+        core, tp = "update" if phase == "decode" else "scan", inputs["tp"]
+        heads = self.state_heads / tp
+        own = {"query_tokens": 1.0, "new_tokens": 1.0, **inputs, "heads": heads, "state_elements": heads * self.state_elements}
+        taps = {"channels": self.conv_channels / tp, "state_taps": float(self.conv - 1) if phase == "decode" else 0.0}
         return {
-            f"{self.kind}_{core}": (self.kind, core, heads),
-            "short_convolution": (self.kind, f"convolution.{phase}", heads),
+            f"{self.kind}_{core}": (self.kind, core, own),
+            "short_convolution": (self.kind, f"convolution.{phase}", {**own, **taps}),
         }

@@ -10,11 +10,14 @@ from typing import Any
 from cost_models.errors import CatalogError, UnsupportedModelError
 from cost_models.huggingface.precision import stored_precision
 from cost_models.huggingface.registry import model_from_config
-from cost_models.reading import check_numbers, is_folder, parse_json, read_text
+from cost_models.reading import check_numbers, is_folder, kind_of, parse_json, read_text
+from cost_models.specs.bounds import check_config
 from cost_models.specs.model import ModelSpec
 
 CONFIG = "config.json"
 QUANTISATION = "hf_quant_config.json"
+UNBOUNDED = ("time_step_limit",)
+"""Fields that may be infinite and that nothing reads."""
 NAMED = {
     "nvfp4": "nvfp4", "fp4": "nvfp4", "mxfp4": "mxfp4", "mxfp8": "mxfp8", "fp8": "fp8", "awq": "int4", "gptq": "int4",
     "int4": "int4", "w4a16": "int4", "int8": "int8", "w8a8": "int8", "bf16": "bf16",
@@ -44,7 +47,8 @@ class CheckpointFiles:
         beside = folder / QUANTISATION
         quantisation = read_text(beside) if path.name == CONFIG and beside.is_file() else None
         name = (folder.name if path.name == CONFIG else path.stem) or "model"
-        return cls(name, str(path), str(folder), text, quantisation)
+        given = str(path.parent) if path.is_absolute() else f"./{path.parent}"  # scripts with it are passed on
+        return cls(name, str(path), given, text, quantisation)
 
 
 def model_from_files(files: CheckpointFiles, recipes: Mapping[str, Mapping[str, Any]]) -> ModelSpec:
@@ -54,6 +58,7 @@ def model_from_files(files: CheckpointFiles, recipes: Mapping[str, Mapping[str, 
     UnsupportedModelError for what is not modelled or contradicts itself.
     """
     config = _json_object(files.config, files.origin)
+    check_config(config, files.origin)
     model = model_from_config(config, name=files.name, source=files.origin)
     beside = None if files.quantisation is None else _json_object(files.quantisation, f"{files.folder}/{QUANTISATION}")
     stored = stored_precision(config, model, source=files.origin, beside=beside, base=recipes)
@@ -85,6 +90,6 @@ def _check_name(name: str, recipe: str, source: str) -> None:
 def _json_object(text: str, origin: str) -> dict[str, Any]:
     data = parse_json(text, origin, unique=True)
     if not isinstance(data, dict):
-        raise CatalogError(f"{origin}: expected a Hugging Face config object, found {type(data).__name__}")
-    check_numbers(data, origin)
+        raise CatalogError(f"{origin}: expected a Hugging Face config object, found {kind_of(data)}")
+    check_numbers({key: value for key, value in data.items() if key not in UNBOUNDED}, origin)
     return data

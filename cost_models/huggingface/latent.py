@@ -1,7 +1,8 @@
-"""Models with multi-head latent attention: DeepSeek-V2, V3, R1, Kimi-K2."""
+"""Models with multi-head latent attention: DeepSeek-V2, V3, R1, Kimi-K2; sparse: DeepSeek-V3.2, GLM-5."""
 
 from __future__ import annotations
 
+from cost_models.attention.dsa import DsaSpec
 from cost_models.attention.mla import MlaSpec
 from cost_models.huggingface.fields import Config, common, only
 from cost_models.specs.model import ModelSpec, MoeSpec
@@ -10,6 +11,29 @@ from cost_models.specs.model import ModelSpec, MoeSpec
 def deepseek_v3(config: Config, name: str, source: str) -> ModelSpec:
     """Sigmoid routing in groups with a correction bias; Kimi-K2 has one group."""
     return _deepseek(config, name, source, correction_bias=True)
+
+
+def deepseek_v32(config: Config, name: str, source: str) -> ModelSpec:
+    """DeepSeek sparse attention: DeepSeek-V3.2, and GLM-5, whose later versions reuse the index of an earlier layer."""
+    dense = _deepseek(config, name, source, correction_bias=True)
+    ((latent, _),) = dense.attentions.items()
+    own = DsaSpec(
+        **latent.model_dump(exclude={"kind"}),
+        index_heads=config["index_n_heads"],
+        index_dim=config["index_head_dim"],
+        top_k=config["index_topk"],
+    )
+    only(config, "index_kv_pool_size", 1)
+    types = config.get("indexer_types") or ["full"] * dense.layers
+    if len(types) != dense.layers or set(types) - {"full", "shared"}:
+        said = ", ".join(sorted(set(types)))
+        raise ValueError(f"indexer_types has {len(types)} entries of {said}; {dense.layers} layers need full or shared")
+    if types[0] != "full":
+        raise ValueError("indexer_types: layer 0 shares an index that no layer before it computes")
+    reused = own.model_copy(update={"computes_index": False})
+    pattern = [(own if kind == "full" else reused, group.ffn) for kind, group in zip(types, dense.in_order(), strict=True)]
+    document = dense.model_dump(exclude={"groups"})
+    return ModelSpec.of_layers(pattern, **document)
 
 
 def deepseek_v2(config: Config, name: str, source: str) -> ModelSpec:

@@ -38,7 +38,7 @@ MODELOPT = {
 """ModelOpt's quant_algo -> dtype."""
 ABSORBED = ("fp8_block", "int8")
 """Dtypes in which kv_b stays a GEMM of its own in prefill; decode absorbs a copy in BF16."""
-PREFIXES = ("model.", "language_model.model.", "model.language_model.", "")
+PREFIXES = ("model.", "language_model.model.", "model.language_model.", "backbone.", "")
 EXCLUDED = ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules", "exclude")
 """Keys under which quantisation methods list what they leave out."""
 
@@ -260,7 +260,8 @@ def _families(model: ModelSpec, modules: Mapping[str, str], dtype_of: DtypeOf) -
     found: dict[str, str] = {}
     remarks = []
     for family, layers in _layers_of(model, modules):
-        counts = Counter(dtype_of([f"{prefix}layers.{layer}.{modules[family]}" for prefix in PREFIXES]) for layer in layers)
+        names = {layer: modules.get(f"{kind}:{family}", modules[family]) for layer, kind in layers.items()}
+        counts = Counter(dtype_of([f"{prefix}layers.{layer}.{name}" for prefix in PREFIXES]) for layer, name in names.items())
         (dtype, _), *others = counts.most_common()
         found[family] = dtype
         for other, number in others:
@@ -268,18 +269,18 @@ def _families(model: ModelSpec, modules: Mapping[str, str], dtype_of: DtypeOf) -
     return found, remarks
 
 
-def _layers_of(model: ModelSpec, modules: Mapping[str, str]) -> Iterator[tuple[str, Sequence[int]]]:
-    """Matrix families that the model has, with the layers that have them."""
+def _layers_of(model: ModelSpec, modules: Mapping[str, str]) -> Iterator[tuple[str, dict[int, str]]]:
+    """Matrix families that the model has, with the layers that have them and the kind of what has it there."""
     for family in modules:
-        layers = [
-            position
+        layers = {
+            position: str(part.kind)
             for group in model.groups
             for part in (group.attention, group.ffn)
             if part is not None and any(matrix.family == family for matrix in part.matrices(model.hidden, 1))
             for position in group.positions
-        ]
+        }
         if layers:
-            yield family, sorted(layers)
+            yield family, layers
 
 
 def _kv_cache(q: Mapping[str, Any]) -> str | None:

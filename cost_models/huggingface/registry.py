@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from cost_models.errors import UnsupportedModelError
-from cost_models.huggingface import dense, experts, latent
+from cost_models.huggingface import dense, experts, hybrids, latent
 from cost_models.huggingface.fields import VISION, Config, flat
 from cost_models.specs.model import ModelSpec
 
@@ -28,6 +28,22 @@ LATENT = {
     "q_b": "self_attn.q_b_proj",
     "kv_b": "self_attn.kv_b_proj",
 }
+KIMI_LINEAR = {**LATENT, "experts": "block_sparse_moe.experts.0.w1", "shared_expert": "block_sparse_moe.shared_experts.down_proj"}
+QWEN3_NEXT = {
+    **MODULES,
+    "gated_delta:attention_in": "linear_attn.in_proj_qkvz",
+    "gated_delta:o_proj": "linear_attn.out_proj",
+    "shared_expert": "mlp.shared_expert.down_proj",
+}
+NEMOTRON_H = {
+    "attention_in": "mixer.q_proj",
+    "mamba2:attention_in": "mixer.in_proj",
+    "o_proj": "mixer.o_proj",
+    "mamba2:o_proj": "mixer.out_proj",
+    "dense_ffn": "mixer.down_proj",
+    "experts": "mixer.experts.0.down_proj",
+    "shared_expert": "mixer.shared_experts.down_proj",
+}
 SPARSE_BLOCK = {**MODULES, "experts": "block_sparse_moe.experts.0.w1"}
 LLAMA4 = {
     **MODULES,
@@ -43,7 +59,7 @@ class Architecture:
 
     read: Reader
     modules: Mapping[str, str] = field(default_factory=lambda: MODULES)
-    """Matrix family -> a module of it inside a layer."""
+    """Matrix family -> a module of it inside a layer; `kind:family` where layers of a kind name it otherwise."""
     flags: tuple[str, ...] = ()
     """What of it is left out, said by name."""
 
@@ -51,6 +67,7 @@ class Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     "BailingMoeV2ForCausalLM": Architecture(experts.bailing_moe),
     "DeepseekV2ForCausalLM": Architecture(latent.deepseek_v2, LATENT),
+    "DeepseekV32ForCausalLM": Architecture(latent.deepseek_v32, LATENT),
     "DeepseekV3ForCausalLM": Architecture(latent.deepseek_v3, LATENT),
     "Dots1ForCausalLM": Architecture(experts.dots1),
     "Ernie4_5_MoeForCausalLM": Architecture(experts.ernie45_moe),
@@ -59,10 +76,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Glm4MoeForCausalLM": Architecture(experts.glm4_moe),
     "Glm4vMoeForConditionalGeneration": Architecture(experts.glm4_moe, flags=(VISION,)),
     "Glm4ForCausalLM": Architecture(dense.llama),
+    "GlmMoeDsaForCausalLM": Architecture(latent.deepseek_v32, LATENT),
     "GptOssForCausalLM": Architecture(experts.gpt_oss, {**MODULES, "experts": "mlp.experts.down_proj"}),
     "HunYuanMoEV1ForCausalLM": Architecture(experts.hunyuan_moe, {**MODULES, "shared_expert": "mlp.shared_mlp.down_proj"}),
     "InternS1ForConditionalGeneration": Architecture(experts.qwen3_moe, flags=(VISION,)),
     "KimiK25ForConditionalGeneration": Architecture(latent.deepseek_v3, LATENT, (VISION,)),
+    "KimiK3ForConditionalGeneration": Architecture(hybrids.kimi_linear, KIMI_LINEAR, (VISION,)),
+    "KimiLinearForCausalLM": Architecture(hybrids.kimi_linear, KIMI_LINEAR),
     "Llama4ForConditionalGeneration": Architecture(experts.llama4, LLAMA4, (VISION,)),
     "LlamaForCausalLM": Architecture(dense.llama),
     "MiMoForCausalLM": Architecture(dense.mimo),
@@ -70,11 +90,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Mistral3ForConditionalGeneration": Architecture(dense.mistral, flags=(VISION,)),
     "MistralForCausalLM": Architecture(dense.mistral),
     "MixtralForCausalLM": Architecture(experts.mixtral, SPARSE_BLOCK),
+    "NemotronHForCausalLM": Architecture(hybrids.nemotron_h, NEMOTRON_H),
     "Qwen2_5_VLForConditionalGeneration": Architecture(dense.qwen2, flags=(VISION,)),
     "Qwen2ForCausalLM": Architecture(dense.qwen2),
     "Qwen2MoeForCausalLM": Architecture(experts.qwen2_moe, {**MODULES, "shared_expert": "mlp.shared_expert.down_proj"}),
     "Qwen3ForCausalLM": Architecture(dense.qwen3),
     "Qwen3MoeForCausalLM": Architecture(experts.qwen3_moe),
+    "Qwen3NextForCausalLM": Architecture(hybrids.qwen3_next, QWEN3_NEXT),
+    "Qwen3_5ForConditionalGeneration": Architecture(hybrids.qwen3_next, QWEN3_NEXT, (VISION,)),
+    "Qwen3_5MoeForCausalLM": Architecture(hybrids.qwen3_next, QWEN3_NEXT),
+    "Qwen3_5MoeForConditionalGeneration": Architecture(hybrids.qwen3_next, QWEN3_NEXT, (VISION,)),
     "Qwen3VLForConditionalGeneration": Architecture(dense.qwen3, flags=(VISION,)),
     "Qwen3VLMoeForConditionalGeneration": Architecture(experts.qwen3_moe, flags=(VISION,)),
     "SeedOssForCausalLM": Architecture(dense.llama),
@@ -86,16 +111,12 @@ NOT_MODELLED: dict[str, str] = {
     "AfmoeForCausalLM": "gated attention with windows and without rope",
     "BailingMoeLinearV2ForCausalLM": "linear attention",
     "DeciLMForCausalLM": "layers of different widths, some without attention",
-    "DeepseekV32ForCausalLM": "sparse attention (DSA, index_topk)",
     "DeepseekV41ForCausalLM": "compressed attention shared between layers, n-gram tables and hyper-connections",
     "DeepseekV4ForCausalLM": "compressed sparse attention and hyper-connections",
     "Ernie4_5_VLMoeForConditionalGeneration": "separate experts for text and images",
     "Gemma4ForConditionalGeneration": "full-attention layers with other heads than windowed ones",
     "Glm5NextForConditionalGeneration": "delta attention (KDA), sparse attention and hyper-connections",
-    "GlmMoeDsaForCausalLM": "sparse attention (DSA, index_topk)",
     "JambaForCausalLM": "state-space layers (Mamba)",
-    "KimiK3ForConditionalGeneration": "delta attention (KDA) and experts in a latent width",
-    "KimiLinearForCausalLM": "delta attention (KDA)",
     "Lfm2ForCausalLM": "convolution layers",
     "Lfm2MoeForCausalLM": "convolution layers",
     "LongcatFlashForCausalLM": "zero-computation experts and two attention blocks per layer",
@@ -105,11 +126,6 @@ NOT_MODELLED: dict[str, str] = {
     "MiniMaxM3SparseForCausalLM": "block-sparse attention",
     "MiniMaxM3SparseForConditionalGeneration": "block-sparse attention",
     "MuseGlimmerForConditionalGeneration": "its layers (norms after blocks, scaled queries), whose weights are not published",
-    "NemotronHForCausalLM": "state-space layers (Mamba-2) and experts in a latent width",
-    "Qwen3NextForCausalLM": "gated linear attention (gated delta net)",
-    "Qwen3_5ForConditionalGeneration": "gated linear attention (gated delta net)",
-    "Qwen3_5MoeForCausalLM": "gated linear attention (gated delta net)",
-    "Qwen3_5MoeForConditionalGeneration": "gated linear attention (gated delta net)",
 }
 """Architecture -> the part of it that the cost models do not describe."""
 
@@ -140,8 +156,8 @@ def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
     entry = ARCHITECTURES[architecture]
     try:
         fields = flat(config)
-        if fields.get("index_topk"):
-            raise ValueError("index_topk is set: sparse attention (DSA) is not modelled")
+        if fields.get("index_topk") and entry.read is not latent.deepseek_v32:
+            raise ValueError("index_topk is set: sparse attention (DSA) is not modelled for this architecture")
         model = entry.read(fields, name, source)
     except KeyError as missing:
         raise UnsupportedModelError(f"{source}: {architecture} needs the key {missing}, which is absent") from missing

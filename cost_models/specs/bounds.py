@@ -21,6 +21,8 @@ MOST_WIDTH = 10**7
 MOST_PARAMETERS = 1e14
 OTHERWISE = {"layers": MOST_LAYERS, "experts": MOST_EXPERTS, "vocab": MOST_TOKENS, "max_context_tokens": MOST_TOKENS}
 """Field -> bound, where it is not MOST_WIDTH."""
+EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "num_experts_per_tok", "moe_num_experts", "n_shared_experts")
+"""Keys of a config.json that count experts."""
 UNCHECKED = ("parameters",)
 """Counts that are only compared."""
 MOST_SECONDS = 3600.0
@@ -57,6 +59,14 @@ def _is_time(name: str) -> bool:
     return name.endswith("_s") and not name.endswith("_per_s")
 
 
+def check_config(config: dict[str, Any], origin: str) -> None:
+    """Raise InputError naming a size in a config.json that no model has, before anything as long as it is made."""
+    for place, name, value in _sizes(config, ""):
+        most = MOST_LAYERS if "layers" in name else MOST_EXPERTS if name in EXPERTS else MOST_TOKENS
+        if abs(value) > most:
+            raise InputError(f"{origin}: {place} {value:.6g} is more than any model has (at most {most:,})")
+
+
 def check_model(model: ModelSpec, origin: str) -> ModelSpec:
     """A model from a user's file; raises InputError naming a size that no model has, or two that contradict each other."""
     for place, name, value in _sizes(model.model_dump(), ""):
@@ -76,15 +86,10 @@ def check_model(model: ModelSpec, origin: str) -> ModelSpec:
     return model
 
 
-def _sizes(data: dict[str, Any], place: str) -> list[tuple[str, str, int]]:
-    """(place, field, value) of every whole number of a document."""
-    found = []
-    for name, value in data.items():
-        if isinstance(value, dict):
-            found += _sizes(value, f"{place}{name}.")
-        elif isinstance(value, tuple):
-            parts = enumerate(part for part in value if isinstance(part, dict))
-            found += [size for number, part in parts for size in _sizes(part, f"{place}{name}.{number}.")]
-        elif isinstance(value, int) and not isinstance(value, bool):
-            found.append((f"{place}{name}", name, value))
-    return found
+def _sizes(data: Any, place: str, name: str = "") -> list[tuple[str, str, int]]:
+    """(place, field, value) of every whole number of a document; those of a list belong to the field of the list."""
+    if isinstance(data, dict):
+        return [size for key, value in data.items() for size in _sizes(value, f"{place}.{key}" if place else str(key), str(key))]
+    if isinstance(data, list | tuple):
+        return [size for at, value in enumerate(data) for size in _sizes(value, f"{place}.{at}", name)]
+    return [(place, name, data)] if isinstance(data, int) and not isinstance(data, bool) else []

@@ -24,14 +24,15 @@ K = TypeVar("K", bound=Hashable)
 
 
 class DenseSpec(Spec):
-    """A dense feed-forward block; SwiGLU with fused gate and up."""
+    """A dense feed-forward block; SwiGLU with fused gate and up, or without a gate."""
 
     kind: Literal["dense"] = "dense"
     intermediate: int = Field(gt=0)
+    gated: bool = True
 
     def matrices(self, hidden: int, layers: int) -> list[Matrix]:
         return [
-            Matrix("ffn_gate_up", "dense_ffn", 2 * self.intermediate, hidden, layers, "column"),
+            Matrix("ffn_gate_up", "dense_ffn", (1 + self.gated) * self.intermediate, hidden, layers, "column"),
             Matrix("ffn_down", "dense_ffn", hidden, self.intermediate, layers, "row"),
         ]
 
@@ -252,12 +253,13 @@ class ModelSpec(Spec):
 
     @property
     def draft_layers(self) -> tuple[LayerGroup, ...]:
-        """What an MTP module repeats: the last whole layer, with experts where there are any, or its blocks where
-        attention and feed-forward are layers of their own."""
+        """What an MTP module repeats: the last whole layer, with experts where there are any, or the last blocks where
+        attention and feed-forward are layers of their own (attention proper before recurrent mixers)."""
         groups = sorted(self.groups, key=lambda group: -max(group.positions))
         ffns = [group for group in groups if isinstance(group.ffn, MoeSpec if self.moe else DenseSpec)]
         whole = [group for group in ffns if group.attention]
-        return tuple(whole[:1]) or (next(group for group in groups if group.attention), *ffns[:1])
+        mixers = [(group.attention.fixed_state, number) for number, group in enumerate(groups) if group.attention]
+        return tuple(whole[:1]) or (groups[min(mixers)[1]], *ffns[:1])
 
     def mtp_matrices(self) -> list[Matrix]:
         """One MTP module: a whole MoE layer plus the projection of [hidden; embedding] (arXiv 2412.19437, 2.2)."""

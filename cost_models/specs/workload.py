@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from cost_models.balance import REAL_TRAFFIC_SIGMA
 from cost_models.specs.base import Spec
 
 MAX_LENGTH_TOKENS = 10_000_000
@@ -22,6 +23,15 @@ class Workload(Spec):
     """Share of input tokens found in the prefix cache (matters for prefill, not for decode)."""
     mtp_acceptance: tuple[float, ...] = ()
     """Probability that draft token i is accepted given that all before it were."""
+    popularity_sigma: float | None = Field(default=None, ge=0.0, le=4.0)
+    """How unequally the traffic uses experts: standard deviation of their log popularity. About 1.07 in mixed real traffic (the
+    default), 1.57 where a benchmark sends random tokens, 0 for uniform random routing. `autotune place` reads it off recorded
+    loads."""
+
+    @property
+    def sigma(self) -> float:
+        """popularity_sigma, or that of mixed real traffic."""
+        return REAL_TRAFFIC_SIGMA if self.popularity_sigma is None else self.popularity_sigma
 
     @property
     def context_tokens(self) -> float:

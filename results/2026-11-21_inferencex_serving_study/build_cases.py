@@ -7,8 +7,8 @@ of its history), not from residuals:
 - lengths uniform in 0.8-1 of nominal, closed loop, ten prompts per request in flight, as its client sends them;
 - attention DP without EP: four ranks are TP4, more are EP over all (relabelled topologies);
 - SGLang aggregated: --scheduler-recv-interval 10 below 16 requests in flight, 30 from there; --chunked-prefill-size 32,768 for FP8 on
-  eight GPUs (8,192 on four), 16,384 for FP4; --max-running-requests 128 for FP8 on B200 (32 on four), 256 for FP4, 512 or 256 on H200
-  (benchmarks/dsr1_fp8_b200.sh, dsr1_fp4_b200.sh, dsr1_fp8_h200.sh);
+  eight GPUs (8,192 on four), 16,384 for FP4 (benchmarks/dsr1_fp8_b200.sh, dsr1_fp4_b200.sh, dsr1_fp8_h200.sh); their limits of
+  running requests are no lower than the requests in flight, so they do not bind;
 - TensorRT-LLM aggregated: max_num_tokens is concurrency + isl + 64, rounded up to 64, until 2026-01-21 (commit 64af5a771), then at
   least 8,192; images 1.2.0rc6 and later came after that; attention DP has enable_balance with timeout_iters 60;
 - TensorRT-LLM disaggregated: prefill of 4 prompts and 4,608 tokens a step at 1k, one prompt and 8,448 tokens at 8k; the decode side's
@@ -83,10 +83,6 @@ def aggregated(row: dict[str, str], concurrency: int) -> dict:
     gpus, fp8 = one["tp"] * one["dp"], row["precision"] == "fp8"
     if row["engine"] == "sglang":
         one["admission_interval_steps"] = 30 if concurrency >= 16 and not (fp8 and gpus == 4) else 10
-        running = 256 if not fp8 else 32 if gpus == 4 else 128
-        if row["system"].startswith("h"):
-            running = 512 if (row["isl"], row["osl"]) == ("1024", "1024") else 256
-        one["batch_per_dp_rank"] = running // one["dp"]
         one["max_batched_tokens"] = (16384 if not fp8 else 8192 if gpus == 4 else 32768) // one["dp"]
         return one
     least = 8192 if row["engine_version"].startswith(AFTER_MAX_TOKENS) else 0

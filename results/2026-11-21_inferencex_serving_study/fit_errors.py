@@ -1,40 +1,99 @@
-"""cases.csv of `autotune validate cases.yaml --out FOLDER` -> error bands, with their coverage when a run is left out.
+"""Predictions beside measurements -> error bands of services, with their coverage when a run is left out.
 
-usage: python fit_errors.py FOLDER/cases.csv
+usage: python fit_errors.py cases.csv percentiles.csv vllm.csv > service_errors.yaml
+
+cases.csv : of `autotune validate cases.yaml --out FOLDER`, means. percentiles.csv : of percentiles.py. vllm.csv : of vllm_h100.py.
+Bands are 10 % and 90 % quantiles of measured / predicted, by kind of service and engine; an engine with fewer than NEEDED rows
+of a kind takes the band of all engines.
 """
 
 from __future__ import annotations
 
 import csv
 import sys
+from collections import defaultdict
 
 import numpy as np
 
-METRICS = {
-    "ttft": ("measured_ttft_s", "predicted_ttft_s"),
-    "tpot": ("measured_tpot_s", "predicted_tpot_s"),
-    "tokens_per_s": ("measured_tokens_per_s_per_gpu", "predicted_tokens_per_s_per_gpu"),
-}
+NEEDED = 12
+MEANS = {"ttft": "ttft_s", "tpot": "tpot_s", "tokens_per_s": "tokens_per_s_per_gpu"}
+Ratios = dict[tuple[str, str, str], list[tuple[str, float]]]
+"""(kind, engine, metric) -> (run, measured / predicted)."""
+
+
+def rows_of(path: str) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def add(ratios: Ratios, kind: str, engine: str, metric: str, run: str, measured: str, predicted: str) -> None:
+    if measured and predicted and float(measured) > 0 and float(predicted) > 0:
+        ratios[kind, engine, metric].append((run, float(measured) / float(predicted)))
+
+
+def collected(cases: str, percentiles: str, vllm: str) -> Ratios:
+    """All ratios of the three tables."""
+    ratios: Ratios = defaultdict(list)
+    for row in rows_of(cases):
+        if row["named"] == "True":
+            kind = "disaggregated" if "_disagg_" in row["id"] else "aggregated"
+            engine = "sglang" if "_sglang_" in row["id"] else "trtllm"
+            run = "_".join(row["id"].split("_")[:-4])
+            for metric, column in MEANS.items():
+                add(ratios, kind, engine, metric, run, row[f"measured_{column}"], row[f"predicted_{column}"])
+    for row in rows_of(percentiles):
+        kind = "disaggregated" if row["mode"] == "disagg" else "aggregated"
+        for which in ("p50", "p99"):
+            name = f"ttft_{which}_s"
+            add(
+                ratios,
+                kind,
+                row["engine"],
+                f"ttft_{which}",
+                row["id"].rsplit("_c", 1)[0],
+                row[f"measured_{name}"],
+                row[f"predicted_{name}"],
+            )
+    for row in rows_of(vllm):
+        for metric in ("ttft", "ttft_p50", "ttft_p99", "tpot", "tokens_per_s"):
+            add(ratios, "aggregated", "vllm", metric, row["load"], row[f"measured_{metric}"], row[f"predicted_{metric}"])
+    return ratios
+
+
+def band(found: list[tuple[str, float]]) -> tuple[float, float, float]:
+    """(low, high, share inside with its run left out)."""
+    runs, values = np.array([run for run, _ in found]), np.array([ratio for _, ratio in found])
+    inside = 0
+    for run in set(runs.tolist()):
+        left = runs == run
+        rest = values[~left] if (~left).any() else values
+        low, high = np.quantile(rest, (0.1, 0.9))
+        inside += int(((values[left] >= low) & (values[left] <= high)).sum())
+    low, high = np.quantile(values, (0.1, 0.9))
+    return float(low), float(high), inside / len(values)
 
 
 def main() -> None:
-    """Print the bands."""
-    with open(sys.argv[1], newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["named"] == "True"]
-    for mode in ("aggregated", "disaggregated"):
-        chosen = [row for row in rows if ("_disagg_" in row["id"]) == (mode == "disaggregated")]
-        runs = np.array(["_".join(row["id"].split("_")[:-4]) for row in chosen])
-        print(f"{mode}: {len(chosen)} points, {len(set(runs))} runs")
-        for name, (measured, predicted) in METRICS.items():
-            ratio = np.array([float(row[measured]) / float(row[predicted]) for row in chosen])
-            low, high = np.quantile(ratio, (0.1, 0.9))
-            inside = 0
-            for run in set(runs):
-                left = runs == run
-                bounds = np.quantile(ratio[~left], (0.1, 0.9))
-                inside += int(((ratio[left] >= bounds[0]) & (ratio[left] <= bounds[1])).sum())
-            print(f"  {name}: {{low: {low:.3g}, high: {high:.3g}}}  # {inside / len(ratio):.0%} inside with their run left out")
+    """Print the document."""
+    ratios = collected(*sys.argv[1:4])
+    print("# Measured / predicted, 10 % and 90 % quantiles; made by results/2026-11-21_inferencex_serving_study/fit_errors.py")
+    print("source: InferenceX points of DeepSeek-R1 without a note, and vLLM 0.24 on one and two H100")
+    for kind in ("aggregated", "disaggregated"):
+        print(f"{kind}:")
+        pooled = {m: [r for (k, _, metric), found in ratios.items() if (k, metric) == (kind, m) for r in found] for m in METRICS}
+        engines = sorted({engine for k, engine, _ in ratios if k == kind})
+        for engine in ("default", *engines):
+            own = {m: ratios.get((kind, engine, m), []) for m in METRICS}
+            chosen = {m: own[m] if len(own[m]) >= NEEDED else pooled[m] for m in METRICS}
+            print(f"  {engine}:\n    points: {len(chosen['tpot'])}")
+            for metric, found in chosen.items():
+                low, high, inside = band(found)
+                print(
+                    f"    {metric}: {{low: {low:.3g}, high: {high:.3g}}}  # {len(found)} points, {inside:.0%} inside with their run left out"
+                )
 
+
+METRICS = ("ttft", "ttft_p50", "ttft_p99", "tpot", "tokens_per_s")
 
 if __name__ == "__main__":
     main()

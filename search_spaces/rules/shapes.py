@@ -71,7 +71,8 @@ def _cut_text(subject: Subject, family: str | None) -> str:
     dtype = str(getattr(subject.recipe, matrix.family))
     ways = int((subject.rows.moe_tp if family == "experts" else subject.rows.tp)[0])
     whole = int(width[0]) * ways
-    fits = [w for w in range(ways - 1, 0, -1) if whole % w == 0 and (whole // w) % BLOCKS[dtype] == 0]
+    heads, block = subject.model.heads, BLOCKS[dtype]
+    fits = [w for w in range(ways - 1, 0, -1) if whole % w == 0 and (whole // w) % block == 0 and heads % w == 0]
     way_out = "expert parallelism keeps experts whole, and " if family == "experts" else ""
     return (
         f"{matrix.name}: {whole:,} / {ways} ranks = {int(width[0])} is not divisible by the {BLOCKS[dtype]}-wide scale blocks of "

@@ -8,7 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models.attention.base import AttentionKind
+from cost_models.attention.dsa import DsaSpec
+from cost_models.attention.gated_delta import GatedDeltaSpec
 from cost_models.attention.gqa import GqaSpec
+from cost_models.attention.kda import KdaSpec
+from cost_models.attention.mamba2 import Mamba2Spec
 from cost_models.attention.mla import MlaSpec
 from cost_models.attention.registry import KINDS
 from cost_models.calibration import Calibration
@@ -24,10 +28,19 @@ from cost_models.specs.model import DenseSpec, ModelSpec
 from cost_models.specs.workload import Workload
 
 HIDDEN = 4096
+LATENT = {"heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_dim": 128, "qk_rope_dim": 64, "v_dim": 128}
 EXAMPLES: dict[str, AttentionKind] = {
-    "mla": MlaSpec(heads=128, q_lora_rank=1536, kv_lora_rank=512, qk_nope_dim=128, qk_rope_dim=64, v_dim=128),
+    "mla": MlaSpec(**LATENT),
+    "mla with a gate": MlaSpec(**{**LATENT, "heads": 96}, output_gate=True),
     "gqa": GqaSpec(heads=64, kv_heads=8, head_dim=128, bias=True, qk_norm=True, sinks=True),
     "gqa with a window": GqaSpec(heads=64, kv_heads=8, head_dim=64, window_tokens=128),
+    "gqa with a gate": GqaSpec(heads=32, kv_heads=2, head_dim=256, qk_norm=True, output_gate=True),
+    "dsa": DsaSpec(**LATENT, index_heads=64, index_dim=128, top_k=2048),
+    "dsa that reuses an index": DsaSpec(**LATENT, index_heads=32, index_dim=128, top_k=2048, computes_index=False),
+    "gated_delta": GatedDeltaSpec(key_heads=16, value_heads=64, key_dim=128, value_dim=128, conv=4),
+    "kda": KdaSpec(heads=96, head_dim=128, conv=4, full_rank_gate=True),
+    "kda with a narrow gate": KdaSpec(heads=32, head_dim=128, conv=4),
+    "mamba2": Mamba2Spec(heads=128, head_dim=64, state_dim=128, groups=8, conv=4),
 }
 MACHINES = (("gb200-nvl72", "vllm"), ("hgx-h200", "sglang"))
 PHASES = ("decode", "prefill")
@@ -85,7 +98,7 @@ def test_decode_never_gets_cheaper_with_context_or_sequences(kind, hw, engine):
 
 
 @pytest.mark.parametrize(("hw", "engine"), MACHINES)
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_no_operator_beats_its_roofline(kind, hw, engine, data):
     machine = machine_with(kind, hw, engine)

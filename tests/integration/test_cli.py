@@ -245,7 +245,7 @@ def test_a_problem_file_names_the_target(run, tmp_path):
     code, text, _ = run("search", "--problem", str(problem), "--rate", "4", "--no-save", "--json")
     assert code == 0
     document = json.loads(text)
-    assert document["format"] == "autotune-service-plan/1"
+    assert document["format"] == "autotune-service-plan/2"
     assert document["plans"][0]["prediction"]["requests_per_s"] == pytest.approx(4.0)
 
 

@@ -7,15 +7,19 @@ readers without eyes on a canvas.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.documents.plan import Plan, SearchResult
 from autotune.documents.prediction import Prediction, StepPrediction
 from autotune.documents.service_plan import ServicePlan, ServiceResult
 from cost_models.specs.base import Spec
 
+if TYPE_CHECKING:
+    from autotune.auditing.sensitivity import Sensitivity
+
 GB = 1e9
 SMALL_SHARE = 0.005
+LEAST_SWING = 0.001
 GROUPS: dict[str, tuple[str, ...]] = {
     "attention": ("attention", "absorb", "indexer"),
     "projections and dense layers": (
@@ -347,6 +351,27 @@ def request_timeline(plan: ServicePlan, osl_tokens: float) -> Chart:
 
 def _points(percentiles: Any) -> tuple[float, ...]:
     return percentiles.mean, percentiles.p50, percentiles.p95, percentiles.p99
+
+
+def tornado(found: Sensitivity) -> Chart:
+    """Throughput when one parameter is 20 % smaller or larger, most influential first."""
+    low, high = found.steps.index(-0.2), found.steps.index(0.2)
+    shown = [i for i in found.influences if i.swing > LEAST_SWING]
+    series = [
+        {"name": name, "stack": "change", "data": [round(100 * i.effects[step], 2) for i in shown]}
+        for name, step in (("20 % smaller", low), ("20 % larger", high))
+    ]
+    return Chart(
+        id="sensitivity",
+        title="What throughput hangs on",
+        says=f"Change of tokens/s when one parameter is 20 % smaller or larger, all else equal; {shown[0].name} weighs most."
+        if shown
+        else "No single parameter moves throughput by more than a tenth of a per cent.",
+        option=bars([i.name for i in shown], "% of tokens/s", series, legend=True),
+        columns=("parameter", "20 % smaller", "20 % larger"),
+        rows=tuple((i.name, f"{i.effects[low]:+.1%}", f"{i.effects[high]:+.1%}") for i in found.influences),
+        height_px=rows_px(len(shown), legend=True),
+    )
 
 
 def charts_of(result: SearchResult | ServiceResult, osl_tokens: float) -> list[Chart]:

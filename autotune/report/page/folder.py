@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from autotune.documents.candidates import Candidates
+from autotune.documents.plan import Plan
 from autotune.documents.problem import Problem
 from autotune.documents.results import CANDIDATES, Result, load_candidates, load_plans
 from autotune.errors import ExportError, ProblemError
@@ -45,6 +47,14 @@ def _scripts(plan: Any) -> list[Script]:
         return [Script(plan.rank, script.name, script.text) for script in plan_scripts(plan) if script.executable]
     except ExportError:
         return []
+
+
+def with_sensitivity(page: RunPage) -> RunPage:
+    """The page with what a pool's throughput hangs on; a service's is left as it is."""
+    from autotune.auditing.sensitivity import sensitivity  # prices some fifty steps: only where it is asked for
+
+    best = page.result.best
+    return dataclasses.replace(page, sensitivity=sensitivity(best.deployment)) if isinstance(best, Plan) else page
 
 
 def read_page(folder: Path) -> RunPage:

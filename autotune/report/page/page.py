@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.documents.candidates import Candidates
 from autotune.documents.plan import Plan, SearchResult
@@ -15,8 +15,11 @@ from autotune.documents.prediction import Prediction
 from autotune.documents.results import Result
 from autotune.documents.service_plan import ServicePlan, ServiceResult
 from autotune.report.page.advice import first_checks, sizing
-from autotune.report.page.charts import Chart, charts_of
+from autotune.report.page.charts import Chart, charts_of, tornado
 from autotune.report.page.tradeoff import data_of, tradeoff
+
+if TYPE_CHECKING:
+    from autotune.auditing.sensitivity import Sensitivity
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class RunPage:
     scripts: Sequence[Script]
     made: str
     """When and with what."""
+    sensitivity: Sensitivity | None = None
+    """Of the best plan, where it was asked for."""
 
 
 def render(page: RunPage) -> str:
@@ -98,7 +103,7 @@ def _charts(page: RunPage) -> list[Chart]:
     charts = charts_of(page.result, page.osl_tokens)
     if isinstance(page.result, SearchResult) and page.candidates and len(page.candidates):
         charts.insert(0, tradeoff(page.result, page.candidates))
-    return charts
+    return [*charts, *([tornado(page.sensitivity)] if page.sensitivity else [])]
 
 
 def headline(result: Result) -> str:

@@ -15,7 +15,7 @@ from autotune.searching.realising import pool_of, precision_of
 from autotune.searching.services.choosing import Candidate, Chosen
 from autotune.searching.services.sides import Pools
 from autotune.serving.errors import probability_below
-from autotune.serving.predicting import predict_service
+from autotune.serving.predicting import Service, service_of
 from cost_models.rows import UNLIMITED
 
 SEARCHED = (0.5, 1.2)
@@ -46,20 +46,20 @@ def goodput(pools: Pools, candidate: Candidate, halvings: int = HALVINGS) -> Eva
     load = pools.traffic.load
     deployment = deployment_of(pools, candidate, load or Load(rate_per_s=candidate.requests_per_s))
     try:
+        service = service_of(deployment)
         if load is not None:
-            return at_load(pools, candidate, deployment)
-        return _largest(pools, candidate, deployment, halvings)
+            return at_load(pools, candidate, service, load)
+        return _largest(pools, candidate, service, halvings)
     except ProblemError:
         return None
 
 
-def _largest(pools: Pools, candidate: Candidate, deployment: Deployment, halvings: int) -> Evaluated | None:
-    """Bisection in the rate, starting from the candidate's own."""
+def _largest(pools: Pools, candidate: Candidate, service: Service, halvings: int) -> Evaluated | None:
+    """Bisection in the rate, starting from the candidate's own; its pools are priced once."""
     low, high = SEARCHED
     share, best = 1.0, None
     for _ in range(halvings + 1):
-        load = Load(rate_per_s=candidate.requests_per_s * share)
-        found = at_load(pools, candidate, deployment.model_copy(update={"load": load}))
+        found = at_load(pools, candidate, service, Load(rate_per_s=candidate.requests_per_s * share))
         if found.holds:
             low, best = share, found
         else:
@@ -68,9 +68,10 @@ def _largest(pools: Pools, candidate: Candidate, deployment: Deployment, halving
     return best
 
 
-def at_load(pools: Pools, candidate: Candidate, deployment: Deployment) -> Evaluated:
-    """The candidate under its deployment's load."""
-    prediction = predict_service(deployment)
+def at_load(pools: Pools, candidate: Candidate, service: Service, load: Load) -> Evaluated:
+    """The candidate under a load."""
+    prediction = service.at(load)
+    deployment = service.deployment.model_copy(update={"load": load})
     return Evaluated(candidate, deployment, prediction, objectives_of(pools.decode, prediction))
 
 
@@ -123,17 +124,17 @@ def objectives_of(resolved: ResolvedProblem, prediction: ServicePrediction) -> t
             name=f"TTFT {name.upper()}",
             predicted=getattr(prediction.ttft_s, name),
             limit=limit,
-            probability=_probability(getattr(prediction.ttft_s, name), limit, prediction.ttft_s.mean, bands.ttft_s),
+            probability=_probability(getattr(prediction.ttft_s, name), limit, bands.of_ttft(name)),
         )
         for name, limit in resolved.ttft_limits_s.items()
     ]
     mean_s, limit_s = prediction.tpot_s.mean, resolved.problem.tpot_limit_s
-    chance = _probability(mean_s, limit_s, mean_s, bands.tpot_s)
+    chance = _probability(mean_s, limit_s, bands.tpot_s)
     return (*found, LimitOutcome(name="mean TPOT", predicted=mean_s, limit=limit_s, probability=chance))
 
 
-def _probability(predicted: float, limit: float, mean: float, band: Interval) -> float:
-    """Of staying under a limit; band : around the mean."""
-    if mean <= 0:
+def _probability(predicted: float, limit: float, band: Interval) -> float:
+    """Of staying under a limit."""
+    if predicted <= 0:
         return 1.0
-    return probability_below(predicted, limit, band.low / mean, band.high / mean)
+    return probability_below(predicted, limit, band.low / predicted, band.high / predicted)

@@ -37,8 +37,8 @@ def test_percentiles_are_judged_with_the_odds_of_the_error_bars():
         plan, Goals(ttft_p50_s=seen.ttft_s.p50, ttft_p95_s=100.0, ttft_p99_s=seen.ttft_s.p99 / 2, tpot_s=seen.tpot_s.mean)
     )
     lines = {line.name: line for line in verdict.goals}
-    band = seen.intervals.ttft_s
-    low, high = band.low / seen.ttft_s.mean, band.high / seen.ttft_s.mean
+    band = seen.intervals.of_ttft("p50")
+    low, high = band.low / seen.ttft_s.p50, band.high / seen.ttft_s.p50
     sigma = math.log(high / low) / 2.563
     odds = 0.5 * math.erfc((math.log(low) + math.log(high)) / 2 / sigma / math.sqrt(2))
     assert lines["ttft_p50_s"].probability == pytest.approx(odds, abs=1e-3)

@@ -361,7 +361,7 @@ def test_few_tokens_reach_fewer_experts_than_pairs(tokens, active):
 def test_a_gpu_or_engine_without_tables_is_one_message(tmp_path):
     with pytest.raises(ProblemError, match="has no H20"):
         read_silicon("H20", "vllm", tmp_path)
-    with pytest.raises(ProblemError, match="no tables for vllm"):
+    with pytest.raises(ProblemError, match="no tables of H200 for vllm"):
         read_silicon("H200", "vllm", tmp_path)
 
 

@@ -74,12 +74,21 @@ def test_engine_default_of_the_memory_fraction_follows_the_version():
 
 def test_index_and_params_are_inverse():
     space = FlagSpace({"a": (1, 2, 3), "b": (True, False)}, {}, {})
-    assert space.size == 6
     grid = space.grid()
+    assert space.size == space.distinct == len(grid.codes) == 6
     for position in range(space.size):
-        params = space.params_at(position)
-        assert space.index(params) == position
-        assert space.values["a"][grid["a"][position]] == params["a"]
+        params = grid.params_at(position)
+        assert grid.positions(space.columns([params])) == [position]
+        assert params == {"a": 1 + position // 2, "b": position % 2 == 0}
+
+
+def test_knobs_that_do_not_count_are_not_enumerated():
+    # off: 1 way, whatever its interval; on: 3 intervals; each with 2 batches
+    space = FlagSpace({"enable_eplb": (False, True), "eplb_interval_steps": (3000, 1000, 300), "max_num_seqs": (8, 16)}, {}, {})
+    grid = space.grid()
+    assert (space.size, space.distinct, len(grid.codes)) == (12, 8, 8)
+    off = [{"enable_eplb": False, "eplb_interval_steps": steps, "max_num_seqs": 16} for steps in (3000, 1000, 300)]
+    assert grid.positions(space.columns(off)).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(("engine", "version"), [("vllm", "0.33"), ("vllm", "0.17"), ("sglang", None)])
@@ -103,9 +112,9 @@ def test_the_evaluator_and_predict_price_the_same_deployment(engine, version):
 def test_grid_evaluation_equals_one_by_one():
     evaluator = evaluator_of()
     grid = evaluator.space.grid()
-    whole = evaluator.evaluate(grid)
-    for position in np.random.default_rng(1).integers(evaluator.space.size, size=25):
-        alone = evaluator.one(evaluator.space.params_at(int(position)))
+    whole = evaluator.evaluate(grid.columns)
+    for position in np.random.default_rng(1).integers(evaluator.space.distinct, size=25):
+        alone = evaluator.one(grid.params_at(int(position)))
         assert alone.score[0] == pytest.approx(whole.score[position], rel=1e-9)
         for name in CONSTRAINTS:
             assert alone.constraints[name][0] == pytest.approx(whole.constraints[name][position], abs=1e-6)
@@ -157,6 +166,42 @@ def test_a_study_beats_the_defaults_and_finds_the_exact_optimum():
     assert found.study <= found.exact * (1 + 1e-9)
     assert [row.origin for row in found.trials[:2]] == ["analytic", "defaults"]
     assert len(found.trials) == 100
+
+
+def test_the_grid_holds_every_combination_that_differs_from_all_others():
+    # all products, against the grid without those that only differ in knobs that do not count
+    evaluator = evaluator_of()
+    space = evaluator.space
+    sizes = [len(values) for values in space.values.values()]
+    product = dict(zip(space.values, np.unravel_index(np.arange(space.size), sizes), strict=True))
+    grid = space.grid()
+    assert len(grid.codes) == space.distinct < space.size
+    assert np.all(np.diff(grid.codes) > 0)
+    everything, distinct = evaluator.evaluate(product), evaluator.evaluate(grid.columns)
+    where = grid.positions(product)
+    assert np.allclose(distinct.score[where], everything.score, rtol=1e-12)
+    assert np.array_equal(distinct.feasible[where], everything.feasible)
+    best = everything.best()
+    assert grid.params_at(int(where[best])) == {name: values[product[name][best]] for name, values in space.values.items()}
+
+
+def test_without_trials_asked_for_the_exact_optimum_is_the_answer_and_optuna_stays_away():
+    evaluator = evaluator_of()
+    found, studied = tune_flags(evaluator, trials=None, seed=0), tune_flags(evaluator, trials=5, seed=0)
+    assert found.trials == ()
+    assert found.study is None
+    assert found.exact == studied.exact
+    assert found.tokens_per_s_per_gpu == pytest.approx(found.exact, rel=1e-4)
+    assert found.random <= found.exact * (1 + 1e-9)
+
+
+def test_defaults_put_back_one_at_a_time_cost_the_same_in_one_call():
+    evaluator = evaluator_of()
+    found = tune_flags(evaluator, trials=0, seed=0)
+    for setting in found.settings:
+        alone = evaluator.one({**found.params, setting.name: setting.default})
+        expected = 1 - float(alone.score[0]) / found.tokens_per_s_per_gpu
+        assert setting.loss == pytest.approx(expected, abs=1e-9)
 
 
 def test_studies_repeat_with_their_seed():

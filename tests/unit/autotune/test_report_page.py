@@ -121,9 +121,7 @@ def test_groups_are_shares_of_the_step() -> None:
 
 
 @given(
-    st.lists(
-        st.tuples(st.integers(1, 50), st.integers(1, 50), st.sampled_from(["", "", "gpu_memory"])), min_size=1, max_size=40
-    )
+    st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50), st.sampled_from(["", "", "gpu_memory"])), min_size=1, max_size=40)
 )
 def test_the_frontier_is_what_nothing_beats(points: list[tuple[int, int, str]]) -> None:
     weighed = candidates_with([float(p[0]) for p in points], [p[1] / 100 for p in points], [p[2] for p in points])
@@ -157,7 +155,9 @@ def test_shared_errors_of_one_family_add_before_they_are_squared() -> None:
     operators = {"q_b": np.array([0.02]), "o_proj": np.array([0.02])}
     latency_s = np.array([0.04])
     limit_s = 0.04 * math.exp(0.12)
-    one = chance_of(operators, [line("q_b", "measured", 0.0, "gemm"), line("o_proj", "measured", 0.0, "gemm")], latency_s, limit_s)
+    one = chance_of(
+        operators, [line("q_b", "measured", 0.0, "gemm"), line("o_proj", "measured", 0.0, "gemm")], latency_s, limit_s
+    )
     two = chance_of(operators, [line("q_b", "measured", 0.0, "a"), line("o_proj", "measured", 0.0, "b")], latency_s, limit_s)
     assert one == pytest.approx([0.8413], abs=1e-4)
     assert two == pytest.approx([0.9214], abs=1e-4)  # Phi(sqrt 2)

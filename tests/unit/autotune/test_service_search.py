@@ -121,12 +121,12 @@ def test_a_price_ranks_by_cost_and_cheap_prefill_is_taken():
 
 def test_links_bound_the_requests():
     # an FP8 latent cache of 576 B x 61 layers = 35,136 B per token makes 70.3 MB per prompt of 2,000 tokens: one 400 Gb/s NIC per
-    # GPU hands over 711 prompts a second
+    # GPU hands over 711 prompts a second, 569 at the 80 % of its rate that large transfers reach
     pools = pools_of(resolve_problem(service(gpus=16)))
     rows = decode_candidates(pools)
     one = np.flatnonzero((rows.rows.rows.dp == 8) & (rows.rows.rows.tp == 1))[0]
     bytes_per_token = float(pools.decode.model.state_bytes(1, pools.decode.machine.recipe))
-    expected = 8 * 50e9 / (2000 * bytes_per_token)
+    expected = 8 * 0.8 * 50e9 / (2000 * bytes_per_token)
     assert transfer_per_s(pools, pools.decode, rows.rows)[one] == pytest.approx(expected)
 
 
@@ -160,8 +160,8 @@ def test_the_closed_form_of_an_aggregated_engine_agrees_with_its_replay():
     ("changes", "error", "message"),
     [
         ({"tpot_limit_s": 0.001}, NoFeasiblePlan, r"Decode pool: latency_limit cannot hold.*over the 1\.0 ms limit"),
-        ({"ttft_p99_limit_s": 0.05}, ProblemError, r"TTFT P99 limit of 50 ms.*before anything is computed"),
-        ({"ttft_p99_limit_s": 0.25}, NoFeasiblePlan, r"Prefill pool: latency_limit cannot hold"),
+        ({"ttft_p99_limit_s": 0.02}, ProblemError, r"TTFT P99 limit of 20 ms.*before anything is computed"),
+        ({"ttft_p99_limit_s": 0.15}, NoFeasiblePlan, r"Prefill pool: latency_limit cannot hold"),
         (
             {"load": {"rate_per_s": 5000.0}},
             NoFeasiblePlan,

@@ -1,0 +1,1 @@
+"""autotune for programs that reason: a server of the Model Context Protocol."""

@@ -1,0 +1,189 @@
+"""How much memory an engine takes by itself, and whether its longest sequence fits into what that leaves.
+
+Defaults that are numbers stand in the engine's document; SGLang computes its own from what it will reserve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autotune.documents.deployment import Deployment, Pool, PoolRole
+from autotune.predicting.step import memory_limit_bytes, predict, resolve
+from cost_models.attention.mla import MlaSpec
+from cost_models.catalog import load_hardware, load_model
+from cost_models.memory import state_bytes
+from search_spaces.loader import load_engine, resolve_version
+from search_spaces.schema import EngineSpec, version_key
+
+MIB = 2**20
+GRAPHS_COUNTED_SINCE = (0, 24)
+"""vLLM counts CUDA graphs into its fraction (VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS): off in 0.19.1, on in 0.24.0."""
+MORE_TOKENS_SINCE = (0, 33)
+LARGE_GPU_BYTES = 160 * 2**30
+LARGE_GPU_TOKENS = 16384
+"""Token budget that vLLM 0.33 takes by itself from LARGE_GPU_BYTES on (engine/arg_utils.py:2973); else 8,192."""
+SORTED_UNTIL = (0, 18)
+"""vLLM's sampler sorts the vocabulary (v1/sample/ops/topk_topp_sampler.py of 0.13.0; Triton in 0.19.1, FlashInfer in 0.24.0)."""
+SORTING_BYTES, SAMPLING_BYTES = 27.0, 10.0
+"""Per logit that vLLM's start-up sampling has alive. Sorting: BF16 and FP32 logits, sorted values with 64-bit places, probabilities,
+a mask and the scattered result (2 + 4 + 4 + 8 + 4 + 1 + 4); else BF16 and FP32 logits and probabilities (2 + 4 + 4)."""
+MEASURED_CACHE_SINCE = (0, 5, 23)
+"""SGLang sizes the KV cache of models without a latent after it captured its graphs (arg_groups/overrides.py:1791)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a command says of memory; none where it leaves that to the engine."""
+
+    fraction: float | None = None
+    budget_tokens: int | None = None
+    """--max-num-batched-tokens (vLLM), --chunked-prefill-size over all attention-DP ranks (SGLang)."""
+    running: int | None = None
+    """--max-running-requests over all attention-DP ranks (SGLang)."""
+    longest_tokens: int | None = None
+    """--max-model-len; the model's own longest context where absent."""
+    as_long_as_fits: bool = False
+    """--max-model-len auto: the engine takes the longest that fits."""
+    aggregated: bool = True
+    """The engine prefills as well as it decodes."""
+
+
+def in_engine_memory(deployment: Deployment, said: Said) -> Deployment:
+    """The deployment with the memory that its engine may fill, and with buffers as vLLM sizes them when it starts.
+
+    vLLM runs a step of its whole token budget before it sizes the KV cache, so a decoding engine holds such buffers too.
+    """
+    engine = load_engine(deployment.engine.name)
+    version = version_key(resolve_version(engine, deployment.engine.version))
+    pool = deployment.pool
+    if engine.memory_fraction_covers == "weights_and_kv":
+        fraction = said.fraction or sglang_fraction(deployment, version, said)
+        return _covering(
+            deployment, fraction, beside=("activations", "dispatch buffers", "eplb buffers", "cuda graphs", "runtime")
+        )
+    knob = engine.knob("gpu_memory_fraction")
+    default = knob.default(resolve_version(engine, deployment.engine.version)) if knob else None
+    if said.fraction is None and default is None:
+        return deployment
+    if engine.command_line == "vllm" and deployment.phase == "decode" and pool.all2all_backend != "deepep_low_latency":
+        budget = said.budget_tokens or _budget(engine, deployment, version)
+        deployment = deployment.with_pool("decode", max_batched_tokens=max(pool.max_batched_tokens, budget))
+    if engine.command_line != "vllm":
+        return _covering(deployment, float(said.fraction or default or 1.0), beside=())
+    outside = ("cuda graphs",) if version < GRAPHS_COUNTED_SINCE else ()
+    covered = _covering(deployment, float(said.fraction or default or 1.0), beside=outside)
+    return _less(covered, _startup_sampling_bytes(covered, version))
+
+
+def _startup_sampling_bytes(deployment: Deployment, version: tuple[int, ...]) -> float:
+    """What sampling for --max-num-seqs sequences at start takes beyond a step of the whole budget, freed before it [B]."""
+    if deployment.phase == "prefill":
+        return 0.0
+    pool = deployment.pool
+    model = load_model(deployment.model)
+    per_logit = SORTING_BYTES if version <= SORTED_UNTIL else SAMPLING_BYTES
+    step = predict(_alone(deployment.with_pool(_own(deployment), batch_per_dp_rank=1)))
+    forward = sum(line.bytes for line in step.memory if line.name == "activations")
+    return max(pool.batch_per_dp_rank * model.vocab * per_logit - forward, 0.0)
+
+
+def _less(deployment: Deployment, taken_bytes: float) -> Deployment:
+    """The deployment with a memory fraction that leaves so much out."""
+    fraction = (deployment.pool.memory_fraction or 1.0) - taken_bytes / _visible_bytes(deployment)
+    return deployment.with_pool(_own(deployment), memory_fraction=max(fraction, 0.01))
+
+
+def _budget(engine: EngineSpec, deployment: Deployment, version: tuple[int, ...]) -> int:
+    """vLLM's own token budget of a step."""
+    knob = engine.knob("max_num_batched_tokens")
+    usual = int(knob.default(resolve_version(engine, deployment.engine.version)) or 0) if knob else 0
+    large = _visible_bytes(deployment) >= LARGE_GPU_BYTES
+    return max(usual, LARGE_GPU_TOKENS) if large and version >= MORE_TOKENS_SINCE and engine.name == "vllm" else usual
+
+
+def _covering(deployment: Deployment, fraction: float, beside: tuple[str, ...]) -> Deployment:
+    """A memory fraction of everything, given one that leaves some lines out, which lie beside it as far as there is memory."""
+    visible = _visible_bytes(deployment)
+    lines = predict(_alone(deployment)).memory if beside else ()
+    more = sum(line.bytes for line in lines if line.name in beside)
+    return deployment.with_pool(_own(deployment), memory_fraction=min(fraction + more / visible, 1.0))
+
+
+def _visible_bytes(deployment: Deployment) -> float:
+    return load_hardware(deployment.pool.hardware or deployment.hardware).gpu.hbm_visible_bytes.value
+
+
+def _own(deployment: Deployment) -> PoolRole:
+    return deployment.phase if deployment.phase in deployment.pools else "decode"
+
+
+def _alone(deployment: Deployment) -> Deployment:
+    """The engine's pool by itself: a service's as it decodes."""
+    pool = deployment.pool
+    if deployment.phase != "serve":
+        return deployment
+    return deployment.alone("decode", pool.model_copy(update={"batch_per_dp_rank": max(pool.batch_per_dp_rank, 1)}))
+
+
+def sglang_fraction(deployment: Deployment, version: tuple[int, ...], said: Said) -> float:
+    """SGLang's --mem-fraction-static where it is not given: all but what it reserves (0.5.23 arg_groups/memory_hook.py:330).
+
+    In MiB: 512, 1.5 per token of a prefill chunk (of a decode step in a decode pool), 1,024 per eight ranks, 2 per sequence of
+    the largest graph and 3 more of each attention-DP rank (4.5 beyond 300), graphs of prefill; 10,240 at least on GPUs of more
+    than 60 GiB; 2,048 for DeepEP. Since 0.5.23 models without a latent reserve 1,536 and the ranks alone.
+    """
+    pool = deployment.pool
+    total_mib = _visible_bytes(deployment) / MIB
+    ranks_mib = pool.tp * pool.dp * pool.pp / 8 * 1024
+    latent = any(isinstance(kind, MlaSpec) for kind in load_model(deployment.model).attentions)
+    if version >= MEASURED_CACHE_SINCE and not latent:
+        return round((total_mib - 1536 - ranks_mib) / total_mib, 3)
+    graph = min(_largest_graph(pool, total_mib), said.running or 2**30)
+    chunk = said.budget_tokens or (8192 if total_mib < 160 * 1024 else 16384)
+    if not said.aggregated and deployment.phase == "decode":
+        chunk = (said.running or graph) * (1 + pool.draft_tokens)
+    reserved = 512 + 1.5 * max(chunk, 2048) + ranks_mib
+    if deployment.phase != "prefill" and pool.cuda_graph:
+        reserved += 2 * graph
+    if deployment.phase != "prefill" and pool.dp > 1:
+        reserved += graph * pool.dp * (3 + 1.5 * (graph > 300))
+    if version >= MEASURED_CACHE_SINCE and (said.aggregated or deployment.phase == "prefill"):
+        reserved += 1.5 * 1024
+    if total_mib > 60 * 1024:
+        reserved = max(reserved, 10 * 1024)
+    if deployment.phase != "prefill" and pool.all2all_backend.startswith("deepep"):
+        reserved += 2 * 1024
+    return round((total_mib - reserved) / total_mib, 3)
+
+
+def _largest_graph(pool: Pool, total_mib: float) -> int:
+    """Largest decode graph that SGLang captures by itself on GPUs of 60 GiB and more."""
+    given = pool.flags.get("cudagraph_max_tokens")
+    if given:
+        return int(given)
+    return 256 if pool.tp * pool.dp < 4 and total_mib < 160 * 1024 else 512
+
+
+def longest_refused(deployment: Deployment, said: Said) -> str | None:
+    """Why vLLM does not start: one sequence of its longest length does not fit into the KV cache; none where it does.
+
+    vllm 0.33 v1/core/kv_cache_planning.py:78. SGLang starts with less and refuses long requests.
+    """
+    engine = load_engine(deployment.engine.name)
+    if engine.command_line != "vllm" or said.as_long_as_fits:
+        return None
+    resolved = resolve(_alone(deployment))
+    model = resolved.machine.model
+    longest = said.longest_tokens or model.max_context_tokens
+    step = predict(_alone(deployment))
+    kept = sum(line.bytes for line in step.memory if line.name != "kv_cache")
+    room = memory_limit_bytes(resolved.machine, resolved.pool) - kept
+    needed = float(state_bytes(resolved.machine, resolved.rows, longest)[0])
+    if needed <= room or room <= 0:
+        return None
+    fitting = int(room / needed * longest)
+    own = "" if said.longest_tokens else ", the model's own, where --max-model-len says nothing"
+    return (
+        f"one sequence of {longest:,} tokens{own} needs {needed / 1e9:.1f} GB of KV cache and {room / 1e9:.1f} GB are left: "
+        f"vLLM does not start. About {fitting:,} tokens fit: --max-model-len {fitting:,} or more memory"
+    )

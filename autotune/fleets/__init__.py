@@ -1,0 +1,1 @@
+"""Which pools of which models go where, and how many racks to buy."""

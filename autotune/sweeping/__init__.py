@@ -1,0 +1,1 @@
+"""Many problems at once: scenario files, workers that solve them, a journal that loses nothing, a table of results."""

@@ -1,0 +1,184 @@
+"""Models that mix recurrent layers with attention: Qwen3-Next and 3.5, Kimi Linear and K3, Nemotron-H."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from cost_models.attention.base import AttentionKind
+from cost_models.attention.gated_delta import GatedDeltaSpec
+from cost_models.attention.kda import KdaSpec
+from cost_models.attention.mamba2 import Mamba2Spec
+from cost_models.attention.mla import MlaSpec
+from cost_models.huggingface.fields import FULL, Config, common, gqa, only
+from cost_models.specs.model import DenseSpec, FeedForward, ModelSpec, MoeSpec
+
+K = TypeVar("K")
+LINEAR = "linear_attention"
+PREFIXES = "a prefix is cached at block ends only in recurrent layers; hits are priced as if they were whole"
+"""Flag of every model with recurrent layers."""
+RESIDUALS = "attention over the residuals of earlier blocks is not modelled"
+
+
+def qwen3_next(config: Config, name: str, source: str) -> ModelSpec:
+    """Gated delta nets in three of four layers, gated attention in the fourth; experts, or a dense network, in all."""
+    layers = config["num_hidden_layers"]
+    period = config.get("full_attention_interval", 4)
+    otherwise = [FULL if (layer + 1) % period == 0 else LINEAR for layer in range(layers)]
+    kinds = by_type(config, {LINEAR: _gated_delta(config), FULL: gqa(config, qk_norm=True, output_gate=True)}, otherwise)
+    ffn = _qwen_experts(config) if config.get("num_experts") else DenseSpec(intermediate=config["intermediate_size"])
+    drafts = config.get("mtp_num_hidden_layers") or config.get("num_nextn_predict_layers") or 0
+    return _model(config, name, source, [(kind, ffn) for kind in kinds], mtp_layers=drafts)
+
+
+def _gated_delta(config: Config) -> GatedDeltaSpec:
+    return GatedDeltaSpec(
+        key_heads=config["linear_num_key_heads"],
+        value_heads=config["linear_num_value_heads"],
+        key_dim=config["linear_key_head_dim"],
+        value_dim=config["linear_value_head_dim"],
+        conv=config["linear_conv_kernel_dim"],
+    )
+
+
+def _qwen_experts(config: Config) -> MoeSpec:
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        raise ValueError("mlp_only_layers and decoder_sparse_step other than 1 are not modelled")
+    return MoeSpec(
+        experts=config["num_experts"],
+        top_k=config["num_experts_per_tok"],
+        intermediate=config["moe_intermediate_size"],
+        shared_intermediate=config["shared_expert_intermediate_size"],
+        shared_gate=True,
+    )
+
+
+def kimi_linear(config: Config, name: str, source: str) -> ModelSpec:
+    """Kimi delta attention in three of four layers, latent attention in the others; K3's experts work in a latent width."""
+    linear = config["linear_attn_config"]
+    delta = KdaSpec(
+        heads=linear["num_heads"],
+        head_dim=linear["head_dim"],
+        conv=linear["short_conv_kernel_size"],
+        full_rank_gate=bool(linear.get("use_full_rank_gate", False)),
+    )
+    if not config.get("q_lora_rank"):
+        raise ValueError("q_lora_rank null: latent attention without compressed queries is not modelled")
+    latent = MlaSpec(
+        heads=config["num_attention_heads"],
+        q_lora_rank=config["q_lora_rank"],
+        kv_lora_rank=config["kv_lora_rank"],
+        qk_nope_dim=config["qk_nope_head_dim"],
+        qk_rope_dim=config["qk_rope_head_dim"],
+        v_dim=config["v_head_dim"],
+        output_gate=bool(config.get("mla_use_output_gate", False)),
+    )
+    layers = config["num_hidden_layers"]
+    kinds = _by_lists(
+        layers, {"kda_layers": (linear["kda_layers"], delta), "full_attn_layers": (linear["full_attn_layers"], latent)}
+    )
+    moe = MoeSpec(
+        experts=config["num_experts"],
+        top_k=config.get("num_experts_per_token") or config["num_experts_per_tok"],
+        intermediate=config["moe_intermediate_size"],
+        shared_intermediate=(config.get("num_shared_experts") or 0) * config["moe_intermediate_size"],
+        groups=config.get("num_expert_group") or 1,
+        top_k_groups=config.get("topk_group") or 1,
+        correction_bias=True,
+        latent=config.get("routed_expert_hidden_size"),
+    )
+    only(config, "moe_layer_freq", 1)
+    dense = DenseSpec(intermediate=config["intermediate_size"])
+    first = config["first_k_dense_replace"]
+    pattern: list[tuple[AttentionKind, FeedForward]] = [(kind, dense if i < first else moe) for i, kind in enumerate(kinds)]
+    flags = (RESIDUALS,) if config.get("attn_res_block_size") else ()
+    return _model(config, name, source, pattern, flags=flags, mtp_layers=config.get("num_nextn_predict_layers") or 0)
+
+
+def nemotron_h(config: Config, name: str, source: str) -> ModelSpec:
+    """Blocks of one mixer each: M a Mamba-2 layer, * attention, E experts, - a dense network; squared ReLU without a gate."""
+    state = Mamba2Spec(
+        heads=config["mamba_num_heads"],
+        head_dim=config["mamba_head_dim"],
+        state_dim=config["ssm_state_size"],
+        groups=config["n_groups"],
+        conv=config["conv_kernel"],
+    )
+    only(config, "mlp_hidden_act", "relu2")
+    width = config["intermediate_size"]
+    blocks: dict[str, tuple[AttentionKind | None, FeedForward | None]] = {"M": (state, None), "*": (gqa(config), None)}
+    pattern = config.get("hybrid_override_pattern") or _pattern_of(config["layers_block_type"])
+    if "E" in pattern:
+        blocks["E"] = (None, _nemotron_experts(config))
+    if "-" in pattern:
+        blocks["-"] = (None, DenseSpec(intermediate=width, gated=False))
+    layers = config.get("num_hidden_layers") or len(pattern)
+    if len(pattern) != layers or set(pattern) - set(blocks):
+        raise ValueError(
+            f"hybrid_override_pattern names {len(pattern)} blocks of {', '.join(sorted(set(pattern)))}; "
+            f"num_hidden_layers is {layers}, known blocks are {', '.join(blocks)}"
+        )
+    drafts = config.get("num_nextn_predict_layers") or 0
+    return _model({**config, "num_hidden_layers": layers}, name, source, [blocks[block] for block in pattern], mtp_layers=drafts)
+
+
+BLOCKS = {"mamba": "M", "attention": "*", "moe": "E", "mlp": "-"}
+
+
+def _pattern_of(names: Sequence[str]) -> str:
+    """The pattern that a list of block names spells; raises ValueError for a name that is not known."""
+    if other := sorted(set(names) - set(BLOCKS)):
+        raise ValueError(f"layers_block_type: {', '.join(other)} is not modelled; known: {', '.join(BLOCKS)}")
+    return "".join(BLOCKS[name] for name in names)
+
+
+def _nemotron_experts(config: Config) -> MoeSpec:
+    shared = config.get("moe_shared_expert_intermediate_size") or config["moe_intermediate_size"]
+    return MoeSpec(
+        experts=config["n_routed_experts"],
+        top_k=config["num_experts_per_tok"],
+        intermediate=config["moe_intermediate_size"],
+        shared_intermediate=(config.get("n_shared_experts") or 0) * shared,
+        groups=config.get("n_group") or 1,
+        top_k_groups=config.get("topk_group") or 1,
+        correction_bias=True,
+        latent=config.get("moe_latent_size"),
+        gated=False,
+    )
+
+
+def by_type(config: Config, kinds: Mapping[str, K], otherwise: Sequence[str] = ()) -> list[K]:
+    """What `layer_types` says of each layer; raises ValueError for another length and for types that are not known."""
+    names, layers = config.get("layer_types") or otherwise, config["num_hidden_layers"]
+    if len(names) != layers:
+        raise ValueError(f"layer_types has {len(names)} entries, num_hidden_layers is {layers}")
+    if other := sorted({str(name) for name in names} - set(kinds)):
+        raise ValueError(f"layer_types: {', '.join(other)} is not modelled here; known: {', '.join(kinds)}")
+    return [kinds[name] for name in names]
+
+
+def _by_lists(layers: int, named: Mapping[str, tuple[Sequence[int], K]]) -> list[K]:
+    """The kind of each layer from lists that count from 1; raises ValueError for layers in none of them, or in two."""
+    placed: dict[int, K] = {}
+    for key, (numbers, kind) in named.items():
+        for number in numbers:
+            if number in placed or not 1 <= number <= layers:
+                reason = "is named twice" if number in placed else f"is not one of {layers}"
+                raise ValueError(f"linear_attn_config.{key}: layer {number} {reason}")
+            placed[number] = kind
+    if len(placed) != layers:
+        missing = next(number for number in range(1, layers + 1) if number not in placed)
+        raise ValueError(f"linear_attn_config: layer {missing} is in neither {' nor '.join(named)}")
+    return [placed[number] for number in range(1, layers + 1)]
+
+
+def _model(
+    config: Config,
+    name: str,
+    source: str,
+    pattern: Sequence[tuple[AttentionKind | None, FeedForward | None]],
+    *,
+    flags: tuple[str, ...] = (),
+    mtp_layers: int = 0,
+) -> ModelSpec:
+    return ModelSpec.of_layers(pattern, **common(config, name, source), flags=(PREFIXES, *flags), mtp_layers=mtp_layers)

@@ -1,0 +1,316 @@
+"""The replay: timelines of few requests worked by hand for every policy, and the laws that queues obey."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autotune.errors import ProblemError
+from autotune.serving.policies import (
+    GENERATIONS,
+    POLICIES,
+    SGLANG,
+    TENSORRT_LLM,
+    VLLM_V1,
+    VLLM_V1_ASYNC,
+    Policy,
+    policy_of,
+)
+from autotune.serving.replay import replay, replay_steady
+from autotune.serving.requests import Requests, benchmark_requests, poisson_requests
+from autotune.serving.service import Frontend, Handover, PoolModel, ServiceModel
+
+STEP_S = 0.01
+PER_TOKEN_S = 1e-4
+"""A 1,000-token prompt takes 0.1 s."""
+AT_ONCE = dataclasses.replace(VLLM_V1, first_seen="at_entry")
+"""Nothing is composed ahead, and a prefilled sequence is seen when it enters the decode batch."""
+ALONE = dataclasses.replace(SGLANG, runs_ahead=0, deals_apart="balanced", handover_steps=0)
+"""Prompts in steps of their own, composed when they start."""
+
+
+def _pool(**changes) -> PoolModel:
+    """Decode steps of 10 ms; steps with prompts 0.1 ms per token of the busiest rank, at least a decode step."""
+    plain = PoolModel(
+        decode_s=lambda _: STEP_S,
+        prompt_s=lambda busiest, _mean, _keys, _decodes: max(PER_TOKEN_S * busiest, STEP_S),
+        budget_tokens=1000.0,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def _together(policy: Policy = AT_ONCE, **changes) -> ServiceModel:
+    return ServiceModel(policy, _pool(**changes))
+
+
+def _apart(policy: Policy = AT_ONCE, prefill: PoolModel | None = None, **changes) -> ServiceModel:
+    return ServiceModel(policy, _pool(**changes), prefill or _pool())
+
+
+def _requests(*entries: tuple[float, float, float]) -> Requests:
+    """(sent, input, output) of each."""
+    sent, isl, osl = np.array(entries, dtype=float).T
+    return Requests(isl, osl, sent)
+
+
+def test_a_lone_request_waits_for_nothing():
+    model = dataclasses.replace(_apart(), frontend=Frontend(fixed_s=0.06), handover=Handover(start_s=0.03, token_s=1e-5))
+    result = replay(_requests((0, 1000, 100)), model)
+    assert result.ttft_s == pytest.approx([0.06 + 0.1 + 0.03 + 0.01])
+    assert result.tpot_s == pytest.approx([STEP_S])
+    assert result.finished_s == pytest.approx([0.2 + 99 * STEP_S])
+
+
+def test_rounding_late_in_a_long_trace_stops_nothing():
+    sparse = poisson_requests(1000, 2, count=3000, rate_per_s=1e-4)  # a year
+    result = replay(sparse, _apart(decode_s=lambda _: 0.0123))
+    assert result.tpot_s == pytest.approx(np.full(3000, 0.0123), rel=1e-4)
+
+
+FOUR = ((0.0, 1000, 5), (0.0, 1000, 5), (0.0, 500, 5), (0.115, 500, 5))
+"""Two prompts of a full budget, one of half, and one that comes later; answers of five tokens."""
+
+
+def test_vllm_shares_the_budget_with_running_sequences_and_cuts_the_prompt_that_does_not_fit():
+    # step 1, until 0.100: A whole (1,000 tokens)
+    # step 2, until 0.200: A's token, 999 of B. step 3, 0.2-0.3: A's token, 1 of B, 500 of C, 498 of D, which came in step 2
+    # step 4: A, B, C run, 2 of D: 5 tokens are a decode step's time, until 0.310. Then decode steps: A has its fifth token at
+    # the end of step 5, B and C theirs of steps 4-7, D of 5-8
+    result = replay(_requests(*FOUR), _together(VLLM_V1))
+    assert result.first_token_s == pytest.approx([0.1, 0.3, 0.3, 0.31])
+    assert result.finished_s == pytest.approx([0.32, 0.34, 0.34, 0.35])
+
+
+def test_vllm_scheduling_ahead_lets_a_newcomer_wait_for_one_more_step():
+    # D comes in step 2 (0.1-0.2), when step 3 is composed already: step 3 is A's token, 1 of B and 500 of C, 502 tokens
+    # until 0.2502; step 4 holds D's 500 tokens and three running sequences until 0.3005
+    result = replay(_requests(*FOUR), _together(VLLM_V1_ASYNC))
+    assert result.first_token_s == pytest.approx([0.1, 0.2502, 0.2502, 0.3005])
+    assert result.finished_s == pytest.approx([0.3105, 0.3305, 0.3305, 0.3405])
+
+
+def test_sglang_prefills_as_long_as_prompts_wait():
+    # A until 0.1; B until 0.2; C and D (composed at 0.2 with D, which came at 0.115) until 0.3; then four decode steps
+    result = replay(_requests(*FOUR), _together(ALONE))
+    assert result.first_token_s == pytest.approx([0.1, 0.2, 0.3, 0.3])
+    assert result.finished_s == pytest.approx([0.34] * 4)  # A and B gained nothing meanwhile
+
+
+def test_sglang_composes_its_next_step_while_one_runs():
+    # D comes in step 2, after step 3 (C alone, until 0.25) was composed; it is step 4, until 0.30
+    result = replay(_requests(*FOUR), _together(SGLANG))
+    assert result.first_token_s == pytest.approx([0.1, 0.2, 0.25, 0.3])
+    assert result.finished_s == pytest.approx([0.34] * 4)
+
+
+def test_tensorrt_llm_takes_whole_prompts_into_what_decode_tokens_leave():
+    # budget 1,010. A alone, until 0.1 (1,000 tokens; B no longer fits); B and A's token, 1,001 tokens, until 0.2001;
+    # C and two tokens until 0.2503; D was seen in time for step 4: 500 + 3 tokens until 0.3006
+    result = replay(_requests(*FOUR), _together(TENSORRT_LLM, budget_tokens=1010.0))
+    assert result.first_token_s == pytest.approx([0.1, 0.2001, 0.2503, 0.3006])
+    assert result.finished_s == pytest.approx([0.3106, 0.3206, 0.3306, 0.3406])
+
+
+def test_prompts_share_a_step_up_to_its_budget_and_ranks_work_side_by_side():
+    burst = _requests(*[(0, 1000, 10)] * 4)
+    assert replay(burst, _apart(prefill=_pool(budget_tokens=2000))).ttft_s == pytest.approx([0.2, 0.2, 0.4, 0.4])
+    assert replay(burst, _apart(prefill=_pool(ranks=4))).ttft_s == pytest.approx([0.1] * 4, abs=0.011)
+    assert replay(burst, _apart(prefill=_pool(workers=2))).ttft_s == pytest.approx([0.1, 0.1, 0.2, 0.2], abs=0.011)
+    longer = _requests((0, 5000, 10), (0, 1000, 10))
+    whole = dataclasses.replace(TENSORRT_LLM, first_seen="at_entry", runs_ahead=0, handover_steps=0)
+    assert replay(longer, _apart(whole)).ttft_s == pytest.approx([0.5, 0.6])  # beyond the budget: alone
+    assert replay(longer, _apart()).ttft_s == pytest.approx([0.5, 0.6])  # five steps of 1,000, then the other
+
+
+def test_a_client_sees_its_first_token_when_the_sequence_enters_the_decode_batch():
+    pair = _requests((0, 1000, 101), (0, 1000, 101))
+    apart = replay(pair, _apart(slots=1))
+    # the second is prefilled at 0.2 and enters when the first has its 101 tokens, at 0.1 + 100 steps
+    assert apart.first_token_s == pytest.approx([0.1, 1.1])
+    assert apart.finished_s == pytest.approx([1.1, 2.1])
+    together = replay(pair, _together(slots=1))
+    assert together.first_token_s == pytest.approx([0.1, 1.1 + 0.1])
+
+
+def test_sglang_takes_the_decode_slot_before_it_prefills_and_others_after():
+    pair = _requests((0, 1000, 101), (0, 1000, 101))
+    result = replay(pair, _apart(dataclasses.replace(ALONE), slots=1))
+    assert result.first_token_s == pytest.approx([0.1, 1.1 + 0.1])
+
+
+@pytest.mark.parametrize(
+    ("first", "seen_s", "done_s"), [("at_entry", 0.1, 0.1), ("with_first_step", 0.11, 0.1), ("by_first_step", 0.11, 0.11)]
+)
+def test_what_the_first_decode_step_returns_is_of_the_engine(first, seen_s, done_s):
+    result = replay(_requests((0, 1000, 11)), _apart(dataclasses.replace(AT_ONCE, first_seen=first)))
+    assert result.first_token_s == pytest.approx([seen_s])
+    assert result.finished_s == pytest.approx([done_s + 10 * STEP_S])
+
+
+def test_a_kv_cache_arrives_between_two_looks_of_the_decode_side():
+    # A decodes from 0.1 on. B is handed over at 0.205, inside the step 0.20-0.21: it joins at 0.21, with steps composed ahead
+    # at 0.22, and at 0.25 where the engine looks after three steps more
+    both = _requests((0, 1000, 100), (0.105, 1000, 100))
+    entered = {
+        ahead + late: replay(both, _apart(dataclasses.replace(AT_ONCE, runs_ahead=ahead, handover_steps=late))).first_token_s[1]
+        for ahead, late in ((0, 0), (1, 0), (1, 3))
+    }
+    assert entered == pytest.approx({0: 0.21, 1: 0.22, 4: 0.25})
+
+
+def test_hand_overs_to_one_rank_share_its_link():
+    # 1,000 tokens take 50 ms of the link: both are prefilled at 0.1, the second arrives 50 ms after the first
+    model = dataclasses.replace(_apart(prefill=_pool(workers=2)), handover=Handover(start_s=0.02, token_s=5e-5))
+    result = replay(_requests((0, 1000, 50), (0, 1000, 50)), model)
+    assert result.ttft_s == pytest.approx([0.17, 0.22])
+    # a sender that must send eight copies is the slower end; from two workers they go at once
+    copies = dataclasses.replace(model, handover=Handover(start_s=0.02, sent_token_s=8e-5))
+    assert replay(_requests((0, 1000, 50), (0, 1000, 50)), copies).ttft_s == pytest.approx([0.2, 0.2])
+
+
+def test_prompts_queue_for_the_front_end_in_what_answers_leave_of_it():
+    # 5 ms and 5 us a token: 10 ms each, one after the other, then 0.1 s of prefill each
+    frontend = Frontend(fixed_s=0.02, prompt_s=0.005, token_s=5e-6)
+    model = dataclasses.replace(_together(budget_tokens=2000.0), frontend=frontend)
+    burst = replay(_requests(*[(0, 1000, 3)] * 2), model)
+    assert burst.ttft_s == pytest.approx([0.03 + 0.1, 0.13 + 0.1], abs=1e-3)
+    # 16 sequences of 100 tokens/s and 0.5 ms an output take 80 % of it: the 10 ms become 50
+    late = [(0.0, 1, 5000)] * 16 + [(5.0, 1000, 2)]
+    waits = [
+        replay(_requests(*late), dataclasses.replace(model, frontend=dataclasses.replace(frontend, output_s=each))).ttft_s[16]
+        for each in (0.0, 5e-4)
+    ]
+    assert waits[1] - waits[0] == pytest.approx(0.04, abs=STEP_S)
+
+
+def test_open_loop_waiting_is_that_of_an_m_d_1_queue():
+    rate, service_s = 7.0, 0.1
+    load = rate * service_s
+    result = replay(poisson_requests(1000, 2, count=20_000, rate_per_s=rate), _apart())
+    expected = service_s + load * service_s / (2 * (1 - load))
+    assert result.ttft_s.mean() == pytest.approx(expected + STEP_S / 2 * rate * STEP_S, rel=0.05)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("apart", [True, False])
+def test_closed_loop_obeys_littles_law(policy, apart):
+    changes = {"decode_s": lambda n: 0.005 + 0.001 * n}
+    model = _apart(policy, **changes) if apart else _together(policy, **changes)
+    result = replay(benchmark_requests(1000, 200, count=2000, concurrency=16, shortest=0.8), model)
+    span = result.finished_s.max()
+    assert (result.finished_s - result.sent_s).sum() / span == pytest.approx(16, rel=0.01)
+
+
+def test_fixed_lengths_do_not_stay_in_lockstep_where_running_sequences_go_on():
+    # 8 prompts fill a step: in vLLM the first eight gain tokens while the others are prefilled, so the groups finish apart and
+    # come again apart; in SGLang all finish together and come again together
+    load = benchmark_requests(1000, 250, count=640, concurrency=64)
+    waits = {}
+    for policy in (VLLM_V1_ASYNC, SGLANG):
+        result = replay(load, _together(policy, budget_tokens=8000.0))
+        waits[policy.name] = float(np.median(result.ttft_s[320:]))
+    assert waits["vllm-v1-async"] < 0.7 * waits["sglang-overlap"]
+
+
+def test_an_engine_that_looks_every_n_steps_adds_half_of_them():
+    requests = poisson_requests(1, 1000, count=4000, rate_per_s=5)
+    often, seldom = (replay(requests, _together(ALONE, look_steps=steps)) for steps in (1, 30))
+    running = slice(200, None)
+    added_s = seldom.ttft_s[running].mean() - often.ttft_s[running].mean()
+    assert added_s == pytest.approx((30 - 1) / 2 * STEP_S, rel=0.1)
+
+
+def test_gathering_waits_until_every_rank_has_a_prompt_or_patience_ends():
+    # both ranks decode from 0.1 on (0.11 with the second step); a third prompt comes at 1.0
+    running = ((0, 1000, 1000), (0, 1000, 1000))
+    policy = dataclasses.replace(TENSORRT_LLM, runs_ahead=0)
+    model = _together(policy, ranks=2, gather_steps=60, budget_tokens=2000.0)
+    one = replay(_requests(*running, (1.0, 999, 1000)), model)
+    assert one.ttft_s[2] == pytest.approx(60 * STEP_S + 0.1, abs=2 * STEP_S)
+    both = replay(_requests(*running, (1.0, 999, 1000), (1.2, 999, 1000)), model)
+    assert both.ttft_s[2:] == pytest.approx([0.2 + 0.1, 0.1], abs=2 * STEP_S)
+
+
+def test_prompts_of_sglang_stall_the_ranks_that_have_them_only():
+    # rank 0 has A, rank 1 has B; C comes to rank 0 at 0.5: A loses its 0.1 s, B gains one token in that step
+    policy = dataclasses.replace(ALONE, deals="balanced")
+    result = replay(_requests((0, 1000, 100), (0, 1000, 100), (0.505, 1000, 2)), _together(policy, ranks=2))
+    assert result.finished_s[1] - result.finished_s[0] == pytest.approx(-STEP_S)  # one token ahead of A
+
+
+def test_a_kv_cache_that_overflows_preempts_the_newest():
+    # both prompts fit (2,000 of 2,100 tokens), 100 + 100 more do not: B gives way and computes its context again
+    pair = _requests((0, 1000, 101), (0, 1000, 101))
+    ample, tight = (replay(pair, _together(VLLM_V1, kv_tokens=tokens)) for tokens in (1e6, 2100.0))
+    assert (ample.preempted, tight.preempted) == (0, 1)
+    assert tight.finished_s[0] < ample.finished_s[0] + 0.11
+    assert tight.finished_s[1] > ample.finished_s[1] + 0.1
+    assert tight.first_token_s[1] == ample.first_token_s[1]
+    # an engine that sets whole answers aside lets B in only when A is done
+    kept = replay(pair, _together(dataclasses.replace(TENSORRT_LLM, runs_ahead=0), kv_tokens=2100.0))
+    assert kept.preempted == 0
+    assert kept.first_token_s[1] == pytest.approx(kept.finished_s[0] + 0.1, abs=1e-3)
+
+
+def test_a_steady_start_is_where_a_long_replay_is():
+    model = _together(VLLM_V1_ASYNC, budget_tokens=8000.0)
+    load = poisson_requests(1000, 500, count=3000, rate_per_s=4)
+    long, steady = replay(load, model), replay_steady(load, model, 28)
+    late = slice(1000, None)
+    assert steady.ttft_s[late].mean() == pytest.approx(long.ttft_s[late].mean(), rel=0.05)
+    assert steady.tpot_s.mean() == pytest.approx(long.tpot_s[late].mean(), rel=0.05)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 3), st.integers(1, 4000), st.integers(1, 300)), min_size=1, max_size=40),
+    st.sampled_from(sorted(POLICIES)),
+    st.booleans(),
+    st.integers(1, 5),
+    st.integers(1, 40),
+    st.sampled_from([float("inf"), 5000.0, 9000.0]),
+)
+def test_every_request_gets_its_tokens_in_order(entries, name, apart, slots, looks, kv_tokens):
+    policy = POLICIES[name]
+    requests = _requests(*sorted(entries))
+    pool = {"slots": slots, "look_steps": looks, "ranks": 2, "gather_steps": 20, "kv_tokens": kv_tokens}
+    model = ServiceModel(policy, _pool(**pool), _pool(ranks=2) if apart else None, Frontend(fixed_s=0.01))
+    result = replay(requests, model)
+    assert np.isfinite(result.finished_s).all()
+    assert (result.ttft_s >= 0.01 + PER_TOKEN_S * requests.isl_tokens - 1e-9).all()
+    steps = requests.osl_tokens - 1 - result.preempted
+    assert (result.finished_s >= result.first_token_s + (steps - 1) * STEP_S - 1e-6).all()
+    again = replay(requests, model)
+    assert np.array_equal(result.finished_s, again.finished_s)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_a_policy_keeps_its_contract(policy):
+    assert POLICIES[policy.name] is policy
+    for decoding in (0, 7, 900):
+        budget = policy.budget(1000, decoding)
+        assert budget <= 1000
+        assert (budget == 1000 - decoding) == (policy.mixes or decoding == 0)  # prompts that join share the budget
+    for left in (1.0, 400.0, 900.0):
+        assert 0 <= policy.piece(left, 500.0, False) <= min(left, 500.0)
+        assert policy.piece(left, 1000.0, True) == left
+    assert policy.piece(900.0, 500.0, True) > 0  # what is alone always goes on
+    padded = [policy.padded(n) for n in range(1, 600)]
+    assert padded == sorted(padded)
+    assert all(n <= p < 1.5 * n + 8 for n, p in enumerate(padded, 1))
+    assert policy.runs_ahead in (0, 1)
+    assert 0 <= policy.reserve <= 1
+
+
+def test_versions_have_the_scheduler_of_their_generation():
+    assert policy_of("vllm", "0.13") is VLLM_V1
+    assert policy_of("vllm", "0.14") is VLLM_V1_ASYNC
+    assert policy_of("vllm", "0.24") is VLLM_V1_ASYNC
+    assert policy_of("sglang", "0.5.23") is SGLANG
+    with pytest.raises(ProblemError, match="the scheduler of llamacpp is not modelled; services are predicted for"):
+        policy_of("llamacpp", "1")
+    assert {policy.name for generations in GENERATIONS.values() for _, policy in generations} == set(POLICIES)

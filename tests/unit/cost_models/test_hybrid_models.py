@@ -1,0 +1,136 @@
+"""Models with recurrent layers and sparse attention: parameters against their cards, states by hand, contradictions refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from cost_models.attention.dsa import DsaSpec
+from cost_models.attention.gated_delta import GatedDeltaSpec
+from cost_models.attention.kda import KdaSpec
+from cost_models.catalog import load_model, load_recipe
+from cost_models.errors import UnsupportedModelError
+from cost_models.huggingface import model_from_config
+from cost_models.specs.model import DenseSpec, ModelSpec
+
+CARDS = {
+    "deepseek-v3.2": (671e9, 37e9),
+    "glm-5": (744e9, 40e9),
+    "glm-5.2": (743e9, 39e9),
+    "qwen3.5-397b-a17b": (397e9, 17e9),
+    "qwen3.5-122b-a10b": (122e9, 10e9),
+    "kimi-k3": (2.8e12, None),
+    "nemotron-3-super-120b-a12b": (120e9, 12e9),
+    "nemotron-3-ultra-550b-a55b": (550e9, 55e9),
+}
+GLM: dict[str, Any] = {
+    "architectures": ["GlmMoeDsaForCausalLM"], "hidden_size": 6144, "num_hidden_layers": 4, "vocab_size": 154880,
+    "max_position_embeddings": 202752, "num_attention_heads": 64, "first_k_dense_replace": 1, "intermediate_size": 12288,
+    "kv_lora_rank": 512, "q_lora_rank": 2048, "qk_nope_head_dim": 192, "qk_rope_head_dim": 64, "v_head_dim": 256,
+    "moe_intermediate_size": 2048, "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8,
+    "index_n_heads": 32, "index_head_dim": 128, "index_topk": 2048, "indexer_types": ["full", "shared", "shared", "full"],
+}  # fmt: skip
+KIMI: dict[str, Any] = {
+    "architectures": ["KimiLinearForCausalLM"], "hidden_size": 2304, "num_hidden_layers": 4, "vocab_size": 163840,
+    "max_position_embeddings": 1048576, "num_attention_heads": 32, "first_k_dense_replace": 1, "intermediate_size": 9216,
+    "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "moe_intermediate_size": 1024, "num_experts": 256, "num_experts_per_token": 8, "num_shared_experts": 1,
+    "linear_attn_config": {
+        "full_attn_layers": [4], "kda_layers": [1, 2, 3], "head_dim": 128, "num_heads": 32, "short_conv_kernel_size": 4,
+    },
+}  # fmt: skip
+
+
+def read(config: dict[str, Any], **changes: Any) -> ModelSpec:
+    return model_from_config({**copy.deepcopy(config), **changes}, name="model", source="config.json")
+
+
+@pytest.mark.parametrize(("name", "total", "active"), [(name, *counts) for name, counts in CARDS.items()])
+def test_parameters_are_those_of_the_card(name, total, active):
+    model = load_model(name)
+    assert model.parameters() == pytest.approx(total, rel=0.01)
+    if active:  # cards round to a billion, and some leave the head out
+        assert model.active_parameters() == pytest.approx(active, rel=0.1)
+
+
+def test_layers_of_glm_that_share_an_index_keep_no_index_keys():
+    # 4 layers of 512 + 64 latents in BF16, 2 of them with 128 + 4 B of index key and scale
+    model = read(GLM)
+    assert [group.attention.computes_index for group in model.in_order()] == [True, False, False, True]
+    assert model.state_bytes(1000, load_recipe("bf16")) == 1000 * (4 * 576 * 2 + 2 * 132)
+
+
+def test_an_fp8_latent_of_sparse_attention_is_656_bytes():
+    # FlashMLA: 512 B, four FP32 scales, 64 rope elements in BF16; and the index key of 132 B
+    kind = DsaSpec(heads=128, q_lora_rank=1536, kv_lora_rank=512, qk_nope_dim=128, qk_rope_dim=64, v_dim=128,
+                   index_heads=64, index_dim=128, top_k=2048)  # fmt: skip
+    assert kind.state_bytes(1, 1, load_recipe("nvfp4")) == 656 + 132
+
+
+def test_the_state_of_a_hybrid_hardly_grows():
+    # Qwen3.5-397B: 45 layers x (64 x 128 x 128 x 4 B + 12,288 channels x 3 x 2 B) and 15 layers of 2 x 2 x 256 x 2 B a token
+    state = 45 * (64 * 128 * 128 * 4 + 12_288 * 3 * 2)
+    model = load_model("qwen3.5-397b-a17b")
+    for context in (1, 1000, 100_000):
+        assert model.state_bytes(context, load_recipe("bf16")) == state + 15 * context * 2048
+
+
+def test_recurrent_layers_cost_the_same_at_any_context():
+    delta = GatedDeltaSpec(key_heads=16, value_heads=64, key_dim=128, value_dim=128, conv=4)
+    assert delta.state_bytes(10, 4, load_recipe("bf16")) == delta.state_bytes(10**6, 4, load_recipe("bf16"))
+    assert delta.state_bytes(0, 1, load_recipe("bf16")) == 0
+
+
+def test_a_narrow_gate_of_kda_is_two_matrices():
+    wide, narrow = (KdaSpec(heads=32, head_dim=128, conv=4, full_rank_gate=full) for full in (True, False))
+    size = {kind.full_rank_gate: sum(m.parameters for m in kind.matrices(2304, 1)) for kind in (wide, narrow)}
+    assert size[True] - size[False] == 4096 * 2304 - (128 * 2304 + 4096 * 128)
+
+
+def test_experts_without_a_gate_have_two_matrices_in_the_latent_width():
+    # Nemotron-3-Super: 512 experts x 2 x 1,024 x 2,688; the shared expert works in the hidden size
+    moe = load_model("nemotron-3-super-120b-a12b").moe
+    routed = [m for m in moe.matrices(4096, 1) if m.family == "experts"]
+    assert sum(m.parameters for m in routed) == 512 * 2 * 1024 * 2688 == 512 * moe.expert_parameters(4096)
+    assert moe.gemm_intermediate * 3 == pytest.approx(2 * 2688)
+
+
+def test_a_draft_module_of_separate_blocks_has_attention_and_experts():
+    drafts = load_model("nemotron-3-super-120b-a12b").draft_layers
+    assert [(group.attention is not None, group.ffn is not None) for group in drafts] == [(True, False), (False, True)]
+    assert drafts[0].attention.kind == "gqa"
+
+
+def test_shallow_copies_keep_the_pattern():
+    model = load_model("qwen3.5-397b-a17b").scaled_to_layers(4)
+    assert [group.attention.kind for group in model.in_order()] == ["gated_delta"] * 3 + ["gqa"]
+    assert load_model("kimi-k3").scaled_to_layers(2).moe_positions == (1,)
+
+
+def test_a_dense_network_without_a_gate_has_two_matrices():
+    assert sum(m.parameters for m in DenseSpec(intermediate=100, gated=False).matrices(10, 1)) == 2 * 100 * 10
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "said"),
+    [
+        (GLM, {"index_topk": None}, "needs the key .index_topk."),
+        (GLM, {"indexer_types": ["full"] * 3}, "indexer_types has 3 entries"),
+        (GLM, {"indexer_types": ["shared", "full", "full", "full"]}, "layer 0 shares an index"),
+        (GLM, {"indexer_types": ["full", "full", "full", "half"]}, "need full or shared"),
+        (KIMI, {"linear_attn_config": {**KIMI["linear_attn_config"], "full_attn_layers": [3, 4]}}, "layer 3 is named twice"),
+        (KIMI, {"linear_attn_config": {**KIMI["linear_attn_config"], "full_attn_layers": []}}, "layer 4 is in neither"),
+        (KIMI, {"linear_attn_config": {**KIMI["linear_attn_config"], "full_attn_layers": [5]}}, "layer 5 is not one of 4"),
+        (KIMI, {"q_lora_rank": None}, "q_lora_rank null"),
+    ],
+)
+def test_contradictions_are_named(config, changes, said):
+    with pytest.raises(UnsupportedModelError, match=said):
+        read(config, **changes)
+
+
+def test_a_missing_indexer_field_is_named():
+    with pytest.raises(UnsupportedModelError, match="index_n_heads"):
+        read({key: value for key, value in GLM.items() if key != "index_n_heads"})

@@ -16,7 +16,7 @@ from cost_models.machine import Machine
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from cost_models.specs.precision import PrecisionRecipe
-from search_spaces.loader import default_engine_of, load_engine, resolve_version
+from search_spaces.loader import default_engine_of, load_engine, resolve_version, version_notes
 from search_spaces.schema import EngineSpec
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def _assumed(
     if model.moe and problem.workload.popularity_sigma is None:
         lines["popularity_sigma"] = f"experts as unequally popular as in mixed real traffic (sigma {problem.workload.sigma:g})"
     unset = [text for name, text in lines.items() if name not in given or getattr(problem, name) is None]
-    return tuple(unset)
+    return (*unset, *version_notes(engine, problem.engine_version))
 
 
 def resolve_recipe(choice: str | PrecisionChoice, model: ModelSpec) -> PrecisionRecipe:

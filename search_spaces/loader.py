@@ -58,7 +58,7 @@ def resolve_version(engine: EngineSpec, version: str | None) -> str:
     raise CatalogError(unknown_name(f"{engine.name} version", version, [v.version for v in engine.versions]))
 
 
-def version_note(engine: EngineSpec, version: str | None) -> str | None:
+def version_notes(engine: EngineSpec, version: str | None) -> tuple[str, ...]:
     """Which release's options stand for a version that has no list of its own, and what its times were measured with."""
     found = resolve_version(engine, version)
     known = next(v for v in engine.versions if v.version == found)
@@ -67,4 +67,4 @@ def version_note(engine: EngineSpec, version: str | None) -> str | None:
         notes.append(f"{engine.title} {version} has no list of options here: that of {known.release} was used")
     if known.priced_as:
         notes.append(f"{engine.title} {found} is priced with times of {known.priced_as}")
-    return "; ".join(notes) or None
+    return tuple(notes)

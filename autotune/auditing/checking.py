@@ -21,7 +21,7 @@ from autotune.serving.policies import policy_of
 from autotune.serving.predicting import predict_service
 from cost_models.catalog import load_model
 from cost_models.errors import AutotuneError
-from search_spaces.loader import load_engine, resolve_version
+from search_spaces.loader import load_engine, resolve_version, version_notes
 
 if TYPE_CHECKING:
     from autotune.auditing.commands import ReadCommand
@@ -129,10 +129,11 @@ def check(deployment: Deployment, goals: Goals, command: ReadCommand | None = No
         ttft_p99_s=plan.service.ttft_s.p99 if plan.service else None,
         gpus=plan.gpus,
         bottleneck=_bottleneck(plan),
-        remarks=(
+        remarks=_once(
             *(command.remarks if command else ()),
             *_aside(unknown, answer),
             *plan.doubts,
+            *version_notes(load_engine(deployment.engine.name), deployment.engine.version),
             *remarks(plan),
             *_not_written(plan),
         ),
@@ -143,6 +144,11 @@ def check(deployment: Deployment, goals: Goals, command: ReadCommand | None = No
 
 PARTS = {"start": "start", "memory": "memory", "load": "waiting"}
 """Which part of a verdict a thing belongs to that is missing; goals follow."""
+
+
+def _once(*lines: str) -> tuple[str, ...]:
+    """Each line once, in the order they come."""
+    return tuple(dict.fromkeys(lines))
 
 
 def _answer(plan: Outcome, unknown: Sequence[Unmodelled]) -> Answer:

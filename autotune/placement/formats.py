@@ -38,7 +38,8 @@ def trtllm_load_balancer(placement: Located, model: ModelSpec) -> str:
     """`moe_config.load_balancer`: slots of every MoE layer by its index in the model; static (0 layer updates)."""
     assignments = {at: _flat(layer) for at, layer in zip(model.moe_positions, placement.experts, strict=True)}
     document = {"num_slots": placement.slots, "initial_global_assignments": assignments, "layer_updates_per_iter": 0}
-    text: str = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=10**6)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text: str = yaml.dump(document, Dumper=dumper, sort_keys=False, default_flow_style=None, width=10**6)
     return text
 
 

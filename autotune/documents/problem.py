@@ -24,6 +24,11 @@ MAX_SEED = 2**31 - 1
 """CP-SAT's are 32-bit, numpy's not negative."""
 
 
+def by_latency(objective: Objective) -> bool:
+    """Whether plans are ranked by how long a token or a prompt takes, instead of by how many come."""
+    return objective in ("tpot", "ttft")
+
+
 class Problem(Spec):
     """What `autotune search` is asked; a YAML problem file has the same fields."""
 

@@ -138,7 +138,7 @@ def _plans(
         deployments.append(deployment_of(resolved, evaluator.effective_row(found.params), selection.instances, found.params))
         results.append(found)
     predictions = [predict(deployment) for deployment in deployments]
-    odds = compare(predictions, resolved.latency_limit_s)
+    odds = compare(predictions, resolved.latency_limit_s, resolved.problem.objective)
     parts = zip(deployments, predictions, results, selections, odds, strict=True)
     plans = [_plan(rank, *part) for rank, part in enumerate(parts, start=1)]
     plans[0] = plans[0].model_copy(update={"placement": _placement(resolved, plans[0].deployment.pool)})

@@ -52,6 +52,8 @@ class Problem(Spec):
     """Serve: limits on percentiles of the time to first token; P99 within DEFAULT_TTFT_S when none is given."""
     ttft_p95_limit_s: float | None = Field(default=None, gt=0, le=3600)
     ttft_p99_limit_s: float | None = Field(default=None, gt=0, le=3600)
+    confidence: float | None = Field(default=None, gt=0.5, lt=1)
+    """Every limit on a time or a rate must hold with this probability, by the error bars; none: of the prediction alone."""
     expert_load: tuple[str, ...] = ()
     """Files of recorded expert loads, one per workload: what imbalance is priced from instead of a prior."""
     load: Load | None = None

@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from autotune.cli.main import app
 from autotune.documents.problem import Problem
+from autotune.errors import NoFeasiblePlan
 from autotune.searching.pools import search
+from autotune.searching.services.searching import search_services
 from autotune.validating.cases import published, try_cases
 
 
@@ -84,3 +86,38 @@ def test_predict_prints_its_intervals_and_the_steps_of_a_service(tmp_path, quick
     step = json.loads(done.stdout)["steps"]["serve"]
     assert step["operators"]
     assert step["memory"]
+
+
+def test_a_confidence_makes_every_limit_a_chance_constraint():
+    asked = Problem(hardware="hgx-h200", gpus=16, tpot_limit_s=0.05, trials=0)
+    plain, sure = search(asked), search(asked.model_copy(update={"confidence": 0.9}))
+    assert min(plan.odds.latency_probability for plan in plain.plans) < 0.9
+    for plan in sure.plans:
+        assert plan.odds.latency_probability >= 0.9 - 1e-9  # of 50 ms, not of what was searched with
+        assert plan.prediction.latency_s < 0.05
+    assert sure.best.prediction.tokens_per_s_per_gpu <= plain.best.prediction.tokens_per_s_per_gpu
+    assert "every limit holds with 90%" in sure.notes[-1]
+
+
+def test_more_confidence_costs_more():
+    asked = Problem(hardware="hgx-h200", gpus=8, tpot_limit_s=0.04, trials=0, top_k=1)
+    rates = [search(asked.model_copy(update={"confidence": c})).best.prediction.tokens_per_s_per_gpu for c in (0.6, 0.9, 0.99)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_limits_that_no_plan_holds_surely_are_infeasible():
+    asked = Problem(hardware="hgx-h200", gpus=8, trials=0, top_k=1)
+    fastest = search(asked.model_copy(update={"objective": "tpot"})).best.prediction.latency_s
+    barely = asked.model_copy(update={"tpot_limit_s": fastest * 1.01})
+    assert search(barely).best.prediction.latency_s <= fastest * 1.01
+    with pytest.raises(NoFeasiblePlan, match="no plan holds its limits with 95%"):
+        search(barely.model_copy(update={"confidence": 0.95}))
+
+
+@pytest.mark.slow
+def test_a_service_holds_all_its_limits_with_the_confidence():
+    asked = Problem(hardware="hgx-h200", gpus=16, target="serve", tpot_limit_s=0.1, ttft_p99_limit_s=10, trials=0, top_k=1)
+    plain, sure = search_services(asked).best, search_services(asked.model_copy(update={"confidence": 0.9})).best
+    assert min(limit.probability for limit in plain.objectives) < 0.9
+    assert min(limit.probability for limit in sure.objectives) >= 0.9 - 1e-6
+    assert {limit.limit for limit in sure.objectives} == {0.1, 10}

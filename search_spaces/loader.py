@@ -11,6 +11,7 @@ from cost_models.errors import CatalogError, unknown_name
 from cost_models.reading import parse_yaml
 from search_spaces.schema import EngineSpec, version_key
 
+DEFAULT_OF = re.compile(r"^default_of: \[(.*)\]$", re.MULTILINE)
 VERSION = re.compile(r"^\d+(\.\w+)*$")
 
 
@@ -18,6 +19,17 @@ def engine_names() -> list[str]:
     """Engines that have a document."""
     files = resources.files("search_spaces").joinpath("data").iterdir()
     return sorted(entry.name.removesuffix(".yaml") for entry in files if entry.name.endswith(".yaml"))
+
+
+@functools.cache
+def default_engine_of(vendor: str) -> str | None:
+    """The engine taken for a vendor's hardware when none is named; documents are looked through, not parsed."""
+    for name in engine_names():
+        head = resources.files("search_spaces").joinpath("data", f"{name}.yaml").read_text(encoding="utf-8")
+        found = DEFAULT_OF.search(head)
+        if found and vendor in [part.strip() for part in found[1].split(",")]:
+            return name
+    return None
 
 
 @functools.cache

@@ -70,6 +70,8 @@ class Choice(Ranged):
     """Share of device memory that everything may fill beside it, where that is less than the engine's."""
     hidden_sizes: tuple[int, ...] = ()
     """Hidden sizes its kernels are built for; empty means any."""
+    vendors: tuple[str, ...] = ()
+    """Whose accelerators its kernels run on; empty means any."""
     taken_from_ep: int | None = None
     """The engine takes it by itself for decoding from this many expert-parallel ranks on, and others below."""
     ep_sizes: tuple[int, ...] = ()
@@ -190,6 +192,9 @@ class EngineSpec(Spec):
     name: str
     title: str
     vendors: tuple[str, ...]
+    """Whose accelerators it runs on."""
+    default_of: tuple[str, ...] = ()
+    """Vendors whose hardware it is taken for when no engine is named."""
     calibration_engine: str
     exporter: str | None = None
     """None: plans are made without launch scripts."""

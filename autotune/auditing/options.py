@@ -12,6 +12,8 @@ from typing import Any
 from autotune.auditing.shell import Invocation
 from autotune.auditing.wrappers import WRAPPERS, Wrapped
 from autotune.errors import ProblemError
+from cost_models.errors import InputError
+from cost_models.reading import parse_json, reading
 from search_spaces.loader import engine_names, load_engine, resolve_version, version_notes
 from search_spaces.options import Option, OptionList, load_options, releases_with
 from search_spaces.schema import EngineSpec, Renamed, Spelling
@@ -284,8 +286,8 @@ def _put(document: dict[str, Any], path: str, value: str | None) -> None:
         document.setdefault(last[:-1], []).extend((value or "").split(","))
         return
     try:
-        document[last] = json.loads(value) if value is not None else True
-    except ValueError:
+        document[last] = parse_json(value, path) if value is not None else True
+    except InputError:
         number = whole_number(value or "")
         document[last] = value if number is None else number
 
@@ -293,10 +295,8 @@ def _put(document: dict[str, Any], path: str, value: str | None) -> None:
 def _document(name: str, text: str | None) -> dict[str, Any]:
     if not text:
         return {}
-    try:
-        found = json.loads(UNSET.sub(r"\1null", text))
-    except ValueError as error:
-        raise ProblemError(f"{name}: not JSON ({error}): {text[:80]}") from error
+    with reading(name, f"not JSON: {text[:80]}", ProblemError):
+        found = parse_json(UNSET.sub(r"\1null", text), name)
     return found if isinstance(found, dict) else {}
 
 

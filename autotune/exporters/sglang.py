@@ -26,8 +26,8 @@ from autotune.exporters.lengths import Lengths
 from autotune.exporters.quoting import Shell
 from autotune.exporters.router import BOOTSTRAP_OFFSETS
 from autotune.exporters.settings import START_LIMIT_S, Where, network_required, network_variables, settings_of
-from search_spaces.rules import Subject, written
 from search_spaces.options import OptionList, load_options
+from search_spaces.rules import Subject, written
 from search_spaces.spelling import spelled
 
 DIST_INIT_PORT = 5757

@@ -39,7 +39,8 @@ def trtllm_load_balancer(placement: Located, model: ModelSpec) -> str:
     first = model.layers - model.moe_layers
     assignments = {first + i: _flat(layer) for i, layer in enumerate(placement.experts)}
     document = {"num_slots": placement.slots, "initial_global_assignments": assignments, "layer_updates_per_iter": 0}
-    text: str = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=10**6)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text: str = yaml.dump(document, Dumper=dumper, sort_keys=False, default_flow_style=None, width=10**6)
     return text
 
 

@@ -13,7 +13,7 @@ from autotune.placement.eplb import global_placement, hierarchical_placement
 from autotune.placement.loads import Choices, Loads
 from autotune.placement.moving import replace_some
 from autotune.placement.repack import Held, moves_between, repack
-from autotune.placement.solve import gpu_loads, lower_bound, normalised, place_layer, worst_gpu
+from autotune.placement.solve import gpu_loads, lower_bound, normalised, place_layers, worst_gpu
 from cost_models.arrays import Floats, Ints
 from cost_models.specs.base import Spec
 from cost_models.specs.model import ModelSpec
@@ -90,7 +90,7 @@ def place(
     assert model.moe is not None
     slots = model.moe.experts + redundant_experts
     _check(model, gpus, slots, redundant_experts)
-    placed = np.stack([place_layer(loads.layer(i), slots, gpus) for i in range(loads.counts.shape[1])])
+    placed = place_layers(np.stack([loads.layer(i) for i in range(loads.counts.shape[1])]), slots, gpus)
     return described(loads, model, refined(loads, placed, refine_s), gpus_per_node)
 
 

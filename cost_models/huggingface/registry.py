@@ -29,6 +29,7 @@ LATENT = {
     "kv_b": "self_attn.kv_b_proj",
 }
 KIMI_LINEAR = {**LATENT, "experts": "block_sparse_moe.experts.0.w1", "shared_expert": "block_sparse_moe.shared_experts.down_proj"}
+DEEPSEEK_V4 = {**LATENT, "attention_in": "attn.wq_a", "q_b": "attn.wq_b", "o_proj": "attn.wo_b"}
 QWEN3_NEXT = {
     **MODULES,
     "gated_delta:attention_in": "linear_attn.in_proj_qkvz",
@@ -67,6 +68,7 @@ class Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     "BailingMoeV2ForCausalLM": Architecture(experts.bailing_moe),
     "DeepseekV2ForCausalLM": Architecture(latent.deepseek_v2, LATENT),
+    "DeepseekV4ForCausalLM": Architecture(latent.deepseek_v4, DEEPSEEK_V4),
     "DeepseekV32ForCausalLM": Architecture(latent.deepseek_v32, LATENT),
     "DeepseekV3ForCausalLM": Architecture(latent.deepseek_v3, LATENT),
     "Dots1ForCausalLM": Architecture(experts.dots1),
@@ -112,7 +114,6 @@ NOT_MODELLED: dict[str, str] = {
     "BailingMoeLinearV2ForCausalLM": "linear attention",
     "DeciLMForCausalLM": "layers of different widths, some without attention",
     "DeepseekV41ForCausalLM": "compressed attention shared between layers, n-gram tables and hyper-connections",
-    "DeepseekV4ForCausalLM": "compressed sparse attention and hyper-connections",
     "Ernie4_5_VLMoeForConditionalGeneration": "separate experts for text and images",
     "Gemma4ForConditionalGeneration": "full-attention layers with other heads than windowed ones",
     "Glm5NextForConditionalGeneration": "delta attention (KDA), sparse attention and hyper-connections",
@@ -156,7 +157,7 @@ def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
     entry = ARCHITECTURES[architecture]
     try:
         fields = flat(config)
-        if fields.get("index_topk") and entry.read is not latent.deepseek_v32:
+        if fields.get("index_topk") and entry.read not in (latent.deepseek_v32, latent.deepseek_v4):
             raise ValueError("index_topk is set: sparse attention (DSA) is not modelled for this architecture")
         model = entry.read(fields, name, source)
     except KeyError as missing:

@@ -110,9 +110,10 @@ def in_order_max_over_mean(ranks: ArrayLike, slots: ArrayLike, experts: int, top
 
     .. math:: E\left[\max_g \sum_{i \in g} p_{i \bmod E} / r_{i \bmod E}\right] G, \quad \log p \sim N(0, \sigma^2)
 
-    r : replicas of an expert; p is at most 1 / top_k, because a token picks an expert once. Averaged over DRAWS seeded draws.
-    One sigma of 1.07 gives the balancedness that LMSYS published without EPLB at 8 and 16 GPUs (1.49, 1.63), and at EP72 the
-    4.4 that the published fall of throughput needs (docs/models/balance.md).
+    r : replicas of an expert; a token picks an expert once, so p = (1 - exp(-c w)) / top_k of popularity w, as in
+    `expected_active_experts`. Averaged over DRAWS seeded draws.
+    One sigma of 1.07 gives 1.35 and 1.68 at 8 and 16 GPUs, where LMSYS published 1.49 and 1.63 without EPLB, and at EP72 3.8,
+    where the published fall of throughput needs 4.3 (docs/models/balance.md).
     """
 
     def distinct(g: Floats, n: Floats) -> Floats:
@@ -136,8 +137,8 @@ def _in_order(ranks: int, slots: int, experts: int, top_k: int, sigma: float) ->
 def _drawn_shares(experts: int, top_k: int, sigma: float) -> Floats:
     """Shares of the picks that experts get, (DRAWS, experts)."""
     weights = np.exp(sigma * np.random.default_rng(0).standard_normal((DRAWS, experts)))
-    shares = np.minimum(weights / weights.sum(axis=1, keepdims=True), 1 / top_k)
-    return as_floats(shares / shares.sum(axis=1, keepdims=True))
+    weights = weights / weights.mean(axis=1, keepdims=True)
+    return as_floats(-np.expm1(-_pace(weights, min(top_k / experts, 1 - 1e-9)) * weights) / top_k)
 
 
 def combined_max_over_mean(*ratios: ArrayLike) -> Floats:
@@ -189,12 +190,16 @@ def busiest_active_experts(active: ArrayLike, local_experts: ArrayLike, ranks: A
 
 @functools.cache
 def _pick_pace(sigma: float, mean_probability: float) -> float:
-    """c with mean(1 - exp(-c w)) = mean_probability, by Newton's method from below (concave, monotone)."""
-    weights = popularity_quantiles(sigma)
-    pace = mean_probability
+    """c with mean(1 - exp(-c w)) = mean_probability over the quantiles of popularity."""
+    return float(_pace(popularity_quantiles(sigma)[None, :], mean_probability)[0, 0])
+
+
+def _pace(weights: Floats, mean_probability: float) -> Floats:
+    """The same for each row of weights, (rows, 1), by Newton's method from below (concave, monotone)."""
+    pace = np.full((len(weights), 1), mean_probability)
     for _ in range(40):
-        value = float(np.mean(-np.expm1(-pace * weights))) - mean_probability
-        pace -= value / float(np.mean(weights * np.exp(-pace * weights)))
+        value = -np.expm1(-pace * weights).mean(axis=1, keepdims=True) - mean_probability
+        pace = pace - value / (weights * np.exp(-pace * weights)).mean(axis=1, keepdims=True)
     return pace
 
 

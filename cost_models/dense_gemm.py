@@ -46,14 +46,17 @@ class SustainedCoefficients:
 
     share: float
     """Tensor throughput over a step / peak [-]."""
+    rows: float
+    """Steps of fewer tokens end, or stay bound by memory, before the limit reacts [token]."""
 
 
 def sustained_s(m: ArrayLike, n: ArrayLike, k: ArrayLike, peak_flops_per_s: float, c: SustainedCoefficients) -> Floats:
-    """Least time of y[m, n] = x[m, k] W[n, k]^T among others of its kind: 2 m n k / (share x peak) [s].
+    """Least time of y[m, n] = x[m, k] W[n, k]^T among others of its kind: 2 m n k / (share x peak), nothing below `rows` [s].
 
     Kernel timings are short bursts; the GEMMs of a long prefill step run at the clock that the board's power allows.
     """
-    return as_floats(2 * as_floats(m) * as_floats(n) * as_floats(k) / (c.share * peak_flops_per_s))
+    m, n, k = (as_floats(x) for x in np.broadcast_arrays(m, n, k))
+    return np.where(m >= c.rows, 2 * m * n * k / (c.share * peak_flops_per_s), 0.0)
 
 
 def dense_gemm_time_s(

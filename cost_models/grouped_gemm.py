@@ -54,7 +54,8 @@ def grouped_gemm_time_s(
     r"""Time of one layer's routed experts on one rank.
 
     .. math::
-        t = t_0 + c_K (H + I) + \mathrm{smoothmax}(F/(e_c P), A \cdot 3HI w/(e_m W)) + c_m B_{tokens} + c_p B_{pairs} + c_E E + c_A A
+        t = t_0 + c_K (H + I) + \mathrm{smoothmax}(F/(e_c P), A \cdot 3HI w/(e_m W))
+            + c_m B_{tokens} + c_p B_{pairs} + c_E E + c_A A
 
     pairs : (token, expert) pairs that land on the rank; local_experts : physical experts it holds;
     active_experts : those of them that got a token (balance.expected_active_experts);

@@ -13,6 +13,8 @@ from cost_models.specs.model import ModelSpec
 from cost_models.specs.precision import DTYPES, MX_ARCHITECTURES, DtypeInfo, PrecisionRecipe
 
 C = TypeVar("C")
+MXFP8_BY_DEFAULT = ("sglang", "trtllm")
+"""Engines whose MXFP4 experts take MXFP8 activations unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,12 @@ class Machine:
     def dtype(self, family: str) -> str:
         """Dtype of a matrix family, as the GPU's kernels take it.
 
-        MXFP4 experts on tensor cores that scale blocks of 32 themselves get MXFP8 activations instead of being widened to
-        BF16: TensorRT-LLM's default, and what public vLLM launch scripts switch on.
+        On tensor cores that scale blocks of 32 themselves, SGLang and TensorRT-LLM give MXFP4 experts MXFP8 activations
+        instead of widening them to BF16; vLLM does when asked (recipe mxfp4-mxfp8).
         """
         stored = str(getattr(self.recipe, family))
-        if stored == "mxfp4" and family == "experts" and self.hardware.gpu.architecture in MX_ARCHITECTURES:
+        native = self.hardware.gpu.architecture in MX_ARCHITECTURES and self.calibration.applies_to.engine in MXFP8_BY_DEFAULT
+        if stored == "mxfp4" and family == "experts" and native:
             return "mxfp4_mxfp8"
         return stored
 

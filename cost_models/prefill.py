@@ -17,7 +17,7 @@ from cost_models.operators import Timing, head_operators, tp_all_reduce, traffic
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
 from cost_models.specs.workload import Workload
-from cost_models.step import draft_layer, hops
+from cost_models.step import draft_layer, draft_projection, hops
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,8 @@ def prefill_step(machine: Machine, rows: Rows, workload: Workload) -> PrefillCos
     finishing = as_floats(batch.sequences / batch.steps)
     head = head_operators(machine, finishing, as_floats(rows.tp), c.sampling_bytes_per_logit)
     operators |= head
-    drafted_s = np.where(rows.drafts > 0, draft_layer(machine.model, layers).time_s, 0.0)
-    operators["mtp_drafts"] = Timing(drafted_s, np.zeros(len(rows)))
+    module = draft_layer(machine.model, layers) + draft_projection(machine, as_floats(batch.tokens)) + head["lm_head"]
+    operators["mtp_drafts"] = module.scaled(np.where(rows.drafts > 0, 1.0, 0.0))
     operators["pipeline_hops"] = hops(machine, rows, batch.tokens)
     operators["host"] = Timing(host_step_s(batch.sequences, rows.dp, c) * rows.pp, np.zeros(len(rows)))
     operators["offload_stall"] = offload_stall(machine, rows, layers)

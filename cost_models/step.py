@@ -13,9 +13,10 @@ from cost_models.collectives import pipeline_hop_time_s
 from cost_models.host import HostCoefficients, host_step_s, output_processing_s
 from cost_models.layers import Layer, offload_stall, priced_layers, whole_model
 from cost_models.machine import Machine
-from cost_models.operators import Timing, attention_operators, head_operators
+from cost_models.operators import Timing, attention_operators, head_operators, matrix_gemm
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
+from cost_models.specs.matrix import Matrix
 from cost_models.specs.model import ModelSpec
 from cost_models.speculative import accepted_tokens_per_step
 
@@ -54,7 +55,7 @@ def decode_step(machine: Machine, rows: Rows, context_tokens: float, mtp_accepta
     tokens = in_flight * (1 + rows.drafts)
     head = head_operators(machine, as_floats(tokens), as_floats(rows.tp), c.sampling_bytes_per_logit)
     operators |= head
-    operators["mtp_drafts"] = _draft_passes(draft_layer(machine.model, layers), head, rows)
+    operators["mtp_drafts"] = _draft_chain(machine, rows, layers, in_flight, context_tokens)
     operators["pipeline_hops"] = hops(machine, rows, tokens)
     operators["host"] = Timing(host_step_s(in_flight, rows.dp, c) * rows.pp, np.zeros(len(rows)))
     operators["offload_stall"] = offload_stall(machine, rows, layers)
@@ -85,9 +86,30 @@ def _layers(machine: Machine, rows: Rows, sequences: Floats, context: float) -> 
     return priced_layers(machine, rows, attention, tokens, split, captured, "decode")
 
 
-def _draft_passes(layer: Timing, head: Mapping[str, Timing], rows: Rows) -> Timing:
-    """Each draft runs one MTP module (a layer) and lm_head."""
-    return (layer + head["lm_head"]).scaled(as_floats(rows.drafts))
+def _draft_chain(machine: Machine, rows: Rows, layers: Sequence[Layer], in_flight: Floats, context: float) -> Timing:
+    r"""Drafting the next tokens, one after the other.
+
+    .. math:: t = L(b (1 + d)) + (d - 1) L(b) + d\,H(b), \quad L(m) = t_{layer}(m) + t_{[2H \to H]}(m)
+
+    The first pass of the MTP module takes all b (1 + d) tokens that were just verified, whose hidden states are new; the
+    others take the one token that each of the b sequences drafted before. Each ends in lm_head over b tokens (SGLang
+    EAGLE, vLLM v1/spec_decode/eagle.py; module: arXiv 2412.19437, 2.2).
+    """
+    drafts = as_floats(rows.drafts)
+    if not drafts.any():
+        return Timing(np.zeros(len(rows)), np.zeros(len(rows)))
+    alone = _layers(machine, rows.replace(drafts=0), in_flight, context)
+    first = draft_layer(machine.model, layers) + draft_projection(machine, as_floats(in_flight * (1 + drafts)))
+    later = draft_layer(machine.model, alone) + draft_projection(machine, as_floats(in_flight))
+    head = head_operators(machine, as_floats(in_flight), as_floats(rows.tp), 0.0)["lm_head"]
+    on = np.where(drafts > 0, 1.0, 0.0)
+    return first.scaled(on) + later.scaled(np.maximum(drafts - 1, 0)) + head.scaled(drafts)
+
+
+def draft_projection(machine: Machine, tokens: Floats) -> Timing:
+    """An MTP module's projection of [hidden; embedding] to the hidden size."""
+    matrix = Matrix("mtp_proj", "attention_in", machine.model.hidden, 2 * machine.model.hidden, 1, "replicated")
+    return Timing(*matrix_gemm(machine, matrix, tokens, np.ones(len(tokens))))
 
 
 def draft_layer(model: ModelSpec, layers: Sequence[Layer]) -> Timing:

@@ -15,6 +15,7 @@ from cost_models.attention.decode import (
     mla_decode_bound_s,
     mla_decode_time_s,
 )
+from cost_models.catalog import load_hardware, load_model
 from cost_models.chunking import activation_chunks, moe_chunks
 from cost_models.collectives import AllReduceCoefficients, all_reduce_bound_s, all_reduce_time_s
 from cost_models.dense_gemm import DenseGemmCoefficients, dense_gemm_bound_s, dense_gemm_time_s
@@ -202,3 +203,32 @@ def test_attention_time_is_continuous_in_heads():
     )
     ratio = dict(zip(heads, (time_s - 1e-5) / (bare - 1e-5), strict=True))
     assert [ratio[h] for h in (16, 32, 64, 128)] == pytest.approx([1.0, 1.4, 1.2, 1.0], rel=1e-6)
+
+
+def test_all_reduce_across_nodes_adds_a_ring_over_the_nics():
+    # 16 H100 are two domains of eight: inside, one shot of 7 messages at 450 GB/s; over the NICs each of the eight rings carries
+    # its eighth of the message 2 (2 - 1) / 2 = 1 times at 50 GB/s
+    links = Links.of(load_hardware("hgx-h100"))
+    c = AllReduceCoefficients(0.0, 0.0, 1.0, 1.0, 1.0, scale_out_start_s=0.0, scale_out_efficiency=1.0)
+    message = 2**20
+    expected = 7 * message / 450e9 + message / 8 / 50e9
+    assert all_reduce_time_s(message, 16, links=links, coefficients=c) == pytest.approx(expected)
+
+
+def test_attention_activations_of_llama_by_hand():
+    # 64 query and 8 KV heads of 128: query and output 2 x 64 x 128; in prefill keys and values too. TP8 shares all of it
+    attention = next(iter(load_model("llama-3.1-70b").attentions))
+    assert attention.activation_elements("decode", np.array([1.0, 8.0])).tolist() == [16_384, 2_048]
+    assert attention.activation_elements("prefill", np.array([1.0, 8.0])).tolist() == [18_432, 2_304]
+
+
+def test_expert_gemms_start_sooner_in_small_layers():
+    # c_K (H + I / tp): 2 ns x (7,168 + 2,048) = 18.4 us on DeepSeek's layer, 2 ns x (2,048 + 768 / 2) = 4.9 us on Qwen3-30B's TP2
+    c = GroupedGemmCoefficients(1e-5, 1.0, 1.0, 8.0, start_per_k_s=2e-9)
+    bare = GroupedGemmCoefficients(1e-5, 1.0, 1.0, 8.0)
+    shape = {"weight_bytes": 1.0, "activation_bytes": 1.0, "peak_flops_per_s": 1e15, "hbm_bytes_per_s": 3e12}
+    for hidden, width, tp, start_s in ((7168, 2048, 1, 18.432e-6), (2048, 768, 2, 4.864e-6)):
+        times = [
+            grouped_gemm_time_s(8, 256, 8, 1, tp, hidden=hidden, intermediate=width, coefficients=x, **shape) for x in (c, bare)
+        ]
+        assert times[0] - times[1] == pytest.approx(start_s)

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models.dispatch import BACKENDS
+from cost_models.operators import gemm
 from cost_models.overlap import OVERLAPS
 from cost_models.provenance import operator_provenance
 from cost_models.rows import Rows
-from cost_models.step import decode_step
+from cost_models.step import decode_step, draft_projection
 from tests.conftest import machine_of
 
 LL = BACKENDS.index("deepep_low_latency")
@@ -55,21 +56,56 @@ def test_steps_grow_with_batch_and_context(batch, context):
 
 
 @pytest.mark.parametrize(
-    ("model", "recipe", "tp", "operators"),
+    ("model", "recipe", "rows", "kernels"),
     [
-        # qkv, attention, o_proj, element-wise, gate/up, down; with TP two all-reduces
-        ("llama-3.1-70b", "bf16", 1, 80 * 6),
-        ("llama-3.1-70b", "bf16", 4, 80 * 8),
-        # q_a_kv_a, q_b, absorb, attention, o_proj, element-wise, all-reduce; 3 dense layers: gate/up, down, all-reduce;
-        # 58 MoE layers: router, shared gate/up and down, experts, element-wise, all-reduce
-        ("deepseek-r1", "fp8-block", 8, 3 * 10 + 58 * 13),
+        # two norms, one after qkv and the cache write, the activation
+        ("llama-3.1-70b", "bf16", {"tp": 4}, 80 * 5),
+        # two norms, two in attention, activation, top-k and sorting
+        ("qwen3-235b-a22b", "fp8-block", {"tp": 4}, 94 * 7),
+        # norms 2, MLA 4, activation 1; MoE layers: routing by groups 4, shared expert 2, packing around the all-to-all 4
+        ("deepseek-r1", "fp8-block", {"tp": 8}, 3 * 7 + 58 * 13),
+        ("deepseek-r1", "fp8-block", {"dp": 8, "ep": 8, "backend": 2}, 3 * 11 + 58 * 17 - 3 * 4),
     ],
 )
-def test_launch_gaps_are_one_per_operator(model, recipe, tp, operators):
+def test_launch_gaps_are_one_per_small_kernel(model, recipe, rows, kernels):
     machine = machine_of("hgx-h200", recipe=recipe, engine="sglang", model=model)
-    gap_s = machine.calibration.entry("host", "default").coefficients["graph_operator_s"]
-    step = decode_step(machine, Rows.of(tp=tp, batch=8, graph_tokens=8), 2000)
-    assert step.operators["launch_gaps"].time_s[0] == pytest.approx(operators * gap_s)
+    gap_s = machine.calibration.entry("host", "default").coefficients["small_kernel_s"]
+    step = decode_step(machine, Rows.of(**rows, batch=8, graph_tokens=8), 2000)
+    assert step.operators["launch_gaps"].time_s[0] == pytest.approx(kernels * gap_s)
+
+
+def test_eager_experts_have_a_floor_that_graphs_do_not():
+    # vLLM, 48 layers: floor of a layer = its operators x eager_operator_s + eager_experts_s, where the GPU is done sooner
+    machine = machine_of("hgx-h100", recipe="bf16", engine="vllm", model="qwen3-235b-a22b")
+    host = machine.calibration.entry("host", "default").coefficients
+    eager = decode_step(machine, Rows.of(tp=8, ep=8, batch=1, graph_tokens=0), 500)
+    operators = 9  # qkv, attention, o_proj, element-wise, two all-reduces, router, experts, element-wise
+    floor_s = 94 * (operators * host["eager_operator_s"] + host["eager_experts_s"])
+    assert eager.layer_kinds["moe_layers"][0] == pytest.approx(floor_s)
+    graph = decode_step(machine, Rows.of(tp=8, ep=8, batch=1, graph_tokens=8), 500)
+    assert graph.layer_kinds["moe_layers"][0] < floor_s / 5
+
+
+def test_drafts_are_a_chain_of_one_long_pass_and_short_ones():
+    # t(d) = L(b (1+d)) + (d-1) L(b) + projections + d lm_heads: the second draft adds one short pass to the step's own growth
+    machine = machine_of("hgx-h200", recipe="fp8-block", engine="sglang", model="deepseek-r1")
+    rows = Rows.of(tp=8, batch=16, drafts=[0, 1, 2, 3])
+    step = decode_step(machine, rows, 2000, (0.8,))
+    layer_s = [step.layer_kinds["moe_layers"][i] / 58 for i in range(4)]
+    projection_s = draft_projection(machine, np.array([16.0 * (1 + d) for d in range(4)])).time_s
+    head_s = step.operators["lm_head"].time_s[0]  # over one token a sequence, as drafts end
+    expected = [
+        layer_s[d] + projection_s[d] + (d - 1) * (layer_s[0] + projection_s[0]) + d * head_s if d else 0.0 for d in range(4)
+    ]
+    assert step.operators["mtp_drafts"].time_s == pytest.approx(expected)
+
+
+def test_long_dense_steps_keep_up_what_the_power_limit_allows():
+    # 8,192 x 8,192 x 8,192 in BF16: 2 m n k / (0.66 x 989e12) = 1.68 ms, 1.34 as a burst; small ones keep theirs
+    machine = machine_of("hgx-h100", recipe="bf16", engine="vllm", model="llama-3.1-70b")
+    time_s, _ = gemm(machine, "bf16", np.array([8192.0, 512.0]), 8192, 8192)
+    assert time_s[0] == pytest.approx(2 * 8192**3 / (0.66 * machine.peak_flops_per_s("dense_ffn")))
+    assert time_s[1] < 2 * 512 * 8192**2 / (0.66 * machine.peak_flops_per_s("dense_ffn"))
 
 
 def test_no_operator_beats_its_roofline(gb200):

@@ -16,13 +16,13 @@ from cost_models.machine import Machine
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from cost_models.specs.precision import PrecisionRecipe
-from search_spaces.loader import load_engine, resolve_version
+from search_spaces.loader import default_engine_of, load_engine, resolve_version, version_notes
 from search_spaces.schema import EngineSpec
 
 if TYPE_CHECKING:
     from autotune.placement.skew import RecordedSkew
 
-RECIPE_PREFERENCE = ("nvfp4", "fp8-block", "fp8-tensor", "mxfp8", "mxfp4", "mxfp4-mxfp8", "int8", "int4", "bf16")
+RECIPE_PREFERENCE = ("nvfp4", "fp8-block", "fp8-tensor", "mxfp8", "mxfp4", "mxfp4-mxfp8", "int8", "nvfp4-w4a16", "int4", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +115,10 @@ def _recorded_skew(problem: Problem, model: ModelSpec, engine: EngineSpec) -> Re
 
 
 def default_engine(hardware: HardwareSpec) -> str:
-    """The engine taken when none is named."""
-    return "vllm" if hardware.gpu.vendor == "nvidia" else "vllm-ascend"
+    """The engine taken when none is named; raises ProblemError for a vendor that no engine is the usual one of."""
+    if engine := default_engine_of(hardware.gpu.vendor):
+        return engine
+    raise ProblemError(f"no engine is known for {hardware.gpu.vendor} {hardware.gpu.name}; name one with --engine")
 
 
 def choose_recipe(name: str | None, model: ModelSpec, hardware: HardwareSpec, calibration: Calibration) -> PrecisionRecipe:
@@ -158,6 +160,8 @@ def why_not(recipe: PrecisionRecipe, model: ModelSpec, hardware: HardwareSpec, c
                 machine.entry("dense_gemm", machine.dtype(matrix.family))
         if model.moe:
             machine.entry("grouped_gemm", recipe.experts)
+        if model.residual_streams > 1:
+            calibration.entry("hyper_connections", "pre")
         for kind in model.attentions:
             for family, variant in kind.requirements(recipe, "decode"):
                 calibration.entry(family, variant)
@@ -254,7 +258,7 @@ def _assumed(
     if model.moe and problem.workload.popularity_sigma is None:
         lines["popularity_sigma"] = f"experts as unequally popular as in mixed real traffic (sigma {problem.workload.sigma:g})"
     unset = [text for name, text in lines.items() if name not in given or getattr(problem, name) is None]
-    return tuple(unset)
+    return (*unset, *version_notes(engine, problem.engine_version))
 
 
 def resolve_recipe(choice: str | PrecisionChoice, model: ModelSpec) -> PrecisionRecipe:

@@ -12,6 +12,7 @@ from cost_models.arrays import Floats, as_floats, ceil_div
 from cost_models.attention.base import AttentionKind, Phase
 from cost_models.dispatch import BACKENDS
 from cost_models.host import HostCoefficients, small_kernels
+from cost_models.hyper_connections import FAMILY, mixing
 from cost_models.machine import Machine
 from cost_models.memory import by_layer, offload_settings, offloadable_layer_bytes
 from cost_models.moe_layer import moe_operators
@@ -68,10 +69,11 @@ def priced_layers(
     microbatches = np.where(split, 2.0, 1.0)
     mixers = {kind: attention(kind) for kind in machine.model.attentions}
     ffns = {ffn: _ffn_operators(machine, rows, ffn, tokens, phase) for ffn in machine.model.ffns}
+    mixed = {FAMILY: mixing(machine, tokens)} if machine.model.residual_streams > 1 else {}
     layers = []
     for group in machine.model.groups:
         mixer = mixers[group.attention] if group.attention else {}
-        operators = {**mixer, **(ffns[group.ffn] if group.ffn else {})}
+        operators = {**mixer, **mixed, **(ffns[group.ffn] if group.ffn else {})}
         small = small_kernels(group, machine.model.hidden, rows.backend != BACKENDS.index("none"))
         layer = finished(operators, rows, captured, microbatches, host, small)
         layers.append(overlapped(machine, layer, rows, split) if isinstance(group.ffn, MoeSpec) else layer)

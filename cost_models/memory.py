@@ -34,6 +34,8 @@ class MemoryCoefficients:
     graph_sizes: float
     """Captured sizes by default [-]."""
     deepep_normal_buffer_bytes: float = 2.0 * 2**30
+    communicator_bytes: float = 0.0
+    """Of the runtime what one GPU alone does not need [B]."""
     activation_passes: float = 4.0
     """Live copies of the widest per-token tensors [-]."""
 
@@ -132,7 +134,7 @@ def _memory(
         "dispatch buffers": _dispatch_buffer_bytes(machine, rows, tokens, c),
         "eplb buffers": _eplb_bytes(machine, rows),
         "cuda graphs": np.where(rows.graph_tokens > 0, c.graph_sizes * c.graph_bytes_per_size, 0.0),
-        "runtime": np.full(len(rows), c.runtime_bytes),
+        "runtime": np.where(rows.gpus > 1, c.runtime_bytes, c.runtime_bytes - c.communicator_bytes),
     }
     return Memory({name: as_floats(line) for name, line in lines.items()}, sequence)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cost_models import hyper_connections
 from cost_models.attention.base import Phase, Source
 from cost_models.calibration import Entry
 from cost_models.dispatch import BACKENDS
@@ -84,6 +85,8 @@ def _shared_sources(machine: Machine, rows: Rows, tokens: float, phase: Phase) -
         for direction in ("dispatch", "combine"):
             sources[direction] = ("dispatch", f"{backend}.{direction}", {"ranks": ranks, "tokens": tokens})
         sources["overlap"] = ("overlap", backend, {})
+    if machine.model.residual_streams > 1:
+        sources[hyper_connections.FAMILY] = (hyper_connections.FAMILY, "post", {"tokens": tokens})
     for name in HOST_OPERATORS:
         sources[name] = ("host", "default", {})
     sources["sampling"] = ("host", "default", {})

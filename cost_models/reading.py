@@ -85,7 +85,11 @@ def reading(where: object, what: str, error: type[AutotuneError] = InputError) -
 
 def first_line(error: BaseException) -> str:
     """What an exception says, on one line, shortened."""
-    names = {"RecursionError": "nested too deep", "MemoryError": "does not fit memory", "KeyError": f"no {error}"}
+    missing = getattr(error, "name", None) or error
+    names = {
+        "RecursionError": "nested too deep", "MemoryError": "does not fit memory", "KeyError": f"no {error}",
+        "AttributeError": f"no '{missing}'", "TypeError": "a value of another type than expected",
+    }  # fmt: skip
     text = names.get(type(error).__name__) or " ".join(str(error).split())
     return (text or type(error).__name__)[:300]
 

@@ -11,6 +11,7 @@ from cost_models.errors import CatalogError, unknown_name
 from cost_models.reading import parse_yaml
 from search_spaces.schema import EngineSpec, version_key
 
+DEFAULT_OF = re.compile(r"^default_of: \[(.*)\]$", re.MULTILINE)
 VERSION = re.compile(r"^\d+(\.\w+)*$")
 
 
@@ -18,6 +19,17 @@ def engine_names() -> list[str]:
     """Engines that have a document."""
     files = resources.files("search_spaces").joinpath("data").iterdir()
     return sorted(entry.name.removesuffix(".yaml") for entry in files if entry.name.endswith(".yaml"))
+
+
+@functools.cache
+def default_engine_of(vendor: str) -> str | None:
+    """The engine taken for a vendor's hardware when none is named; documents are looked through, not parsed."""
+    for name in engine_names():
+        head = resources.files("search_spaces").joinpath("data", f"{name}.yaml").read_text(encoding="utf-8")
+        found = DEFAULT_OF.search(head)
+        if found and vendor in [part.strip() for part in found[1].split(",")]:
+            return name
+    return None
 
 
 @functools.cache
@@ -46,7 +58,7 @@ def resolve_version(engine: EngineSpec, version: str | None) -> str:
     raise CatalogError(unknown_name(f"{engine.name} version", version, [v.version for v in engine.versions]))
 
 
-def version_note(engine: EngineSpec, version: str | None) -> str | None:
+def version_notes(engine: EngineSpec, version: str | None) -> tuple[str, ...]:
     """Which release's options stand for a version that has no list of its own, and what its times were measured with."""
     found = resolve_version(engine, version)
     known = next(v for v in engine.versions if v.version == found)
@@ -55,4 +67,4 @@ def version_note(engine: EngineSpec, version: str | None) -> str | None:
         notes.append(f"{engine.title} {version} has no list of options here: that of {known.release} was used")
     if known.priced_as:
         notes.append(f"{engine.title} {found} is priced with times of {known.priced_as}")
-    return "; ".join(notes) or None
+    return tuple(notes)

@@ -70,6 +70,8 @@ class Choice(Ranged):
     """Share of device memory that everything may fill beside it, where that is less than the engine's."""
     hidden_sizes: tuple[int, ...] = ()
     """Hidden sizes its kernels are built for; empty means any."""
+    vendors: tuple[str, ...] = ()
+    """Whose accelerators its kernels run on; empty means any."""
     taken_from_ep: int | None = None
     """The engine takes it by itself for decoding from this many expert-parallel ranks on, and others below."""
     ep_sizes: tuple[int, ...] = ()
@@ -166,6 +168,8 @@ class EngineVersion(Spec):
 
     version: str
     release: str
+    scripts: bool = True
+    """Whether launch scripts are written for it, as its engine has an exporter; others are judged and predicted."""
     priced_as: str | None = None
     """Releases whose kernels and gaps its times stand on, where none of its own generation were measured."""
     api_servers_per: Literal["node", "dp_rank"] = "node"
@@ -188,6 +192,9 @@ class EngineSpec(Spec):
     name: str
     title: str
     vendors: tuple[str, ...]
+    """Whose accelerators it runs on."""
+    default_of: tuple[str, ...] = ()
+    """Vendors whose hardware it is taken for when no engine is named."""
     calibration_engine: str
     exporter: str | None = None
     """None: plans are made without launch scripts."""
@@ -210,6 +217,14 @@ class EngineSpec(Spec):
     @property
     def newest(self) -> str:
         return self.versions[-1].version
+
+    def writes_scripts(self, version: str) -> bool:
+        """Whether launch scripts can be written for a supported version."""
+        return self.exporter is not None and next(v.scripts for v in self.versions if v.version == version)
+
+    def release(self, version: str) -> str:
+        """The release that a supported version's options were read from."""
+        return next(v.release for v in self.versions if v.version == version)
 
     def api_servers_per(self, version: str) -> str:
         return next((v.api_servers_per for v in self.versions if v.version == version), "node")

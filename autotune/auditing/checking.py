@@ -17,11 +17,11 @@ from autotune.documents.deployment import Deployment, PoolRole
 from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction
 from autotune.errors import ProblemError
 from autotune.predicting.step import predict
-from autotune.serving.policies import policy_of
+from autotune.serving.full import full_steps
 from autotune.serving.predicting import predict_service
 from cost_models.catalog import load_model
 from cost_models.errors import AutotuneError
-from search_spaces.loader import load_engine, resolve_version
+from search_spaces.loader import load_engine, version_notes
 
 if TYPE_CHECKING:
     from autotune.auditing.commands import ReadCommand
@@ -129,10 +129,11 @@ def check(deployment: Deployment, goals: Goals, command: ReadCommand | None = No
         ttft_p99_s=plan.service.ttft_s.p99 if plan.service else None,
         gpus=plan.gpus,
         bottleneck=_bottleneck(plan),
-        remarks=(
+        remarks=_once(
             *(command.remarks if command else ()),
             *_aside(unknown, answer),
             *plan.doubts,
+            *version_notes(load_engine(deployment.engine.name), deployment.engine.version),
             *remarks(plan),
             *_not_written(plan),
         ),
@@ -143,6 +144,11 @@ def check(deployment: Deployment, goals: Goals, command: ReadCommand | None = No
 
 PARTS = {"start": "start", "memory": "memory", "load": "waiting"}
 """Which part of a verdict a thing belongs to that is missing; goals follow."""
+
+
+def _once(*lines: str) -> tuple[str, ...]:
+    """Each line once, in the order they come."""
+    return tuple(dict.fromkeys(lines))
 
 
 def _answer(plan: Outcome, unknown: Sequence[Unmodelled]) -> Answer:
@@ -232,28 +238,10 @@ def _priced(deployment: Deployment, goals: Goals, held: tuple[str, ...], *, trie
     try:
         service = predict_service(deployment)
     except ProblemError as error:
-        steps = {phase: _step(deployment, phase, 1) for phase in deployment.pools}
+        steps = full_steps(deployment, 1)
         return Outcome(deployment, steps, None, (), held, refusal=str(error))
-    steps = {} if tried else {phase: _step(deployment, phase, service.decode_slots) for phase in deployment.pools}
+    steps = {} if tried else full_steps(deployment, service.decode_slots)
     return Outcome(deployment, steps, service, service_goals(goals, service), held)
-
-
-def _step(deployment: Deployment, phase: PoolRole, slots: int) -> PoolPrediction:
-    """A step of one pool of a service, full; slots : sequences that it holds in all."""
-    single: PoolRole = "prefill" if phase == "prefill" else "decode"
-    pool = deployment.pools[phase]
-    sized = {"batch_per_dp_rank": max(slots // (pool.dp * pool.instances), 1)}
-    if phase == "serve":  # its prefill steps need no more than what is left free for them
-        sized["max_batched_tokens"] = 0
-    if single == "prefill":
-        sized = {"max_batched_tokens": pool.max_batched_tokens or _default_tokens(deployment)}
-    return predict(deployment.alone(single, pool.model_copy(update=sized)))
-
-
-def _default_tokens(deployment: Deployment) -> int:
-    """Token budget of a prefill step where none is set."""
-    engine = load_engine(deployment.engine.name)
-    return policy_of(engine.name, resolve_version(engine, deployment.engine.version)).default_tokens
 
 
 def smallest_changes(plan: Outcome, goals: Goals, *, aggregated: bool = False) -> tuple[tuple[Change, ...], int]:

@@ -76,7 +76,7 @@ def unlaunchable(deployment: Deployment, *, aggregated: bool = False) -> tuple[s
     """
     from autotune.exporters import export, has_exporter
 
-    if not has_exporter(deployment.engine.name):
+    if not has_exporter(deployment.engine.name, deployment.engine.version):
         return ()
     if aggregated and deployment.phase == "decode":
         pools = {"serve": deployment.pool}

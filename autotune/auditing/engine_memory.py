@@ -23,10 +23,10 @@ LARGE_GPU_BYTES = 160 * 2**30
 LARGE_GPU_TOKENS = 16384
 """Token budget that vLLM 0.33 takes by itself from LARGE_GPU_BYTES on (engine/arg_utils.py:2973); else 8,192."""
 SORTED_UNTIL = (0, 18)
-"""vLLM's sampler sorts the vocabulary (v1/sample/ops/topk_topp_sampler.py of 0.13.0; Triton in 0.19.1, FlashInfer in 0.24.0)."""
+"""vLLM sorts the vocabulary to sample (v1/sample/ops/topk_topp_sampler.py, 0.13.0; Triton in 0.19.1, FlashInfer in 0.24.0)."""
 SORTING_BYTES, SAMPLING_BYTES = 27.0, 10.0
-"""Per logit that vLLM's start-up sampling has alive. Sorting: BF16 and FP32 logits, sorted values with 64-bit places, probabilities,
-a mask and the scattered result (2 + 4 + 4 + 8 + 4 + 1 + 4); else BF16 and FP32 logits and probabilities (2 + 4 + 4)."""
+"""Per logit that vLLM's start-up sampling has alive. Sorting: BF16 and FP32 logits, sorted values with 64-bit places,
+probabilities, a mask, the scattered result (2 + 4 + 4 + 8 + 4 + 1 + 4); else BF16 and FP32 logits, probabilities (2 + 4 + 4)."""
 MEASURED_CACHE_SINCE = (0, 5, 23)
 """SGLang sizes the KV cache of models without a latent after it captured its graphs (arg_groups/overrides.py:1791)."""
 
@@ -82,7 +82,7 @@ def _startup_sampling_bytes(deployment: Deployment, version: tuple[int, ...]) ->
     pool = deployment.pool
     model = load_model(deployment.model)
     per_logit = SORTING_BYTES if version <= SORTED_UNTIL else SAMPLING_BYTES
-    step = predict(_alone(deployment.with_pool(_own(deployment), batch_per_dp_rank=1)))
+    step = predict(_of_one(deployment))
     forward = sum(line.bytes for line in step.memory if line.name == "activations")
     return max(pool.batch_per_dp_rank * model.vocab * per_logit - forward, 0.0)
 
@@ -104,7 +104,7 @@ def _budget(engine: EngineSpec, deployment: Deployment, version: tuple[int, ...]
 def _covering(deployment: Deployment, fraction: float, beside: tuple[str, ...]) -> Deployment:
     """A memory fraction of everything, given one that leaves some lines out, which lie beside it as far as there is memory."""
     visible = _visible_bytes(deployment)
-    lines = predict(_alone(deployment)).memory if beside else ()
+    lines = predict(_of_one(deployment)).memory if beside else ()
     more = sum(line.bytes for line in lines if line.name in beside)
     return deployment.with_pool(_own(deployment), memory_fraction=min(fraction + more / visible, 1.0))
 
@@ -115,6 +115,13 @@ def _visible_bytes(deployment: Deployment) -> float:
 
 def _own(deployment: Deployment) -> PoolRole:
     return deployment.phase if deployment.phase in deployment.pools else "decode"
+
+
+def _of_one(deployment: Deployment) -> Deployment:
+    """The pool by itself with one sequence and buffers for all that it may run: no logits but its own lie beside the cache."""
+    pool = deployment.pool
+    tokens = pool.max_batched_tokens or pool.batch_per_dp_rank * (1 + pool.draft_tokens)
+    return _alone(deployment.with_pool(_own(deployment), batch_per_dp_rank=1, max_batched_tokens=tokens))
 
 
 def _alone(deployment: Deployment) -> Deployment:

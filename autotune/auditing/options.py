@@ -12,7 +12,9 @@ from typing import Any
 from autotune.auditing.shell import Invocation
 from autotune.auditing.wrappers import WRAPPERS, Wrapped
 from autotune.errors import ProblemError
-from search_spaces.loader import engine_names, load_engine, resolve_version, version_note
+from cost_models.errors import InputError
+from cost_models.reading import parse_json, reading
+from search_spaces.loader import engine_names, load_engine, resolve_version, version_notes
 from search_spaces.options import Option, OptionList, load_options, releases_with
 from search_spaces.schema import EngineSpec, Renamed, Spelling
 
@@ -72,12 +74,14 @@ class Command:
 
     def count(self, name: str) -> int:
         """A whole number of at least 1, which is also the default."""
+        if (self.options.get(name) or "").startswith("$"):
+            raise ProblemError(f"{name} needs a whole number of at least 1, '{self.options[name]}' was given")
         return self.whole(name, least=1) or 1
 
     def whole(self, name: str, least: int = 0) -> int | None:
         """A whole number as both engines' parsers read it (16k, 1.5M, 4Ki); none where it is not given, or left to the engine."""
         text = self.options.get(name)
-        if text is None or text.lower() in ("auto", "-1"):
+        if text is None or text.lower() in ("", "auto", "-1") or text.startswith("$"):  # see unmodelled.py for what is not said
             return None
         value = whole_number(text)
         if value is None or value < least:
@@ -120,8 +124,7 @@ def split_options(invocation: Invocation, engine: EngineSpec, version: str | Non
     Raises ProblemError for options that no version has, that are given twice, or that lack their value.
     """
     known = resolve_version(engine, version)
-    release = next(v.release for v in engine.versions if v.version == known)
-    split = _Split(engine, load_options(invocation.engine, release), WRAPPERS.get(invocation.wrapper or "", {}))
+    split = _Split(engine, load_options(invocation.engine, engine.release(known)), WRAPPERS.get(invocation.wrapper or "", {}))
     split.read(invocation.words)
     options = split.merged()
     for name in DOCUMENTS:
@@ -134,8 +137,7 @@ def split_options(invocation: Invocation, engine: EngineSpec, version: str | Non
     )
     if not model:
         raise ProblemError(f"the {engine.title} command names no model")
-    note = version_note(engine, version)
-    remarks = [*split.remarks, *([note] if note else []), *_unknown_variables(invocation, engine, known, split.listed)]
+    remarks = [*split.remarks, *version_notes(engine, version), *_unknown_variables(invocation, engine, known, split.listed)]
     role = next((split.wrapped[name] for name in split.wrapped if split.wrapped[name]), None)
     return Command(engine, known, model, options, invocation.environment, tuple(split.conflicts), tuple(remarks), role)
 
@@ -284,8 +286,8 @@ def _put(document: dict[str, Any], path: str, value: str | None) -> None:
         document.setdefault(last[:-1], []).extend((value or "").split(","))
         return
     try:
-        document[last] = json.loads(value) if value is not None else True
-    except ValueError:
+        document[last] = parse_json(value, path) if value is not None else True
+    except InputError:
         number = whole_number(value or "")
         document[last] = value if number is None else number
 
@@ -293,10 +295,8 @@ def _put(document: dict[str, Any], path: str, value: str | None) -> None:
 def _document(name: str, text: str | None) -> dict[str, Any]:
     if not text:
         return {}
-    try:
-        found = json.loads(UNSET.sub(r"\1null", text))
-    except ValueError as error:
-        raise ProblemError(f"{name}: not JSON ({error}): {text[:80]}") from error
+    with reading(name, f"not JSON: {text[:80]}", ProblemError):
+        found = parse_json(UNSET.sub(r"\1null", text), name)
     return found if isinstance(found, dict) else {}
 
 

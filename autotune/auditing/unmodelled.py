@@ -11,7 +11,7 @@ from search_spaces.effects import Effects, Part, load_effects
 
 OWN_DRAFTS = ("mtp", "deepseek_mtp", "ernie_mtp", "glm4_moe_mtp", "qwen3_next_mtp", "NEXTN", "EAGLE")
 """Ways of drafting with the model's own MTP module; EAGLE is SGLang's name of it for such models."""
-EVERYTHING: tuple[Part, ...] = ("start", "memory", "speed", "waiting")
+OPEN_SIZES = ("--kv-cache-memory-bytes", "--max-total-tokens", "--max-model-len", "--context-length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,11 @@ def unmodelled(command: Command, model: ModelSpec) -> tuple[Unmodelled, ...]:
     """What a command says that is not modelled."""
     effects = load_effects(str(command.engine.command_line))
     found = (_of(effects, name, value, model) for name, value in command.options.items())
-    return tuple(line for line in (*found, *_drafts(command, model), *_offloaded(command), *_graphs(command)) if line)
+    return tuple(
+        line
+        for line in (*found, *_given_outside(command), *_drafts(command, model), *_offloaded(command), *_graphs(command))
+        if line
+    )
 
 
 def harmless(command: Command) -> tuple[str, ...]:
@@ -62,6 +66,13 @@ def _of(effects: Effects, name: str, value: str | None, model: ModelSpec) -> Unm
     if change.only_for == "sliding_windows" and not _has_windows(model):
         return None
     return Unmodelled(f"{name} {value}" if value else name, change.what, change.affects)
+
+
+def _given_outside(command: Command) -> Iterator[Unmodelled]:
+    """Sizes that a variable gives, which the script does not set."""
+    for name in OPEN_SIZES:
+        if (said := command.text(name)) and said.startswith("$"):
+            yield Unmodelled(f"{name} {said}", "the script does not say how much", ("memory",))
 
 
 def _has_windows(model: ModelSpec) -> bool:

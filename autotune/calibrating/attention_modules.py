@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
 from cost_models.attention.base import Phase
+from cost_models.attention.compressed import CompressedSpec
 from cost_models.attention.dsa import DsaSpec
 from cost_models.attention.indexing import SPARSE_DECODE, SPARSE_PREFILL, SparseCoefficients
 from cost_models.calibration import Calibration
@@ -30,9 +31,34 @@ DSA_DIMS = (
     "heads", "hidden", "q_lora_rank", "kv_lora_rank", "qk_nope_dim", "qk_rope_dim", "v_dim", "index_heads", "index_dim",
     "top_k", "computes_index",
 )  # fmt: skip
-"""Columns that describe the module; heads are those of the rank."""
-DSA_DECODE_COLUMNS = ("sequences", "context_tokens", *DSA_DIMS)
-DSA_PREFILL_COLUMNS = ("sequences", "new_tokens", "prefix_tokens", *DSA_DIMS)
+COMPRESSED_DIMS = (
+    "heads", "hidden", "head_dim", "rope_dim", "q_lora_rank", "o_lora_rank", "o_groups", "window_tokens", "ratio",
+    "index_heads", "index_dim", "top_k",
+)  # fmt: skip
+DECODE_COLUMNS = ("sequences", "context_tokens")
+PREFILL_COLUMNS = ("sequences", "new_tokens", "prefix_tokens")
+
+
+Kind = DsaSpec | CompressedSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A kind that is timed as whole modules."""
+
+    kind: type[Kind]
+    dims: tuple[str, ...]
+    """Columns that describe it; heads are those of the rank."""
+    recipe: str
+    """What the weights of the rows that are read are stored in."""
+
+    def columns(self, phase: Phase) -> tuple[str, ...]:
+        """Shape columns of a timing table."""
+        return (*(DECODE_COLUMNS if phase == "decode" else PREFILL_COLUMNS), *self.dims)
+
+
+DSA = Module(DsaSpec, DSA_DIMS, "bf16")
+COMPRESSED = Module(CompressedSpec, COMPRESSED_DIMS, "fp8-block")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +67,13 @@ class _Part:
 
     rows: Ints
     machine: Machine
-    kind: DsaSpec
+    kind: Kind
     columns: Mapping[str, Floats]
     known_s: Floats
 
 
-def fit_dsa(
+def fit_module(
+    module: Module,
     phase: Phase,
     columns: Mapping[str, Floats],
     latency_s: NDArray[np.float64],
@@ -54,12 +81,12 @@ def fit_dsa(
     hardware: HardwareSpec,
     base: Calibration,
 ) -> Fit:
-    """Fit SparseCoefficients of a phase to modules with BF16 weights; dtype : of the KV cache.
+    """Fit SparseCoefficients of a phase; dtype : of the KV cache, before a dot.
 
-    Whole (heads, sequences, tokens, context) shapes are held out. Raises MissingFactError where the base lacks what
+    Whole (sequences, tokens, context, heads) shapes are held out. Raises MissingFactError where the base lacks what
     prices the rest of the module.
     """
-    parts = list(_parts(phase, columns, dtype, hardware, base))
+    parts = list(_parts(module, phase, columns, dtype.partition(".")[0], hardware, base))
 
     def predict_s(values: Mapping[str, float], rows: NDArray[np.int64]) -> Floats:
         c = SparseCoefficients(**values)
@@ -68,19 +95,23 @@ def fit_dsa(
             time_s[part.rows] = part.known_s + _core_s(phase, part, c)
         return time_s[rows]
 
-    names = DSA_DECODE_COLUMNS if phase == "decode" else DSA_PREFILL_COLUMNS
+    names = module.columns(phase)
     shapes = np.stack([columns[name] for name in names[: names.index("hidden")]], axis=1).tolist()
     coefficients = SPARSE_DECODE if phase == "decode" else SPARSE_PREFILL
     return fit_coefficients(predict_s, latency_s, coefficients, held_out_mask(shapes))
 
 
-def _parts(phase: Phase, columns: Mapping[str, Floats], dtype: str, hardware: HardwareSpec, base: Calibration) -> Iterator[_Part]:
-    first, inverse = distinct_rows(*(columns[name] for name in DSA_DIMS))
-    recipe = load_recipe("bf16").model_copy(update={"kv_cache": dtype})
+def _parts(
+    module: Module, phase: Phase, columns: Mapping[str, Floats], cache: str, hardware: HardwareSpec, base: Calibration
+) -> Iterator[_Part]:
+    first, inverse = distinct_rows(*(columns[name] for name in module.dims))
+    recipe = load_recipe(module.recipe).model_copy(update={"kv_cache": cache})
     for number, row in enumerate(first):
-        dims = {name: int(columns[name][row]) for name in DSA_DIMS}
+        dims: dict[str, int | bool] = {name: int(columns[name][row]) for name in module.dims}
         hidden = dims.pop("hidden")
-        kind = DsaSpec.model_validate({**dims, "computes_index": bool(dims["computes_index"])})
+        if "computes_index" in dims:
+            dims["computes_index"] = bool(dims["computes_index"])
+        kind = module.kind.model_validate(dims)
         model = ModelSpec.uniform(
             name="module", title="", source="", hidden=hidden, vocab=1, max_context_tokens=1,
             layers=1, attention=kind, dense_intermediate=1,
@@ -92,11 +123,10 @@ def _parts(phase: Phase, columns: Mapping[str, Floats], dtype: str, hardware: Ha
         yield _Part(rows, machine, kind, own, _known_s(machine, kind, phase, tokens))
 
 
-def _known_s(machine: Machine, kind: DsaSpec, phase: Phase, tokens: Floats) -> Floats:
+def _known_s(machine: Machine, kind: Kind, phase: Phase, tokens: Floats) -> Floats:
     """What the base prices of a module on one rank: GEMMs, absorption, its element-wise traffic and launch gaps."""
     one = np.ones(len(tokens))
-    operators = kind.projections(machine, tokens, one, without=("kv_b",))
-    operators["absorb"] = kind.absorb(machine, tokens, kind.heads * one)
+    operators = kind.around(machine, tokens, one)
     c = machine.coefficients("elementwise", "default" if phase == "decode" else "prefill", ElementwiseCoefficients)
     operators["elementwise"] = traffic(machine, tokens, kind.elementwise_elements(phase, one), 0.0, c.query_passes, c)
     gaps_s = machine.coefficients("host", "default", HostCoefficients).small_kernel_s * len(operators)

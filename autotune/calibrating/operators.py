@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.calibrating.attention_modules import DSA_DECODE_COLUMNS, DSA_DIMS, DSA_PREFILL_COLUMNS, fit_dsa
+from autotune.calibrating.attention_modules import COMPRESSED, DSA, Module, fit_module
+from cost_models import hyper_connections
+from cost_models.attention.base import Phase
 from cost_models.attention.decode import fit_gqa_decode, fit_mla_decode
 from cost_models.attention.prompt import QUERY_TILES, fit_prefill_attention
 from cost_models.attention.recurrent import convolution_bytes, fit_scan, fit_stream, update_bytes
@@ -190,6 +192,25 @@ def _recurrent(kind: str) -> dict[str, Operator]:
     }
 
 
+def _mixing(part: str) -> Callable[[Columns, NDArray[np.float64], str, HardwareSpec, Known], Fit]:
+    def fit(columns: Columns, latency_s: NDArray[np.float64], _dtype: str, hardware: HardwareSpec, _known: Known) -> Fit:
+        bandwidth = hardware.gpu.hbm_bytes_per_s.value
+        return hyper_connections.fitted(part)(columns["tokens"], columns["hidden"], columns["streams"], latency_s, bandwidth)
+
+    return fit
+
+
+def _modules(name: str, module: Module) -> dict[str, Operator]:
+    """A kind's module in both phases."""
+    phases: tuple[Phase, ...] = ("decode", "prefill")
+    return {
+        f"{name}_{phase}": Operator(
+            module.columns(phase), f"{name}_{phase}", described=module.dims[1:], fit_module=partial(fit_module, module, phase)
+        )
+        for phase in phases
+    }
+
+
 OPERATORS: dict[str, Operator] = {
     "dense_gemm": Operator(("m", "n", "k"), "dense_gemm", _dense),
     "dense_gemm_kernel": Operator(("m", "n", "k"), "dense_gemm", _dense_kernel),
@@ -204,8 +225,12 @@ OPERATORS: dict[str, Operator] = {
     **_recurrent("gated_delta"),
     **_recurrent("kda"),
     **_recurrent("mamba2"),
-    "dsa_decode": Operator(DSA_DECODE_COLUMNS, "dsa_decode", described=DSA_DIMS[1:], fit_module=partial(fit_dsa, "decode")),
-    "dsa_prefill": Operator(DSA_PREFILL_COLUMNS, "dsa_prefill", described=DSA_DIMS[1:], fit_module=partial(fit_dsa, "prefill")),
+    **{
+        f"hyper_connections.{part}": Operator(("tokens", "hidden", "streams"), "hyper_connections", _mixing(part), part)
+        for part in ("pre", "post")
+    },
+    **_modules("dsa", DSA),
+    **_modules("compressed", COMPRESSED),
     "all_reduce": Operator(("message_bytes", "ranks"), "all_reduce", _all_reduce, variant="default"),
     **{
         f"{backend}.{direction}": Operator(TRANSFER_COLUMNS, "dispatch", _transfer(backend), variant=f"{backend}.{direction}")

@@ -111,7 +111,15 @@ def attention_sources(engine: str, blackwell: bool) -> tuple[Source, ...]:
         *RECURRENT,
         Source("sparse_attention", "dsa_generation_module_perf.parquet", attention.dsa_decode, owner=decode, package=NEWER),
         Source("sparse_attention", "dsa_context_module_perf.parquet", attention.dsa_prefill, owner=prefill, package=NEWER),
+        *(_compressed(part, phase, prefill) for part in ("csa", "hca") for phase in ("generation", "context")),
+        Source("mhc", "mhc_module_perf.parquet", attention.hyper_connections, owner=prefill, versions=2, package=NEWER),
     )
+
+
+def _compressed(part: str, phase: str, owner: str) -> Source:
+    """A table of DeepSeek-V4's modules: csa with an indexer, hca without."""
+    read = attention.compressed_decode if phase == "generation" else attention.compressed_prefill
+    return Source("sparse_attention", f"dsv4_{part}_{phase}_module_perf.parquet", read, owner=owner, package=NEWER)
 
 
 def database_root(package: str) -> Path | None:

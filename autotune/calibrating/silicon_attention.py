@@ -125,3 +125,61 @@ def _modules(raw: pd.DataFrame, operator: str, tokens: Callable[[pd.DataFrame], 
     )
     keys = ["operator", "dtype", "sequences", "heads", "computes_index", *dims, *tokens(kept)]
     return median_of_duplicates(rows, keys, dropped), dropped
+
+
+V4 = {"head_dim": 512, "rope_dim": 64, "o_lora_rank": 1024, "window_tokens": 128}
+V4_MODELS = {
+    "DeepSeek-V4-Flash": {**V4, "hidden": 4096, "q_lora_rank": 1024, "top_k": 512},
+    "DeepSeek-V4-Pro": {**V4, "hidden": 7168, "q_lora_rank": 1536, "top_k": 1024},
+}
+"""Part of a model's name in the table -> the dimensions that its rows do not state."""
+HEADS_PER_GROUP = 8
+INDEXED = {4: {"index_heads": 64, "index_dim": 128}, 128: {"index_heads": 0, "index_dim": 0}}
+
+
+def compressed_decode(raw: pd.DataFrame, _engine: str) -> Rows:
+    """Compressed attention modules of DeepSeek-V4 in decode."""
+    return _compressed(raw, "compressed_decode", lambda kept: {"context_tokens": kept.step + 1})
+
+
+def compressed_prefill(raw: pd.DataFrame, _engine: str) -> Rows:
+    """Compressed attention modules of DeepSeek-V4 over prompts."""
+    long = raw[raw.isl >= SMALLEST_PROMPT]
+    return _compressed(long, "compressed_prefill", lambda kept: {"new_tokens": kept.isl, "prefix_tokens": kept.step})
+
+
+def _compressed(raw: pd.DataFrame, operator: str, tokens: Callable[[pd.DataFrame], dict[str, pd.Series]]) -> Rows:
+    named = raw.model.map(lambda name: next((key for key in V4_MODELS if key in name), None))
+    known = named.notna() & (raw.gemm_type == "fp8_block") & (raw.kv_cache_dtype == "fp8") & raw.compress_ratio.isin(INDEXED)
+    dropped = {f"{operator}: other models, weights or caches": int((~known).sum())}
+    kept, which = raw[known], named[known]
+    dims = {name: which.map({key: model[name] for key, model in V4_MODELS.items()}) for name in V4_MODELS["DeepSeek-V4-Pro"]}
+    dims |= {name: kept.compress_ratio.map({ratio: own[name] for ratio, own in INDEXED.items()}) for name in INDEXED[4]}
+    dims |= {"ratio": kept.compress_ratio, "o_groups": (kept.num_heads // HEADS_PER_GROUP).clip(lower=1)}
+    dims["top_k"] = dims["top_k"].where(dims["index_heads"] > 0, 0)
+    rows = kept.assign(
+        operator=operator,
+        dtype=kept.compress_ratio.map({4: "fp8.indexed", 128: "fp8.whole"}),
+        sequences=kept.batch_size,
+        heads=kept.num_heads,
+        latency_ms=kept.latency,
+        **dims,
+        **tokens(kept),
+    )
+    return median_of_duplicates(rows, ["operator", "dtype", "sequences", "heads", *dims, *tokens(kept)], dropped), dropped
+
+
+def hyper_connections(raw: pd.DataFrame, _engine: str) -> Rows:
+    """Mixing of residual streams before and after both blocks of a layer; rows of one block are left out."""
+    parts = raw.op_name.isin(("pre", "post")) & (raw.num_sites == 2)
+    dropped = {"hyper-connections: other operators, or one block": int((~parts).sum())}
+    kept = raw[parts]
+    rows = kept.assign(
+        operator="hyper_connections." + kept.op_name.astype(str),
+        dtype="bf16",
+        tokens=kept.num_tokens,
+        hidden=kept.hidden_size,
+        streams=kept.hc_mult,
+        latency_ms=kept.latency,
+    )
+    return median_of_duplicates(rows, ["operator", "dtype", "tokens", "hidden", "streams"], dropped), dropped

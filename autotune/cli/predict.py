@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,7 @@ def predict(
     """Predict one configuration: throughput, TPOT, breakdown, memory, bottleneck."""
     from autotune.documents.deployment import Deployment
     from autotune.predicting.step import predict as run
+    from autotune.predicting.uncertainty import uncertainty
     from cost_models.catalog import read_yaml, validated
 
     document = validated(Deployment, read_yaml(deployment), str(deployment))
@@ -31,7 +32,7 @@ def predict(
         return
     prediction = run(document)
     if json:
-        typer.echo(prediction.model_dump_json(indent=2))
+        typer.echo(_as_json({**prediction.model_dump(mode="json"), "intervals": uncertainty(prediction).model_dump(mode="json")}))
         return
     from autotune.report.tables import prediction_report, show
 
@@ -40,10 +41,18 @@ def predict(
 
 def _service(document: Deployment, json: bool) -> None:
     from autotune.report.tables import service_report, show
+    from autotune.serving.full import full_steps
     from autotune.serving.predicting import predict_service
 
     prediction = predict_service(document)
     if json:
-        typer.echo(prediction.model_dump_json(indent=2))
+        steps = {phase: step.model_dump(mode="json") for phase, step in full_steps(document, prediction.decode_slots).items()}
+        typer.echo(_as_json({**prediction.model_dump(mode="json"), "steps": steps}))
         return
     show(service_report(document, prediction))
+
+
+def _as_json(document: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(document, indent=2)

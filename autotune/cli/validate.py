@@ -23,11 +23,18 @@ def validate(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Predicted against measured, case by case."""
-    from autotune.validating.cases import load_cases, published, run_cases
+    from autotune.errors import ProblemError
+    from autotune.validating.cases import load_cases, published, try_cases
     from autotune.validating.report import markdown, update_between_marks
 
     files = [load_cases(path) for path in cases] if cases else published()
-    validated = [(file, run_cases(file)) for file in files]
+    tried = [(file, *try_cases(file)) for file in files]
+    for file, priced, unpriced in tried:
+        for case in unpriced:
+            typer.echo(f"not priced: {file.title}: {case.id}: {case.reason}", err=True)
+        if not priced:
+            raise ProblemError(f"{file.title}: none of its {len(unpriced)} cases can be priced")
+    validated = [(file, priced) for file, priced, _ in tried]
     if update is not None:
         update_between_marks(update, markdown(validated))
     if out is not None:

@@ -162,11 +162,11 @@ class PlanOdds(Spec):
 
     uncertainty: Uncertainty
     best_probability: float
-    """Probability of the highest tokens/s/GPU among the plans returned."""
+    """Probability of being the best of the plans returned by the problem's objective."""
     latency_probability: float
     """Probability of meeting the limit on the time per output token, or of one prompt."""
     expected_regret: float
-    """Mean relative throughput lost by choosing it instead of whichever plan turns out best."""
+    """Mean share of the objective (rate, or speed of a token or prompt) lost against whichever plan turns out best."""
 
 
 class MeasurementValue(Spec):

@@ -24,6 +24,11 @@ MAX_SEED = 2**31 - 1
 """CP-SAT's are 32-bit, numpy's not negative."""
 
 
+def by_latency(objective: Objective) -> bool:
+    """Whether plans are ranked by how long a token or a prompt takes, instead of by how many come."""
+    return objective in ("tpot", "ttft")
+
+
 class Problem(Spec):
     """What `autotune search` is asked; a YAML problem file has the same fields."""
 
@@ -47,6 +52,8 @@ class Problem(Spec):
     """Serve: limits on percentiles of the time to first token; P99 within DEFAULT_TTFT_S when none is given."""
     ttft_p95_limit_s: float | None = Field(default=None, gt=0, le=3600)
     ttft_p99_limit_s: float | None = Field(default=None, gt=0, le=3600)
+    confidence: float | None = Field(default=None, gt=0.5, lt=1)
+    """Every limit on a time or a rate must hold with this probability, by the error bars; none: of the prediction alone."""
     expert_load: tuple[str, ...] = ()
     """Files of recorded expert loads, one per workload: what imbalance is priced from instead of a prior."""
     load: Load | None = None

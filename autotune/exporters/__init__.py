@@ -14,15 +14,16 @@ from autotune.exporters.router import router_script
 from autotune.predicting.legality import deployment_findings, pool_findings, subject_of
 from cost_models.catalog import load_model
 from cost_models.specs.model import ModelSpec
-from search_spaces.loader import load_engine
+from search_spaces.loader import load_engine, resolve_version
 from search_spaces.rules import Finding, Subject
 
 __all__ = ["Script", "export", "feed_requirement", "has_exporter"]
 
 
-def has_exporter(engine: str) -> bool:
+def has_exporter(engine: str, version: str | None = None) -> bool:
     """Whether launch scripts can be written for an engine."""
-    return load_engine(engine).exporter is not None
+    spec = load_engine(engine)
+    return spec.writes_scripts(resolve_version(spec, version))
 
 
 def export(deployment: Deployment, placement: PlannedPlacement | None = None) -> list[Script]:
@@ -35,6 +36,10 @@ def export(deployment: Deployment, placement: PlannedPlacement | None = None) ->
     engine = load_engine(deployment.engine.name)
     if engine.exporter is None:
         raise ExportError(f"{engine.title} has no exporter yet: the plan stands, without launch scripts")
+    version = resolve_version(engine, deployment.engine.version)
+    if not engine.writes_scripts(version):
+        written = ", ".join(known.version for known in engine.versions if known.scripts)
+        raise ExportError(f"scripts are written for {engine.title} {written}; {version} is judged and predicted only")
     model = load_model(deployment.model)
     _refuse(deployment_findings(deployment))
     lengths = lengths_of(deployment, model)

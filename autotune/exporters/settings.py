@@ -30,6 +30,10 @@ class Where:
     place: Placement
 
     @property
+    def vendor(self) -> str:
+        return self.subject.hardware.gpu.vendor
+
+    @property
     def several_nodes(self) -> bool:
         """Whether an instance spans nodes."""
         return self.place.nodes > 1
@@ -88,6 +92,8 @@ SETTINGS = (
     Setting("NVSHMEM_REMOTE_TRANSPORT", "ibgda", lambda w: w.nvshmem and not w.inside_a_domain, "DeepEP between domains"),
     Setting("NVSHMEM_IB_ENABLE_IBGDA", "1", lambda w: w.nvshmem and not w.inside_a_domain, "DeepEP between domains"),
     Setting("VLLM_ENGINE_READY_TIMEOUT_S", str(START_LIMIT_S), lambda _: True, "cold starts", ("vllm",), "0.14"),
+    Setting("VLLM_ROCM_USE_AITER", "1", lambda w: w.vendor == "amd", "AITER kernels: the fast ones on ROCm", ("vllm",)),
+    Setting("SGLANG_USE_AITER", "1", lambda w: w.vendor == "amd", "AITER kernels: the fast ones on ROCm", ("sglang",)),
     Setting("VLLM_SKIP_P2P_CHECK", "1", lambda _: True, "start time", ("vllm",)),
     Setting("VLLM_RANDOMIZE_DP_DUMMY_INPUTS", "1", lambda w: w.deployment.pool.dp > 1, "idle ranks route evenly", ("vllm",)),
     Setting("SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", str(START_LIMIT_S), lambda w: w.pair, "cold starts", ("sglang",)),

@@ -26,6 +26,7 @@ from autotune.exporters.lengths import Lengths
 from autotune.exporters.quoting import Shell
 from autotune.exporters.router import BOOTSTRAP_OFFSETS
 from autotune.exporters.settings import START_LIMIT_S, Where, network_required, network_variables, settings_of
+from search_spaces.options import OptionList, load_options
 from search_spaces.rules import Subject, written
 from search_spaces.spelling import spelled
 
@@ -67,7 +68,7 @@ def sglang_scripts(deployment: Deployment, subject: Subject, lengths: Lengths) -
             Argument("--served-model-name", Shell('"$SERVED_NAME"')),
             Argument("--host", "0.0.0.0"),  # noqa: S104  (a server meant to be reached by its router)
             Argument("--port", Shell('"$PORT"')),
-            *_layout_arguments(deployment),
+            *_layout_arguments(deployment, load_options("sglang", subject.engine.release(subject.version))),
             *_node_arguments(place),
             *needed_arguments(written(subject)),
             *_serving_arguments(deployment, subject, lengths),
@@ -95,15 +96,18 @@ def _node_arguments(place: Placement) -> list[Argument]:
     ]
 
 
-def _layout_arguments(deployment: Deployment) -> list[Argument]:
-    """--tp-size counts all ranks of a stage; attention is split among them by --attn-dp-size."""
+def _layout_arguments(deployment: Deployment, known: OptionList) -> list[Argument]:
+    """--tp-size counts all ranks of a stage; attention is split among them by --attn-dp-size, or by --dp-size before that."""
     pool = deployment.pool
+    split = [Argument("--attn-dp-size", pool.dp)]
+    if known.find("--attn-dp-size") is None:
+        split = [Argument("--dp-size", pool.dp), Argument("--enable-dp-attention")]
     arguments = [Argument("--tp-size", pool.tp * pool.dp)]
     if pool.pp > 1:
         arguments.append(Argument("--pp-size", pool.pp))
     if pool.dp > 1:
         arguments += [
-            Argument("--attn-dp-size", pool.dp),
+            *split,
             Argument("--moe-dense-tp-size", 1),
             Argument("--enable-dp-lm-head"),
         ]
@@ -175,7 +179,8 @@ def _transfer(deployment: Deployment) -> list[Argument]:
 
 def _environment(deployment: Deployment, subject: Subject) -> dict[str, str | Shell]:
     pool, choice = deployment.pool, subject.choice()
-    if choice is None or choice.value != "deepep" or deployment.phase == "prefill":
+    buffers = subject.engine.has("dispatch_buffer_tokens", subject.version)
+    if choice is None or choice.value != "deepep" or deployment.phase == "prefill" or not buffers:
         return {}
     tokens = pool.batch_per_dp_rank * (1 + pool.draft_tokens)
     return {"SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK": str(tokens)}

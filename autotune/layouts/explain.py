@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.documents.plan import AlternativeSummary, SizeSummary
+from autotune.documents.problem import by_latency
 from autotune.layouts.families import FAMILIES, Family, Limits, excess, feasible
 from autotune.layouts.table import LayoutTable, build_table, kept_free_bytes, kernel_size_limit, phase_of
 from autotune.resolving import ResolvedProblem, resolve_problem, usable_recipes
@@ -218,7 +219,7 @@ def alternatives(resolved: ResolvedProblem, table: LayoutTable, chosen: int) -> 
             result.append(_summary(kind, "-", 0.0, 0.0, f"no feasible row: {closest}"))
             continue
         rows = np.flatnonzero(mask & ok)
-        best = int(rows[int(np.argmax(table.tokens_per_s_per_gpu[rows]))])
+        best = int(rows[int(np.argmax(_worth(resolved, table)[rows]))])
         result.append(_alternative(resolved, table, chosen, best, kind))
     return tuple(result)
 
@@ -264,14 +265,30 @@ def _why_none(resolved: ResolvedProblem, table: LayoutTable) -> str:
 def _alternative(resolved: ResolvedProblem, table: LayoutTable, chosen: int, row: int, kind: str) -> AlternativeSummary:
     rows, phase = table.rows, phase_of(resolved)
     rate = float(table.tokens_per_s_per_gpu[row])
-    loss = 1 - rate / float(table.tokens_per_s_per_gpu[chosen])
     per_gpu = phase.size_of(rows) * rows.dp / rows.gpus
     noun = phase.unit.split(maxsplit=1)[0]
-    reason = f"{loss:.0%} slower per GPU: {per_gpu[row]:,.0f} {noun} per GPU against {per_gpu[chosen]:,.0f}"
+    sizes = f"{_amount(per_gpu[row])} {noun} per GPU against {_amount(per_gpu[chosen])}"
+    if by_latency(resolved.problem.objective):
+        longer = float(table.latency_s[row] / table.latency_s[chosen]) - 1
+        ours, best = (_amount(latency_s * 1e3) for latency_s in (table.latency_s[row], table.latency_s[chosen]))
+        reason = f"{longer:.0%} more {phase.latency}: {ours} against {best} ms, at {sizes}"
+        return _summary(kind, row_label(table, row), rate, float(table.latency_s[row]), reason)
+    loss = 1 - rate / float(table.tokens_per_s_per_gpu[chosen])
+    reason = f"{loss:.0%} slower per GPU: {sizes}"
     cause = _what_caps(resolved, table, row)
     reason += f", {cause}" if cause else ""
     reason += f"; {phase.latency} {table.latency_s[row] * 1e3:,.0f} against {table.latency_s[chosen] * 1e3:,.0f} ms"
     return _summary(kind, row_label(table, row), rate, float(table.latency_s[row]), reason)
+
+
+def _worth(resolved: ResolvedProblem, table: LayoutTable) -> Floats:
+    """What the objective makes of rows, larger is better."""
+    return as_floats(-table.latency_s) if by_latency(resolved.problem.objective) else table.tokens_per_s_per_gpu
+
+
+def _amount(value: float) -> str:
+    """A number with at least two digits that say something."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _summary(kind: str, label: str, rate: float, latency_s: float, reason: str) -> AlternativeSummary:

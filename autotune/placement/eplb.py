@@ -6,6 +6,8 @@ room. Hierarchical: groups of experts are packed to nodes first, then the same i
 
 from __future__ import annotations
 
+import heapq
+
 import numpy as np
 
 from cost_models.arrays import Floats, Ints
@@ -14,14 +16,17 @@ from cost_models.arrays import Floats, Ints
 def balanced_packing(weights: Floats, packs: int) -> Ints:
     """Pack of every item, equally many items each: falling weight, to the lightest pack with room."""
     room = len(weights) // packs
-    carried = np.zeros(packs)
-    filled = np.zeros(packs, dtype=np.int64)
+    filled = [0] * packs
     result = np.zeros(len(weights), dtype=np.int64)
+    lightest = [(0.0, pack) for pack in range(packs)]  # a heap of those with room
     for item in np.argsort(-weights, kind="stable").tolist():
-        pack = int(np.argmin(np.where(filled < room, carried, np.inf)))
+        carried, pack = lightest[0]
         result[item] = pack
-        carried[pack] += weights[item]
         filled[pack] += 1
+        if filled[pack] < room:
+            heapq.heapreplace(lightest, (carried + float(weights[item]), pack))
+        else:
+            heapq.heappop(lightest)
     return result
 
 

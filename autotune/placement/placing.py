@@ -13,7 +13,7 @@ from autotune.placement.eplb import global_placement, hierarchical_placement
 from autotune.placement.loads import Choices, Loads
 from autotune.placement.moving import replace_some
 from autotune.placement.repack import Held, moves_between, repack
-from autotune.placement.solve import gpu_loads, lower_bound, normalised, place_layer, worst_gpu
+from autotune.placement.solve import gpu_loads, lower_bound, normalised, place_layers, worst_gpu
 from cost_models.arrays import Floats, Ints
 from cost_models.specs.base import Spec
 from cost_models.specs.model import ModelSpec
@@ -90,7 +90,7 @@ def place(
     assert model.moe is not None
     slots = model.moe.experts + redundant_experts
     _check(model, gpus, slots, redundant_experts)
-    placed = np.stack([place_layer(loads.layer(i), slots, gpus) for i in range(loads.counts.shape[1])])
+    placed = place_layers(np.stack([loads.layer(i) for i in range(loads.counts.shape[1])]), slots, gpus)
     return described(loads, model, refined(loads, placed, refine_s), gpus_per_node)
 
 
@@ -134,7 +134,7 @@ def held_experts(current: Placement, model: ModelSpec, layers: int) -> Ints:
         raise ProblemError(f"the placement's layers and GPUs differ in size: {shown}")
     experts = model.moe.experts
     _check(model, gpus, gpus * slots, gpus * slots - experts)
-    for number, layer in enumerate(current.experts, model.layers - model.moe_layers):
+    for number, layer in zip(model.moe_positions, current.experts, strict=True):
         held = {expert for of_gpu in layer for expert in of_gpu}
         if foreign := sorted(held - set(range(experts))):
             raise ProblemError(f"the placement has expert {foreign[0]} in layer {number}; {model.name} has 0..{experts - 1}")
@@ -185,7 +185,6 @@ def described(
     grouped = _hierarchical(loads, model, gpus, slots, gpus_per_node)
     ours, theirs = balancedness(loads, placed), balancedness(loads, baseline)
     best = 1 / gpus / bounds
-    dense = model.layers - model.moe_layers
     return Placement(
         model=model.name,
         gpus=gpus,
@@ -196,7 +195,9 @@ def described(
         eplb=_balance(theirs),
         eplb_hierarchical=None if grouped is None else _balance(balancedness(loads, grouped)),
         layers=tuple(
-            LayerBalance(layer=dense + i, placed=float(ours[:, i].min()), eplb=float(theirs[:, i].min()), bound=float(best[i]))
+            LayerBalance(
+                layer=model.moe_positions[i], placed=float(ours[:, i].min()), eplb=float(theirs[:, i].min()), bound=float(best[i])
+            )
             for i in range(count)
         ),
         moves=moves,

@@ -8,7 +8,7 @@ from autotune.documents.planned_placement import PlannedPlacement
 from autotune.placement.eplb import global_placement
 from autotune.placement.loads import Loads
 from autotune.placement.placing import Placement, place
-from autotune.placement.solve import gpu_loads, in_order, normalised, pack, replicate
+from autotune.placement.solve import gpu_loads, in_order, normalised, pack_layers, replicate
 from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
 from cost_models.rows import Rows
 from cost_models.specs.model import ModelSpec
@@ -50,15 +50,17 @@ class RecordedSkew:
         return self.known[key]
 
     def _skew(self, ep: int, slots: int, balanced: bool) -> float:
-        ratios = np.stack([gpu_loads(layer, self._placed(layer, ep, slots, balanced)).max(axis=1) * ep for layer in self.layers])
+        placed = self._placed(ep, slots, balanced)
+        ratios = np.stack([gpu_loads(layer, one).max(axis=1) * ep for layer, one in zip(self.layers, placed, strict=True)])
         return float(ratios.mean(axis=0).max())
 
-    def _placed(self, layer: Floats, ep: int, slots: int, balanced: bool) -> Ints:
+    def _placed(self, ep: int, slots: int, balanced: bool) -> Ints:
+        """Of every layer looked at, (layers, ranks, slots per rank)."""
         if not balanced:
-            return in_order(layer.shape[1], slots, ep)
+            return np.stack([in_order(layer.shape[1], slots, ep) for layer in self.layers])
         if self.loads_maps:
-            return pack(layer, replicate(layer, slots), ep)
-        return global_placement(as_floats(layer.sum(axis=0)), slots, ep)
+            return pack_layers(np.stack(self.layers), np.stack([replicate(layer, slots) for layer in self.layers]), ep)
+        return np.stack([global_placement(as_floats(layer.sum(axis=0)), slots, ep) for layer in self.layers])
 
 
 def planned(placement: Placement) -> PlannedPlacement:

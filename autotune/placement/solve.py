@@ -51,24 +51,37 @@ def lower_bound(loads: Floats, slots: int, gpus: int) -> float:
 
 def pack(loads: Floats, counts: Ints, gpus: int) -> Ints:
     """Experts by GPU and slot, (gpus, slots per GPU): heaviest replica first, to the GPU where it hurts least."""
-    per_gpu = int(counts.sum()) // gpus
-    share = loads / counts
-    experts = np.repeat(np.arange(len(counts)), counts)
-    experts = experts[np.argsort(-share.max(axis=0)[experts], kind="stable")]
-    placed = np.full((gpus, per_gpu), -1, dtype=np.int64)
-    filled = [0] * gpus
-    taken = np.zeros(gpus)  # infinite for a full GPU
-    twice = np.zeros((len(counts), gpus))  # by expert: 1 on the GPUs that hold it already, so that it goes there last
-    carried = np.zeros((len(loads), gpus))
-    for expert in experts.tolist():
-        cost = (carried + share[:, expert, None]).max(axis=0) + twice[expert] + taken
-        gpu = int(cost.argmin())
-        placed[gpu, filled[gpu]] = expert
-        filled[gpu] += 1
-        if filled[gpu] == per_gpu:
-            taken[gpu] = np.inf
-        twice[expert, gpu] = 1.0
-        carried[:, gpu] += share[:, expert]
+    packed: Ints = pack_layers(loads[None], counts[None], gpus)[0]
+    return packed
+
+
+def pack_layers(loads: Floats, counts: Ints, gpus: int) -> Ints:
+    """`pack` of many layers at once, (layers, gpus, slots per GPU); every layer gets what it would get alone.
+
+    loads : (layers, scenarios, experts); counts : (layers, experts), with as many replicas in every layer.
+    """
+    layers, scenarios, experts = loads.shape
+    slots = int(counts[0].sum())
+    share = loads / counts[:, None, :]
+    replicas = np.repeat(np.tile(np.arange(experts), layers), counts.ravel()).reshape(layers, slots)
+    heaviest = np.argsort(-np.take_along_axis(share.max(axis=1), replicas, axis=1), axis=1, kind="stable")
+    replicas = np.take_along_axis(replicas, heaviest, axis=1)
+    placed = np.full((layers, gpus, slots // gpus), -1, dtype=np.int64)
+    filled = np.zeros((layers, gpus), dtype=np.int64)
+    taken = np.zeros((layers, gpus))  # infinite for a full GPU
+    twice = np.zeros((layers, experts, gpus))  # 1 on the GPUs that hold an expert already, so that it goes there last
+    carried = np.zeros((layers, scenarios, gpus))
+    each = np.arange(layers)
+    for expert in replicas.T:
+        added = share[each, :, expert]
+        cost = (carried + added[:, :, None]).max(axis=1) + twice[each, expert] + taken
+        gpu = cost.argmin(axis=1)
+        slot = filled[each, gpu]
+        placed[each, gpu, slot] = expert
+        filled[each, gpu] = slot + 1
+        taken[each, gpu] = np.where(slot + 1 == slots // gpus, np.inf, 0.0)
+        twice[each, expert, gpu] = 1.0
+        carried[each, :, gpu] += added
     return placed
 
 
@@ -144,8 +157,20 @@ def after_swaps(share: Floats, carried: Floats, placed: Ints, busiest: int, hold
 
 def place_layer(loads: Floats, slots: int, gpus: int) -> Ints:
     """Experts by GPU and slot, (gpus, slots per GPU), for loads (scenarios, experts); never worse than EPLB on their sum."""
-    shares = normalised(loads)
-    placed = relieve(shares, pack(shares, replicate(shares, slots), gpus))
+    placed: Ints = place_layers(loads[None], slots, gpus)[0]
+    return placed
+
+
+def place_layers(loads: Floats, slots: int, gpus: int) -> Ints:
+    """`place_layer` of many layers, (layers, gpus, slots per GPU), for loads (layers, scenarios, experts)."""
+    shares = np.stack([normalised(layer) for layer in loads])
+    packed = pack_layers(shares, np.stack([replicate(layer, slots) for layer in shares]), gpus)
+    return np.stack([_relieved(layer, placed, slots, gpus) for layer, placed in zip(shares, packed, strict=True)])
+
+
+def _relieved(shares: Floats, packed: Ints, slots: int, gpus: int) -> Ints:
+    """A packed layer with its busiest GPUs relieved, or EPLB's where that is better."""
+    placed = relieve(shares, packed)
     baseline = global_placement(shares.sum(axis=0), slots, gpus)
     if worst_gpu(shares, baseline) < worst_gpu(shares, placed):
         return relieve(shares, baseline)

@@ -23,7 +23,7 @@ from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from cost_models.specs.workload import Workload
 from cost_models.step import StepCost, decode_step
-from search_spaces.loader import load_engine, resolve_version
+from search_spaces.loader import load_engine, resolve_version, version_notes
 from search_spaces.schema import EngineSpec
 
 
@@ -36,6 +36,8 @@ class Resolved:
     workload: Workload
     pool: Pool
     phase: PoolRole
+    notes: tuple[str, ...] = ()
+    """What stands for an engine version that has no list or times of its own."""
 
 
 def check_model_on_engine(model: ModelSpec, layout_tp: int) -> None:
@@ -64,7 +66,8 @@ def resolve(deployment: Deployment) -> Resolved:
     machine = Machine(model, hardware, recipe, calibration, deployment.workload.sigma)
     if pool.draft_tokens and deployment.phase == "decode" and not deployment.workload.mtp_acceptance:
         raise ProblemError(f"draft_tokens {pool.draft_tokens} need workload.mtp_acceptance (one rate per draft)")
-    return Resolved(machine, pool_rows(pool), deployment.workload, pool, deployment.phase)
+    notes = version_notes(engine, deployment.engine.version)
+    return Resolved(machine, pool_rows(pool), deployment.workload, pool, deployment.phase, notes)
 
 
 def _check_pool(model: ModelSpec, hardware: HardwareSpec, pool: Pool) -> None:
@@ -200,7 +203,7 @@ def _common(
         "fits": total <= limit,
         "bottleneck": f"{busy.name} ({busy.share:.0%} of the step)",
         "calibration": machine.calibration.id,
-        "notes": machine.model.flags,
+        "notes": (*machine.model.flags, *resolved.notes),
     }
 
 

@@ -24,6 +24,7 @@ from autotune.documents.prediction import (
     StepPrediction,
     Uncertainty,
 )
+from autotune.documents.problem import Objective, by_latency
 from cost_models.arrays import Floats
 
 DRAWS = 2000
@@ -116,10 +117,15 @@ def _uncertainty(prediction: StepPrediction, factors: Floats) -> Uncertainty:
     )
 
 
-def compare(predictions: Sequence[Prediction | PrefillPrediction], latency_limit_s: float) -> list[PlanOdds]:
-    """Odds of each plan against the others, in the given order."""
+def compare(
+    predictions: Sequence[Prediction | PrefillPrediction],
+    latency_limit_s: float,
+    objective: Objective = "tokens_per_s_per_gpu",
+) -> list[PlanOdds]:
+    """Odds of each plan against the others, in the given order: of the best rate, or of the shortest latency by the objective."""
     factors = np.stack([step_factors(prediction) for prediction in predictions])
-    rates = np.array([[prediction.tokens_per_s_per_gpu] for prediction in predictions]) / factors
+    worth = [1 / p.latency_s if by_latency(objective) else p.tokens_per_s_per_gpu for p in predictions]
+    rates = np.array(worth)[:, None] / factors
     latency = np.array([[prediction.latency_s] for prediction in predictions]) * factors
     best = rates.max(axis=0)
     winners = np.bincount(rates.argmax(axis=0), minlength=len(predictions)) / factors.shape[1]

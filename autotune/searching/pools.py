@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,9 +30,10 @@ from autotune.layouts.prune import prune
 from autotune.layouts.select import Selection, instance_of, select_top
 from autotune.layouts.table import LayoutTable, build_table, largest_fitting_size
 from autotune.predicting.step import predict
-from autotune.predicting.uncertainty import compare, measurement_values
+from autotune.predicting.uncertainty import compare, measurement_values, step_factors
 from autotune.progress import Progress
 from autotune.resolving import ResolvedProblem, resolve_problem
+from autotune.searching.confident import note, quantile, search_until_sure
 from autotune.searching.realising import deployment_of
 from cost_models.arrays import Ints
 from cost_models.rows import Rows
@@ -71,6 +73,27 @@ def run_search(problem: Problem, progress: Progress | None = None) -> SearchRun:
     if problem.target == "serve":
         raise ProblemError("a service has several pools: use autotune.search_services")
     progress = progress or Progress()
+    if problem.confidence is not None:
+        return _sure(problem, problem.confidence, progress)
+    return _run(problem, progress)
+
+
+def _sure(problem: Problem, confidence: float, progress: Progress) -> SearchRun:
+    """The search whose plans all hold their limits with a probability; odds are those of the limits that were asked."""
+
+    def needed(run: SearchRun) -> tuple[float, float, float]:
+        factor = max(quantile(step_factors(plan.prediction), confidence) for plan in run.result.plans)
+        return factor, factor if problem.min_tokens_per_s else 1.0, factor
+
+    run, factors = search_until_sure(problem, lambda tight: _run(tight, progress), needed)
+    plans, limit_s = run.result.plans, resolve_problem(problem).latency_limit_s
+    odds = compare([plan.prediction for plan in plans], limit_s, problem.objective)
+    told = tuple(plan.model_copy(update={"odds": found}) for plan, found in zip(plans, odds, strict=True))
+    notes = (*run.result.notes, note(problem, factors))
+    return dataclasses.replace(run, result=run.result.model_copy(update={"plans": told, "notes": notes}))
+
+
+def _run(problem: Problem, progress: Progress) -> SearchRun:
     with progress.stage("load"):
         resolved = resolve_problem(problem)
     with progress.stage("cost layouts"):
@@ -135,10 +158,12 @@ def _plans(
         row = table.rows.take(np.array([selection.row]))
         budget = resolved.problem.trials if rank == 1 else RUNNER_UP_TRIALS
         evaluator, found = _tuned(resolved, row, selection.instances, budget, rank, on_trial)
-        deployments.append(deployment_of(resolved, evaluator.effective_row(found.params), selection.instances, found.params))
+        deployments.append(
+            deployment_of(resolved, evaluator.effective_row(found.params, found.size), selection.instances, found.params)
+        )
         results.append(found)
     predictions = [predict(deployment) for deployment in deployments]
-    odds = compare(predictions, resolved.latency_limit_s)
+    odds = compare(predictions, resolved.latency_limit_s, resolved.problem.objective)
     parts = zip(deployments, predictions, results, selections, odds, strict=True)
     plans = [_plan(rank, *part) for rank, part in enumerate(parts, start=1)]
     plans[0] = plans[0].model_copy(update={"placement": _placement(resolved, plans[0].deployment.pool)})

@@ -114,7 +114,8 @@ def _decode_pool(
     pool, policy = side.pool, side.policy
     c = side.machine.coefficients("serving", "default", ServiceCoefficients)
     steps, cores = decode_times(side.machine, side.rows, workload, policy, most)
-    table = steps.tolist()
+    streamed_s = np.arange(most + 1) * c.frontend_output_s  # an API process per rank streams what its steps return
+    table = np.maximum(steps, streamed_s).tolist()
     top = max(side.budget_tokens, longest) + (most if policy.mixes else 0)
     return PoolModel(
         decode_s=lambda n: table[n] if n <= most else table[most] * n / most,
@@ -200,7 +201,7 @@ def _frontend(side: Side) -> Frontend:
         fixed_s=c.frontend_s,
         prompt_s=c.frontend_prompt_s,
         token_s=c.frontend_token_s,
-        output_s=host.output_s / side.pool.api_servers,
+        output_s=(c.frontend_output_s or host.output_s) / max(side.pool.api_servers, side.pool.dp),
     )
 
 

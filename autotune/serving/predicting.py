@@ -10,7 +10,7 @@ from autotune.documents.deployment import Deployment, Load
 from autotune.documents.prediction import Percentiles, ServicePrediction
 from autotune.serving.building import Built, build
 from autotune.serving.errors import service_errors
-from autotune.serving.replay import Replay, replay
+from autotune.serving.replay import Replay, replay, replay_closed
 from autotune.serving.requests import Requests
 from autotune.serving.service import ServiceModel
 from autotune.serving.steady import steady_state
@@ -19,6 +19,8 @@ from cost_models.arrays import Floats
 from cost_models.specs.workload import Workload
 
 FIFTHS_NEED = 100
+SKIPPED = 5
+"""The first so-manieth of a cut closed loop shows how it started."""
 GROWS = 2.0
 """Ratio of late to early TTFT from which an open loop's queue is said to grow."""
 
@@ -38,7 +40,7 @@ class Service:
         if load.rate_per_s and not load.trace and not load.requests:
             seen = _settled(workload, built, load.rate_per_s / built.instances, load.shortest)
         else:
-            seen = _replayed(requests, computed, built.model, uncut_requests(load, built.instances))
+            seen = _replayed(requests, computed, built, uncut_requests(load, built.instances))
         return _prediction(built, requests, computed, seen)
 
 
@@ -91,18 +93,25 @@ def _prediction(built: Built, requests: Requests, computed: Requests, seen: _See
     )
 
 
-def _replayed(requests: Requests, computed: Requests, model: ServiceModel, uncut: int) -> _Seen:
-    """All requests, from an empty service to its end."""
-    result = replay(computed, model)
+def _replayed(requests: Requests, computed: Requests, built: Built, uncut: int) -> _Seen:
+    """All requests, from an empty service to its end; of a closed loop too long for that, what it settles at."""
     notes = []
     if uncut > len(requests):
+        start = min(built.slots, requests.concurrency)
+        result = replay_closed(computed, built.model, start).settled(len(requests) // SKIPPED)
+        rate = result.finished_tokens_per_s
         notes.append(
-            f"the first {len(requests):,} of {uncut:,} requests were replayed: the ramp up and down weigh more than in all"
+            f"{len(requests):,} of {uncut:,} requests were replayed, from a service that is full already: "
+            "without the ramp at the start and the end"
         )
+        running = rate * float(result.tpot_s.mean())
+    else:
+        result = replay(computed, built.model)
+        rate, running = result.output_tokens_per_s, _mean_running(result)
     if result.preempted:
         notes.append(f"the KV cache overflows: {result.preempted:,} times a sequence was preempted and computed again")
     overload = _overload(requests.rate_per_s is not None, result)
-    return _Seen(result, result.output_tokens_per_s, _mean_running(result), overload, tuple(notes))
+    return _Seen(result, rate, running, overload, tuple(notes))
 
 
 def _settled(workload: Workload, built: Built, rate_per_s: float, shortest: float) -> _Seen:

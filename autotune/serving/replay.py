@@ -47,6 +47,29 @@ class Replay:
         """Mean time between tokens of each request after its first."""
         return (self.finished_s - self.first_token_s) / np.maximum(self.osl_tokens - 1, 1)
 
+    def settled(self, skipped: int) -> Replay:
+        """Requests that neither the start nor the end of a closed loop shows in: without the first `skipped`, and without
+        those that were still answered when no more were sent."""
+        index = np.arange(len(self.sent_s))
+        kept = (index >= skipped) & (self.finished_s <= self.sent_s.max())
+        if not kept.any():
+            return self
+        sent_s, first_s, finished_s, osl = (
+            self.sent_s[kept],
+            self.first_token_s[kept],
+            self.finished_s[kept],
+            self.osl_tokens[kept],
+        )
+        return Replay(sent_s, first_s, finished_s, osl, self.preempted)
+
+    @property
+    def finished_tokens_per_s(self) -> float:
+        """Of answers over the time in which they end: the rate of a closed loop that has settled."""
+        if len(self.finished_s) < 2:
+            return self.output_tokens_per_s
+        ends = np.sort(self.finished_s)
+        return float(self.osl_tokens.mean() * (len(ends) - 1) / max(ends[-1] - ends[0], 1e-12))
+
     @property
     def output_tokens_per_s(self) -> float:
         return float(self.osl_tokens.sum() / (self.finished_s.max() - self.sent_s.min()))
@@ -64,6 +87,14 @@ def replay_steady(requests: Requests, model: ServiceModel, sequences: int) -> Re
     first token runs at the pace of the whole run: the answers outlast it.
     """
     return Run(requests, model).from_steady(sequences)
+
+
+def replay_closed(requests: Requests, model: ServiceModel, sequences: int) -> Replay:
+    """Run a closed loop on a service that has long been running.
+
+    sequences : decoding at the start, at independent points of their answers; others in flight wait.
+    """
+    return Run(requests, model).closed_from_steady(sequences)
 
 
 class Run:
@@ -104,6 +135,18 @@ class Run:
 
     def from_steady(self, sequences: int) -> Replay:
         """From a running service until every request has its first token."""
+        self._seed(sequences)
+        self._send_first()
+        now = 0.0
+        while self.unstarted:
+            now = self._one_event()
+        pace_s = self._pace_s(now)
+        osl = self.requests.osl_tokens
+        first = np.array(self.first)
+        return self._result(first + np.maximum(osl - 1, 0) * pace_s)
+
+    def _seed(self, sequences: int) -> None:
+        """Sequences that already run when the first request comes."""
         mean_steps = float(np.mean([job.steps for job in self.jobs])) + 1
         context = float(np.mean([job.context for job in self.jobs])) + mean_steps / 2
         for number, worker in enumerate(self.decoders):
@@ -113,14 +156,15 @@ class Run:
                 self.reserved[worker] = list(worker.decoding)
                 worker.wakes_at = 0.0
                 self.wake(worker, 0.0)
-        self._send_first()
-        now = 0.0
-        while self.unstarted:
-            now = self._one_event()
-        pace_s = self._pace_s(now)
-        osl = self.requests.osl_tokens
-        first = np.array(self.first)
-        return self._result(first + np.maximum(osl - 1, 0) * pace_s)
+
+    def closed_from_steady(self, sequences: int) -> Replay:
+        """All requests of a closed loop, the first to take the places of sequences that already run."""
+        self._seed(sequences)
+        for _ in range(self.requests.concurrency - sequences):
+            self._send(0.0)
+        while self.left:
+            self._one_event()
+        return self._result(np.array(self.finished))
 
     def _pace_s(self, now: float) -> float:
         """Seconds between two tokens of a running sequence, over the run."""
@@ -177,6 +221,10 @@ class Run:
         gained = sum(worker.running / worker.step_s for worker in self.decoders if worker.strides and worker.step_s)
         return gained * self.model.decode.tokens_per_step
 
+    def _streaming_s(self) -> float:
+        """What one of a step's tokens waits for the others to be streamed, on average."""
+        return self.model.frontend.output_s * sum(worker.running for worker in self.decoders) / 2
+
     def _ready(self, request: int, now: float) -> None:
         """Through the front end: to an engine, or to a prefill worker and, in time, a decode worker."""
         if self.model.prefill is None:
@@ -208,7 +256,7 @@ class Run:
     def first_token(self, request: int, now: float) -> None:
         """A client sees its first token; once, also of a request that is preempted and computed again."""
         if self.first[request] == NEVER:
-            self.first[request] = now
+            self.first[request] = now + self._streaming_s()
             self.unstarted -= 1
 
     def prefilled(self, request: int, now: float, worker: Worker, sender: int) -> None:
@@ -226,10 +274,10 @@ class Run:
     def answered(self, request: int, now: float) -> None:
         """A sequence has all its tokens; in a closed loop the next request sets out."""
         if request != BACKGROUND:
-            self.finished[request] = now
+            self.finished[request] = now + self._streaming_s()
             self.left -= 1
-            if self.requests.arrival_s is None:
-                self._send(now)
+        if self.requests.arrival_s is None:
+            self._push(now + self._streaming_s(), SENT, request)
         if self.model.prefill is not None and self.model.policy.slot_first:
             self._free_slot(request, now)
 

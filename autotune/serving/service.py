@@ -46,7 +46,7 @@ class Frontend:
     token_s: float = 0.0
     """Of each token of a prompt, one after the other [s]."""
     output_s: float = 0.0
-    """Of each token of an answer: the share of time that prompts do not get [s]."""
+    """Of each token of an answer: time that prompts do not get, and that what a step returns waits for [s]."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,9 @@ from autotune.documents.deployment import Load
 from autotune.serving.requests import Requests, benchmark_requests, poisson_requests, read_trace
 from cost_models.specs.workload import Workload
 
-MAX_REPLAYED = 20_000
+MAX_REPLAYED = 50_000
+CUT_REPLAYED = 20_000
+"""Of a closed loop of more than that, from a service that is full already."""
 REQUESTS_PER_SLOT = 10
 OPEN_LOOP_REQUESTS = 4000
 
@@ -28,7 +30,8 @@ def requests_of(workload: Workload, load: Load, instances: int) -> Requests:
         count = -(-(load.requests or OPEN_LOOP_REQUESTS) // instances)
         return poisson_requests(*lengths, count=count, rate_per_s=load.rate_per_s / instances, shortest=load.shortest)
     concurrency = max(round(load.concurrency / instances), 1)
-    count = min(uncut_requests(load, instances), MAX_REPLAYED) if not load.requests else -(-load.requests // instances)
+    uncut = uncut_requests(load, instances)
+    count = -(-load.requests // instances) if load.requests else uncut if uncut <= MAX_REPLAYED else CUT_REPLAYED
     return benchmark_requests(*lengths, count=count, concurrency=concurrency, shortest=load.shortest)
 
 

@@ -14,6 +14,7 @@ from autotune.predicting.step import predict
 from autotune.predicting.uncertainty import uncertainty
 from autotune.serving.predicting import predict_service
 from cost_models.catalog import read_yaml, validated
+from cost_models.errors import AutotuneError
 from cost_models.specs.base import Spec
 
 PUBLISHED = ("published_decode.yaml", "published_prefill.yaml", "published_service.yaml")
@@ -107,9 +108,28 @@ def published() -> list[CaseFile]:
     return [packaged(CaseFile, "cases", name) for name in PUBLISHED]
 
 
+class Unpriced(Spec):
+    """A case that has no prediction."""
+
+    id: str
+    reason: str
+
+
 def run_cases(cases: CaseFile) -> list[CaseResult]:
-    """Predict every case."""
+    """Predict every case; raises AutotuneError where one cannot be priced."""
     return [CaseResult(case=case, prediction=predict_any(case.deployment)) for case in cases.cases]
+
+
+def try_cases(cases: CaseFile) -> tuple[list[CaseResult], list[Unpriced]]:
+    """Predict every case that can be priced, and name the others."""
+    results: list[CaseResult] = []
+    unpriced: list[Unpriced] = []
+    for case in cases.cases:
+        try:
+            results.append(CaseResult(case=case, prediction=predict_any(case.deployment)))
+        except AutotuneError as error:
+            unpriced.append(Unpriced(id=case.id, reason=str(error)))
+    return results, unpriced
 
 
 def predict_any(deployment: Deployment) -> Prediction | PrefillPrediction | ServicePrediction:

@@ -64,11 +64,14 @@ class DsaSpec(LatentKind):
         return super().vector_parameters(layers) + (2 * self.index_dim * layers if self.computes_index else 0)
 
     def decode(self, machine: Machine, sequences: Floats, query_tokens: Floats, tp: Floats, context_tokens: float) -> Operators:
-        tokens, heads = sequences * query_tokens, self.heads / tp
-        result = self.projections(machine, tokens, tp, without=("kv_b",))
-        result["absorb"] = self.absorb(machine, tokens, heads)
         c = machine.coefficients("dsa_decode", machine.recipe.kv_cache, SparseCoefficients)
-        result |= self.decode_core(machine, c, sequences, query_tokens, heads, as_floats(context_tokens))
+        core = self.decode_core(machine, c, sequences, query_tokens, self.heads / tp, as_floats(context_tokens))
+        return self.around(machine, sequences * query_tokens, tp) | core
+
+    def around(self, machine: Machine, tokens: Floats, tp: Floats) -> Operators:
+        """What surrounds the core: projections and absorption."""
+        result = self.projections(machine, tokens, tp, without=("kv_b",))
+        result["absorb"] = self.absorb(machine, tokens, self.heads / tp)
         return result
 
     def decode_core(
@@ -89,11 +92,9 @@ class DsaSpec(LatentKind):
         return result | self._index(machine, c, keys, keys * query_tokens, keys * query_tokens, context)
 
     def prefill(self, machine: Machine, sequences: Floats, new_tokens: Floats, prefix_tokens: Floats, tp: Floats) -> Operators:
-        tokens, heads = sequences * new_tokens, self.heads / tp
-        result = self.projections(machine, tokens, tp, without=("kv_b",))
-        result["absorb"] = self.absorb(machine, tokens, heads)
         c = machine.coefficients("dsa_prefill", machine.recipe.kv_cache, SparseCoefficients)
-        return result | self.prefill_core(machine, c, sequences, new_tokens, prefix_tokens, heads)
+        core = self.prefill_core(machine, c, sequences, new_tokens, prefix_tokens, self.heads / tp)
+        return self.around(machine, sequences * new_tokens, tp) | core
 
     def prefill_core(
         self, machine: Machine, c: SparseCoefficients, sequences: Floats, new_tokens: Floats, prefix_tokens: Floats, heads: Floats
@@ -105,9 +106,10 @@ class DsaSpec(LatentKind):
             "peak_flops_per_s": machine.hardware.gpu.peak_flops_per_s("bf16"),
             "hbm_bytes_per_s": machine.hbm_bytes_per_s,
         }
-        columns = (sequences, new_tokens, prefix_tokens, heads)
-        core = sparse_prefill_time_s(*columns, top_k=self.top_k, coefficients=c, **shape)
-        result: Operators = {"sparse_attention": (core, sparse_prefill_bound_s(*columns, top_k=self.top_k, **shape))}
+        selected = sequences * seen_pairs(new_tokens, prefix_tokens, self.top_k)
+        columns = (sequences * new_tokens, selected, heads)
+        core = sparse_prefill_time_s(sequences, *columns, coefficients=c, **shape)
+        result: Operators = {"sparse_attention": (core, sparse_prefill_bound_s(*columns, **shape))}
         last = new_tokens + prefix_tokens
         pairs = sequences * seen_pairs(new_tokens, prefix_tokens)
         keys = sequences * last

@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats, smoothmax
 from cost_models.attention.decode import DecodeAttentionCoefficients, mla_decode_bound_s, mla_decode_time_s
-from cost_models.attention.prompt import seen_pairs
 from cost_models.fitting import Coefficient
 
 SCALE_BYTES = 4
@@ -143,52 +142,47 @@ def sparse_decode_bound_s(
 
 def sparse_prefill_time_s(
     sequences: ArrayLike,
-    new_tokens: ArrayLike,
-    prefix_tokens: ArrayLike,
+    tokens: ArrayLike,
+    pairs: ArrayLike,
     heads: ArrayLike,
     *,
-    top_k: int,
     latent_dim: int,
     rope_dim: int,
     peak_flops_per_s: float,
     hbm_bytes_per_s: float,
     coefficients: SparseCoefficients,
 ) -> Floats:
-    r"""Absorbed attention of prefill, each query over its own selection of at most top_k latents.
+    r"""Absorbed attention of prefill, each query over its own selection.
 
     .. math::
-        t = t_0 + t_b b + (F^4/e_c^4 + (B/e_m)^4)^{1/4} + c_q B_q, \quad F = 2 P_k h (2 r + d), \quad B = P_k (r + d) 2
+        t = t_0 + t_b b + (F^4/e_c^4 + (B/e_m)^4)^{1/4} + c_q B_q, \quad F = 2 P h (2 r + d), \quad B = P (r + d) 2
 
-    h is padded to head_tile; P_k : (query, selected key) pairs, sum of min(position, top_k). Returns seconds; zero
-    without tokens.
+    tokens : new ones of all sequences b; pairs P : (query, selected key) pairs of all of them; h is padded to head_tile.
+    Returns seconds; zero without tokens.
     """
-    b, s, x, h = (as_floats(v) for v in np.broadcast_arrays(sequences, new_tokens, prefix_tokens, heads))
+    b, t, p, h = (as_floats(v) for v in np.broadcast_arrays(sequences, tokens, pairs, heads))
     c = coefficients
-    pairs = b * seen_pairs(s, x, top_k)
-    flops_s = 2 * pairs * np.maximum(h, c.head_tile) * (2 * latent_dim + rope_dim) / peak_flops_per_s / c.compute_efficiency
-    gather_s = pairs * (latent_dim + rope_dim) * BF16_BYTES / hbm_bytes_per_s / c.memory_efficiency
-    query_s = b * s * h * (2 * latent_dim + rope_dim) * BF16_BYTES / hbm_bytes_per_s
+    flops_s = 2 * p * np.maximum(h, c.head_tile) * (2 * latent_dim + rope_dim) / peak_flops_per_s / c.compute_efficiency
+    gather_s = p * (latent_dim + rope_dim) * BF16_BYTES / hbm_bytes_per_s / c.memory_efficiency
+    query_s = t * h * (2 * latent_dim + rope_dim) * BF16_BYTES / hbm_bytes_per_s
     time_s = c.start_s + c.sequence_s * b + smoothmax(flops_s, gather_s, ROOF_SHARPNESS) + c.query_passes * query_s
-    return np.where((b > 0) & (s > 0), time_s, 0.0)
+    return np.where(t > 0, time_s, 0.0)
 
 
 def sparse_prefill_bound_s(
-    sequences: ArrayLike,
-    new_tokens: ArrayLike,
-    prefix_tokens: ArrayLike,
+    tokens: ArrayLike,
+    pairs: ArrayLike,
     heads: ArrayLike,
     *,
-    top_k: int,
     latent_dim: int,
     rope_dim: int,
     peak_flops_per_s: float,
     hbm_bytes_per_s: float,
 ) -> Floats:
     """Roofline: FLOPs over selected pairs at peak, or queries in and outputs out once in BF16 [s]."""
-    b, s, x, h = (as_floats(v) for v in np.broadcast_arrays(sequences, new_tokens, prefix_tokens, heads))
+    t, p, h = (as_floats(v) for v in np.broadcast_arrays(tokens, pairs, heads))
     width = 2 * latent_dim + rope_dim
-    flops_s = 2 * b * seen_pairs(s, x, top_k) * h * width / peak_flops_per_s
-    return np.maximum(flops_s, b * s * h * width * BF16_BYTES / hbm_bytes_per_s)
+    return np.maximum(2 * p * h * width / peak_flops_per_s, t * h * width * BF16_BYTES / hbm_bytes_per_s)
 
 
 SPARSE_PREFILL = {

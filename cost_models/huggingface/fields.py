@@ -15,8 +15,6 @@ WHOLE = {
 """Fields that readers compute with, and the most that is no slip of the pen."""
 Config = Mapping[str, Any]
 FULL, SLIDING = "full_attention", "sliding_attention"
-NESTED = ("linear_attn_config",)
-"""Fields that are objects themselves and that readers use."""
 
 VISION = "images: the vision tower's memory and time are not modelled"
 """Flag of a model whose language part is read from `text_config`."""
@@ -28,10 +26,10 @@ def flat(config: Config) -> dict[str, Any]:
     Raises ValueError naming a field whose number is written as text, and a depth that no model has.
     """
     text = config.get("text_config")
-    inner = text if isinstance(text, Mapping) else {}
-    outer = {key: value for key, value in config.items() if key in NESTED or not isinstance(value, Mapping)}
-    inner = {key: value for key, value in inner.items() if key not in ("architectures", "model_type")}
-    fields = {key: value for key, value in {**outer, **inner}.items() if value is not None}
+    both = dict(config)
+    if isinstance(text, Mapping):
+        both |= {key: value for key, value in text.items() if key not in ("architectures", "model_type")}
+    fields = {key: value for key, value in both.items() if value is not None}
     for key, value in fields.items():
         if isinstance(value, str) and value.strip().isdigit():
             raise ValueError(f"{key} must be a number, found the text '{value}'")

@@ -1,11 +1,15 @@
-"""Models with multi-head latent attention: DeepSeek-V2, V3, R1, Kimi-K2; sparse: DeepSeek-V3.2, GLM-5."""
+"""Models with latent attention: DeepSeek-V2, V3, R1, Kimi-K2; sparse: DeepSeek-V3.2, GLM-5; compressed: DeepSeek-V4."""
 
 from __future__ import annotations
 
+from cost_models.attention.compressed import CompressedSpec
 from cost_models.attention.dsa import DsaSpec
 from cost_models.attention.mla import MlaSpec
-from cost_models.huggingface.fields import Config, common, only
+from cost_models.huggingface.fields import Config, common, only, window
 from cost_models.specs.model import ModelSpec, MoeSpec
+
+INDEXED_RATIO, WHOLE_RATIO = 4, 128
+"""Tokens per entry of streams with an indexer and of those that are attended to whole."""
 
 
 def deepseek_v3(config: Config, name: str, source: str) -> ModelSpec:
@@ -34,6 +38,46 @@ def deepseek_v32(config: Config, name: str, source: str) -> ModelSpec:
     pattern = [(own if kind == "full" else reused, group.ffn) for kind, group in zip(types, dense.in_order(), strict=True)]
     document = dense.model_dump(exclude={"groups"})
     return ModelSpec.of_layers(pattern, **document)
+
+
+def deepseek_v4(config: Config, name: str, source: str) -> ModelSpec:
+    """DeepSeek-V4: compressed streams of several ratios, experts in every layer, several residual streams."""
+    layers, ratios = config["num_hidden_layers"], config["compress_ratios"]
+    drafts = config.get("num_nextn_predict_layers") or 0
+    if len(ratios) not in (layers, layers + drafts):
+        raise ValueError(f"compress_ratios has {len(ratios)} entries; {layers} layers and {drafts} drafts need one each")
+    if other := sorted(set(ratios) - {0, INDEXED_RATIO, WHOLE_RATIO}):
+        said = ", ".join(map(str, other))
+        raise ValueError(f"compress_ratios: {said} is not modelled; known: 0, {INDEXED_RATIO}, {WHOLE_RATIO}")
+    indexer = {"index_heads": config["index_n_heads"], "index_dim": config["index_head_dim"], "top_k": config["index_topk"]}
+    kinds = {
+        ratio: CompressedSpec(
+            heads=config["num_attention_heads"],
+            head_dim=config["head_dim"],
+            rope_dim=config["qk_rope_head_dim"],
+            q_lora_rank=config["q_lora_rank"],
+            o_lora_rank=config["o_lora_rank"],
+            o_groups=config["o_groups"],
+            window_tokens=window(config),
+            ratio=ratio,
+            **(indexer if ratio == INDEXED_RATIO else {}),
+        )
+        for ratio in set(ratios)
+    }
+    moe = MoeSpec(
+        experts=config["n_routed_experts"],
+        top_k=config["num_experts_per_tok"],
+        intermediate=config["moe_intermediate_size"],
+        shared_intermediate=config["n_shared_experts"] * config["moe_intermediate_size"],
+        correction_bias=True,
+    )
+    hashed = config.get("num_hash_layers") or 0
+    flags = (
+        (f"{hashed} layers route by token, not by score; their load is taken to be like that of the others",) if hashed else ()
+    )
+    pattern = [(kinds[ratio], moe) for ratio in ratios[:layers]]
+    document = {"mtp_layers": drafts, "residual_streams": config.get("hc_mult") or 1, "flags": flags}
+    return ModelSpec.of_layers(pattern, **common(config, name, source), **document)
 
 
 def deepseek_v2(config: Config, name: str, source: str) -> ModelSpec:

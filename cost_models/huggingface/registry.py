@@ -29,12 +29,14 @@ LATENT = {
     "kv_b": "self_attn.kv_b_proj",
 }
 KIMI_LINEAR = {**LATENT, "experts": "block_sparse_moe.experts.0.w1", "shared_expert": "block_sparse_moe.shared_experts.down_proj"}
+DEEPSEEK_V4 = {**LATENT, "attention_in": "attn.wq_a", "q_b": "attn.wq_b", "o_proj": "attn.wo_b"}
 QWEN3_NEXT = {
     **MODULES,
     "gated_delta:attention_in": "linear_attn.in_proj_qkvz",
     "gated_delta:o_proj": "linear_attn.out_proj",
     "shared_expert": "mlp.shared_expert.down_proj",
 }
+QWEN3_5 = {**QWEN3_NEXT, "gated_delta:attention_in": "linear_attn.in_proj_qkv"}
 NEMOTRON_H = {
     "attention_in": "mixer.q_proj",
     "mamba2:attention_in": "mixer.in_proj",
@@ -67,6 +69,7 @@ class Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     "BailingMoeV2ForCausalLM": Architecture(experts.bailing_moe),
     "DeepseekV2ForCausalLM": Architecture(latent.deepseek_v2, LATENT),
+    "DeepseekV4ForCausalLM": Architecture(latent.deepseek_v4, DEEPSEEK_V4),
     "DeepseekV32ForCausalLM": Architecture(latent.deepseek_v32, LATENT),
     "DeepseekV3ForCausalLM": Architecture(latent.deepseek_v3, LATENT),
     "Dots1ForCausalLM": Architecture(experts.dots1),
@@ -97,9 +100,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen3ForCausalLM": Architecture(dense.qwen3),
     "Qwen3MoeForCausalLM": Architecture(experts.qwen3_moe),
     "Qwen3NextForCausalLM": Architecture(hybrids.qwen3_next, QWEN3_NEXT),
-    "Qwen3_5ForConditionalGeneration": Architecture(hybrids.qwen3_next, QWEN3_NEXT, (VISION,)),
-    "Qwen3_5MoeForCausalLM": Architecture(hybrids.qwen3_next, QWEN3_NEXT),
-    "Qwen3_5MoeForConditionalGeneration": Architecture(hybrids.qwen3_next, QWEN3_NEXT, (VISION,)),
+    "Qwen3_5ForConditionalGeneration": Architecture(hybrids.qwen3_next, QWEN3_5, (VISION,)),
+    "Qwen3_5MoeForCausalLM": Architecture(hybrids.qwen3_next, QWEN3_5),
+    "Qwen3_5MoeForConditionalGeneration": Architecture(hybrids.qwen3_next, QWEN3_5, (VISION,)),
     "Qwen3VLForConditionalGeneration": Architecture(dense.qwen3, flags=(VISION,)),
     "Qwen3VLMoeForConditionalGeneration": Architecture(experts.qwen3_moe, flags=(VISION,)),
     "SeedOssForCausalLM": Architecture(dense.llama),
@@ -112,7 +115,6 @@ NOT_MODELLED: dict[str, str] = {
     "BailingMoeLinearV2ForCausalLM": "linear attention",
     "DeciLMForCausalLM": "layers of different widths, some without attention",
     "DeepseekV41ForCausalLM": "compressed attention shared between layers, n-gram tables and hyper-connections",
-    "DeepseekV4ForCausalLM": "compressed sparse attention and hyper-connections",
     "Ernie4_5_VLMoeForConditionalGeneration": "separate experts for text and images",
     "Gemma4ForConditionalGeneration": "full-attention layers with other heads than windowed ones",
     "Glm5NextForConditionalGeneration": "delta attention (KDA), sparse attention and hyper-connections",
@@ -156,7 +158,7 @@ def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
     entry = ARCHITECTURES[architecture]
     try:
         fields = flat(config)
-        if fields.get("index_topk") and entry.read is not latent.deepseek_v32:
+        if fields.get("index_topk") and entry.read not in (latent.deepseek_v32, latent.deepseek_v4):
             raise ValueError("index_topk is set: sparse attention (DSA) is not modelled for this architecture")
         model = entry.read(fields, name, source)
     except KeyError as missing:

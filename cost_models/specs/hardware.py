@@ -21,9 +21,10 @@ class GpuSpec(Spec):
 
     name: str
     """Marketing name, e.g. GB200; calibrations are keyed on it."""
-    vendor: Literal["nvidia", "huawei"]
+    vendor: str = Field(min_length=1)
+    """Lower case; engine documents say whose accelerators they run on."""
     architecture: str
-    """Kernel family the GPU runs: hopper, blackwell, ascend."""
+    """Kernel family the GPU runs: hopper, blackwell, cdna4, ascend."""
     processors: Annotated[Fact, within(1, 1e6)]
     """Streaming multiprocessors (or AI cores)."""
     hbm_nominal_bytes: Bytes

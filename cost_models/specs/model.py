@@ -146,6 +146,8 @@ class ModelSpec(Spec):
     """Multi-token-prediction modules in the checkpoint (not part of the main model)."""
     max_context_tokens: int = Field(gt=0)
     attention_output_bias: bool = False
+    residual_streams: int = Field(default=1, ge=1)
+    """Hyper-connections keep several residual streams."""
     checkpoints: dict[str, str] = Field(default_factory=dict)
     """Precision recipe -> published checkpoint."""
     stored: dict[str, dict[str, str]] = Field(default_factory=dict)
@@ -275,7 +277,10 @@ class ModelSpec(Spec):
         output_bias = sum(self.attentions.values()) * self.hidden if self.attention_output_bias else 0
         ffn = sum(kind.vector_parameters(self.hidden, count) for kind, count in self.ffns.items())
         attention = sum(kind.vector_parameters(count) for kind, count in self.attentions.items())
-        return (norms + 1) * self.hidden + output_bias + ffn + attention
+        outputs = (2 + self.residual_streams) * self.residual_streams
+        site = self.residual_streams * self.hidden * outputs + outputs + 3  # hyper_connections.py: two sites a layer
+        mixing = 2 * self.layers * site if self.residual_streams > 1 else 0
+        return (norms + 1) * self.hidden + output_bias + ffn + attention + mixing
 
     def parameters(self) -> int:
         """Exact parameter count of the main model."""

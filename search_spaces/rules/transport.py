@@ -47,6 +47,11 @@ def _backend(subject: Subject) -> str:
     return BACKENDS[int(subject.rows.backend[0])]
 
 
+def _dispatched(s: Subject) -> int:
+    """Width of a token on its way to the experts."""
+    return s.model.moe.routed_hidden(s.model.hidden) if s.model.moe else s.model.hidden
+
+
 def _value(subject: Subject) -> str:
     choice = subject.choice()
     return choice.value if choice else _backend(subject)
@@ -226,12 +231,20 @@ RULES = (
         because=lambda s: f"{_value(s)} runs without CUDA graphs only: cuda_graph must be off",
     ),
     Rule(
+        name="vendor_of_the_kernel",
+        says="DeepEP and FlashInfer's all-to-all kernels run on NVIDIA GPUs; MoRI, which AMD's have, is not modelled.",
+        source="vllm/distributed/device_communicators/all2all.py (0.33.0)",
+        engines=EVERY,
+        broken=_by_choice(lambda s, choice: bool(choice.vendors) and s.hardware.gpu.vendor not in choice.vendors),
+        because=lambda s: f"{_value(s)} has no kernels for {s.hardware.gpu.vendor} {s.hardware.gpu.name}",
+    ),
+    Rule(
         name="hidden_sizes",
         says="DeepEP's low-latency kernels are built for some hidden sizes.",
         source="vllm fused_moe/prepare_finalize/deepep_ll.py SUPPORTED_HIDDEN_SIZES (0.33.0)",
         engines=EVERY,
-        broken=_by_choice(lambda s, choice: bool(choice.hidden_sizes) and s.model.hidden not in choice.hidden_sizes),
-        because=lambda s: f"{_value(s)} has no kernel for a hidden size of {s.model.hidden:,}",
+        broken=_by_choice(lambda s, choice: bool(choice.hidden_sizes) and _dispatched(s) not in choice.hidden_sizes),
+        because=lambda s: f"{_value(s)} has no kernel for a hidden size of {_dispatched(s):,}",
     ),
     Rule(
         name="expert_ranks_of_the_kernel",

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models.attention.base import AttentionKind
+from cost_models.attention.compressed import CompressedSpec
 from cost_models.attention.dsa import DsaSpec
 from cost_models.attention.gated_delta import GatedDeltaSpec
 from cost_models.attention.gqa import GqaSpec
@@ -29,6 +30,15 @@ from cost_models.specs.workload import Workload
 
 HIDDEN = 4096
 LATENT = {"heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_dim": 128, "qk_rope_dim": 64, "v_dim": 128}
+STREAM = {
+    "heads": 128,
+    "head_dim": 512,
+    "rope_dim": 64,
+    "q_lora_rank": 1536,
+    "o_lora_rank": 1024,
+    "o_groups": 16,
+    "window_tokens": 128,
+}
 EXAMPLES: dict[str, AttentionKind] = {
     "mla": MlaSpec(**LATENT),
     "mla with a gate": MlaSpec(**{**LATENT, "heads": 96}, output_gate=True),
@@ -37,6 +47,9 @@ EXAMPLES: dict[str, AttentionKind] = {
     "gqa with a gate": GqaSpec(heads=32, kv_heads=2, head_dim=256, qk_norm=True, output_gate=True),
     "dsa": DsaSpec(**LATENT, index_heads=64, index_dim=128, top_k=2048),
     "dsa that reuses an index": DsaSpec(**LATENT, index_heads=32, index_dim=128, top_k=2048, computes_index=False),
+    "compressed with an indexer": CompressedSpec(**STREAM, ratio=4, index_heads=64, index_dim=128, top_k=1024),
+    "compressed": CompressedSpec(**STREAM, ratio=128),
+    "window alone": CompressedSpec(**STREAM, ratio=0),
     "gated_delta": GatedDeltaSpec(key_heads=16, value_heads=64, key_dim=128, value_dim=128, conv=4),
     "kda": KdaSpec(heads=96, head_dim=128, conv=4, full_rank_gate=True),
     "kda with a narrow gate": KdaSpec(heads=32, head_dim=128, conv=4),

@@ -26,7 +26,7 @@ from search_spaces.loader import load_engine
 from search_spaces.options import load_options
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "engine_cli"
-EXPORTED = [(name, v.version, v.release) for name in ("vllm", "sglang") for v in load_engine(name).versions]
+EXPORTED = [(name, v.version, v.release) for name in ("vllm", "sglang") for v in load_engine(name).versions if v.scripts]
 RECORDER = """#!/usr/bin/env python3
 import json, os, sys
 print(json.dumps({"argv": sys.argv[1:], "env": {k: v for k, v in os.environ.items() if k.startswith(("VLLM_", "SGLANG_"))}}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,7 +30,9 @@ HOSTILE = st.one_of(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=30),
 )
 STUB = '#!/bin/bash\nprintf "%s\\0" "$@" > argv\n'
-RUN = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = int(os.environ.get("AUTOTUNE_HOSTILE", "25"))
+"""Scripts of eight hostile texts each."""
+RUN = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def bash(text: str, folder: Path, **variables: str) -> list[str]:

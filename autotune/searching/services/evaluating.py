@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from autotune.documents.deployment import Deployment, EngineChoice, Load, Pool, PoolRole
 from autotune.documents.prediction import Interval, ServicePrediction
@@ -14,7 +16,7 @@ from autotune.resolving import ResolvedProblem
 from autotune.searching.realising import pool_of, precision_of
 from autotune.searching.services.choosing import Candidate, Chosen
 from autotune.searching.services.sides import Pools
-from autotune.serving.errors import probability_below
+from autotune.serving.errors import QUANTILE_SIGMAS, probability_below
 from autotune.serving.predicting import Service, service_of
 from cost_models.rows import UNLIMITED
 
@@ -138,3 +140,22 @@ def _probability(predicted: float, limit: float, band: Interval) -> float:
     if predicted <= 0:
         return 1.0
     return probability_below(predicted, limit, band.low / predicted, band.high / predicted)
+
+
+def room_for_errors(prediction: ServicePrediction, confidence: float) -> tuple[float, float, float]:
+    """Factors by which measured times and rates stay within their limits with a probability: TPOT, rate, TTFT."""
+    bands = prediction.intervals
+    found = {"tpot": (bands.tpot_s, prediction.tpot_s.mean)}
+    for name in ("p50", "p95", "p99"):
+        found[name] = (bands.of_ttft(name), getattr(prediction.ttft_s, name))
+    ratios = {name: (band.low / value, band.high / value) for name, (band, value) in found.items() if value > 0}
+    above = {name: _above(*ratios[name], confidence) if name in ratios else 1.0 for name in found}
+    rate, served = bands.tokens_per_s_per_gpu, prediction.tokens_per_s_per_gpu
+    below = _above(served / rate.high, served / rate.low, confidence)
+    return above["tpot"], below, max(above[name] for name in ("p50", "p95", "p99"))
+
+
+def _above(low: float, high: float, confidence: float) -> float:
+    """What a log-normal ratio between its 10 % and 90 % quantiles stays below with a probability, at least 1."""
+    centre, spread = (math.log(low) + math.log(high)) / 2, (math.log(high) - math.log(low)) / QUANTILE_SIGMAS
+    return max(math.exp(centre + spread * NormalDist().inv_cdf(confidence)), 1.0)

@@ -14,9 +14,10 @@ from autotune.errors import NoFeasiblePlan, ProblemError
 from autotune.layouts.explain import explain_infeasible
 from autotune.progress import Progress
 from autotune.resolving import resolve_problem
+from autotune.searching.confident import note, search_until_sure
 from autotune.searching.services.choosing import Candidate, Chosen, aggregated, disaggregated
 from autotune.searching.services.comparing import bound_by, kind_of, pareto, verdict
-from autotune.searching.services.evaluating import SEARCHED, Evaluated, goodput
+from autotune.searching.services.evaluating import SEARCHED, Evaluated, goodput, objectives_of, room_for_errors
 from autotune.searching.services.sides import (
     Candidates,
     Pools,
@@ -41,6 +42,26 @@ def search_services(problem: Problem, progress: Progress | None = None) -> Servi
     if problem.target != "serve":
         raise ProblemError(f"target {problem.target} is one pool: use autotune.search")
     progress = progress or Progress()
+    if problem.confidence is not None:
+        return _sure(problem, problem.confidence, progress)
+    return _search(problem, progress)
+
+
+def _sure(problem: Problem, confidence: float, progress: Progress) -> ServiceResult:
+    """The search whose best service holds its limits with a probability; what is said of limits is of those that were asked."""
+    asked = resolve_problem(problem)
+    limits = {f"ttft_{name}_limit_s": limit for name, limit in asked.ttft_limits_s.items()}
+    problem = problem.model_copy(update=limits)  # the limit that holds where none is given is one as well
+
+    def needed(found: ServiceResult) -> tuple[float, float, float]:
+        return room_for_errors(found.plans[0].prediction, confidence)
+
+    found, factors = search_until_sure(problem, lambda tight: _search(tight, progress), needed)
+    plans = tuple(p.model_copy(update={"objectives": objectives_of(asked, p.prediction)}) for p in found.plans)
+    return found.model_copy(update={"plans": plans, "notes": (*found.notes, note(problem, factors))})
+
+
+def _search(problem: Problem, progress: Progress) -> ServiceResult:
     with progress.stage("load"):
         resolved = resolve_problem(problem)
         pools = pools_of(resolved)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from autotune.calibrating import silicon_attention
-from autotune.calibrating.attention_modules import DSA_DIMS, fit_dsa
+from autotune.calibrating.attention_modules import DSA, DSA_DIMS, fit_module
 from autotune.calibrating.silicon import attention_sources
 from cost_models.attention.dsa import DsaSpec
 from cost_models.attention.indexing import SparseCoefficients
@@ -147,6 +147,6 @@ def test_a_module_is_its_gemms_and_the_kernels_that_are_fitted():
             moved = c["query_passes"] * batch[row] * kind.elementwise_elements("decode", one)[0] * 2
             light_s = moved / machine.hbm_bytes_per_s / c["memory_efficiency"]
             latency_s[row] = sum(known) + light_s + gaps * (len(known) + 1) + sum(t[0] for t, _ in core.values())
-    fit = fit_dsa("decode", columns, latency_s, "bf16", hardware, base)
+    fit = fit_module(DSA, "decode", columns, latency_s, "bf16", hardware, base)
     assert fit.median_error < 0.02
     assert fit.values["start_s"] == pytest.approx(KERNEL.start_s, rel=0.15)

@@ -92,7 +92,7 @@ def test_pools_that_contradict_themselves(pool, message):
         ({}, {"draft_tokens": 1}, "mtp_acceptance"),
         ({"model": "qwen3-235b-a22b"}, {"draft_tokens": 1}, "no MTP module"),
         ({"hardware": "gb201"}, {}, "Did you mean .*gb200-nvl72"),
-        ({"engine": {"name": "vllm", "version": "0.12"}}, {}, "unknown vllm version '0.12'"),
+        ({"engine": {"name": "vllm", "version": "0.10"}}, {}, "unknown vllm version '0.10'"),
         ({"engine": {"name": "vlm"}}, {}, "Did you mean vllm"),
         ({"precision": "fp9"}, {}, "unknown precision"),
         ({}, {"flags": {"enable_dbbo": True}}, "Did you mean enable_dbo"),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import autotune
-from autotune.documents.sweep import Found
+from autotune.documents.sweep import Found, SweptRow
 from autotune.errors import OutputError, ProblemError
 from autotune.sweeping import executors
 from autotune.sweeping.executors import LocalProcesses, Serial, executor_of
@@ -229,3 +229,18 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(tmp_path):
     result = sweep(path, tmp_path / "out", executor=Serial())
     assert result.solved == 16 - len(kept)
     assert result.rows == sweep(path, executor=Serial()).rows
+
+
+@pytest.mark.slow
+def test_ray_finds_the_same_rows(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'moe-autotune[ray]'")
+    path, out = tmp_path / "scenarios.yaml", tmp_path / "out"
+    path.write_text(json.dumps([{**LLAMA, "gpus": 4}, {**LLAMA, "gpus": 8}, {**LLAMA, "model": "nosuch"}]))
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    arguments = command(str(path), "--out", str(out), "--executor", "ray", "--workers", "1", "--json", "--format", "csv")
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert f"{path}:1: unknown model 'nosuch'" in done.stderr
+    rows = json.loads(done.stdout[done.stdout.index("{") :])["rows"]
+    expected = sweep(path, executor=Serial())
+    assert [SweptRow.model_validate(row) for row in rows] == list(expected.rows)

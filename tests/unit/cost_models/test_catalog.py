@@ -131,7 +131,7 @@ def test_a_users_own_hardware_file_has_the_same_schema(tmp_path):
     ("change", "message"),
     [
         ({"architectures": ["Phi9ForCausalLM"]}, "not supported. Supported: Bailing"),
-        ({"architectures": ["DeepseekV4ForCausalLM"]}, "not modelled: compressed"),
+        ({"architectures": ["DeepseekV41ForCausalLM"]}, "not modelled: compressed"),
         ({"index_topk": 2048}, "sparse attention"),
         ({"moe_layer_freq": 2}, "moe_layer_freq"),
         ({"hidden_size": -1}, "hidden_size must be a whole number from 1"),

@@ -13,10 +13,12 @@ from cost_models.attention.kda import KdaSpec
 from cost_models.catalog import load_model, load_recipe
 from cost_models.errors import UnsupportedModelError
 from cost_models.huggingface import model_from_config
+from cost_models.hyper_connections import mixed_bytes
 from cost_models.specs.model import DenseSpec, ModelSpec
 
 CARDS = {
     "deepseek-v3.2": (671e9, 37e9),
+    "deepseek-v4-flash": (284e9, 13e9),
     "glm-5": (744e9, 40e9),
     "glm-5.2": (743e9, 39e9),
     "qwen3.5-397b-a17b": (397e9, 17e9),
@@ -67,6 +69,34 @@ def test_an_fp8_latent_of_sparse_attention_is_656_bytes():
     kind = DsaSpec(heads=128, q_lora_rank=1536, kv_lora_rank=512, qk_nope_dim=128, qk_rope_dim=64, v_dim=128,
                    index_heads=64, index_dim=128, top_k=2048)  # fmt: skip
     assert kind.state_bytes(1, 1, load_recipe("nvfp4")) == 656 + 132
+
+
+def test_compressed_streams_of_deepseek_v4_by_hand():
+    # a million tokens: 30 layers of 262,144 entries with index keys (584 + 132 B), 31 of 8,192 (584 B), 61 windows of 128 tokens
+    # (584 B) and what compressors are collecting: 2 x 2 x 4 x (512 + 128) x 4 B and 2 x 128 x 512 x 4 B
+    model = load_model("deepseek-v4-pro")
+    streams = 30 * 262_144 * (584 + 132) + 31 * 8192 * 584 + 61 * 128 * 584
+    collected = 30 * 2 * 2 * 4 * 640 * 4 + 31 * 2 * 128 * 512 * 4
+    assert model.state_bytes(2**20, load_recipe("bf16")) == streams + collected
+    # vLLM states 9.62 GiB in BF16 (1,024 B an entry, 256 B an index key): in FP8 it is a little over half
+    assert 0.5 < float(model.state_bytes(2**20, load_recipe("bf16"))) / (9.62 * 2**30) < 0.6
+
+
+def test_streams_that_contradict_the_layers_are_named():
+    config = {
+        "architectures": ["DeepseekV4ForCausalLM"], "num_hidden_layers": 3, "compress_ratios": [0, 4],
+        "num_nextn_predict_layers": 1,
+    }  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match="compress_ratios has 2 entries; 3 layers and 1 drafts"):
+        read(config)
+    with pytest.raises(UnsupportedModelError, match="compress_ratios: 2 is not modelled"):
+        read({**config, "compress_ratios": [0, 2, 4]})
+
+
+def test_hyper_connections_read_and_write_every_stream_at_two_sites():
+    # 4 streams of 7,168 in BF16: before a block 5 passes, after it 9, twice a layer
+    assert mixed_bytes("pre", 10, 7168, 4) == 2 * 10 * 5 * 7168 * 2
+    assert mixed_bytes("post", 10, 7168, 4) == 2 * 10 * 9 * 7168 * 2
 
 
 def test_the_state_of_a_hybrid_hardly_grows():

@@ -106,6 +106,10 @@ BREAKING = {
         {**SGLANG, **BLACKWELL, "recipe": "nvfp4", "dp": 8, "ep": 8, "backend": ONE_SIDED},
     ),
     "without_graphs": ({**SPREAD, "backend": NORMAL}, {**SPREAD, "backend": NORMAL, "graph_tokens": 0}),
+    "vendor_of_the_kernel": (
+        {**SPREAD, "hardware": "mi355x", "backend": LOW_LATENCY},
+        {**SPREAD, "hardware": "mi355x", "backend": GATHERED},
+    ),
     "hidden_sizes": (
         {"model": "gpt-oss-120b", "recipe": "mxfp4", "dp": 8, "ep": 8, "backend": LOW_LATENCY},
         {"dp": 8, "ep": 8, "backend": LOW_LATENCY},
@@ -179,7 +183,7 @@ def test_blocks_are_those_of_the_recipe(model, recipe, tp, loads):
 def test_the_blocks_of_an_expert_are_divided_with_a_way_out():
     (finding,) = findings(RULES, subject(version="0.24", tp=8, **QWEN))
     assert "1,536 / 8 ranks = 192 is not divisible by the 128-wide scale blocks" in finding.text
-    assert "expert parallelism keeps experts whole, and 4 ranks would divide" in finding.text  # 1,536 / 4 = 384; 6 divides no 64 heads
+    assert "expert parallelism keeps experts whole, and 4 ranks would divide" in finding.text  # 384; 6 divide no 64 heads
     assert finding.stops
     assert "vllm#17569" in finding.source
 

@@ -1,0 +1,166 @@
+"""Killed at any moment, and several at once: every output parses, nothing that was finished is lost, a rerun goes on.
+
+AUTOTUNE_KILLS=200 pytest tests/integration/test_kills.py counts as docs/reliability.md reports it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+
+from autotune.documents.results import load_plans
+
+pytestmark = pytest.mark.slow
+
+KILLS = int(os.environ.get("AUTOTUNE_KILLS", "6"))
+LONGEST_S = 300
+AUTOTUNE = [sys.executable, "-m", "autotune"]
+SMALL = ["--hw", "hgx-h200", "--gpus", "8", "--model", "qwen3-235b-a22b"]
+SEARCH = [*AUTOTUNE, "search", *SMALL, "--trials", "30", "--storage", "sqlite:///s.db"]
+PLACE = [*AUTOTUNE, "place", "--synthetic", "1.5", "--gpus", "16", "--model", "qwen3-235b-a22b", "--out", "maps"]
+MEASURE = """
+from pathlib import Path
+from autotune.measuring.shapes import Grid, shapes
+from autotune.measuring.table import MeasuredTable
+from cost_models.catalog import load_model
+table = MeasuredTable.opened(Path("timings.csv"), "H200", {"started": "now"})
+for shape in shapes(load_model("deepseek-v3"), 8, Grid())[:150]:
+    if not table.has(shape):
+        table.add(shape, 1e-5)
+"""
+"""What `measure` does with its table, without a GPU."""
+
+
+def run(folder: Path, words: list[str], kill_after_s: float | None = None) -> int | None:
+    """Exit code; none where it was killed."""
+    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _, err = process.communicate(timeout=kill_after_s or LONGEST_S)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert kill_after_s is not None, f"{words} did not end within {LONGEST_S} s"
+        return None
+    assert "Traceback" not in err
+    return process.returncode
+
+
+def finished_trials(folder: Path) -> int:
+    """Trials in the storage, all of them complete; the file is sound."""
+    if not (folder / "s.db").exists():
+        return 0
+    with sqlite3.connect(folder / "s.db", timeout=60) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        if not connection.execute("SELECT name FROM sqlite_master WHERE name = 'trial_values'").fetchone():
+            return 0
+        total, complete = connection.execute("SELECT count(*), coalesce(sum(state = 'COMPLETE'), 0) FROM trials").fetchone()
+        values = connection.execute("SELECT count(*) FROM trial_values").fetchone()[0]
+    assert total == complete == values
+    return int(total)
+
+
+def sound_runs(folder: Path) -> int:
+    """Run folders, each of which is whole."""
+    runs = [path for path in (folder / "results").glob("*") if not path.name.startswith(".")] if folder.exists() else []
+    for path in runs:
+        assert load_plans(path).plans
+        json.loads((path / "run.json").read_text())
+        assert len(list((path / "launch").glob("plan-*/*.sh"))) >= 1
+        for script in path.rglob("*.sh"):
+            assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    return len(runs)
+
+
+def sound_maps(folder: Path) -> int:
+    """Maps of one placement: all of them, and of the same one."""
+    maps = folder / "maps"
+    if not maps.exists() or not any(maps.iterdir()):
+        return 0
+    placement = json.loads((maps / "placement.json").read_text())
+    flat = [[expert for gpu in layer for expert in gpu] for layer in placement["experts"]]
+    sglang = json.loads((maps / "sglang_expert_location.json").read_text())["physical_to_logical_map"]
+    trtllm = yaml.load((maps / "trtllm_moe_load_balancer.yaml").read_text(), Loader=yaml.CSafeLoader)
+    assert sglang[-len(flat) :] == list(trtllm["initial_global_assignments"].values()) == flat
+    for picture in maps.glob("*.png"):
+        assert picture.read_bytes().endswith(b"IEND\xaeB`\x82")
+    return 1
+
+
+def sound_table(folder: Path) -> int:
+    """Rows of the timing table, with the notes that it is resumed by."""
+    if not (folder / "timings.csv").exists():
+        return 0
+    with (folder / "timings.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(float(row["latency_s"]) == 1e-5 for row in rows)
+    if len(rows) > 1:
+        json.loads((folder / "timings.json").read_text())
+    return len(rows)
+
+
+CASES: dict[str, tuple[list[str], Callable[[Path], int], float]] = {
+    "search": (SEARCH, lambda folder: (sound_runs(folder), finished_trials(folder))[1], 12.0),
+    "place": (PLACE, sound_maps, 8.0),
+    "measure": ([sys.executable, "-c", MEASURE], sound_table, 3.0),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_killed_at_random_moments(tmp_path, name):
+    words, count, longest_s = CASES[name]
+    rng = random.Random(name)
+    before = 0
+    for _ in range(KILLS if name == "search" else max(KILLS // 2, 2)):
+        run(tmp_path, words, kill_after_s=rng.uniform(0.2, longest_s))
+        now = count(tmp_path)
+        assert now >= before, f"{before - now} of {before} were lost"
+        before = now
+    time.sleep(0.1)
+    assert run(tmp_path, words) == 0
+    assert count(tmp_path) >= max(before, 1)
+    if name == "search":
+        assert finished_trials(tmp_path) == 30  # those that were left, not thirty more
+
+
+def test_an_export_is_of_one_plan_whenever_it_is_killed(tmp_path):
+    for target, name in ((["--target", "decode"], "a"), (["--target", "serve", "--rate", "1"], "b")):
+        assert run(tmp_path, [*AUTOTUNE, "search", *SMALL, "--trials", "0", *target, "--out", name]) == 0
+    plans = [next((tmp_path / name).iterdir()) for name in ("a", "b")]
+    whole = []
+    for number, plan in enumerate(plans):
+        assert run(tmp_path, [*AUTOTUNE, "export", str(plan), "--out", f"whole{number}"]) == 0
+        whole.append({path.name: path.read_text() for path in (tmp_path / f"whole{number}").iterdir()})
+    rng = random.Random(5)
+    for number in range(max(KILLS // 2, 3)):
+        run(tmp_path, [*AUTOTUNE, "export", str(plans[number % 2]), "--out", "s"], kill_after_s=rng.uniform(0.3, 3.0))
+        now = {path.name: path.read_text() for path in (tmp_path / "s").iterdir()} if (tmp_path / "s").exists() else {}
+        assert now in ({}, *whole)
+
+
+@pytest.mark.parametrize("workers", [4, 8] if KILLS > 6 else [4])
+def test_several_at_once_lose_nothing_and_share_the_trials(tmp_path, workers):
+    running = [
+        subprocess.Popen(SEARCH, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(workers)
+    ]
+    errors = [process.communicate(timeout=LONGEST_S)[1] for process in running]
+    assert [process.returncode for process in running] == [0] * workers, errors
+    assert sound_runs(tmp_path) == workers
+    assert finished_trials(tmp_path) == 30
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    (name,) = optuna.get_all_study_names(f"sqlite:///{tmp_path}/s.db")
+    numbers = [trial.number for trial in optuna.load_study(study_name=name, storage=f"sqlite:///{tmp_path}/s.db").trials]
+    assert numbers == list(range(30))

@@ -1,0 +1,78 @@
+"""No network while it runs, and nothing of the user's machine in what is passed on."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autotune.records import shown_command
+
+SHORT = 5
+"""A host's name of so few letters is found by chance in any long text."""
+NO_NETWORK = """
+import socket, sys
+def refused(*words, **named):
+    raise SystemExit(f"network: {words[1:]}")
+socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = socket.socket.bind = refused
+socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refused
+sys.argv = ["autotune", *sys.argv[1:]]
+from autotune.cli.main import main
+main()
+"""
+
+
+def command(folder: Path, *words: str) -> str:
+    """Output of a command that cannot reach any network."""
+    done = subprocess.run([sys.executable, "-c", NO_NETWORK, *words], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """A run of a model and hardware of the user's, given by paths that are relative."""
+    from cost_models.catalog import _packaged, load_hardware
+
+    folder = tmp_path_factory.mktemp("alice")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "config.json").write_text(json.dumps(_packaged("models", "qwen3-235b-a22b")["config"]))
+    (folder / "hw.yaml").write_text(load_hardware("hgx-h200").model_dump_json())
+    words = ["--hw", "./hw.yaml", "--model", "./mine/config.json", "--precision", "bf16", "--gpus", "16", "--trials", "4"]
+    command(folder, "search", *words, "--storage", "sqlite:///s.db")
+    return folder
+
+
+@pytest.mark.slow
+def test_commands_reach_no_network(run_folder):
+    (run,) = (run_folder / "results").iterdir()
+    command(run_folder, "export", str(run), "--out", "scripts")
+    command(run_folder, "place", "--synthetic", "1", "--gpus", "8", "--model", "qwen3-235b-a22b")
+    command(run_folder, "sensitivity", str(run))
+    command(run_folder, "model", "list")
+
+
+@pytest.mark.slow
+def test_a_run_folder_says_nothing_of_the_machine(run_folder):
+    """No folder above what was typed, no host, no user; nor in what is exported from it."""
+    files = [path for path in (run_folder / "results").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    user = getpass.getuser()
+    foreign = [str(run_folder), str(Path.home()) + "/", sys.prefix, f"/home/{user}/", f"{user}@"]
+    foreign += [host for host in [socket.gethostname()] if len(host) > SHORT]
+    for path in files:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        assert not [word for word in foreign if word in text], path
+    scripts = [path.read_text() for path in files if path.suffix == ".sh"]
+    assert all("MODEL=${MODEL:-./mine}" in text for text in scripts if "MODEL=" in text)
+    assert not any("hw.yaml" in text for text in scripts)
+
+
+def test_a_command_is_recorded_without_the_home_and_passwords():
+    words = ["/usr/local/bin/autotune", "search", "--hw", f"{Path.home()}/hw.yaml", "--storage", "mysql://me:secret@db/x"]
+    assert shown_command(words) == ["autotune", "search", "--hw", "~/hw.yaml", "--storage", "mysql://db/x"]

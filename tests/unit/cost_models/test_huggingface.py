@@ -1,0 +1,302 @@
+"""config.json and quantisation files: counted by hand, every architecture, every precision, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cost_models import catalog
+from cost_models.errors import AutotuneError, UnsupportedModelError
+from cost_models.huggingface import ARCHITECTURES, NOT_MODELLED, announced, model_from_config, stored_precision
+
+CORE = {"hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 100, "max_position_embeddings": 4096}
+GQA = {**CORE, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+DENSE = {**GQA, "intermediate_size": 96}
+EXPERTS = {**GQA, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LATENT = {
+    **CORE, "num_attention_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
+    "v_head_dim": 8, "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1, "intermediate_size": 96,
+}  # fmt: skip
+LOCAL = {**GQA, "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 32}
+GLM = {
+    **EXPERTS, "n_routed_experts": 8, "n_shared_experts": 1, "first_k_dense_replace": 1, "intermediate_size": 96,
+    "attention_bias": True,
+}  # fmt: skip
+ERNIE = {
+    **DENSE, "moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": 32, "moe_num_shared_experts": 1,
+    "moe_layer_start_index": 1,
+}  # fmt: skip
+HUNYUAN = {**DENSE, "num_experts": 8, "moe_topk": [2] * 4, "moe_intermediate_size": [32] * 4, "num_shared_expert": [1] * 4}
+BAILING = {**EXPERTS, "num_shared_experts": 1, "first_k_dense_replace": 1, "intermediate_size": 96}
+STEP = {
+    **EXPERTS, "share_expert_dim": 32, "first_k_dense_replace": 1, "intermediate_size": 96, "sliding_window": 512,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "sliding_attention"],
+}  # fmt: skip
+LLAMA4 = {**LOCAL, "intermediate_size_mlp": 96, "interleave_moe_layer_step": 2, "attention_chunk_size": 1024}
+CONFIGS = {
+    "BailingMoeV2ForCausalLM": BAILING,
+    "DeepseekV2ForCausalLM": LATENT,
+    "DeepseekV3ForCausalLM": LATENT,
+    "Dots1ForCausalLM": GLM,
+    "Ernie4_5_MoeForCausalLM": ERNIE,
+    "Gemma3ForCausalLM": {**DENSE, "sliding_window": 1024},
+    "Gemma3ForConditionalGeneration": {"text_config": {**DENSE, "sliding_window": 1024}},
+    "Glm4ForCausalLM": DENSE,
+    "Glm4MoeForCausalLM": GLM,
+    "Glm4vMoeForConditionalGeneration": {"text_config": GLM},
+    "GptOssForCausalLM": {**LOCAL, "sliding_window": 128},
+    "HunYuanMoEV1ForCausalLM": HUNYUAN,
+    "InternS1ForConditionalGeneration": {"text_config": EXPERTS},
+    "KimiK25ForConditionalGeneration": {"text_config": {"architectures": ["DeepseekV3ForCausalLM"], **LATENT}},
+    "Llama4ForConditionalGeneration": {"text_config": LLAMA4},
+    "LlamaForCausalLM": DENSE,
+    "MiMoForCausalLM": DENSE,
+    "MiniMaxM2ForCausalLM": LOCAL,
+    "Mistral3ForConditionalGeneration": {"text_config": DENSE},
+    "MistralForCausalLM": {**DENSE, "sliding_window": 512},
+    "MixtralForCausalLM": LOCAL,
+    "Qwen2ForCausalLM": DENSE,
+    "Qwen2MoeForCausalLM": {**EXPERTS, "shared_expert_intermediate_size": 48},
+    "Qwen2_5_VLForConditionalGeneration": DENSE,
+    "Qwen3ForCausalLM": DENSE,
+    "Qwen3MoeForCausalLM": EXPERTS,
+    "Qwen3VLForConditionalGeneration": {"text_config": DENSE},
+    "Qwen3VLMoeForConditionalGeneration": {"text_config": EXPERTS},
+    "SeedOssForCausalLM": DENSE,
+    "Step3p5ForCausalLM": STEP,
+    "Step3p7FlashForCausalLM": STEP,
+}
+"""Small configs with the fields of the real ones; hybrids and sparse attention have tests of their own."""
+
+
+def read(architecture: str, **changes: object):
+    config = {"architectures": [architecture], **CONFIGS[architecture], **changes}
+    return config, model_from_config(config, name="x", source="config.json")
+
+
+def stored(config, model, beside=None):
+    base = {recipe.name: recipe.model_dump() for recipe in catalog.recipes().values()}
+    return stored_precision(config, model, source="config.json", beside=beside, base=base)
+
+
+@pytest.mark.parametrize("architecture", sorted(CONFIGS))
+def test_every_architecture_is_read_and_its_modules_name_its_matrices(architecture):
+    _, model = read(architecture)
+    assert (model.layers, model.hidden, model.vocab) == (4, 64, 100)
+    families = {matrix.family for matrix in model.layer_matrices()} - {"router"}
+    assert families <= set(ARCHITECTURES[architecture].modules)  # so that a quantisation file can leave each of them out
+
+
+@pytest.mark.parametrize("architecture", sorted(CONFIGS))
+def test_a_required_field_that_is_missing_or_null_is_named(architecture):
+    config = {"architectures": [architecture], **CONFIGS[architecture]}
+    inner = config.get("text_config", config)
+    for broken in ({k: v for k, v in inner.items() if k != "hidden_size"}, {**inner, "hidden_size": None}):
+        whole = {**config, "text_config": broken} if "text_config" in config else broken
+        with pytest.raises(UnsupportedModelError, match="needs the key 'hidden_size'"):
+            model_from_config({"architectures": [architecture], **whole}, name="x", source="config.json")
+
+
+def test_a_dense_model_counted_by_hand():
+    # per layer: qkv 64 x (4 + 2 x 2) x 16 = 8192, o 64 x 64 = 4096, ffn 3 x 64 x 96 = 18432, two norms 128; x 4
+    # embedding and head 2 x 6400, last norm 64
+    _, model = read("LlamaForCausalLM")
+    assert model.parameters() == 4 * (8192 + 4096 + 18432 + 128) + 12800 + 64
+    _, biased = read("Qwen2ForCausalLM")
+    assert biased.parameters() == model.parameters() + 4 * 128  # biases of the 128 query, key and value features
+    _, normed = read("Qwen3ForCausalLM")
+    assert normed.parameters() == model.parameters() + 4 * 2 * 16  # a norm of queries and one of keys, over a head
+
+
+def test_experts_counted_by_hand():
+    # per layer: 8 experts x 3 x 64 x 32 = 49152, router 512, attention 12288 + 32, norms 128
+    _, model = read("Qwen3MoeForCausalLM")
+    assert model.parameters() == 4 * (49152 + 512 + 12288 + 32 + 128) + 12800 + 64
+    _, shared = read("Qwen2MoeForCausalLM")
+    assert shared.moe.shared_intermediate == 48
+
+
+def test_windows_are_where_the_config_says():
+    windows = {name: [g.attention.window_tokens for g in read(name)[1].in_order()] for name in
+               ("Step3p5ForCausalLM", "MistralForCausalLM", "GptOssForCausalLM", "Llama4ForConditionalGeneration")}  # fmt: skip
+    assert windows["Step3p5ForCausalLM"] == [None, 512, 512, 512]
+    assert windows["MistralForCausalLM"] == [512] * 4
+    assert windows["GptOssForCausalLM"] == [128, None, 128, None]
+    assert windows["Llama4ForConditionalGeneration"] == [1024, 1024, 1024, None]  # every fourth sees everything
+
+
+def test_llama_4_has_experts_in_every_second_layer():
+    _, model = read("Llama4ForConditionalGeneration")
+    assert model.moe_positions == (1, 3)
+
+
+@pytest.mark.parametrize("architecture", sorted(NOT_MODELLED))
+def test_what_is_not_modelled_is_refused_by_the_name_of_its_part(architecture):
+    with pytest.raises(UnsupportedModelError, match="not modelled") as error:
+        model_from_config({"architectures": [architecture], **DENSE}, name="x", source="config.json")
+    assert NOT_MODELLED[architecture] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        ("LlamaForCausalLM", {"num_hidden_layers": "4"}, "num_hidden_layers must be a number, found the text '4'"),
+        ("LlamaForCausalLM", {"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 10,000"),
+        ("LlamaForCausalLM", {"num_attention_heads": 0}, "num_attention_heads must be a whole number"),
+        ("LlamaForCausalLM", {"hidden_size": [64]}, "hidden_size must be a whole number"),
+        ("LlamaForCausalLM", {"layer_types": ["full_attention"]}, "layer_types has 1 entries, num_hidden_layers is 4"),
+        ("Qwen3MoeForCausalLM", {"layer_types": ["linear_attention"] * 4}, "linear_attention is not modelled here"),
+        ("Step3p5ForCausalLM", {"sliding_window": 5000}, "sliding_window 5000 does not lie within the 4096-token context"),
+        ("Qwen3MoeForCausalLM", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ("DeepseekV3ForCausalLM", {"q_lora_rank": None}, "q_lora_rank null"),
+        ("HunYuanMoEV1ForCausalLM", {"moe_topk": [2, 2, 4, 2]}, r"moe_topk: layers that differ \(2, 4\)"),
+        ("MiniMaxM2ForCausalLM", {"attn_type_list": [1, 0, 1, 1]}, "lightning attention"),
+        ("Step3p5ForCausalLM", {"attention_other_setting": {"num_attention_heads": 6}}, "attention_other_setting"),
+    ],
+)
+def test_a_field_that_cannot_be_is_named(architecture, changes, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        read(architecture, **changes)
+
+
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+ATTENTION = ["re:.*self_attn.*"]
+
+
+def group(bits: int, kind: str, size: int | None = None, inputs: bool = False, strategy: str = "group") -> dict[str, object]:
+    weights = {"num_bits": bits, "type": kind, "group_size": size, "strategy": strategy}
+    activations = {"num_bits": bits, "type": kind} if inputs else None
+    return {"targets": ["Linear"], "weights": weights, "input_activations": activations}
+
+
+def packed(ignore=(), **groups):
+    return {"quant_method": "compressed-tensors", "config_groups": groups, "ignore": list(ignore)}
+
+
+EXPERTS_NVFP4 = {f"model.layers.{i}.mlp.experts": {"quant_algo": "NVFP4"} for i in range(4)}
+ATTENTION_FP8 = {f"model.layers.{i}.self_attn.{p}_proj": {"quant_algo": "FP8"} for i in range(4) for p in "qkvo"}
+MODELOPT = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+CACHE = {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+PLAIN = {"attention_in": "bf16", "o_proj": "bf16"}
+PRECISIONS = [
+    (None, "bf16", {}),
+    (FP8, "fp8-block", {}),
+    ({"quant_method": "fp8", "activation_scheme": "static"}, "fp8-tensor", {}),
+    ({**FP8, "modules_to_not_convert": ["model.layers.*.self_attn"]}, "fp8-block", PLAIN),
+    ({**FP8, "modules_to_not_convert": ["gate", "lm_head"]}, "fp8-block", {}),  # `gate` is the router, not gate_proj
+    ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4", {}),
+    (
+        {"quant_method": "gptq", "bits": 4, "group_size": 32},
+        "int4",
+        dict.fromkeys(("attention_in", "o_proj", "experts"), "int4_g32"),
+    ),
+    (packed(ATTENTION, g=group(4, "int", 32)), "int4", {**PLAIN, "experts": "int4_g32"}),
+    (packed(g=group(8, "float", inputs=True, strategy="channel")), "fp8-tensor", {}),
+    (packed(g=group(8, "int", inputs=True, strategy="channel")), "int8", {}),
+    (packed(g=group(4, "float", 16, inputs=True)), "nvfp4", {"attention_in": "nvfp4"}),
+    (packed(ATTENTION, g=group(4, "float", 16)), "nvfp4-w4a16", {}),
+    (packed(ATTENTION, g=group(4, "float", 32)), "mxfp4", {}),
+    ({"quant_method": "mxfp4"}, "mxfp4", {}),
+    ({**MODELOPT, "quant_algo": "FP8", "exclude_modules": [], "kv_cache_quant_algo": "FP8"}, "fp8-tensor", {"kv_cache": "fp8"}),
+    ({**MODELOPT, "ignore": ["*self_attn*"], **CACHE}, "nvfp4", {"o_proj": "bf16"}),
+    ({**MODELOPT, "kv_cache_quant_algo": None}, "nvfp4", {"kv_cache": "bf16", "attention_compute": "bf16"}),
+    (
+        {**MODELOPT, "quant_algo": "MIXED_PRECISION", "quantized_layers": {**EXPERTS_NVFP4, **ATTENTION_FP8}},
+        "nvfp4",
+        {"attention_in": "fp8", "o_proj": "fp8"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("quantisation", "recipe", "changed"), PRECISIONS)
+def test_precision_of_each_matrix_is_what_the_file_says(quantisation, recipe, changed):
+    config, model = read("Qwen3MoeForCausalLM")
+    found = stored({**config, **({"quantization_config": quantisation} if quantisation else {})}, model)
+    assert (found.recipe, dict(found.changed)) == (recipe, changed)
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "message"),
+    [
+        ({"quant_method": "gguf"}, "quant_method 'gguf' has no precision recipe"),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "gptq with 8 bits"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 48}, "group_size 48"),
+        ({"quant_method": "fp8", "weight_block_size": [32, 32]}, r"weight_block_size \[32, 32\]"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quant_algo 'W4A8_AWQ'"),
+        (packed(g=group(4, "int", 128, inputs=True)), "4-bit int weights .group 128. with quantised activations"),
+        ({"quant_method": "compressed-tensors"}, "needs the key 'config_groups'"),
+        ([1, 2], "quantization_config must be an object"),
+    ],
+)
+def test_a_quantisation_without_a_recipe_is_named(quantisation, message):
+    config, model = read("Qwen3MoeForCausalLM")
+    with pytest.raises(UnsupportedModelError, match=message):
+        stored({**config, "quantization_config": quantisation}, model)
+
+
+def test_modelopts_file_beside_the_config_counts():
+    config, model = read("DeepseekV3ForCausalLM")
+    beside = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}}
+    assert stored(config, model, beside).recipe == "nvfp4"
+    with pytest.raises(UnsupportedModelError, match=r"config\.json says fp8, hf_quant_config\.json beside it NVFP4"):
+        stored({**config, "quantization_config": FP8}, model, beside)
+
+
+def test_layers_that_differ_from_the_rest_are_a_remark():
+    config, model = read("Qwen3MoeForCausalLM")
+    found = stored({**config, "quantization_config": {**FP8, "ignored_layers": ["model.layers.2.self_attn"]}}, model)
+    assert found.changed == {}
+    assert "1 of 4 layers store attention_in in bf16; all are priced in fp8_block" in found.remarks
+
+
+def test_names_of_vision_models_are_matched_inside_their_language_model():
+    config, model = read("KimiK25ForConditionalGeneration")
+    layers = [f"language_model.model.layers.{i}.self_attn*" for i in range(4)]
+    algorithm = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": layers}
+    assert stored({**config, "quantization_config": algorithm}, model).changed == {"q_b": "bf16", "o_proj": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("DeepSeek-R1-0528-AWQ", "int4"), ("GLM-4.7-NVFP4", "nvfp4"), ("Qwen3-32B-FP8", "fp8"), ("gpt-oss-120b", None),
+        ("X-quantized.w4a16", "int4"), ("DeepSeek-R1_w8a8", "int8"), ("Llama-3.1-8B-Instruct-FP8-dynamic", "fp8"), ("fp8x", None),
+    ],
+)  # fmt: skip
+def test_words_of_a_name_that_announce_a_precision(name, said):
+    assert announced(name) == said
+
+
+def test_a_folder_whose_name_contradicts_its_files_is_refused(tmp_path):
+    folder = tmp_path / "Mine-NVFP4"
+    folder.mkdir()
+    config = {"architectures": ["Qwen3MoeForCausalLM"], **EXPERTS, "quantization_config": FP8}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="the name Mine-NVFP4 announces nvfp4, its quantisation says fp8-block"):
+        catalog.load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not valid JSON"), ("[]", "expected a Hugging Face config object"), ("{}", "'architectures' is missing"),
+     ('{"architectures": ["LlamaForCausalLM"], "architectures": []}', "stands twice")],
+)  # fmt: skip
+def test_unreadable_configurations_get_one_message(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(AutotuneError, match=message):
+        catalog.load_model(str(tmp_path))
+
+
+def test_a_folder_without_a_config_is_said(tmp_path):
+    with pytest.raises(AutotuneError, match=r"config\.json: no such file"):
+        catalog.load_model(str(tmp_path))
+
+
+def test_the_recipe_of_a_model_is_as_its_checkpoint_is_stored():
+    k25, k2 = catalog.load_model("kimi-k2.5"), catalog.load_model("kimi-k2-thinking")
+    for model in (k25, k2):
+        recipe = catalog.recipe_of("int4", model)
+        assert (recipe.experts, recipe.attention_in, recipe.shared_expert) == ("int4_g32", "bf16", "bf16")
+    assert catalog.load_recipe("int4").experts == "int4_g128"

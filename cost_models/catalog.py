@@ -63,9 +63,10 @@ def describe(error: ValidationError) -> str:
     return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
 
 
-def _names(folder: str) -> list[str]:
+@functools.cache
+def _names(folder: str) -> tuple[str, ...]:
     files = resources.files("cost_models").joinpath("data", folder).iterdir()
-    return sorted(entry.name.removesuffix(".yaml") for entry in files if entry.name.endswith(".yaml"))
+    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in files if entry.name.endswith(".yaml")))
 
 
 @functools.cache
@@ -81,7 +82,7 @@ def looks_like_path(name: str) -> bool:
 
 def hardware_names() -> list[str]:
     """Hardware in the catalogue."""
-    return _names("hardware")
+    return list(_names("hardware"))
 
 
 def load_hardware(name: str) -> HardwareSpec:
@@ -105,7 +106,7 @@ def _hardware(name: str) -> HardwareSpec:
 
 def model_names() -> list[str]:
     """Model presets."""
-    return _names("models")
+    return list(_names("models"))
 
 
 def load_model(name: str) -> ModelSpec:
@@ -205,7 +206,7 @@ def recipe_of(name: str, model: ModelSpec) -> PrecisionRecipe:
 
 def calibration_names() -> list[str]:
     """Shipped calibrations."""
-    return _names("calibrations")
+    return list(_names("calibrations"))
 
 
 def raw_calibration(name: str) -> dict[str, Any]:

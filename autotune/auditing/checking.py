@@ -21,7 +21,7 @@ from autotune.serving.full import full_steps
 from autotune.serving.predicting import predict_service
 from cost_models.catalog import load_model
 from cost_models.errors import AutotuneError
-from search_spaces.loader import load_engine, resolve_version, version_notes
+from search_spaces.loader import load_engine, version_notes
 
 if TYPE_CHECKING:
     from autotune.auditing.commands import ReadCommand

@@ -128,7 +128,14 @@ def _sized(found: ReadCommand, command: Command, flags: dict[str, Value], size: 
     if deployment.phase == "decode" and size is None:
         deployment, limited = as_it_runs(deployment)
         remarks += [limited] if limited else []
-    too_long = longest_refused(deployment, said)
+    peak = deployment.workload.peak_context_tokens
+    if found.longest_tokens and peak > found.longest_tokens:
+        remarks.append(
+            f"requests of {peak:,.0f} tokens are longer than the {found.longest_tokens:,} that it lets in, which refuses them "
+            "(--isl, --osl)"
+        )
+    known = not any("memory" in option.affects for option in found.unmodelled)
+    too_long = longest_refused(deployment, said) if known else None
     conflicts += [too_long] if too_long else []
     return dataclasses.replace(found, deployment=deployment, remarks=tuple(remarks), conflicts=tuple(conflicts))
 

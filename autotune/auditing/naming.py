@@ -16,14 +16,22 @@ from cost_models.huggingface import announced
 from cost_models.reading import is_folder
 from cost_models.specs.model import ModelSpec
 
-QUANTIZATIONS = {
-    "awq": ("int4",), "awq_marlin": ("int4",), "gptq": ("int4",), "gptq_marlin": ("int4",), "moe_wna16": ("int4",),
-    "inc": ("int4",), "auto-round": ("int4",), "fp8": ("fp8-block", "fp8-tensor"), "ptpc_fp8": ("fp8-tensor",),
-    "fbgemm_fp8": ("fp8-tensor",), "w8a8_fp8": ("fp8-tensor", "fp8-block"), "w8a8_int8": ("int8",), "ascend": ("int8", "bf16"),
-    "modelslim": ("int8", "bf16"), "modelopt": ("fp8-tensor", "nvfp4", "fp8-block"), "modelopt_fp8": ("fp8-tensor",),
-    "modelopt_fp4": ("nvfp4",), "mxfp4": ("mxfp4", "mxfp4-mxfp8"), "mxfp8": ("mxfp8",), "unquant": ("bf16",),
-    "compressed-tensors": ("fp8-tensor", "fp8-block", "int8", "int4", "nvfp4", "mxfp4"), "gpt_oss_mxfp4": ("mxfp4",),
-}  # fmt: skip
+WEIGHT_ONLY, EIGHT_BIT = ("int4",), ("fp8-tensor", "fp8-block")
+QUANTIZATIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("awq", "awq_marlin", "gptq", "gptq_marlin", "moe_wna16", "inc", "auto-round"), WEIGHT_ONLY),
+    **dict.fromkeys(("fp8", "w8a8_fp8"), EIGHT_BIT),
+    **dict.fromkeys(("ptpc_fp8", "fbgemm_fp8", "modelopt_fp8"), ("fp8-tensor",)),
+    **dict.fromkeys(("ascend", "modelslim"), ("int8", "bf16")),
+    "w8a8_int8": ("int8",),
+    "modelopt": (*EIGHT_BIT, "nvfp4", "nvfp4-w4a16", "mxfp8"),
+    "modelopt_fp4": ("nvfp4", "nvfp4-w4a16"),
+    "modelopt_mixed": ("nvfp4", "nvfp4-w4a16"),
+    "compressed-tensors": (*EIGHT_BIT, "int8", "int4", "nvfp4", "nvfp4-w4a16", "mxfp4"),
+    "mxfp4": ("mxfp4", "mxfp4-mxfp8"),
+    "gpt_oss_mxfp4": ("mxfp4", "mxfp4-mxfp8"),
+    "mxfp8": ("mxfp8",),
+    "unquant": ("bf16",),
+}
 """Value of --quantization -> recipes of checkpoints that it loads (vLLM model_executor/layers/quantization, SGLang --help)."""
 ONLINE = {"fp8": "fp8-tensor", "ptpc_fp8": "fp8-tensor", "w8a8_fp8": "fp8-tensor"}
 """Values that quantise a BF16 checkpoint as it is loaded."""

@@ -14,6 +14,11 @@ from cost_models.specs.precision import Dtype, KvDtype
 from cost_models.specs.workload import Workload
 
 MAX_BATCH = 1_000_000
+MAX_RANKS = 20_000
+"""Of one kind of parallelism, and instances."""
+MAX_REDUNDANT = 4_096
+MAX_STEP = 100_000_000
+"""Tokens, rows or steps that a setting counts."""
 PoolRole = Literal["decode", "prefill", "serve"]
 
 DEFAULT_MEMORY_FRACTION = 0.97
@@ -67,14 +72,14 @@ class ExpertBalance(Spec):
     kind: Literal["none", "eplb", "static", "perfect"] = "none"
     """none: experts where they are; eplb: rebalanced while serving; static: placed once from recorded
     load; perfect: synthetic routing."""
-    max_over_mean: float | None = Field(default=None, ge=1.0)
+    max_over_mean: float | None = Field(default=None, ge=1.0, le=1e6)
     """Measured busiest rank / mean, instead of the calibration's prior."""
-    skew: float | None = Field(default=None, ge=1.0)
+    skew: float | None = Field(default=None, ge=1.0, le=1e6)
     """Busiest rank / mean of recorded loads (see `autotune place`), to which sampling noise is added; instead of the prior."""
-    popularity_sigma: float | None = Field(default=None, ge=0.0)
+    popularity_sigma: float | None = Field(default=None, ge=0.0, le=8)
     """Standard deviation of log popularity of single experts, instead of the calibration's; 0: uniform random routing."""
-    window_steps: int = Field(default=1000, gt=0)
-    interval_steps: int = Field(default=3000, gt=0)
+    window_steps: int = Field(default=1000, gt=0, le=MAX_STEP)
+    interval_steps: int = Field(default=3000, gt=0, le=MAX_STEP)
     asynchronous: bool = False
     """Layers move one per step beside the forward pass."""
 
@@ -82,9 +87,9 @@ class ExpertBalance(Spec):
 class Offload(Spec):
     """Weight offload: layer i is offloaded iff i % group_size >= group_size - num_in_group."""
 
-    group_size: int = Field(gt=0)
-    num_in_group: int = Field(default=1, gt=0)
-    prefetch_step: int = Field(default=1, ge=0)
+    group_size: int = Field(gt=0, le=MAX_STEP)
+    num_in_group: int = Field(default=1, gt=0, le=MAX_STEP)
+    prefetch_step: int = Field(default=1, ge=0, le=MAX_STEP)
     """Layers copied ahead; 0 reads weights over the host link without copying (zero-copy, UVA)."""
 
     @model_validator(mode="after")
@@ -97,9 +102,9 @@ class Offload(Spec):
 class Chunks(Spec):
     """Chunk settings; 0 switches a chunk off."""
 
-    moe_dp_tokens: int = Field(default=0, ge=0)
-    activation_rows: int = Field(default=0, ge=0)
-    output: int | None = Field(default=None, gt=0)
+    moe_dp_tokens: int = Field(default=0, ge=0, le=MAX_STEP)
+    activation_rows: int = Field(default=0, ge=0, le=MAX_STEP)
+    output: int | None = Field(default=None, gt=0, le=MAX_STEP)
     """Outputs between two yields of an API process; none leaves the API processes out."""
 
 
@@ -110,15 +115,15 @@ class Pool(Spec):
     """Where it differs from the deployment's."""
     precision: str | PrecisionChoice | None = None
     """Where it differs from the deployment's."""
-    tp: int = Field(default=1, gt=0)
-    dp: int = Field(default=1, gt=0)
-    ep: int = Field(default=1, gt=0)
-    pp: int = Field(default=1, gt=0)
-    moe_tp: int | None = Field(default=None, gt=0)
-    instances: int = Field(default=1, gt=0)
+    tp: int = Field(default=1, gt=0, le=MAX_RANKS)
+    dp: int = Field(default=1, gt=0, le=MAX_RANKS)
+    ep: int = Field(default=1, gt=0, le=MAX_RANKS)
+    pp: int = Field(default=1, gt=0, le=MAX_RANKS)
+    moe_tp: int | None = Field(default=None, gt=0, le=MAX_RANKS)
+    instances: int = Field(default=1, gt=0, le=MAX_RANKS)
     batch_per_dp_rank: int = Field(default=0, ge=0, le=MAX_BATCH)
     """Sequences decoding at once on each attention-DP rank; a decode pool needs it."""
-    redundant_experts: int = Field(default=0, ge=0)
+    redundant_experts: int = Field(default=0, ge=0, le=MAX_REDUNDANT)
     all2all_backend: BackendName = "none"
     overlap: OverlapName = "none"
     expert_balance: ExpertBalance = ExpertBalance()
@@ -126,16 +131,16 @@ class Pool(Spec):
     cuda_graph: bool = True
     cuda_graph_tokens: int | None = Field(default=None, gt=0)
     """Largest decode batch that is captured in a graph, in tokens; a larger one runs eagerly. None captures every step."""
-    max_batched_tokens: int = Field(default=0, ge=0)
+    max_batched_tokens: int = Field(default=0, ge=0, le=MAX_STEP)
     """Token budget per attention-DP rank and step: what a prefill pool computes, and what buffers are sized for
     (0 sizes them for the batch)."""
-    api_servers: int = Field(default=1, gt=0)
+    api_servers: int = Field(default=1, gt=0, le=MAX_RANKS)
     """API processes that share an instance's outputs (matters with chunks.output)."""
     memory_fraction: float | None = Field(default=None, gt=0, le=1)
     """Share of device memory the engine may use; none uses what is needed."""
-    admission_interval_steps: int = Field(default=1, gt=0)
+    admission_interval_steps: int = Field(default=1, gt=0, le=MAX_STEP)
     """Decode steps between two looks for new prompts of an aggregated engine (SGLang --scheduler-recv-interval)."""
-    gather_prefill_steps: int = Field(default=0, ge=0)
+    gather_prefill_steps: int = Field(default=0, ge=0, le=MAX_STEP)
     """Decode steps that prompts may wait so that all attention-DP ranks prefill together (TensorRT-LLM
     attention_dp_config timeout_iters with enable_balance); 0 never."""
     offload: Offload | None = None
@@ -162,7 +167,7 @@ class Load(Spec):
 
     concurrency: int | None = Field(default=None, gt=0, le=MAX_BATCH)
     """Closed loop: each finished request is replaced at once."""
-    rate_per_s: float | None = Field(default=None, gt=0)
+    rate_per_s: float | None = Field(default=None, gt=0, le=1e6)
     """Open loop: Poisson arrivals, or those of the trace sped up or slowed down to this mean rate."""
     trace: str | None = None
     """Azure or Mooncake request trace; its lengths replace the workload's, its times hold unless one of the above is given."""
@@ -189,7 +194,7 @@ class Deployment(Spec):
     """Catalogue name, or path to a hardware file."""
     model: str
     """Preset name, or path to a Hugging Face config.json."""
-    layers: int | None = Field(default=None, gt=0)
+    layers: int | None = Field(default=None, gt=0, le=10_000)
     """Another depth of the same model."""
     dense_layers: int | None = Field(default=None, ge=0)
     """With `layers`: how many in front are dense; as the model has them when absent."""

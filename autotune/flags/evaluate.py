@@ -124,10 +124,13 @@ class FlagEvaluator(ABC):
         """A single combination."""
         return self.evaluate(self._indices(params))
 
-    def effective_row(self, params: Params) -> Rows:
-        """The candidate row that a combination amounts to, with its effective step size."""
+    def effective_row(self, params: Params, size: int | None = None) -> Rows:
+        """The candidate row that a combination amounts to, with its effective step size.
+
+        size : that of an evaluation of it, where there is one already.
+        """
         columns = self._indices(params)
-        return self.sized(self._rows(columns), self.evaluate(columns).size)
+        return self.sized(self._rows(columns), self.evaluate(columns).size if size is None else np.array([size]))
 
     def _indices(self, params: Params) -> dict[str, Ints]:
         return {name: np.array([values.index(params[name])]) for name, values in self.space.values.items()}

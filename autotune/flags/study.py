@@ -53,6 +53,8 @@ class FlagResult:
     params: Params
     origin: str
     """study, exact, analytic or defaults."""
+    size: int
+    """Sequences (decode) or tokens (prefill) per DP rank that really run."""
     tokens_per_s_per_gpu: float
     defaults: float
     """With the engine's defaults, which may violate constraints."""
@@ -143,6 +145,7 @@ def tune_flags(
     return FlagResult(
         params=params,
         origin=origin,
+        size=int(evaluation.size[at]),
         tokens_per_s_per_gpu=float(evaluation.tokens_per_s_per_gpu[at]),
         defaults=float(defaults.tokens_per_s_per_gpu[defaults_at]),
         defaults_latency_s=float(defaults.latency_s[defaults_at]),

@@ -30,14 +30,13 @@ def sglang_expert_location(placement: Located, model: ModelSpec) -> str:
     """`--init-expert-location`: physical to logical experts of every hidden layer (srt/eplb/expert_location.py)."""
     experts = len({e for gpu in placement.experts[0] for e in gpu})
     plain = [slot % experts for slot in range(placement.slots)]
-    dense = [plain] * (model.layers - model.moe_layers)
-    return json.dumps({"physical_to_logical_map": [*dense, *(_flat(layer) for layer in placement.experts)]}) + "\n"
+    placed = dict(zip(model.moe_positions, (_flat(layer) for layer in placement.experts), strict=True))
+    return json.dumps({"physical_to_logical_map": [placed.get(layer, plain) for layer in range(model.layers)]}) + "\n"
 
 
 def trtllm_load_balancer(placement: Located, model: ModelSpec) -> str:
     """`moe_config.load_balancer`: slots of every MoE layer by its index in the model; static (0 layer updates)."""
-    first = model.layers - model.moe_layers
-    assignments = {first + i: _flat(layer) for i, layer in enumerate(placement.experts)}
+    assignments = {at: _flat(layer) for at, layer in zip(model.moe_positions, placement.experts, strict=True)}
     document = {"num_slots": placement.slots, "initial_global_assignments": assignments, "layer_updates_per_iter": 0}
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     text: str = yaml.dump(document, Dumper=dumper, sort_keys=False, default_flow_style=None, width=10**6)
@@ -46,14 +45,13 @@ def trtllm_load_balancer(placement: Located, model: ModelSpec) -> str:
 
 def ascend_expert_map(placement: Located, model: ModelSpec) -> str:
     """vLLM-Ascend `expert_map_path`: experts by MoE layer and device."""
-    first = model.layers - model.moe_layers
     layers = [
         {
-            "layer_id": first + i,
+            "layer_id": at,
             "device_count": placement.gpus,
             "device_list": [{"device_id": gpu, "device_expert": list(slots)} for gpu, slots in enumerate(layer)],
         }
-        for i, layer in enumerate(placement.experts)
+        for at, layer in zip(model.moe_positions, placement.experts, strict=True)
     ]
     return json.dumps({"moe_layer_count": len(layers), "layer_list": layers}) + "\n"
 

@@ -79,7 +79,8 @@ def _choices(path: Path, array: Any, model: ModelSpec) -> Ints:
             "(vLLM: --enable-return-routed-experts)"
         )
     by_layer = _by_layer(path, array, model)
-    return np.asarray(by_layer[-model.moe_layers :], dtype=np.int64)
+    whole = len(by_layer) == model.layers
+    return np.asarray(by_layer[list(model.moe_positions)] if whole else by_layer, dtype=np.int64)
 
 
 def read_loads(paths: list[Path], model: ModelSpec) -> Loads:
@@ -103,7 +104,6 @@ def _scenario(path: Path, stored: Any, model: ModelSpec) -> Floats:
     array = _counted(path, stored, model)
     moe = model.moe
     assert moe is not None
-    dense = model.layers - model.moe_layers
     if array.shape[1] != moe.experts or array.shape[0] not in (model.layers, model.moe_layers):
         raise ProblemError(
             f"{path}: loads of {array.shape[0]} layers x {array.shape[1]} experts; {model.name} has {model.layers} layers "
@@ -112,10 +112,12 @@ def _scenario(path: Path, stored: Any, model: ModelSpec) -> Floats:
     if not np.isfinite(array).all() or (array < 0).any() or (array > MOST_TOKENS).any():
         raise ProblemError(f"{path}: loads must be finite and not negative, at most {MOST_TOKENS:.0e} tokens per expert")
     if array.shape[0] == model.layers:
-        array = array[dense:]
+        array = array[list(model.moe_positions)]
     empty = np.flatnonzero(array.sum(axis=1) == 0)
     if len(empty):
-        raise ProblemError(f"{path}: no tokens in MoE layer {int(empty[0]) + dense} (of {len(empty)} such); was it recorded?")
+        raise ProblemError(
+            f"{path}: no tokens in MoE layer {model.moe_positions[int(empty[0])]} (of {len(empty)} such); was it recorded?"
+        )
     return as_floats(array)
 
 

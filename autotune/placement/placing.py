@@ -134,7 +134,7 @@ def held_experts(current: Placement, model: ModelSpec, layers: int) -> Ints:
         raise ProblemError(f"the placement's layers and GPUs differ in size: {shown}")
     experts = model.moe.experts
     _check(model, gpus, gpus * slots, gpus * slots - experts)
-    for number, layer in enumerate(current.experts, model.layers - model.moe_layers):
+    for number, layer in zip(model.moe_positions, current.experts, strict=True):
         held = {expert for of_gpu in layer for expert in of_gpu}
         if foreign := sorted(held - set(range(experts))):
             raise ProblemError(f"the placement has expert {foreign[0]} in layer {number}; {model.name} has 0..{experts - 1}")
@@ -185,7 +185,6 @@ def described(
     grouped = _hierarchical(loads, model, gpus, slots, gpus_per_node)
     ours, theirs = balancedness(loads, placed), balancedness(loads, baseline)
     best = 1 / gpus / bounds
-    dense = model.layers - model.moe_layers
     return Placement(
         model=model.name,
         gpus=gpus,
@@ -196,7 +195,9 @@ def described(
         eplb=_balance(theirs),
         eplb_hierarchical=None if grouped is None else _balance(balancedness(loads, grouped)),
         layers=tuple(
-            LayerBalance(layer=dense + i, placed=float(ours[:, i].min()), eplb=float(theirs[:, i].min()), bound=float(best[i]))
+            LayerBalance(
+                layer=model.moe_positions[i], placed=float(ours[:, i].min()), eplb=float(theirs[:, i].min()), bound=float(best[i])
+            )
             for i in range(count)
         ),
         moves=moves,

@@ -158,7 +158,9 @@ def _plans(
         row = table.rows.take(np.array([selection.row]))
         budget = resolved.problem.trials if rank == 1 else RUNNER_UP_TRIALS
         evaluator, found = _tuned(resolved, row, selection.instances, budget, rank, on_trial)
-        deployments.append(deployment_of(resolved, evaluator.effective_row(found.params), selection.instances, found.params))
+        deployments.append(
+            deployment_of(resolved, evaluator.effective_row(found.params, found.size), selection.instances, found.params)
+        )
         results.append(found)
     predictions = [predict(deployment) for deployment in deployments]
     odds = compare(predictions, resolved.latency_limit_s, resolved.problem.objective)

@@ -29,16 +29,18 @@ RECIPES = {
     "mxfp4": "mxfp4",
     "mxfp4_mxfp8": "mxfp4-mxfp8",
     "nvfp4": "nvfp4",
+    "nvfp4_a16": "nvfp4-w4a16",
 }
 """Dtype of the experts (of the feed-forward layers, of a dense model) -> the recipe that is named after it."""
 MODELOPT = {
     "FP8": "fp8", "FP8_PER_CHANNEL_PER_TOKEN": "fp8", "FP8_PB_WO": "fp8_block", "FP8_PB_REAL": "fp8_block", "NVFP4": "nvfp4",
+    "W4A16_NVFP4": "nvfp4_a16",
     "MXFP8": "mxfp8", "W8A8_SQ_PER_CHANNEL": "int8",
 }  # fmt: skip
 """ModelOpt's quant_algo -> dtype."""
 ABSORBED = ("fp8_block", "int8")
 """Dtypes in which kv_b stays a GEMM of its own in prefill; decode absorbs a copy in BF16."""
-PREFIXES = ("model.", "language_model.model.", "model.language_model.", "backbone.", "")
+PREFIXES = ("model.", "backbone.", "language_model.model.", "model.language_model.", "backbone.", "")
 EXCLUDED = ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules", "exclude")
 """Keys under which quantisation methods list what they leave out."""
 
@@ -228,6 +230,8 @@ def _group_dtype(group: Mapping[str, Any]) -> str:
         return _fp8({"weight_block_size": block or [128, 128]}) if strategy == "block" else "mxfp8" if size == 32 else "fp8"
     if (kind, bits, size) == ("float", 4, 16) and inputs:
         return "nvfp4"
+    if (kind, bits, size) == ("float", 4, 16):
+        return "nvfp4_a16"
     if (kind, bits, size) == ("float", 4, 32) and not inputs:
         return "mxfp4"
     raise ValueError(f"config_groups: {bits}-bit {kind} weights (group {size}) {with_inputs} have no precision recipe")

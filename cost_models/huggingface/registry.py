@@ -36,6 +36,7 @@ QWEN3_NEXT = {
     "gated_delta:o_proj": "linear_attn.out_proj",
     "shared_expert": "mlp.shared_expert.down_proj",
 }
+QWEN3_5 = {**QWEN3_NEXT, "gated_delta:attention_in": "linear_attn.in_proj_qkv"}
 NEMOTRON_H = {
     "attention_in": "mixer.q_proj",
     "mamba2:attention_in": "mixer.in_proj",
@@ -99,9 +100,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen3ForCausalLM": Architecture(dense.qwen3),
     "Qwen3MoeForCausalLM": Architecture(experts.qwen3_moe),
     "Qwen3NextForCausalLM": Architecture(hybrids.qwen3_next, QWEN3_NEXT),
-    "Qwen3_5ForConditionalGeneration": Architecture(hybrids.qwen3_next, QWEN3_NEXT, (VISION,)),
-    "Qwen3_5MoeForCausalLM": Architecture(hybrids.qwen3_next, QWEN3_NEXT),
-    "Qwen3_5MoeForConditionalGeneration": Architecture(hybrids.qwen3_next, QWEN3_NEXT, (VISION,)),
+    "Qwen3_5ForConditionalGeneration": Architecture(hybrids.qwen3_next, QWEN3_5, (VISION,)),
+    "Qwen3_5MoeForCausalLM": Architecture(hybrids.qwen3_next, QWEN3_5),
+    "Qwen3_5MoeForConditionalGeneration": Architecture(hybrids.qwen3_next, QWEN3_5, (VISION,)),
     "Qwen3VLForConditionalGeneration": Architecture(dense.qwen3, flags=(VISION,)),
     "Qwen3VLMoeForConditionalGeneration": Architecture(experts.qwen3_moe, flags=(VISION,)),
     "SeedOssForCausalLM": Architecture(dense.llama),

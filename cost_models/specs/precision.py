@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from cost_models.specs.base import Spec
 
-Dtype = Literal["bf16", "fp8", "fp8_block", "int8", "int4_g32", "int4_g64", "int4_g128", "mxfp8", "mxfp4", "mxfp4_mxfp8", "nvfp4"]
+Dtype = Literal[
+    "bf16", "fp8", "fp8_block", "int8", "int4_g32", "int4_g64", "int4_g128", "mxfp8", "mxfp4", "mxfp4_mxfp8", "nvfp4", "nvfp4_a16"
+]
 KvDtype = Literal["bf16", "fp8"]
 
 
@@ -54,6 +56,7 @@ DTYPES: dict[str, DtypeInfo] = {
         0.5 + 1 / 32, 1.0 + 1 / 32, "fp8", kernels=("mxfp4",), architectures=MX_ARCHITECTURES, **MXFP4_PADDING
     ),
     "nvfp4": DtypeInfo(0.5 + 1 / 16, 0.5 + 1 / 16, "nvfp4"),
+    "nvfp4_a16": DtypeInfo(0.5 + 1 / 16, 2.0, "bf16", kernels=("mxfp4", "bf16")),
 }
 
 

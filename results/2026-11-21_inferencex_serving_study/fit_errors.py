@@ -56,7 +56,15 @@ def collected(cases: str, percentiles: str, vllm: str) -> Ratios:
             )
     for row in rows_of(vllm):
         for metric in ("ttft", "ttft_p50", "ttft_p99", "tpot", "tokens_per_s"):
-            add(ratios, "aggregated", "vllm", metric, row["load"], row[f"measured_{metric}"], row[f"predicted_{metric}"])
+            add(
+                ratios,
+                "aggregated",
+                "vllm",
+                metric,
+                f"{row['model']} {row['layout']}",
+                row[f"measured_{metric}"],
+                row[f"predicted_{metric}"],
+            )
     return ratios
 
 

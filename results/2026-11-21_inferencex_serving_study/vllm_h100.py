@@ -1,86 +1,62 @@
-"""Loads of a real vLLM 0.24 on H100 -> predictions beside them.
+"""Loads of a real vLLM 0.24 on one and two H100 -> predictions of the services beside them.
 
-usage: python vllm_h100.py models/ rows.jsonl ... > vllm.csv
+usage: python vllm_h100.py > vllm.csv        (reads measured.csv of ../2026-11-25_vllm_h100_study)
 
-rows.jsonl : one line per load, as `vllm bench serve` saves it, with `model_name`, the engine's arguments in `engine` and the load as
-cN or rX : input : output : requests in `load`. models/ : a folder with the config.json of each model_name. Loads of prompts below 100
-tokens (the front end alone) and of four answer tokens (one prompt alone) are left out.
+Loads of prompts below 100 tokens (the front end alone) and of four answer tokens (one prompt alone) are left out.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from pathlib import Path
 
 from autotune.documents.deployment import Deployment
-from autotune.errors import ProblemError
 from autotune.serving.predicting import predict_service
 
+MEASURED = Path(__file__).parent.parent / "2026-11-25_vllm_h100_study" / "measured.csv"
 FEWEST_INPUT, FEWEST_OUTPUT = 100, 5
+LAYOUTS = {"tp1": {}, "tp2": {"tp": 2}, "dp2_ep2": {"dp": 2, "ep": 2, "all2all_backend": "allgather_reducescatter"}}
+COLUMNS = {"ttft": "ttft_mean_ms", "ttft_p50": "ttft_p50_ms", "ttft_p99": "ttft_p99_ms", "tpot": "tpot_mean_ms"}
 
 
-def option(arguments: list[str], name: str, default: str) -> str:
-    return arguments[arguments.index(name) + 1] if name in arguments else default
-
-
-def deployment(row: dict, models: Path) -> Deployment:
-    """The deployment and load that a row measured."""
-    arguments, (kind, isl, osl, count) = row["engine"].split(), row["load"].split(":")
-    pool: dict[str, object] = {
-        "tp": int(option(arguments, "--tensor-parallel-size", "1")),
-        "batch_per_dp_rank": int(option(arguments, "--max-num-seqs", "1024")),
-        "max_batched_tokens": int(option(arguments, "--max-num-batched-tokens", "8192")),
-        "memory_fraction": float(option(arguments, "--gpu-memory-utilization", "0.9")),
-    }
-    ranks = int(option(arguments, "--data-parallel-size", "1"))
-    if ranks > 1:
-        pool |= {"dp": ranks, "ep": ranks, "all2all_backend": "allgather_reducescatter"}
-    if "llama" not in row["model_name"]:
-        pool["expert_balance"] = {"kind": "none", "popularity_sigma": 0}  # the harness routes uniformly
-    rate = {"concurrency": int(kind[1:])} if kind.startswith("c") else {"rate_per_s": float(kind[1:])}
+def deployment(row: dict[str, str]) -> Deployment:
+    """The deployment and load that a row measured; the harness routes tokens uniformly."""
+    chunk, kind, number = int(row["chunk_tokens"]), row["load"][0], float(row["load"][1:])
+    pool = {"batch_per_dp_rank": 256, "max_batched_tokens": chunk, "memory_fraction": 0.92, **LAYOUTS[row["layout"]]}
+    rate = {"concurrency": int(number)} if kind == "c" else {"rate_per_s": number}
+    workload = {"isl_tokens": int(row["isl"]), "osl_tokens": int(row["osl"]), "popularity_sigma": 0.0}
     return Deployment.model_validate(
         {
             "hardware": "hgx-h100",
-            "model": str(models / row["model_name"] / "config.json"),
+            "model": row["model"],
             "precision": "bf16",
             "engine": {"name": "vllm", "version": "0.24"},
             "phase": "serve",
-            "workload": {"isl_tokens": int(isl), "osl_tokens": int(osl)},
+            "workload": workload,
             "pools": {"serve": pool},
-            "load": {**rate, "requests": int(count)},
+            "load": {**rate, "requests": int(row["requests"])},
         }
     )
 
 
-def compared(row: dict, models: Path) -> dict[str, object] | None:
-    """One row of the result; none where the model does not fit as the memory model has it."""
-    try:
-        found = predict_service(deployment(row, models))
-    except ProblemError:
-        return None
-    measured = {
-        "ttft": row["mean_ttft_ms"] / 1e3,
-        "ttft_p50": row["p50_ttft_ms"] / 1e3,
-        "ttft_p99": row["p99_ttft_ms"] / 1e3,
-        "tpot": row["mean_tpot_ms"] / 1e3,
-        "tokens_per_s": row["output_throughput"],
-    }
+def compared(row: dict[str, str]) -> dict[str, object]:
+    """One row of the result."""
+    found = predict_service(deployment(row))
+    measured = {name: float(row[column]) / 1e3 for name, column in COLUMNS.items()}
+    measured["tokens_per_s"] = float(row["output_tokens_per_s"])
     predicted = (found.ttft_s.mean, found.ttft_s.p50, found.ttft_s.p99, found.tpot_s.mean, found.tokens_per_s)
-    result: dict[str, object] = {"engine": row["tag"], "load": row["load"]}
+    result: dict[str, object] = {name: row[name] for name in ("model", "layout", "chunk_tokens", "load", "isl", "osl")}
     for (name, value), guess in zip(measured.items(), predicted, strict=True):
         result |= {f"measured_{name}": f"{value:.5g}", f"predicted_{name}": f"{guess:.5g}"}
     return result
 
 
 def main() -> None:
-    """Predict all loads of the files named on the command line."""
-    models, lines = Path(sys.argv[1]), [line for path in sys.argv[2:] for line in Path(path).read_text("utf-8").splitlines()]
-    rows = [json.loads(line) for line in lines]
-    lengths = [tuple(map(int, row["load"].split(":")[1:3])) for row in rows]
-    kept = [row for row, (isl, osl) in zip(rows, lengths, strict=True) if isl >= FEWEST_INPUT and osl >= FEWEST_OUTPUT]
-    found = [result for row in kept if (result := compared(row, models))]
+    """Predict all loads and print them."""
+    with MEASURED.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["isl"]) >= FEWEST_INPUT and int(row["osl"]) >= FEWEST_OUTPUT]
+    found = [compared(row) for row in rows]
     writer = csv.DictWriter(sys.stdout, list(found[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(found)

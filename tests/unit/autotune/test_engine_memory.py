@@ -52,7 +52,14 @@ def test_vllm_refuses_a_longest_sequence_that_does_not_fit():
     for length in ("", " --max-model-len 131072", " --max-model-len 128k"):
         assert any("vLLM does not start" in line for line in read(kimi + length, "hgx-h200").conflicts)
     assert not read(kimi + " --max-model-len auto", "hgx-h200").conflicts
+    assert not read(kimi + " --decode-context-parallel-size 8", "hgx-h200").conflicts  # memory is then not known
     assert not read("vllm serve Qwen/Qwen3-32B --tensor-parallel-size 8", "hgx-h200").conflicts
+
+
+def test_requests_longer_than_the_command_lets_in_are_said():
+    short = QWEN.replace("--tensor", "--max-model-len 1500 --tensor")
+    assert any("longer than the 1,500" in line for line in read(short).remarks)
+    assert not any("lets in" in line for line in read(short, tokens=500).remarks)
 
 
 def test_sixteen_gpus_hold_what_eight_do_not():

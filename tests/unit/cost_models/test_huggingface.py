@@ -175,30 +175,42 @@ def packed(ignore=(), **groups):
     return {"quant_method": "compressed-tensors", "config_groups": groups, "ignore": list(ignore)}
 
 
-@pytest.mark.parametrize(
-    ("quantisation", "recipe", "changed"),
-    [
-        (None, "bf16", {}),
-        (FP8, "fp8-block", {}),
-        ({"quant_method": "fp8", "activation_scheme": "static"}, "fp8-tensor", {}),
-        ({**FP8, "modules_to_not_convert": ["model.layers.*.self_attn"]}, "fp8-block", {"attention_in": "bf16", "o_proj": "bf16"}),
-        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4", {}),
-        ({"quant_method": "gptq", "bits": 4, "group_size": 32}, "int4", dict.fromkeys(("attention_in", "o_proj", "experts"), "int4_g32")),
-        (packed(ATTENTION, g=group(4, "int", 32)), "int4", {"attention_in": "bf16", "o_proj": "bf16", "experts": "int4_g32"}),
-        (packed(g=group(8, "float", inputs=True, strategy="channel")), "fp8-tensor", {}),
-        (packed(g=group(8, "int", inputs=True, strategy="channel")), "int8", {}),
-        (packed(g=group(4, "float", 16, inputs=True)), "nvfp4", {"attention_in": "nvfp4"}),
-        (packed(ATTENTION, g=group(4, "float", 32)), "mxfp4", {}),
-        ({"quant_method": "mxfp4"}, "mxfp4", {}),
-        ({"quant_method": "modelopt", "quant_algo": "FP8", "exclude_modules": [], "kv_cache_quant_algo": "FP8"}, "fp8-tensor", {"kv_cache": "fp8"}),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["*self_attn*"], "kv_cache_scheme": {"num_bits": 8, "type": "float"}}, "nvfp4", {"o_proj": "bf16"}),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4", "kv_cache_quant_algo": None}, "nvfp4", {"kv_cache": "bf16", "attention_compute": "bf16"}),
-        ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": {
-            **{f"model.layers.{i}.mlp.experts": {"quant_algo": "NVFP4"} for i in range(4)},
-            **{f"model.layers.{i}.self_attn.{p}_proj": {"quant_algo": "FP8"} for i in range(4) for p in "qkvo"}}},
-         "nvfp4", {"attention_in": "fp8", "o_proj": "fp8"}),
-    ],
-)  # fmt: skip
+EXPERTS_NVFP4 = {f"model.layers.{i}.mlp.experts": {"quant_algo": "NVFP4"} for i in range(4)}
+ATTENTION_FP8 = {f"model.layers.{i}.self_attn.{p}_proj": {"quant_algo": "FP8"} for i in range(4) for p in "qkvo"}
+MODELOPT = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+CACHE = {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+PLAIN = {"attention_in": "bf16", "o_proj": "bf16"}
+PRECISIONS = [
+    (None, "bf16", {}),
+    (FP8, "fp8-block", {}),
+    ({"quant_method": "fp8", "activation_scheme": "static"}, "fp8-tensor", {}),
+    ({**FP8, "modules_to_not_convert": ["model.layers.*.self_attn"]}, "fp8-block", PLAIN),
+    ({**FP8, "modules_to_not_convert": ["gate", "lm_head"]}, "fp8-block", {}),  # `gate` is the router, not gate_proj
+    ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4", {}),
+    (
+        {"quant_method": "gptq", "bits": 4, "group_size": 32},
+        "int4",
+        dict.fromkeys(("attention_in", "o_proj", "experts"), "int4_g32"),
+    ),
+    (packed(ATTENTION, g=group(4, "int", 32)), "int4", {**PLAIN, "experts": "int4_g32"}),
+    (packed(g=group(8, "float", inputs=True, strategy="channel")), "fp8-tensor", {}),
+    (packed(g=group(8, "int", inputs=True, strategy="channel")), "int8", {}),
+    (packed(g=group(4, "float", 16, inputs=True)), "nvfp4", {"attention_in": "nvfp4"}),
+    (packed(ATTENTION, g=group(4, "float", 16)), "nvfp4-w4a16", {}),
+    (packed(ATTENTION, g=group(4, "float", 32)), "mxfp4", {}),
+    ({"quant_method": "mxfp4"}, "mxfp4", {}),
+    ({**MODELOPT, "quant_algo": "FP8", "exclude_modules": [], "kv_cache_quant_algo": "FP8"}, "fp8-tensor", {"kv_cache": "fp8"}),
+    ({**MODELOPT, "ignore": ["*self_attn*"], **CACHE}, "nvfp4", {"o_proj": "bf16"}),
+    ({**MODELOPT, "kv_cache_quant_algo": None}, "nvfp4", {"kv_cache": "bf16", "attention_compute": "bf16"}),
+    (
+        {**MODELOPT, "quant_algo": "MIXED_PRECISION", "quantized_layers": {**EXPERTS_NVFP4, **ATTENTION_FP8}},
+        "nvfp4",
+        {"attention_in": "fp8", "o_proj": "fp8"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("quantisation", "recipe", "changed"), PRECISIONS)
 def test_precision_of_each_matrix_is_what_the_file_says(quantisation, recipe, changed):
     config, model = read("Qwen3MoeForCausalLM")
     found = stored({**config, **({"quantization_config": quantisation} if quantisation else {})}, model)
@@ -212,7 +224,7 @@ def test_precision_of_each_matrix_is_what_the_file_says(quantisation, recipe, ch
         ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "gptq with 8 bits"),
         ({"quant_method": "awq", "bits": 4, "group_size": 48}, "group_size 48"),
         ({"quant_method": "fp8", "weight_block_size": [32, 32]}, r"weight_block_size \[32, 32\]"),
-        ({"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4"}, "quant_algo 'W4A16_NVFP4'"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quant_algo 'W4A8_AWQ'"),
         (packed(g=group(4, "int", 128, inputs=True)), "4-bit int weights .group 128. with quantised activations"),
         ({"quant_method": "compressed-tensors"}, "needs the key 'config_groups'"),
         ([1, 2], "quantization_config must be an object"),
@@ -228,7 +240,7 @@ def test_modelopts_file_beside_the_config_counts():
     config, model = read("DeepseekV3ForCausalLM")
     beside = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}}
     assert stored(config, model, beside).recipe == "nvfp4"
-    with pytest.raises(UnsupportedModelError, match="config.json says fp8, hf_quant_config.json beside it NVFP4"):
+    with pytest.raises(UnsupportedModelError, match=r"config\.json says fp8, hf_quant_config\.json beside it NVFP4"):
         stored({**config, "quantization_config": FP8}, model, beside)
 
 

@@ -1,0 +1,72 @@
+"""Steps that hold prompts and decode, and the hand-over of KV caches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autotune.serving.policies import GENERATIONS
+from cost_models import catalog
+from cost_models.kv_transfer import HandoverCoefficients, handover_bytes_s, link_bytes_per_s
+from cost_models.machine import Machine
+from cost_models.memory import MemoryCoefficients, decode_memory, state_bytes
+from cost_models.prefill import prefill_step
+from cost_models.rows import Rows
+from cost_models.serving import ServiceCoefficients, joined_s, prompt_step
+from cost_models.specs.workload import Workload
+
+
+def _machine(hardware: str, engine: str, recipe: str = "fp8-block", model: str = "deepseek-r1") -> Machine:
+    spec = catalog.load_hardware(hardware)
+    calibration = catalog.calibration_for(spec.gpu.name, engine)
+    return Machine(catalog.load_model(model), spec, catalog.load_recipe(recipe), calibration)
+
+
+def test_decoding_sequences_fill_the_gaps_between_eager_launches_first():
+    # 50 ms with 8 ms of gaps: 5 ms of attention disappear in them, 12 ms leave 4 ms over
+    assert joined_s(0.05, 0.008, [0.0, 0.005, 0.012]) == pytest.approx([0.05, 0.05, 0.054])
+
+
+def test_the_parts_of_a_prompt_step_are_the_step():
+    cost = prefill_step(
+        _machine("hgx-h200", "sglang"), Rows.of(tp=8, batched_tokens=[512, 8192]), Workload(isl_tokens=1024, osl_tokens=1)
+    )
+    parts = prompt_step(cost)
+    assert parts.whole_s == pytest.approx(cost.step_s)
+    assert (parts.core_s > 0).all()
+    assert (parts.gaps_s >= 0).all()
+    assert (parts.own_s > parts.gaps_s).all()
+
+
+def test_hand_over_takes_bytes_over_the_link():
+    """32,768 tokens of 61 layers x 576 B of FP8 latents are 1.15 GB: one 25 GbE NIC among eight GPUs passes 0.39 GB/s."""
+    machine = _machine("h20-4node-25gbe", "sglang")
+    c = HandoverCoefficients(start_s=0.08, efficiency=0.8)
+    latents = state_bytes(machine, Rows.of(tp=1), 32_768)
+    per_token = float(latents[0]) / 32_768
+    slow, fast = link_bytes_per_s(machine.hardware, False), link_bytes_per_s(_machine("gb200-nvl72", "sglang").hardware, True)
+    assert slow == pytest.approx(25e9 / 8 / 8)
+    assert handover_bytes_s(latents, slow, c)[0] == pytest.approx(32_768 * per_token / (25e9 / 64 * 0.8))
+    assert handover_bytes_s(latents, slow, c)[0] > 3.0
+    assert handover_bytes_s(latents, fast, c)[0] < 0.01
+    overlapped = HandoverCoefficients(start_s=0.08, efficiency=0.8, overlapped=0.75)
+    assert handover_bytes_s(latents, slow, overlapped) == pytest.approx(handover_bytes_s(latents, slow, c) / 4)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "engine"),
+    [*((gpu, engine) for gpu in ("H200", "GB200") for engine in ("vllm", "sglang", "trtllm")), ("910C", "vllm-ascend")],
+)
+def test_layout_search_and_the_replay_agree_which_engines_mix(gpu, engine):
+    """The closed form reads `mixed` of the calibration, the replay its policy."""
+    mixed = catalog.calibration_for(gpu, engine).get("serving", "default", ServiceCoefficients).mixed
+    assert {policy.mixes for _, policy in GENERATIONS[engine]} == {bool(mixed)}
+
+
+def test_one_gpu_alone_needs_no_communicators():
+    machine = _machine("hgx-h100", "vllm", "bf16", "llama-3.1-8b")
+    c = machine.coefficients("memory", "default", MemoryCoefficients)
+    workload = Workload(isl_tokens=1000, osl_tokens=100)
+    runtime = decode_memory(machine, Rows.of(tp=np.array([1, 2]), batch=1), workload).lines["runtime"]
+    assert runtime[1] - runtime[0] == pytest.approx(c.communicator_bytes)
+    assert c.communicator_bytes > 0

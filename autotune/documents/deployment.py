@@ -196,6 +196,8 @@ class Deployment(Spec):
     """Preset name, or path to a Hugging Face config.json."""
     layers: int | None = Field(default=None, gt=0, le=10_000)
     """Another depth of the same model."""
+    dense_layers: int | None = Field(default=None, ge=0)
+    """With `layers`: how many in front are dense; as the model has them when absent."""
     precision: str | PrecisionChoice
     engine: EngineChoice
     calibration: CalibrationChoice = CalibrationChoice()
@@ -205,6 +207,12 @@ class Deployment(Spec):
     """decode, prefill or both; `serve` is one aggregated pool that does both."""
     load: Load | None = None
     """What phase `serve` is sent."""
+
+    @model_validator(mode="after")
+    def _dense_layers_of_some_depth(self) -> Deployment:
+        if self.dense_layers is not None and (self.layers is None or self.dense_layers > self.layers):
+            raise ValueError(f"dense_layers {self.dense_layers} needs layers, of which it is a part")
+        return self
 
     @model_validator(mode="after")
     def _phase_has_its_pool(self) -> Deployment:

@@ -40,6 +40,13 @@ class Resolved:
     """What stands for an engine version that has no list or times of its own."""
 
 
+def _of_depth(model: ModelSpec, layers: int, dense_layers: int | None) -> ModelSpec:
+    try:
+        return model.scaled_to_layers(layers, dense_layers)
+    except ValueError as error:
+        raise ProblemError(str(error)) from error
+
+
 def check_model_on_engine(model: ModelSpec, layout_tp: int) -> None:
     """Raises ProblemError when the heads do not divide."""
     heads = model.heads
@@ -53,7 +60,7 @@ def resolve(deployment: Deployment) -> Resolved:
     hardware = catalog.load_hardware(pool.hardware or deployment.hardware)
     model = catalog.load_model(deployment.model)
     if deployment.layers:
-        model = model.scaled_to_layers(deployment.layers)
+        model = _of_depth(model, deployment.layers, deployment.dense_layers)
     engine = load_engine(deployment.engine.name)
     version = resolve_version(engine, deployment.engine.version)
     _check_pool(model, hardware, pool)

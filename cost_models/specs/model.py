@@ -306,13 +306,31 @@ class ModelSpec(Spec):
         placed = {position: group for group in self.groups for position in group.positions}
         return [placed[position] for position in range(self.layers)]
 
-    def scaled_to_layers(self, layers: int) -> ModelSpec:
-        """The same model with another depth: its first layers, repeated beyond the end; at least one keeps experts."""
+    def scaled_to_layers(self, layers: int, dense_layers: int | None = None) -> ModelSpec:
+        """The same model with another depth: its first layers, repeated beyond the end; at least one keeps experts.
+
+        dense_layers : so many in front are dense and the others have experts, instead of as the model has them. Raises ValueError
+        where the model has no such layers.
+        """
         pattern = self.in_order()
+        if dense_layers is not None:
+            dense, sparse = ([g for g in pattern if isinstance(g.ffn, MoeSpec) == kind] for kind in (False, True))
+            if dense_layers > layers or (dense_layers and not dense) or (dense_layers < layers and not sparse):
+                raise ValueError(
+                    f"dense_layers {dense_layers} of {layers}: {self.name} has {len(dense)} dense layers and "
+                    f"{len(sparse)} with experts"
+                )
+            first = [dense[i % len(dense)] for i in range(dense_layers)]
+            chosen = first + [sparse[i % len(sparse)] for i in range(layers - dense_layers)]
+            return self._of_groups(chosen)
         lead = min(self.moe_positions, default=0)
         chosen = [pattern[i] if i < len(pattern) else pattern[lead + (i - lead) % (len(pattern) - lead)] for i in range(layers)]
         if self.moe and not any(isinstance(group.ffn, MoeSpec) for group in chosen):
             chosen[-1] = pattern[lead]
+        return self._of_groups(chosen)
+
+    def _of_groups(self, chosen: Sequence[LayerGroup]) -> ModelSpec:
+        """The model with these layers, which nobody published."""
         document = {**self.model_dump(exclude={"groups"}), "published": None}
         return ModelSpec.of_layers([(group.attention, group.ffn) for group in chosen], **document)
 

@@ -9,11 +9,14 @@ import yaml
 from typer.testing import CliRunner
 
 from autotune.cli.main import app
+from autotune.documents.deployment import Deployment
 from autotune.documents.problem import Problem
 from autotune.errors import NoFeasiblePlan
+from autotune.predicting.step import predict
 from autotune.searching.pools import search
 from autotune.searching.services.searching import search_services
 from autotune.validating.cases import published, try_cases
+from cost_models.catalog import load_model
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +124,26 @@ def test_a_service_holds_all_its_limits_with_the_confidence():
     assert min(limit.probability for limit in plain.objectives) < 0.9
     assert min(limit.probability for limit in sure.objectives) >= 0.9 - 1e-6
     assert {limit.limit for limit in sure.objectives} == {0.1, 10}
+
+
+@pytest.mark.parametrize(("layers", "dense", "kinds"), [(4, None, [3, 1]), (4, 1, [1, 3]), (4, 0, [0, 4]), (6, 3, [3, 3])])
+def test_a_shallower_model_may_say_how_many_layers_are_dense(layers, dense, kinds):
+    # DeepSeek-V3 begins with 3 dense layers of 61
+    model = load_model("deepseek-v3").scaled_to_layers(layers, dense)
+    assert [model.layers - model.moe_layers, model.moe_layers] == kinds
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "dense"), [("qwen3-235b-a22b", 4, 1), ("llama-3.1-70b", 4, 1), ("deepseek-v3", 2, 3)]
+)
+def test_layers_that_a_model_does_not_have_are_refused(model, layers, dense):
+    with pytest.raises(ValueError, match=f"dense_layers {dense} of {layers}"):
+        load_model(model).scaled_to_layers(layers, dense)
+
+
+def test_dense_layers_cost_less_than_layers_with_experts(quickest):
+    deployment = quickest.best.deployment
+    one, three = (predict(deployment.model_copy(update={"layers": 8, "dense_layers": n})).step_s for n in (1, 3))
+    assert three < one
+    with pytest.raises(ValueError, match="dense_layers 1 needs layers"):
+        Deployment.model_validate({**deployment.model_dump(), "dense_layers": 1})

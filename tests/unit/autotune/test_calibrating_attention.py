@@ -131,7 +131,7 @@ def test_a_module_is_its_gemms_and_the_kernels_that_are_fitted():
     columns: dict[str, np.ndarray] = {"sequences": batch, "context_tokens": context}
     columns |= {name: np.full(240, float(V32[name])) for name in DSA_DIMS} | {"computes_index": indexed.astype(float)}
     latency_s = np.zeros(240)
-    gaps = base.entry("host", "default").coefficients["graph_operator_s"]
+    gaps = base.entry("host", "default").coefficients["small_kernel_s"]
     for flag in (0, 1):
         machine, kind = module({**V32, "computes_index": flag}, blank)
         for row in np.flatnonzero(indexed == flag):

@@ -127,7 +127,7 @@ def choose_recipe(name: str | None, model: ModelSpec, hardware: HardwareSpec, ca
     Raises ProblemError naming what is missing for a recipe that cannot run.
     """
     if name is not None:
-        recipe = catalog.recipe_of(name, model)
+        recipe = catalog.recipe_of(name, model).on(hardware.gpu.architecture)
         if reason := why_not(recipe, model, hardware, calibration):
             usable = usable_recipes(model, hardware, calibration)
             raise ProblemError(f"precision {name} cannot run on {hardware.name}: {reason}. Usable: {', '.join(usable) or 'none'}")
@@ -138,13 +138,14 @@ def choose_recipe(name: str | None, model: ModelSpec, hardware: HardwareSpec, ca
             f"{model.name} has no checkpoint in a precision that {hardware.name} runs; "
             f"checkpoints: {', '.join(model.checkpoints) or 'none listed'}. Choose one with --precision"
         )
-    return catalog.recipe_of(usable[0], model)
+    return catalog.recipe_of(usable[0], model).on(hardware.gpu.architecture)
 
 
 def usable_recipes(model: ModelSpec, hardware: HardwareSpec, calibration: Calibration) -> list[str]:
     """Recipes with a checkpoint that the hardware and calibration support, best first."""
     names = [n for n in RECIPE_PREFERENCE if n in model.checkpoints]
-    return [n for n in names if why_not(catalog.recipe_of(n, model), model, hardware, calibration) is None]
+    on = hardware.gpu.architecture
+    return [n for n in names if why_not(catalog.recipe_of(n, model).on(on), model, hardware, calibration) is None]
 
 
 def why_not(recipe: PrecisionRecipe, model: ModelSpec, hardware: HardwareSpec, calibration: Calibration) -> str | None:

@@ -286,7 +286,8 @@ def parse_yaml(text: str, where: object) -> Any:
     try:
         data = yaml.load(text, Loader=_Loader)  # noqa: S506  (a safe loader)
     except yaml.YAMLError as error:
-        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+        said = " ".join(str(error).split()).replace("unhashable key", "a key that is a list or a mapping")
+        raise InputError(f"{where}: not valid YAML: {said}") from error
     except Exception as error:  # PyYAML's constructors raise ValueError, KeyError, AttributeError, ... for !!int abc and the like
         raise InputError(f"{where}: not valid YAML: {first_line(error)}") from error
     _bounded(data, where)

@@ -9,7 +9,8 @@ from autotune.calibrating.operators import OPERATORS
 from autotune.calibrating.timings import TimingTable
 from autotune.errors import ProblemError
 from cost_models.calibration import Calibration, Entry, FitReport
-from cost_models.errors import MissingFactError
+from cost_models.catalog import validated
+from cost_models.errors import CatalogError, MissingFactError
 from cost_models.fitting import METHOD, Fit, FitError
 from cost_models.specs.hardware import HardwareSpec
 
@@ -40,10 +41,11 @@ def fit_table(table: TimingTable, hardware: HardwareSpec, base: Calibration) -> 
     for operator, variant, rows in table.groups():
         try:
             fit = _fit(operator, variant, rows, hardware, base)
-        except (FitError, MissingFactError) as error:
+            entry = _entry(fit, operator, rows)
+        except (FitError, MissingFactError, CatalogError) as error:
             skipped[f"{operator}.{variant}"] = str(error)
             continue
-        fitted.append(FittedEntry(OPERATORS[operator].family, variant, _entry(fit, operator, rows), fit))
+        fitted.append(FittedEntry(OPERATORS[operator].family, variant, entry, fit))
     if not fitted:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise ProblemError(f"nothing could be fitted: {reasons}")
@@ -65,13 +67,13 @@ def _entry(fit: Fit, operator: str, rows: pd.DataFrame) -> Entry:
     box = {
         name: (float(rows[name].min()), float(rows[name].max())) for name in OPERATORS[operator].columns if name not in described
     }
-    return Entry(
-        coefficients={name: float(f"{value:.5g}") for name, value in fit.values.items()},
-        ci95={name: (float(f"{a:.4g}"), float(f"{b:.4g}")) for name, (a, b) in fit.ci95.items()},
-        status="measured",
-        source="; ".join(sorted(set(rows.source))),
-        box=box,
-        fit=FitReport(
+    fields = {
+        "coefficients": {name: float(f"{value:.5g}") for name, value in fit.values.items()},
+        "ci95": {name: (float(f"{a:.4g}"), float(f"{b:.4g}")) for name, (a, b) in fit.ci95.items()},
+        "status": "measured",
+        "source": "; ".join(sorted(set(rows.source))),
+        "box": box,
+        "fit": FitReport(
             method=METHOD,
             points=fit.points,
             held_out=fit.held_out,
@@ -80,4 +82,5 @@ def _entry(fit: Fit, operator: str, rows: pd.DataFrame) -> Entry:
             bias=round(fit.bias, 4),
             measured_over_predicted_80=(round(fit.ratio_80[0], 4), round(fit.ratio_80[1], 4)),
         ),
-    )
+    }
+    return validated(Entry, fields, f"the fit of {operator}")

@@ -13,6 +13,7 @@ from autotune.calibrating.traces import FamilyTimes
 from autotune.documents.prediction import StepPrediction
 from autotune.errors import ProblemError
 from cost_models.calibration import Calibration, Entry
+from cost_models.catalog import validated
 
 FAMILY_OF_ENTRY = {
     "dense_gemm": "dense_gemm",
@@ -87,12 +88,13 @@ def rescale(measured: FamilyTimes, prediction: StepPrediction, calibration: Cali
 
 def scaled_entry(entry: Entry, ratio: float, source: str) -> Entry:
     """The entry with every time scaled by the ratio."""
-    return Entry(
-        coefficients=scaled_coefficients(entry.coefficients, ratio),
-        status="measured",
-        source=f"{source}; form of: {entry.source}"[:600],
-        box=entry.box,
-    )
+    fields = {
+        "coefficients": scaled_coefficients(entry.coefficients, ratio),
+        "status": "measured",
+        "source": f"{source}; form of: {entry.source}"[:600],
+        "box": entry.box,
+    }
+    return validated(Entry, fields, f"times {ratio:.3g} times those predicted")
 
 
 def scaled_coefficients(coefficients: Mapping[str, float], ratio: float) -> dict[str, float]:

@@ -65,7 +65,7 @@ def resolve(deployment: Deployment) -> Resolved:
     version = resolve_version(engine, deployment.engine.version)
     _check_pool(model, hardware, pool)
     _check_flags(engine, version, pool)
-    recipe = resolve_recipe(pool.precision or deployment.precision, model)
+    recipe = resolve_recipe(pool.precision or deployment.precision, model).on(hardware.gpu.architecture)
     if foreign := foreign_dtype(recipe, hardware):
         raise ProblemError(f"precision {recipe.name}: {foreign}")
     choice = CalibrationChoice() if pool.hardware else deployment.calibration

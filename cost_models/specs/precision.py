@@ -30,6 +30,8 @@ class DtypeInfo:
     """Dtypes whose calibrated kernels stand in, nearest first, where its own are not calibrated."""
     architectures: tuple[str, ...] = ()
     """GPU architectures whose tensor cores take it; empty: any with the compute dtype."""
+    elsewhere: str | None = None
+    """What engines run the same weights in on other architectures; none where they do not."""
     hidden_multiple: int = 1
     """What expert kernels pad the hidden size of their weights to."""
     width_multiple: int = 1
@@ -53,7 +55,7 @@ DTYPES: dict[str, DtypeInfo] = {
     "mxfp8": DtypeInfo(1.0 + 1 / 32, 1.0 + 1 / 32, "fp8", kernels=("fp8_block", "fp8"), architectures=MX_ARCHITECTURES),
     "mxfp4": DtypeInfo(0.5 + 1 / 32, 2.0, "bf16", kernels=("bf16",), **MXFP4_PADDING),
     "mxfp4_mxfp8": DtypeInfo(
-        0.5 + 1 / 32, 1.0 + 1 / 32, "fp8", kernels=("mxfp4",), architectures=MX_ARCHITECTURES, **MXFP4_PADDING
+        0.5 + 1 / 32, 1.0 + 1 / 32, "fp8", kernels=("mxfp4",), architectures=MX_ARCHITECTURES, elsewhere="mxfp4", **MXFP4_PADDING
     ),
     "nvfp4": DtypeInfo(0.5 + 1 / 16, 0.5 + 1 / 16, "nvfp4"),
     "nvfp4_a16": DtypeInfo(0.5 + 1 / 16, 2.0, "bf16", kernels=("mxfp4", "bf16")),
@@ -98,6 +100,17 @@ class PrecisionRecipe(Spec):
         fields = ("attention_in", "q_b", "o_proj", "dense_ffn", "shared_expert", "experts")
         used = sorted({getattr(self, name) for name in fields})
         return next((d for d in used if DTYPES[d].architectures and architecture not in DTYPES[d].architectures), None)
+
+    def on(self, architecture: str) -> PrecisionRecipe:
+        """The recipe as engines run it on a GPU architecture: MXFP4 experts take BF16 activations where MX tensor cores lack."""
+        changed = {
+            name: info.elsewhere
+            for name in ("attention_in", "q_b", "o_proj", "dense_ffn", "shared_expert", "experts")
+            if (info := DTYPES[getattr(self, name)]).elsewhere and architecture not in info.architectures
+        }
+        if changed and DTYPES[self.dispatch].architectures:
+            changed["dispatch"] = "bf16"
+        return self.model_copy(update=changed) if changed else self
 
     def with_kv_cache(self, kv_cache: KvDtype) -> PrecisionRecipe:
         """The same recipe with another KV-cache dtype; FP8 attention compute needs an FP8 cache."""

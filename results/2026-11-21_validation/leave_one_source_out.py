@@ -38,8 +38,8 @@ def replacements() -> dict[str, dict[tuple[str, str], Entry]]:
             ("elementwise", "prefill"): entry("gb200-vllm", "elementwise", "prefill", **hopper_efficiency),
             ("overlap", "deepep_low_latency"): entry("h800-deepseek", "overlap", "deepep_low_latency"),
             ("overlap", "deepep_normal"): entry("h800-deepseek", "overlap", "deepep_normal", communication_slowdown=1.0),
-            # TensorRT-LLM's wide-EP blogs: (max - mean) / mean of 0.11 at EP32 and EP36 with EPLB
-            ("balance", "eplb"): Entry(coefficients={"8": 1.05, "32": 1.11, "72": 1.15}, status="assumed", source="TensorRT-LLM"),
+            # TensorRT-LLM's wide-EP blogs: (max - mean) / mean of 0.11 at EP32 and EP36 with EPLB, which drift of 0.13 leaves
+            ("balance", "dynamics"): entry("h200-vllm", "balance", "dynamics", drift_sigma=0.13),
         },
         "lmsys.org/blog/2025-06-16-gb200-part-1": {("host", "default"): entry("gb200-vllm", "host")},
         "lmsys.org/blog/2025-09-25-gb200-part-2": {

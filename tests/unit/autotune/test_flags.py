@@ -162,7 +162,7 @@ def test_a_study_beats_the_defaults_and_finds_the_exact_optimum():
     found = tune_flags(evaluator_of(), trials=100, seed=1)
     assert found.exact is not None
     assert found.tokens_per_s_per_gpu == pytest.approx(found.exact, rel=1e-3)
-    assert found.tokens_per_s_per_gpu > found.defaults
+    assert found.tokens_per_s_per_gpu > found.defaults or found.defaults_violate
     assert found.study <= found.exact * (1 + 1e-9)
     assert [row.origin for row in found.trials[:2]] == ["analytic", "defaults"]
     assert len(found.trials) == 100

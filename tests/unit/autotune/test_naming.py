@@ -131,9 +131,15 @@ def test_search_takes_modelopts_precision_from_the_file_beside_the_config(tmp_pa
 
 
 def test_mxfp8_needs_tensor_cores_that_scale_blocks():
-    with pytest.raises(ProblemError, match=r"H100 \(hopper\) has no tensor cores for mxfp4_mxfp8"):
-        resolve_problem(Problem(hardware="hgx-h100", model="gpt-oss-120b", precision="mxfp4-mxfp8", trials=0))
-    assert resolve_problem(Problem(hardware="hgx-b200", model="gpt-oss-120b", precision="mxfp4-mxfp8", trials=0))
+    with pytest.raises(ProblemError, match=r"H100 \(hopper\) has no tensor cores for mxfp8"):
+        resolve_problem(Problem(hardware="hgx-h100", model="gpt-oss-120b", precision="mxfp8", trials=0))
+
+
+def test_mxfp4_takes_mxfp8_activations_where_tensor_cores_do_and_bf16_elsewhere():
+    asked = {"model": "gpt-oss-120b", "precision": "mxfp4-mxfp8", "trials": 0}
+    on = {name: resolve_problem(Problem(hardware=name, **asked)).machine.recipe for name in ("hgx-b200", "hgx-h100")}
+    assert (on["hgx-b200"].experts, on["hgx-b200"].dispatch) == ("mxfp4_mxfp8", "mxfp8")
+    assert (on["hgx-h100"].experts, on["hgx-h100"].dispatch) == ("mxfp4", "bf16")
     assert resolve_problem(Problem(hardware="hgx-b200", model="gpt-oss-120b", trials=0)).machine.recipe.name == "mxfp4"
 
 

@@ -47,7 +47,8 @@ def pool_of_command(
     }
     pool.pop("batch_per_dp_rank", None)
     pool.pop("max_batched_tokens", None)
-    if phase == "decode" and flags.get("all2all_backend") == "deepep" and (knob := command.engine.knob("dispatch_buffer_tokens")):
+    knob = command.engine.knob("dispatch_buffer_tokens")
+    if phase == "decode" and flags.get("all2all_backend") == "deepep" and knob and knob.spelling(command.version):
         pool["max_batched_tokens"] = flags.setdefault("dispatch_buffer_tokens", knob.default(command.version) or 0)
     if "gpu_memory_fraction" in flags and command.engine.memory_fraction_covers == "everything":
         pool["memory_fraction"] = flags["gpu_memory_fraction"]

@@ -318,7 +318,7 @@ SEARCH = ("search", "--no-save", "--trials", "0")
         ((*SEARCH,), "give the hardware", 1),
         ((*SEARCH, "--hw", "gb200-nvl72", "--model", "deepseek"), "Did you mean deepseek-", 1),
         ((*SEARCH, "--hw", "gb200-nvl72", "--engine", "vllmm"), "Did you mean vllm", 1),
-        ((*SEARCH, "--hw", "gb200-nvl72", "--engine-version", "0.20"), "unknown vllm version", 1),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--engine-version", "0.10"), "unknown vllm version", 1),
         ((*SEARCH, "--hw", "gb200-nvl72", "--isl", "-5"), "workload.isl_tokens: Input should be greater than 0", 1),
         ((*SEARCH, "--hw", "gb200-nvl72", "--osl", "99999999"), "workload.osl_tokens", 1),
         ((*SEARCH, "--hw", "gb200-nvl72", "--gpus", "0"), "gpus: Input should be greater than 0", 1),

@@ -279,7 +279,7 @@ def test_exit_codes(option, code, tmp_path):
     ],
 )
 def test_options_of_each_sglang_generation(version, text, backend):
-    found = read(text, version=version)
+    found = read(text, version=version, hardware="gb200-nvl72")
     assert found.conflicts == ()
     pool = found.deployment.pool
     assert (pool.tp, pool.dp, pool.all2all_backend) == (1, 8, backend)

@@ -189,6 +189,7 @@ def render(
     optional: dict[str, str],
     place: Placement,
     environment: dict[str, str | Shell],
+    network: dict[str, str | Shell] | None = None,
     command: Shell,
     arguments: list[Argument],
     defaults: dict[str, str] | None = None,
@@ -197,8 +198,8 @@ def render(
 ) -> str:
     """A bash script from the shared template.
 
-    defaults : variables that the operator's own win over; strides : what ports move by from slot to slot; offsets : ports that
-    lie so far from PORT unless the operator says otherwise.
+    defaults : variables that the operator's own win over; network : those set only where NIC names an interface; strides : what
+    ports move by from slot to slot; offsets : ports that lie so far from PORT unless the operator says otherwise.
     """
     return render_template(
         "node.sh.j2",
@@ -212,6 +213,7 @@ def render(
         offsets=offsets or {},
         defaults=defaults or {},
         environment=environment,
+        network=network or {},
         command=command,
         arguments=[argument.rendered() for argument in arguments],
     )

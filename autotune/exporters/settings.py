@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from autotune.documents.deployment import Deployment
-from autotune.exporters.base import OTHER_SIDE, Placement, Required
+from autotune.exporters.base import OTHER_SIDE, Placement
 from autotune.exporters.quoting import Shell
 from search_spaces.rules import Subject
 from search_spaces.schema import version_key
@@ -114,14 +114,9 @@ def settings_of(where: Where) -> dict[str, str]:
 
 
 def network_variables(where: Where) -> dict[str, str | Shell]:
-    """The interface that ranks on several nodes find each other over: hosts have several."""
+    """Variables of the interface that ranks on several nodes find each other over, set where the operator names it in NIC."""
     if not where.several_nodes:
         return {}
     nic = Shell('"$NIC"')
     found: dict[str, str | Shell] = {"GLOO_SOCKET_IFNAME": nic, "NCCL_SOCKET_IFNAME": nic}
     return found | ({"NVSHMEM_BOOTSTRAP_UID_SOCK_IFNAME": nic} if where.nvshmem else {})
-
-
-def network_required(where: Where) -> list[Required]:
-    """What the operator says of the network."""
-    return [Required("NIC", "the network interface that reaches the other nodes, e.g. eth0")] if where.several_nodes else []

@@ -25,7 +25,7 @@ from autotune.exporters.base import (
 from autotune.exporters.lengths import Lengths
 from autotune.exporters.quoting import Shell
 from autotune.exporters.router import BOOTSTRAP_OFFSETS
-from autotune.exporters.settings import START_LIMIT_S, Where, network_required, network_variables, settings_of
+from autotune.exporters.settings import START_LIMIT_S, Where, network_variables, settings_of
 from search_spaces.options import OptionList, load_options
 from search_spaces.rules import Subject, written
 from search_spaces.spelling import spelled
@@ -50,7 +50,7 @@ def sglang_scripts(deployment: Deployment, subject: Subject, lengths: Lengths) -
     text = render(
         title=f"{name}: SGLang {ROLES[deployment.phase]} instance, {pool.layout.label()} on {hardware_name(deployment)}",
         comments=_comments(where, lengths),
-        required=[*_ranks(place), *network_required(where)],
+        required=_ranks(place),
         beside=beside,
         optional={
             "MODEL": checkpoint(deployment, subject.model),
@@ -61,7 +61,8 @@ def sglang_scripts(deployment: Deployment, subject: Subject, lengths: Lengths) -
         strides={"PORT": PORT_STRIDE},
         offsets={"BOOTSTRAP_PORT": BOOTSTRAP_OFFSETS["sglang"]} if deployment.phase == "prefill" else {},
         defaults={**settings_of(where), **written(subject).environment},
-        environment={**_environment(deployment, subject), **network_variables(where)},
+        environment=_environment(deployment, subject),
+        network=network_variables(where),
         command=Shell("python3 -m sglang.launch_server"),
         arguments=[
             Argument("--model-path", Shell('"$MODEL"')),

@@ -24,7 +24,7 @@ from autotune.exporters.base import (
 )
 from autotune.exporters.lengths import Lengths
 from autotune.exporters.quoting import Shell
-from autotune.exporters.settings import Where, network_required, network_variables, settings_of
+from autotune.exporters.settings import Where, network_variables, settings_of
 from search_spaces.rules import Subject, written
 from search_spaces.spelling import spelled
 
@@ -73,7 +73,7 @@ class Parts:
             render(
                 title=f"{name}: vLLM {ROLES[deployment.phase]} instance, {label} on {hardware_name(deployment)}",
                 comments=_comments(self),
-                required=[*_address(deployment), *required, *network_required(self.where)],
+                required=[*_address(deployment), *required],
                 optional={
                     "MODEL": checkpoint(deployment, subject.model),
                     "SERVED_NAME": served_name(deployment, subject.model),
@@ -83,6 +83,7 @@ class Parts:
                 place=place,
                 defaults={**settings_of(self.where), **written(subject).environment},
                 environment=_environment(self.where),
+                network=network_variables(self.where),
                 # NIXL listens on one port per rank
                 strides={"PORT": 1, **({"NIXL_PORT": place.gpus_per_node} if deployment.phase in KV_ROLES else {})},
                 command=Shell('vllm serve "$MODEL"'),
@@ -183,7 +184,6 @@ def _environment(where: Where) -> dict[str, str | Shell]:
     choice = subject.choice()
     if choice is not None and choice.value == "deepep_low_latency" and where.several_nodes and where.inside_a_domain:
         environment["VLLM_DEEPEP_LOW_LATENCY_USE_MNNVL"] = "1"
-    environment |= network_variables(where)
     if deployment.phase in KV_ROLES:
         environment["VLLM_NIXL_SIDE_CHANNEL_HOST"] = Shell('"$NODE_ADDRESS"')
         environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] = Shell('"$NIXL_PORT"')

@@ -140,11 +140,11 @@ def test_nvl72_pools_over_nodes_talk_over_nvlink_and_ask_for_the_interface():
     ):
         assert line in text
     assert "IBGDA" not in text  # inside the domain
-    assert ': "${NIC:?' in text
+    assert 'if [[ -n "${NIC:-}" ]]; then' in text
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NVSHMEM_BOOTSTRAP_UID_SOCK_IFNAME"):
         assert f'export {name}="$NIC"' in text
     prefill = scripts(service())["prefill_node.sh"]  # one node: nothing to find
-    assert "NIC:?" not in prefill
+    assert "NIC" not in prefill
     assert "NCCL_MNNVL_ENABLE" not in prefill
 
 

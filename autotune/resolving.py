@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from autotune.documents.deployment import CalibrationChoice, PoolRole, PrecisionChoice
+from autotune.documents.deployment import DEFAULT_MEMORY_FRACTION, CalibrationChoice, PoolRole, PrecisionChoice
 from autotune.documents.problem import DEFAULT_TTFT_S, Problem
 from autotune.errors import ProblemError
 from cost_models import catalog
@@ -75,8 +75,13 @@ class ResolvedProblem:
         return self.problem.tpot_limit_s if self.phase == "decode" else self.problem.ttft_limit_s
 
     @property
+    def memory_fraction(self) -> float:
+        """Share of the driver-reported memory that plans may fill."""
+        return self.problem.memory_fraction or DEFAULT_MEMORY_FRACTION
+
+    @property
     def memory_limit_bytes(self) -> float:
-        return self.hardware.gpu.hbm_visible_bytes.value * self.problem.memory_fraction
+        return self.hardware.gpu.hbm_visible_bytes.value * self.memory_fraction
 
 
 def resolve_problem(problem: Problem) -> ResolvedProblem:
@@ -248,7 +253,7 @@ def _assumed(
         "gpus": f"{gpus} GPUs (one scale-up domain or the whole cluster)",
         **limits[problem.target],
         "objective": f"objective {problem.objective}",
-        "memory_fraction": f"memory filled to {problem.memory_fraction:.0%} at most",
+        "memory_fraction": f"memory filled to {problem.memory_fraction or DEFAULT_MEMORY_FRACTION:.0%} at most",
     }
     given_ttft = any((problem.ttft_p50_limit_s, problem.ttft_p95_limit_s, problem.ttft_p99_limit_s))
     if problem.target == "serve" and not given_ttft:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from autotune.documents.deployment import DEFAULT_MEMORY_FRACTION, CalibrationChoice, Load
+from autotune.documents.deployment import CalibrationChoice, Load
 from cost_models.specs.base import Spec
 from cost_models.specs.workload import Workload
 
@@ -70,8 +70,9 @@ class Problem(Spec):
     """Sequences that must decode at once over all instances."""
     min_tokens_per_s: float = Field(default=0.0, ge=0)
     """Output tokens per second that all instances must reach together."""
-    memory_fraction: float = Field(default=DEFAULT_MEMORY_FRACTION, gt=0, le=1)
-    """Share of driver-reported memory that a plan may fill (safety margin)."""
+    memory_fraction: float | None = Field(default=None, gt=0, le=1)
+    """Share of driver-reported memory that a plan may fill (safety margin); DEFAULT_MEMORY_FRACTION at most, and no more than the
+    engine's recipes with that all-to-all, when absent."""
     top_k: int = Field(default=3, gt=0, le=20)
     trials: int | None = Field(default=None, ge=0, le=1_000_000)
     """Optuna's, for the flags of the best layout; when absent they are enumerated, or DEFAULT_TRIALS made where too many."""

@@ -108,7 +108,7 @@ class FlagEvaluator(ABC):
         """Combinations given as index columns; equal effective rows are costed once."""
         rows = self._rows(columns)
         fp8_kv = self._kv_is_fp8(columns)
-        fraction = self.column(columns, "gpu_memory_fraction", self.resolved.problem.memory_fraction)
+        fraction = self.column(columns, "gpu_memory_fraction", self.resolved.memory_fraction)
         first, inverse = distinct_rows(*(getattr(rows, c.name) for c in flag_columns(self.resolved.phase)), fp8_kv, fraction)
         cost = self._costs(rows.take(first), fp8_kv[first], fraction[first])
         gathered = Costs(*(getattr(cost, name)[inverse] for name in Costs.__slots__))

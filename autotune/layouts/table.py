@@ -86,8 +86,8 @@ def kept_free_bytes(resolved: ResolvedProblem, rows: Rows) -> Floats:
 
     Nothing where the margin was asked for.
     """
-    margin = resolved.problem.memory_fraction
-    if "memory_fraction" in resolved.problem.model_fields_set:
+    margin = resolved.memory_fraction
+    if resolved.problem.memory_fraction is not None:
         return np.zeros(len(rows))
     highest = np.full(len(BACKENDS), resolved.engine.highest_memory_fraction)
     for choice in resolved.engine.backend_choices(resolved.version):

@@ -34,7 +34,7 @@ def pool_of(resolved: ResolvedProblem, row: Rows, instances: int, params: Params
         fields["api_servers"] = api_servers(resolved, row)
     return Pool(
         instances=instances,
-        memory_fraction=float(params["gpu_memory_fraction"]) if covers_all else resolved.problem.memory_fraction,
+        memory_fraction=float(params["gpu_memory_fraction"]) if covers_all else resolved.memory_fraction,
         flags=dict(params),
         **fields,
     )

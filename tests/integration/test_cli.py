@@ -34,7 +34,9 @@ def test_the_main_job_writes_a_complete_run_folder(run, tmp_path):
     assert (code, err) == (0, "")
     folder = next(tmp_path.iterdir())
     assert folder.name.endswith("_gb200-nvl72_deepseek-v3_decode")
-    assert sorted(p.name for p in folder.iterdir()) == ["launch", "plan.yaml", "run.json", "trials.csv"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "candidates.json", "launch", "plan.yaml", "report.html", "run.json", "trials.csv",
+    ]  # fmt: skip
     for text in (
         "tokens/s/GPU",
         "Why not",
@@ -49,7 +51,7 @@ def test_the_main_job_writes_a_complete_run_folder(run, tmp_path):
     document = json.loads((folder / "run.json").read_text())
     assert document["versions"]["python"]
     assert document["calibrations"] == ["gb200-vllm"]
-    assert document["solver"][0]["status"] == "OPTIMAL"
+    assert document["solver"][0]["status"] == "ENUMERATED"
     assert document["command"][1:4] == ["search", "--hw", "gb200-nvl72"]
     rows = list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
     assert [row["origin"] for row in rows[:2]] == ["analytic", "defaults"]
@@ -316,7 +318,7 @@ SEARCH = ("search", "--no-save", "--trials", "0")
     [
         ((*SEARCH, "--hw", "gb20"), "unknown hardware 'gb20'. Did you mean", 1),
         ((*SEARCH,), "give the hardware", 1),
-        ((*SEARCH, "--hw", "gb200-nvl72", "--model", "deepseek"), "Did you mean deepseek-", 1),
+        ((*SEARCH, "--hw", "gb200-nvl72", "--model", "deepseek"), "Names like it (deepseek-v3, ", 1),
         ((*SEARCH, "--hw", "gb200-nvl72", "--engine", "vllmm"), "Did you mean vllm", 1),
         ((*SEARCH, "--hw", "gb200-nvl72", "--engine-version", "0.10"), "unknown vllm version", 1),
         ((*SEARCH, "--hw", "gb200-nvl72", "--isl", "-5"), "workload.isl_tokens: Input should be greater than 0", 1),
@@ -391,7 +393,7 @@ def test_a_failed_run_leaves_nothing_behind(run, tmp_path, monkeypatch):
     def fail(*_: object) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("autotune.records.trials_csv", fail)
+    monkeypatch.setattr("autotune.records.dump_yaml", fail)
     code, _, err = run("search", "--hw", "hgx-b200", "--out", str(tmp_path), "--trials", "0")
     assert code == 1
     assert "No space left on device" in err

@@ -45,7 +45,7 @@ def test_an_assistant_searches_asks_why_and_takes_the_scripts(tmp_path: Path) ->
         ("explain", {"run": "../secrets", "layout": "tp8"}),
         ("search", {"problem": {"hardware": "hgx-h200", "gpu": 8}}),
     )
-    assert why["layout"] == "TP8"
+    assert why["layout"].startswith("TP8")
     assert why["relative"] <= 0
     written = tmp_path / run / "launch" / "plan-1"
     assert scripts.keys() == {path.name for path in written.iterdir()} - {"README.md"}

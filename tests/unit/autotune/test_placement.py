@@ -295,7 +295,7 @@ def test_recorded_loads_change_the_plan(tmp_path):
     even, skew = (best(expert_load=tuple(save_loads(tmp_path, sigma))) for sigma in (0.05, 2.0))
     assert even.prediction.tokens_per_s_per_gpu > skew.prediction.tokens_per_s_per_gpu
     assert even.deployment.pool.expert_balance.skew < skew.deployment.pool.expert_balance.skew
-    assert (even.label, even.deployment.pool.redundant_experts) != (skew.label, skew.deployment.pool.redundant_experts)
+    assert skew.deployment.pool.redundant_experts >= even.deployment.pool.redundant_experts > 0
     assert predict(skew.deployment) == skew.prediction
 
 

@@ -74,7 +74,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         path = path.resolve()  # the file that a link names, not the link
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, "it is write-protected")
-        sweep(path.parent)
+        sweep_scratch(path.parent)
         scratch = _scratch_name(path.parent)
         try:
             with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
@@ -103,7 +103,7 @@ def scratch_folder(parent: Path, way_out: str = "") -> Iterator[Path]:
     """A locked folder under a scratch name, gone when the block ends unless it was renamed; raises OutputError."""
     with writing(parent, way_out):
         parent.mkdir(parents=True, exist_ok=True)
-        sweep(parent)
+        sweep_scratch(parent)
         scratch = _scratch_name(parent)
         scratch.mkdir()
         lock = _lock(os.open(scratch, os.O_RDONLY))
@@ -176,7 +176,7 @@ def claim(scratch: Path, out: Path, name: str) -> Path:
     raise OutputError(f"{out} has {MOST_NAMES:,} folders named {name} already; choose another with --out")
 
 
-def sweep(folder: Path) -> None:
+def sweep_scratch(folder: Path) -> None:
     """Remove scratch whose owner is dead."""
     with contextlib.suppress(OSError):
         for path in folder.glob(f"{SCRATCH}*"):

@@ -75,10 +75,10 @@ class Model:
 
     def _fastest_attention(self) -> Any:
         """Of the kernels that `autotune measure` times, the fastest at this shape."""
-        from autotune.measuring.attention import mla_decode
+        from autotune.measuring.attention import measured_mla_decode
         from autotune.measuring.clock import timed
 
-        kernels = mla_decode(self.batch, self.context, self.heads)
+        kernels = measured_mla_decode(self.batch, self.context, self.heads)
         return min(kernels, key=lambda kernel: timed(kernel).latency_s).run
 
     def _weight(self, *shape: int) -> Any:

@@ -110,12 +110,12 @@ def _layers(machine: Machine, rows: Rows, batch: PromptBatch) -> list[Layer]:
     captured = np.asarray(rows.graph_tokens >= np.ceil(batch.tokens))
 
     def attention(kind: AttentionKind) -> Mapping[str, Timing]:
-        return attention_operators(machine, kind, part, as_floats(rows.tp))
+        return prompt_attention_operators(machine, kind, part, as_floats(rows.tp))
 
     return priced_layers(machine, rows, attention, part.tokens, split, captured, "prefill")
 
 
-def attention_operators(machine: Machine, kind: AttentionKind, batch: PromptBatch, tp: Floats) -> dict[str, Timing]:
+def prompt_attention_operators(machine: Machine, kind: AttentionKind, batch: PromptBatch, tp: Floats) -> dict[str, Timing]:
     """Projections, attention core, output all-reduce and element-wise traffic of one layer."""
 
     def distinct(b: Floats, s: Floats, x: Floats, t: Floats) -> dict[str, tuple[Floats, Floats]]:

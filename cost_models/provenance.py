@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cost_models import hyper_connections
-from cost_models.attention.base import Phase, Source
+from cost_models.attention.base import OperatorSource, Phase
 from cost_models.calibration import Entry
 from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
@@ -52,7 +52,7 @@ def prefill_provenance(machine: Machine, rows: Rows, batch: PromptBatch) -> dict
 
 
 def _all_checked(
-    machine: Machine, shared: Mapping[str, Source], phase: Phase, inputs: Mapping[str, float]
+    machine: Machine, shared: Mapping[str, OperatorSource], phase: Phase, inputs: Mapping[str, float]
 ) -> dict[str, Provenance]:
     """The shared operators and those of the model's attention kinds."""
     sources = dict(shared)
@@ -61,9 +61,9 @@ def _all_checked(
     return {name: _checked(machine, *source) for name, source in sources.items()}
 
 
-def _shared_sources(machine: Machine, rows: Rows, tokens: float, phase: Phase) -> dict[str, Source]:
+def _shared_sources(machine: Machine, rows: Rows, tokens: float, phase: Phase) -> dict[str, OperatorSource]:
     """Operators that both phases have, on `tokens` per attention-DP rank."""
-    sources: dict[str, Source] = {}
+    sources: dict[str, OperatorSource] = {}
     tp = float(rows.tp[0])
     for matrix in machine.model.matrices():
         if matrix.family not in ("experts", "embedding"):

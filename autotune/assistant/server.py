@@ -20,10 +20,10 @@ For a command line that somebody has: check. Say what a result assumes, and its 
 
 def serve(runs: Path) -> None:
     """Answer on standard input and output until it is closed; raises ProblemError without the extra `mcp`."""
-    build(runs).run("stdio")
+    build_server(runs).run("stdio")
 
 
-def build(runs: Path) -> Any:
+def build_server(runs: Path) -> Any:
     """The server with its tools, not yet running."""
     try:
         from mcp.server.mcpserver import MCPServer

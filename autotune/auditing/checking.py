@@ -12,7 +12,7 @@ from autotune.auditing.capacity import room
 from autotune.auditing.conflicts import Written, audit, unlaunchable
 from autotune.auditing.edits import Edit, pool_edits, service_edits
 from autotune.auditing.goals import GoalLine, Goals, pool_goals, service_goals
-from autotune.auditing.verdict import Answer, Change, PoolMemory, Verdict
+from autotune.auditing.verdict import Answer, PoolMemory, SmallestChange, Verdict
 from autotune.documents.deployment import Deployment, PoolRole
 from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction
 from autotune.errors import ProblemError
@@ -40,7 +40,7 @@ PoolPrediction = Prediction | PrefillPrediction
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PlanOutcome:
     """A deployment with what is predicted of it."""
 
     deployment: Deployment
@@ -151,7 +151,7 @@ def _once(*lines: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(lines))
 
 
-def _answer(plan: Outcome, unknown: Sequence[Unmodelled]) -> Answer:
+def _answer(plan: PlanOutcome, unknown: Sequence[Unmodelled]) -> Answer:
     """What can be said where some options change parts of the verdict in ways that are not modelled.
 
     A conflict stands whatever else is given, and so does what is missing in a part that no such option touches. Speed decides
@@ -184,13 +184,13 @@ def _aside(unknown: Sequence[Unmodelled], answer: Answer) -> Iterator[str]:
         yield from (f"not modelled: {option.line()}" for option in unknown)
 
 
-def _not_written(plan: Outcome) -> Iterator[str]:
+def _not_written(plan: PlanOutcome) -> Iterator[str]:
     """What `autotune export` cannot write says nothing of the engine."""
     if not plan.conflicts:
         yield from (f"no launch script can be written for it: {reason}" for reason in _unwritten(plan))
 
 
-def _unwritten(plan: Outcome) -> tuple[str, ...]:
+def _unwritten(plan: PlanOutcome) -> tuple[str, ...]:
     return unlaunchable(plan.deployment, aggregated=plan.aggregated)
 
 
@@ -203,7 +203,7 @@ def _memory(phase: PoolRole, step: PoolPrediction) -> PoolMemory:
     )
 
 
-def _bottleneck(plan: Outcome) -> str:
+def _bottleneck(plan: PlanOutcome) -> str:
     if plan.service is None:
         return "; ".join(step.bottleneck for step in plan.steps.values())
     busy = f"prefill is busy {plan.service.prefill_busy:.0%} of the time"
@@ -214,7 +214,7 @@ def _bottleneck(plan: Outcome) -> str:
 
 def outcome(
     deployment: Deployment, goals: Goals, *, tried: bool = False, aggregated: bool = False, written: Written | None = None
-) -> Outcome:
+) -> PlanOutcome:
     """Price a deployment and hold it against the goals and its engine's rules.
 
     tried : only whether it works, without odds or a service's steps; aggregated : a decode pool prefills too; written : the
@@ -225,26 +225,26 @@ def outcome(
     return dataclasses.replace(plan, doubts=found.doubts, aggregated=aggregated)
 
 
-def _priced(deployment: Deployment, goals: Goals, held: tuple[str, ...], *, tried: bool) -> Outcome:
+def _priced(deployment: Deployment, goals: Goals, held: tuple[str, ...], *, tried: bool) -> PlanOutcome:
     if deployment.phase != "serve":
         try:
             step = predict(deployment)
         except ProblemError as error:
             if not held:
                 raise
-            return Outcome(deployment, {}, None, (), held, refusal=str(error))
+            return PlanOutcome(deployment, {}, None, (), held, refusal=str(error))
         lines = pool_goals(goals, step, deployment.pool.dp * deployment.pool.instances, odds=not tried)
-        return Outcome(deployment, {deployment.phase: step}, None, lines, held)
+        return PlanOutcome(deployment, {deployment.phase: step}, None, lines, held)
     try:
         service = predict_service(deployment)
     except ProblemError as error:
         steps = full_steps(deployment, 1)
-        return Outcome(deployment, steps, None, (), held, refusal=str(error))
+        return PlanOutcome(deployment, steps, None, (), held, refusal=str(error))
     steps = {} if tried else full_steps(deployment, service.decode_slots)
-    return Outcome(deployment, steps, service, service_goals(goals, service), held)
+    return PlanOutcome(deployment, steps, service, service_goals(goals, service), held)
 
 
-def smallest_changes(plan: Outcome, goals: Goals, *, aggregated: bool = False) -> tuple[tuple[Change, ...], int]:
+def smallest_changes(plan: PlanOutcome, goals: Goals, *, aggregated: bool = False) -> tuple[tuple[SmallestChange, ...], int]:
     """Single edits that make a plan work, or else pairs of those that bring it nearest; and how many were priced.
 
     A service is replayed for every edit, so pairs are tried for single pools only.
@@ -266,16 +266,16 @@ def smallest_changes(plan: Outcome, goals: Goals, *, aggregated: bool = False) -
     return tuple(_change(*attempt) for attempt in found), len(tried)
 
 
-Attempt = tuple[tuple[Edit, ...], Outcome]
+Attempt = tuple[tuple[Edit, ...], PlanOutcome]
 
 
-def _edits(plan: Outcome) -> Iterator[Edit]:
+def _edits(plan: PlanOutcome) -> Iterator[Edit]:
     if plan.deployment.phase == "serve":
         return service_edits(plan.deployment, _crowded(plan))
     return pool_edits(plan.deployment, _fitting(plan))
 
 
-def _crowded(plan: Outcome) -> set[PoolRole]:
+def _crowded(plan: PlanOutcome) -> set[PoolRole]:
     """Pools that more instances could relieve; all of them where the service could not be replayed."""
     service = plan.service
     if service is None:
@@ -286,7 +286,7 @@ def _crowded(plan: Outcome) -> set[PoolRole]:
     return found | ({"decode"} if full > CROWDED or not service.overloaded else set())
 
 
-def _attempts(plan: Outcome, wanted: Sequence[tuple[Edit, ...]], goals: Goals) -> list[Attempt]:
+def _attempts(plan: PlanOutcome, wanted: Sequence[tuple[Edit, ...]], goals: Goals) -> list[Attempt]:
     """The edits that make a deployment, with its outcome."""
     return [(made, result) for made in wanted if (result := _tried(plan, made, goals))]
 
@@ -299,8 +299,8 @@ def _short(attempt: Attempt) -> float:
     return attempt[1].short
 
 
-def _change(made: tuple[Edit, ...], tried: Outcome) -> Change:
-    return Change(
+def _change(made: tuple[Edit, ...], tried: PlanOutcome) -> SmallestChange:
+    return SmallestChange(
         changes=tuple(edit.label for edit in made),
         tokens_per_s_per_gpu=tried.tokens_per_s_per_gpu or 0.0,
         latency_s=tried.latency_s or 0.0,
@@ -309,7 +309,7 @@ def _change(made: tuple[Edit, ...], tried: Outcome) -> Change:
     )
 
 
-def _tried(plan: Outcome, made: tuple[Edit, ...], goals: Goals) -> Outcome | None:
+def _tried(plan: PlanOutcome, made: tuple[Edit, ...], goals: Goals) -> PlanOutcome | None:
     """The outcome of some edits of a plan; none where they make no deployment."""
     deployment = plan.deployment
     try:
@@ -321,19 +321,19 @@ def _tried(plan: Outcome, made: tuple[Edit, ...], goals: Goals) -> Outcome | Non
         return None
 
 
-def _fitting(plan: Outcome) -> set[int]:
+def _fitting(plan: PlanOutcome) -> set[int]:
     """The largest decode batch that the KV room holds, where it is another."""
     most = _room(plan)
     return {most} if most and most != plan.deployment.pool.batch_per_dp_rank else set()
 
 
-def _room(plan: Outcome) -> int:
+def _room(plan: PlanOutcome) -> int:
     """Sequences of an attention-DP rank that the KV room holds; 0 for other pools."""
     step = plan.steps.get("decode")
     return room(step) if isinstance(step, Prediction) else 0
 
 
-def remarks(plan: Outcome) -> Iterator[str]:
+def remarks(plan: PlanOutcome) -> Iterator[str]:
     """Settings that waste something or contradict each other."""
     if plan.refusal and plan.steps:
         yield plan.refusal
@@ -344,7 +344,7 @@ def remarks(plan: Outcome) -> Iterator[str]:
         yield from (prefix + line for line in _pool_remarks(plan, phase, step))
 
 
-def _pool_remarks(plan: Outcome, phase: PoolRole, step: PoolPrediction) -> Iterator[str]:
+def _pool_remarks(plan: PlanOutcome, phase: PoolRole, step: PoolPrediction) -> Iterator[str]:
     pool = plan.deployment.pools[phase]
     decodes = phase != "prefill"
     free = 1 - step.memory_total_bytes / step.memory_limit_bytes

@@ -34,7 +34,7 @@ class PoolMemory(Spec):
         return self.over_bytes <= 0
 
 
-class Change(Spec):
+class SmallestChange(Spec):
     """A plan that works, and what has to change for it."""
 
     changes: tuple[str, ...]
@@ -69,6 +69,6 @@ class Verdict(Spec):
     bottleneck: str
     remarks: tuple[str, ...]
     """Settings that waste something, and what the engine ignores."""
-    changes: tuple[Change, ...]
+    changes: tuple[SmallestChange, ...]
     """Fewest changes first; empty when the plan works. When nothing looked at works, the one that comes nearest."""
     looked_at: int

@@ -20,7 +20,7 @@ from search_spaces.loader import engine_names
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class CaseChange:
     """Predictions of one published case with the old and the new document."""
 
     case: str
@@ -70,7 +70,7 @@ def write_document(document: dict[str, Any], path: Path) -> None:
     write_whole(path, dump_yaml(document))
 
 
-def changes(document: dict[str, Any]) -> list[Change]:
+def changes(document: dict[str, Any]) -> list[CaseChange]:
     """Tokens/s/GPU of every published case on the document's GPUs and engine, before and after."""
     with _as_file(document) as path:
         found = []
@@ -78,7 +78,7 @@ def changes(document: dict[str, Any]) -> list[Change]:
             if _prices(document, case.deployment):
                 swapped = case.deployment.model_copy(update={"calibration": CalibrationChoice(file=str(path))})
                 before, after = (predict_any(d).tokens_per_s_per_gpu for d in (case.deployment, swapped))
-                found.append(Change(case.id, before, after))
+                found.append(CaseChange(case.id, before, after))
     return found
 
 

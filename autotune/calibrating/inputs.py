@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autotune.calibrating.benchmarks import BenchmarkPoint, looks_like_benchmark, read_benchmark
 from autotune.calibrating.timings import TimingTable, read_timings
-from autotune.calibrating.traces import NSYS_NAME, NSYS_TIME, KernelTimes, read_trace
+from autotune.calibrating.traces import NSYS_NAME, NSYS_TIME, KernelTimes, read_kernel_trace
 from autotune.errors import ProblemError
 from cost_models.reading import reading, regular
 
@@ -33,7 +33,7 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
         with reading(path, "cannot be read", ProblemError):
             regular(path)
         if _is_trace(path):
-            traces.append(read_trace(path))
+            traces.append(read_kernel_trace(path))
         elif path.suffix in (".json", ".jsonl") and looks_like_benchmark(path):
             found, other = read_benchmark(path)
             points += found

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from autotune.calibrating import silicon_attention as attention
 from autotune.calibrating import silicon_kernels as kernels
 from autotune.calibrating import silicon_links as links
-from autotune.calibrating.silicon_kernels import Rows
+from autotune.calibrating.silicon_kernels import TableRows
 from autotune.calibrating.timings import TimingTable, collected, merge, require_pandas
 from autotune.errors import ProblemError
 
@@ -29,12 +29,12 @@ BLACKWELL = ("GB200", "GB300", "B200", "B300")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SiliconSource:
     """One kind of table, and whose."""
 
     family: str
     file: str
-    read: Callable[[pd.DataFrame, str], Rows]
+    read: Callable[[pd.DataFrame, str], TableRows]
     owner: str | None = None
     """Folder it is read from, whatever the engine; none: the engine's own."""
     versions: int = 1
@@ -48,26 +48,26 @@ class Source:
 
 
 OWN = (
-    Source("gemm", "gemm_perf.parquet", kernels.gemm, beside=("quantize", "computescale_perf.parquet")),
-    Source("mla", "generation_mla_perf.parquet", kernels.mla_decode),
-    Source("attention", "generation_attention_perf.parquet", kernels.gqa_decode),
-    Source("attention", "context_attention_perf.parquet", kernels.gqa_prefill),
-    Source("comm", "custom_allreduce_perf.parquet", links.all_reduce),
+    SiliconSource("gemm", "gemm_perf.parquet", kernels.gemm_rows, beside=("quantize", "computescale_perf.parquet")),
+    SiliconSource("mla", "generation_mla_perf.parquet", kernels.mla_decode_rows),
+    SiliconSource("attention", "generation_attention_perf.parquet", kernels.gqa_decode_rows),
+    SiliconSource("attention", "context_attention_perf.parquet", kernels.gqa_prefill),
+    SiliconSource("comm", "custom_allreduce_perf.parquet", links.all_reduce),
 )
 SHARED = (
-    Source("moe", "wideep_generation_moe_perf.parquet", kernels.masked_experts, owner="sglang"),
-    Source("moe", "wideep_context_moe_perf.parquet", kernels.contiguous_experts, owner="sglang"),
-    Source("comm", "nccl_perf.parquet", links.gather_and_scatter, owner="nccl"),
-    Source("comm", "wideep_deepep_ll_perf.parquet", links.deepep_low_latency, owner="sglang", versions=2),
-    Source("comm", "wideep_deepep_normal_perf.parquet", links.deepep_normal, owner="sglang", versions=2),
-    Source("comm", "trtllm_alltoall_perf.parquet", links.nvlink_one_sided, owner="trtllm"),
+    SiliconSource("moe", "wideep_generation_moe_perf.parquet", kernels.masked_experts, owner="sglang"),
+    SiliconSource("moe", "wideep_context_moe_perf.parquet", kernels.contiguous_experts, owner="sglang"),
+    SiliconSource("comm", "nccl_perf.parquet", links.gather_and_scatter, owner="nccl"),
+    SiliconSource("comm", "wideep_deepep_ll_perf.parquet", links.deepep_low_latency, owner="sglang", versions=2),
+    SiliconSource("comm", "wideep_deepep_normal_perf.parquet", links.deepep_normal, owner="sglang", versions=2),
+    SiliconSource("comm", "trtllm_alltoall_perf.parquet", links.nvlink_one_sided, owner="trtllm"),
 )
 """Libraries that every engine calls."""
 NEWER = "aisimulate_core"
 RECURRENT = (
-    Source("linear_attention", "gdn_perf.parquet", attention.gated_delta, versions=2, package=NEWER),
-    Source("kda", "kda_perf.parquet", attention.kda, package=NEWER),
-    Source("linear_attention", "mamba2_perf.parquet", attention.mamba2, owner="trtllm", package=NEWER),
+    SiliconSource("linear_attention", "gdn_perf.parquet", attention.gated_delta, versions=2, package=NEWER),
+    SiliconSource("kda", "kda_perf.parquet", attention.kda, package=NEWER),
+    SiliconSource("linear_attention", "mamba2_perf.parquet", attention.mamba2, owner="trtllm", package=NEWER),
 )
 """Kinds that the older package has no tables of."""
 INSTALL = {
@@ -77,7 +77,7 @@ INSTALL = {
 PUBLISHED_AS = {"aiconfigurator_core": "aiconfigurator-core", "aisimulate_core": "aisimulate"}
 
 
-def sources(engine: str, gpu: str) -> tuple[Source, ...]:
+def sources(engine: str, gpu: str) -> tuple[SiliconSource, ...]:
     """Which table is read for which operator of an engine.
 
     Experts: on Blackwell all three run TRTLLM-gen kernels; vLLM's table has a third of the rows, TensorRT-LLM's FP8
@@ -86,20 +86,20 @@ def sources(engine: str, gpu: str) -> tuple[Source, ...]:
     Block-scaled FP8 GEMMs of vLLM carry an eager launch. All-reduce over several trays was timed on GB300 alone.
     """
     blackwell = gpu in BLACKWELL
-    borrowed = [Source("moe", "moe_perf.parquet", kernels.experts, owner="sglang" if blackwell else engine)]
+    borrowed = [SiliconSource("moe", "moe_perf.parquet", kernels.expert_rows, owner="sglang" if blackwell else engine)]
     foreign_prefill = "sglang" if engine == "sglang" and blackwell else "trtllm"
-    borrowed.append(Source("mla", "context_mla_perf.parquet", kernels.mla_prefill, owner=foreign_prefill))
+    borrowed.append(SiliconSource("mla", "context_mla_perf.parquet", kernels.mla_prefill, owner=foreign_prefill))
     if engine == "vllm":
-        borrowed.append(Source("mla", "generation_mla_perf.parquet", kernels.mla_decode, owner="trtllm"))
-        borrowed.append(Source("gemm", "gemm_perf.parquet", kernels.block_gemm, owner="trtllm"))
+        borrowed.append(SiliconSource("mla", "generation_mla_perf.parquet", kernels.mla_decode_rows, owner="trtllm"))
+        borrowed.append(SiliconSource("gemm", "gemm_perf.parquet", kernels.block_gemm, owner="trtllm"))
     if engine == "sglang" and not blackwell:
-        borrowed.append(Source("mla", "generation_mla_perf.parquet", kernels.fp8_mla_decode, owner="trtllm"))
+        borrowed.append(SiliconSource("mla", "generation_mla_perf.parquet", kernels.fp8_mla_decode, owner="trtllm"))
     if gpu == "GB200":
-        borrowed.append(Source("comm", "custom_allreduce_perf.parquet", links.all_reduce_across_nodes, gpu="GB300"))
+        borrowed.append(SiliconSource("comm", "custom_allreduce_perf.parquet", links.all_reduce_across_nodes, gpu="GB300"))
     return (*OWN, *SHARED, *borrowed, *attention_sources(engine, blackwell))
 
 
-def attention_sources(engine: str, blackwell: bool) -> tuple[Source, ...]:
+def attention_sources(engine: str, blackwell: bool) -> tuple[SiliconSource, ...]:
     """Tables of recurrent and sparse attention.
 
     SGLang's prefill modules carry an eager launch of a millisecond, its Hopper decode modules repeat worse than vLLM's of
@@ -109,17 +109,19 @@ def attention_sources(engine: str, blackwell: bool) -> tuple[Source, ...]:
     decode = prefill if not blackwell else engine
     return (
         *RECURRENT,
-        Source("sparse_attention", "dsa_generation_module_perf.parquet", attention.dsa_decode, owner=decode, package=NEWER),
-        Source("sparse_attention", "dsa_context_module_perf.parquet", attention.dsa_prefill, owner=prefill, package=NEWER),
+        SiliconSource(
+            "sparse_attention", "dsa_generation_module_perf.parquet", attention.dsa_decode, owner=decode, package=NEWER
+        ),
+        SiliconSource("sparse_attention", "dsa_context_module_perf.parquet", attention.dsa_prefill, owner=prefill, package=NEWER),
         *(_compressed(part, phase, prefill) for part in ("csa", "hca") for phase in ("generation", "context")),
-        Source("mhc", "mhc_module_perf.parquet", attention.hyper_connections, owner=prefill, versions=2, package=NEWER),
+        SiliconSource("mhc", "mhc_module_perf.parquet", attention.hyper_connections, owner=prefill, versions=2, package=NEWER),
     )
 
 
-def _compressed(part: str, phase: str, owner: str) -> Source:
+def _compressed(part: str, phase: str, owner: str) -> SiliconSource:
     """A table of DeepSeek-V4's modules: csa with an indexer, hca without."""
     read = attention.compressed_decode if phase == "generation" else attention.compressed_prefill
-    return Source("sparse_attention", f"dsv4_{part}_{phase}_module_perf.parquet", read, owner=owner, package=NEWER)
+    return SiliconSource("sparse_attention", f"dsv4_{part}_{phase}_module_perf.parquet", read, owner=owner, package=NEWER)
 
 
 def database_root(package: str) -> Path | None:
@@ -148,7 +150,7 @@ def read_silicon(gpu: str, engine: str, root: Path | None = None) -> TimingTable
     return TimingTable(table.rows, {**table.dropped, **missing})
 
 
-def _tables(base: Path, source: Source, gpu: str, engine: str) -> list[TimingTable]:
+def _tables(base: Path, source: SiliconSource, gpu: str, engine: str) -> list[TimingTable]:
     """The newest versions of a table that hold rows we need."""
     owner = source.owner or engine
     found: list[TimingTable] = []
@@ -166,7 +168,7 @@ def _newest_first(folder: Path, file: str) -> list[Path]:
     return sorted(folder.glob(f"*/{file}"), key=lambda path: Version(path.parent.name), reverse=True)
 
 
-def _table(path: Path, gpu: str, engine: str, source: Source) -> TimingTable:
+def _table(path: Path, gpu: str, engine: str, source: SiliconSource) -> TimingTable:
     import pandas as pd
 
     raw = pd.read_parquet(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from autotune.calibrating.silicon_kernels import KV_DTYPES, SMALLEST_PROMPT, Rows, median_of_duplicates
+from autotune.calibrating.silicon_kernels import KV_DTYPES, SMALLEST_PROMPT, TableRows, median_of_duplicates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,17 +24,17 @@ SERIAL_CONVOLUTIONS = ("trtllm",)
 """Engines whose table walks the sequences of a prefill convolution one after the other."""
 
 
-def gated_delta(raw: pd.DataFrame, engine: str) -> Rows:
+def gated_delta(raw: pd.DataFrame, engine: str) -> TableRows:
     """Gated delta net kernels of Qwen3-Next's family."""
     return _delta(raw, engine, "gated_delta")
 
 
-def kda(raw: pd.DataFrame, engine: str) -> Rows:
+def kda(raw: pd.DataFrame, engine: str) -> TableRows:
     """Kimi delta attention kernels."""
     return _delta(raw, engine, "kda")
 
 
-def mamba2(raw: pd.DataFrame, _engine: str) -> Rows:
+def mamba2(raw: pd.DataFrame, _engine: str) -> TableRows:
     """Mamba-2's convolution in decode; the tables do not time its state update and scan."""
     channels = raw.nheads * raw.head_dim + 2 * raw.n_groups * raw.d_state
     rows = raw[raw.phase == "generation"]
@@ -42,7 +42,7 @@ def mamba2(raw: pd.DataFrame, _engine: str) -> Rows:
     return _convolutions(rows, "mamba2", channels[rows.index], dropped)
 
 
-def _delta(raw: pd.DataFrame, engine: str, kind: str) -> Rows:
+def _delta(raw: pd.DataFrame, engine: str, kind: str) -> TableRows:
     import pandas as pd
 
     dropped: dict[str, int] = {}
@@ -77,7 +77,7 @@ def _delta(raw: pd.DataFrame, engine: str, kind: str) -> Rows:
     return pd.concat([part for part in merged if len(part)], ignore_index=True), dropped
 
 
-def _convolutions(raw: pd.DataFrame, kind: str, channels: pd.Series, dropped: dict[str, int]) -> Rows:
+def _convolutions(raw: pd.DataFrame, kind: str, channels: pd.Series, dropped: dict[str, int]) -> TableRows:
     decoding = raw.phase == "generation"
     rows = raw.assign(
         operator=decoding.map({True: f"{kind}_convolution.decode", False: f"{kind}_convolution.prefill"}),
@@ -92,19 +92,19 @@ def _convolutions(raw: pd.DataFrame, kind: str, channels: pd.Series, dropped: di
     return median_of_duplicates(rows, keys, dropped), dropped
 
 
-def dsa_decode(raw: pd.DataFrame, _engine: str) -> Rows:
+def dsa_decode(raw: pd.DataFrame, _engine: str) -> TableRows:
     """Sparse attention modules in decode."""
     return _modules(raw, "dsa_decode", lambda kept: {"context_tokens": kept.step + 1})
 
 
-def dsa_prefill(raw: pd.DataFrame, _engine: str) -> Rows:
+def dsa_prefill(raw: pd.DataFrame, _engine: str) -> TableRows:
     """Sparse attention modules over prompts."""
     return _modules(
         raw[raw.isl >= SMALLEST_PROMPT], "dsa_prefill", lambda kept: {"new_tokens": kept.isl, "prefix_tokens": kept.step}
     )
 
 
-def _modules(raw: pd.DataFrame, operator: str, tokens: Callable[[pd.DataFrame], dict[str, pd.Series]]) -> Rows:
+def _modules(raw: pd.DataFrame, operator: str, tokens: Callable[[pd.DataFrame], dict[str, pd.Series]]) -> TableRows:
     known = raw.architecture.isin(MODULES) & raw.kv_cache_dtype.isin(KV_DTYPES)
     plain = raw.gemm_type == "bfloat16"
     dropped = {
@@ -137,18 +137,18 @@ HEADS_PER_GROUP = 8
 INDEXED = {4: {"index_heads": 64, "index_dim": 128}, 128: {"index_heads": 0, "index_dim": 0}}
 
 
-def compressed_decode(raw: pd.DataFrame, _engine: str) -> Rows:
+def compressed_decode(raw: pd.DataFrame, _engine: str) -> TableRows:
     """Compressed attention modules of DeepSeek-V4 in decode."""
     return _compressed(raw, "compressed_decode", lambda kept: {"context_tokens": kept.step + 1})
 
 
-def compressed_prefill(raw: pd.DataFrame, _engine: str) -> Rows:
+def compressed_prefill(raw: pd.DataFrame, _engine: str) -> TableRows:
     """Compressed attention modules of DeepSeek-V4 over prompts."""
     long = raw[raw.isl >= SMALLEST_PROMPT]
     return _compressed(long, "compressed_prefill", lambda kept: {"new_tokens": kept.isl, "prefix_tokens": kept.step})
 
 
-def _compressed(raw: pd.DataFrame, operator: str, tokens: Callable[[pd.DataFrame], dict[str, pd.Series]]) -> Rows:
+def _compressed(raw: pd.DataFrame, operator: str, tokens: Callable[[pd.DataFrame], dict[str, pd.Series]]) -> TableRows:
     named = raw.model.map(lambda name: next((key for key in V4_MODELS if key in name), None))
     known = named.notna() & (raw.gemm_type == "fp8_block") & (raw.kv_cache_dtype == "fp8") & raw.compress_ratio.isin(INDEXED)
     dropped = {f"{operator}: other models, weights or caches": int((~known).sum())}
@@ -169,7 +169,7 @@ def _compressed(raw: pd.DataFrame, operator: str, tokens: Callable[[pd.DataFrame
     return median_of_duplicates(rows, ["operator", "dtype", "sequences", "heads", *dims, *tokens(kept)], dropped), dropped
 
 
-def hyper_connections(raw: pd.DataFrame, _engine: str) -> Rows:
+def hyper_connections(raw: pd.DataFrame, _engine: str) -> TableRows:
     """Mixing of residual streams before and after both blocks of a layer; rows of one block are left out."""
     parts = raw.op_name.isin(("pre", "post")) & (raw.num_sites == 2)
     dropped = {"hyper-connections: other operators, or one block": int((~parts).sum())}

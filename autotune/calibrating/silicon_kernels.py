@@ -62,14 +62,14 @@ EXPERT_KEYS = [
 
 
 @dataclass(frozen=True, slots=True)
-class Loads:
+class ExpertLoadRows:
     """Busiest rank's load, averaged over draws."""
 
     pairs: float
     active_experts: float
 
 
-Rows = tuple["pd.DataFrame", dict[str, int]]
+TableRows = tuple["pd.DataFrame", dict[str, int]]
 """Timing rows, and how many raw rows were left out for which reason."""
 
 
@@ -81,7 +81,7 @@ def median_of_duplicates(rows: pd.DataFrame, keys: list[str], dropped: dict[str,
     return merged
 
 
-def gemm(raw: pd.DataFrame, engine: str) -> Rows:
+def gemm_rows(raw: pd.DataFrame, engine: str) -> TableRows:
     """Dense GEMMs that serving runs."""
     dropped: dict[str, int] = {}
     large = (raw.n >= SMALLEST_GEMM) & (raw.k >= SMALLEST_GEMM)
@@ -119,17 +119,17 @@ def _nearest(knots: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray
     return np.asarray(np.abs(np.log(values)[:, None] - np.log(knots)[None, :]).argmin(axis=1), dtype=np.intp)
 
 
-def block_gemm(raw: pd.DataFrame, engine: str) -> Rows:
+def block_gemm(raw: pd.DataFrame, engine: str) -> TableRows:
     """FP8 GEMMs with block scales alone, for engines whose own rows are unusable."""
-    return gemm(raw[raw.gemm_dtype == "fp8_block"], engine)
+    return gemm_rows(raw[raw.gemm_dtype == "fp8_block"], engine)
 
 
-def fp8_mla_decode(raw: pd.DataFrame, engine: str) -> Rows:
+def fp8_mla_decode(raw: pd.DataFrame, engine: str) -> TableRows:
     """MLA decode with an FP8 cache alone, for engines whose own rows are unusable."""
-    return mla_decode(raw[raw.kv_cache_dtype == "fp8"], engine)
+    return mla_decode_rows(raw[raw.kv_cache_dtype == "fp8"], engine)
 
 
-def mla_decode(raw: pd.DataFrame, engine: str) -> Rows:
+def mla_decode_rows(raw: pd.DataFrame, engine: str) -> TableRows:
     """Absorbed MLA decode."""
     hopper = raw.device.str.contains("H100|H200") & ~raw.device.str.contains("GH")
     slow = hopper & raw.kv_cache_dtype.map(lambda d: (engine, d) in SLOW_MLA)
@@ -146,7 +146,7 @@ def mla_decode(raw: pd.DataFrame, engine: str) -> Rows:
     return median_of_duplicates(rows, ["operator", "dtype", "sequences", "context_tokens", "heads"], dropped), dropped
 
 
-def gqa_decode(raw: pd.DataFrame, _engine: str) -> Rows:
+def gqa_decode_rows(raw: pd.DataFrame, _engine: str) -> TableRows:
     """GQA decode."""
     kv_heads = _kv_heads(raw)
     context = raw.isl + raw.step
@@ -178,7 +178,7 @@ def _grouped_heads(raw: pd.DataFrame) -> pd.Series:
     return grouped & plain & raw.kv_cache_dtype.isin(KV_DTYPES)
 
 
-def mla_prefill(raw: pd.DataFrame, _engine: str) -> Rows:
+def mla_prefill(raw: pd.DataFrame, _engine: str) -> TableRows:
     """Un-absorbed context MLA; the kernels compute in FP8 where the cache is FP8."""
     absorbed = (raw.kernel_source == "flash_attention") & raw.device.str.contains("H100|H200")
     short = raw.isl < SMALLEST_PROMPT
@@ -189,14 +189,14 @@ def mla_prefill(raw: pd.DataFrame, _engine: str) -> Rows:
     return _prefill_rows(raw[~absorbed & ~short], "mla_prefill", [], dropped)
 
 
-def gqa_prefill(raw: pd.DataFrame, _engine: str) -> Rows:
+def gqa_prefill(raw: pd.DataFrame, _engine: str) -> TableRows:
     """Causal GQA over whole prompts."""
     keep = _grouped_heads(raw) & (raw.isl >= SMALLEST_PROMPT)
     dropped = {"gqa prefill: other head sizes, fewer than 4 query heads per KV head, windows, short prompts": int((~keep).sum())}
     return _prefill_rows(raw[keep], "gqa_prefill", ["head_dim"], dropped)
 
 
-def _prefill_rows(raw: pd.DataFrame, operator: str, more_keys: list[str], dropped: dict[str, int]) -> Rows:
+def _prefill_rows(raw: pd.DataFrame, operator: str, more_keys: list[str], dropped: dict[str, int]) -> TableRows:
     rows = raw.assign(
         operator=operator,
         dtype=raw.kv_cache_dtype.map(KV_DTYPES),
@@ -210,7 +210,7 @@ def _prefill_rows(raw: pd.DataFrame, operator: str, more_keys: list[str], droppe
     return median_of_duplicates(rows, keys, dropped), dropped
 
 
-def experts(raw: pd.DataFrame, _engine: str) -> Rows:
+def expert_rows(raw: pd.DataFrame, _engine: str) -> TableRows:
     """Routed experts of the busiest rank under power-law loads."""
     shape = np.logical_or.reduce([_is_layer(raw, dtype, layer) for dtype, layers in MOE_SHAPES.items() for layer in layers])
     power = raw.distribution.str.startswith("power_law")
@@ -223,7 +223,7 @@ def experts(raw: pd.DataFrame, _engine: str) -> Rows:
     kept = raw[shape & power & small]
     rng = np.random.default_rng(0)
     draws = list(zip(kept.num_experts, kept.topk, kept.num_tokens, kept.distribution, kept.moe_ep_size, strict=True))
-    cache: dict[tuple[int, int, int, str, int], Loads] = {}
+    cache: dict[tuple[int, int, int, str, int], ExpertLoadRows] = {}
     for key in sorted(set(draws)):
         experts, top_k, tokens, distribution, ranks = key
         cache[key] = busiest_rank(tokens, float(distribution.rsplit("_", 1)[1]), ranks, rng, experts=experts, top_k=top_k)
@@ -233,7 +233,7 @@ def experts(raw: pd.DataFrame, _engine: str) -> Rows:
     return _expert_rows(loaded, "", dropped)
 
 
-def _expert_rows(loaded: pd.DataFrame, kernel: str, dropped: dict[str, int]) -> Rows:
+def _expert_rows(loaded: pd.DataFrame, kernel: str, dropped: dict[str, int]) -> TableRows:
     """Raw rows with their loads (pairs, active_experts, input_tokens) -> timing rows; kernel : suffix of the dtype."""
     rows = loaded.assign(
         operator="grouped_gemm",
@@ -253,7 +253,7 @@ def _with_even_loads(raw: pd.DataFrame) -> pd.DataFrame:
     return raw.assign(pairs=pairs, active_experts=np.minimum(pairs, raw.num_experts / raw.moe_ep_size))
 
 
-def masked_experts(raw: pd.DataFrame, _engine: str) -> Rows:
+def masked_experts(raw: pd.DataFrame, _engine: str) -> TableRows:
     """Experts behind DeepEP low-latency (masked DeepGEMM); uniform rows deal the pairs out evenly over the group."""
     uniform = raw.distribution == "uniform"
     kept = _with_even_loads(raw[uniform])
@@ -265,7 +265,7 @@ def masked_experts(raw: pd.DataFrame, _engine: str) -> Rows:
     return _expert_rows(kept[enough].assign(input_tokens=kept.pairs), MASKED, dropped)
 
 
-def contiguous_experts(raw: pd.DataFrame, _engine: str) -> Rows:
+def contiguous_experts(raw: pd.DataFrame, _engine: str) -> TableRows:
     """Experts behind DeepEP normal (contiguous DeepGEMM); every rank is handed all tokens of the group.
 
     Launched eagerly: rows at the launch floor time the CPU.
@@ -285,7 +285,7 @@ def _is_layer(raw: pd.DataFrame, dtype: str, layer: tuple[int, int, int, int]) -
     return np.logical_and.reduce([raw.moe_dtype == dtype, *(raw[column] == size for column, size in sizes)])  # type: ignore[no-any-return]  # a Series
 
 
-def busiest_rank(tokens: int, alpha: float, ranks: int, rng: np.random.Generator, *, experts: int, top_k: int) -> Loads:
+def busiest_rank(tokens: int, alpha: float, ranks: int, rng: np.random.Generator, *, experts: int, top_k: int) -> ExpertLoadRows:
     """Loads of the busiest rank, drawn as the database's collector draws them, averaged over draws.
 
     Expert loads are i.i.d. from a power law on [1, 0.8 x tokens], or on [0.01, 2] where there is no more than one
@@ -301,7 +301,7 @@ def busiest_rank(tokens: int, alpha: float, ranks: int, rng: np.random.Generator
         busiest = by_rank[int(np.argmax(by_rank.sum(axis=1)))]
         totals += (busiest.sum(), (busiest > 0).sum())
     pairs, active = totals / LOAD_DRAWS
-    return Loads(float(pairs), float(active))
+    return ExpertLoadRows(float(pairs), float(active))
 
 
 def _rounded(exact: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autotune.calibrating.silicon_kernels import Rows, median_of_duplicates
+from autotune.calibrating.silicon_kernels import TableRows, median_of_duplicates
 from cost_models.dispatch import payload_bytes
 from cost_models.specs.precision import DTYPES
 
@@ -29,7 +29,7 @@ STRAGGLING_NODES = 8
 TRANSFER_KEYS = ["operator", "dtype", "tokens", "ranks", "experts", "top_k", "token_bytes"]
 
 
-def all_reduce(raw: pd.DataFrame, _engine: str) -> Rows:
+def all_reduce(raw: pd.DataFrame, _engine: str) -> TableRows:
     """Custom all-reduce inside a node, as captured in CUDA graphs."""
     eager = raw.kernel_source.str.contains("eager")
     dropped = {"all_reduce: eager launches": int(eager.sum())}
@@ -44,12 +44,12 @@ def all_reduce(raw: pd.DataFrame, _engine: str) -> Rows:
     return median_of_duplicates(rows, ["operator", "dtype", "message_bytes", "ranks"], dropped), dropped
 
 
-def all_reduce_across_nodes(raw: pd.DataFrame, engine: str) -> Rows:
+def all_reduce_across_nodes(raw: pd.DataFrame, engine: str) -> TableRows:
     """All-reduce over more GPUs than a Grace node holds, where engines leave their own kernel for another."""
     return all_reduce(raw[raw.num_gpus > GRACE_NODE_GPUS], engine)
 
 
-def gather_and_scatter(raw: pd.DataFrame, _engine: str) -> Rows:
+def gather_and_scatter(raw: pd.DataFrame, _engine: str) -> TableRows:
     """NCCL all-gather as dispatch, reduce-scatter as combine."""
     operators = {"all_gather": "allgather_reducescatter.dispatch", "reduce_scatter": "allgather_reducescatter.combine"}
     other = ~raw.op_name.isin(operators)
@@ -68,13 +68,13 @@ def gather_and_scatter(raw: pd.DataFrame, _engine: str) -> Rows:
     return median_of_duplicates(rows, TRANSFER_KEYS, dropped), dropped
 
 
-def deepep_low_latency(raw: pd.DataFrame, _engine: str) -> Rows:
+def deepep_low_latency(raw: pd.DataFrame, _engine: str) -> TableRows:
     """DeepEP low-latency, FP8 dispatch and BF16 combine."""
     served = raw.num_topk.isin(SERVED_TOP_K)
     return _both_directions(raw[served], "deepep_low_latency", "avg_t_us", {"deepep: top-k not 6 or 8": int((~served).sum())})
 
 
-def deepep_normal(raw: pd.DataFrame, _engine: str) -> Rows:
+def deepep_normal(raw: pd.DataFrame, _engine: str) -> TableRows:
     """DeepEP normal with the SMs that engines give it, FP8 dispatch and BF16 combine."""
     few = (raw.dispatch_sms < SERVED_SMS) | (raw.combine_sms < SERVED_SMS)
     other = ~raw.num_topk.isin(SERVED_TOP_K)
@@ -89,7 +89,7 @@ def deepep_normal(raw: pd.DataFrame, _engine: str) -> Rows:
     return _both_directions(kept.assign(**total), "deepep_normal", "total_us", dropped)
 
 
-def _both_directions(raw: pd.DataFrame, backend: str, column: str, dropped: dict[str, int]) -> Rows:
+def _both_directions(raw: pd.DataFrame, backend: str, column: str, dropped: dict[str, int]) -> TableRows:
     import pandas as pd
 
     gpus = np.where(raw.device.str.contains("GB"), GRACE_NODE_GPUS, NODE_GPUS)
@@ -112,7 +112,7 @@ def _both_directions(raw: pd.DataFrame, backend: str, column: str, dropped: dict
     return median_of_duplicates(pd.concat(parts), TRANSFER_KEYS, dropped), dropped
 
 
-def nvlink_one_sided(raw: pd.DataFrame, _engine: str) -> Rows:
+def nvlink_one_sided(raw: pd.DataFrame, _engine: str) -> TableRows:
     """One-sided NVLink all-to-all: payload by the experts' dtype, combine in BF16.
 
     Its `balanced` router sends each token to as many distinct ranks as it can: min(EP, top-k). The rows say so by

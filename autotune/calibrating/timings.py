@@ -66,7 +66,7 @@ def read_timings(path: Path) -> TimingTable:
     """Read and check one table; raises ProblemError naming the column or rows at fault."""
     require_pandas()
     frame = _read(path)
-    return checked(frame, str(path), f"{path.name} sha256 {sha256_of(path)}")
+    return checked_rows(frame, str(path), f"{path.name} sha256 {sha256_of(path)}")
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -108,11 +108,11 @@ def collected(path: Path, rows: pd.DataFrame, dropped: dict[str, int], gpu: str,
     """Rows made from a raw file of a collection, with what its reader left out; source : how the collection names it."""
     if rows.empty:
         return TimingTable(rows, dropped)
-    table = checked(rows.assign(gpu=gpu), str(path), f"{source} sha256 {sha256_of(path)}")
+    table = checked_rows(rows.assign(gpu=gpu), str(path), f"{source} sha256 {sha256_of(path)}")
     return TimingTable(table.rows, {**table.dropped, **dropped})
 
 
-def checked(frame: pd.DataFrame, name: str, source: str) -> TimingTable:
+def checked_rows(frame: pd.DataFrame, name: str, source: str) -> TimingTable:
     """Latencies in seconds, complete shapes, known operators; unknown operators are counted."""
     import pandas as pd
 

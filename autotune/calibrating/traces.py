@@ -101,7 +101,7 @@ def load_rules(path: Path | None = None) -> KernelRules:
     return packaged(KernelRules, "kernel_rules.yaml")
 
 
-def read_trace(path: Path) -> KernelTimes:
+def read_kernel_trace(path: Path) -> KernelTimes:
     """Read a trace; raises ProblemError when it is truncated, of another kind or without kernels."""
     source = f"{path.name} sha256 {sha256_of(path)}"
     if path.suffix == ".sqlite":

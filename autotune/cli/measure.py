@@ -32,26 +32,26 @@ def measure(
     """Time a model's kernels on the GPUs here: a table for `autotune calibrate`."""
     from autotune.cli.parsing import duration_s
     from autotune.measuring.choosing import most_telling
-    from autotune.measuring.shapes import Grid, only, shapes
+    from autotune.measuring.shapes import ShapeGrid, kernel_shapes, only_shapes
     from cost_models.catalog import load_model
 
-    grid = Grid(tensor_parallel=_sizes(tp), expert_parallel=_sizes(ep))
+    grid = ShapeGrid(tensor_parallel=_sizes(tp), expert_parallel=_sizes(ep))
     present = gpus or 8
     if not dry_run:
         from autotune.measuring.launching import gpus_here
 
         here, device = gpus_here()
         present = min(gpus or here, here)
-    found = shapes(load_model(model), present, grid)
+    found = kernel_shapes(load_model(model), present, grid)
     found = most_telling(plan, found) if plan else found
-    found = only(found, operators.split(",")) if operators else found
+    found = only_shapes(found, operators.split(",")) if operators else found
     if dry_run:
         for shape in found:
             typer.echo(shape.label())
         return
-    from autotune.measuring.launching import Job, run
+    from autotune.measuring.launching import MeasuringJob, run
 
-    job = Job(found, out, gpu_name(hw, device), duration_s(budget))
+    job = MeasuringJob(found, out, gpu_name(hw, device), duration_s(budget))
     outcome = run(job, present)
     typer.echo(
         f"{outcome.rows} timings added to {out}; {outcome.failed} shapes failed, {outcome.left_out} left out by the budget"

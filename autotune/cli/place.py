@@ -80,9 +80,9 @@ def place(
 
 def _compare(loads: Loads, model: ModelSpec, gpus: int, *, as_json: bool) -> None:
     """Numbers of redundant experts side by side."""
-    from autotune.placement.placing import sweep
+    from autotune.placement.placing import sweep_redundancy
 
-    choices = sweep(loads, model, gpus)
+    choices = sweep_redundancy(loads, model, gpus)
     if as_json:
         import json
 

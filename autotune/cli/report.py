@@ -28,14 +28,14 @@ def report(
     from autotune.files import write_whole
     from autotune.report.page.comparing import render_comparison
     from autotune.report.page.folder import PAGE, read_page, with_sensitivity
-    from autotune.report.page.page import render
+    from autotune.report.page.page import render_page
 
     if len(runs) > 1 and out is None:
         raise ProblemError("several runs make one page: say where with --out compare.html")
     pages = [read_page(run) for run in runs]
     file = out or runs[0] / PAGE
     one = with_sensitivity(pages[0]) if sensitivity and len(pages) == 1 else pages[0]
-    write_whole(file, render(one) if len(pages) == 1 else render_comparison(pages))
+    write_whole(file, render_page(one) if len(pages) == 1 else render_comparison(pages))
     typer.echo(f"wrote {file}")
     if show:
         typer.launch(str(file.resolve()))

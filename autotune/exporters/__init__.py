@@ -84,17 +84,17 @@ def _vllm_ascend() -> PoolScripts:
 
 
 def _ascend_map(placement: PlannedPlacement, model: ModelSpec) -> Script:
-    from autotune.exporters.vllm_ascend import MAP_FILE
+    from autotune.exporters.vllm_ascend import ASCEND_MAP_FILE
     from autotune.placement.formats import ascend_expert_map
 
-    return Script(MAP_FILE, ascend_expert_map(placement, model), executable=False)
+    return Script(ASCEND_MAP_FILE, ascend_expert_map(placement, model), executable=False)
 
 
 def _sglang_map(placement: PlannedPlacement, model: ModelSpec) -> Script:
-    from autotune.exporters.sglang import MAP_FILE
+    from autotune.exporters.sglang import SGLANG_MAP_FILE
     from autotune.placement.formats import sglang_expert_location
 
-    return Script(MAP_FILE, sglang_expert_location(placement, model), executable=False)
+    return Script(SGLANG_MAP_FILE, sglang_expert_location(placement, model), executable=False)
 
 
 MAPS: dict[str, Callable[[PlannedPlacement, ModelSpec], Script]] = {"sglang": _sglang_map, "vllm-ascend": _ascend_map}

@@ -67,7 +67,7 @@ class Script:
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class NodePlacement:
     """How an instance lies on nodes."""
 
     nodes: int
@@ -92,16 +92,16 @@ def single_pools(deployment: Deployment) -> list[Deployment]:
     return parts
 
 
-def placement(pool: Pool, hardware: HardwareSpec) -> Placement:
+def placement(pool: Pool, hardware: HardwareSpec) -> NodePlacement:
     """Whole nodes, or a share of one; raises ExportError when the instance does not divide."""
     gpus, node = pool.layout.gpus, hardware.gpus_per_node
     if gpus <= node:
         if node % gpus:
             raise ExportError(f"{gpus} GPUs per instance do not divide a node of {node} GPUs")
-        return Placement(1, gpus, node // gpus)
+        return NodePlacement(1, gpus, node // gpus)
     if gpus % node:
         raise ExportError(f"{gpus} GPUs per instance are not whole nodes of {node} GPUs")
-    return Placement(gpus // node, node, 1)
+    return NodePlacement(gpus // node, node, 1)
 
 
 def json_value(value: Any) -> str:
@@ -180,14 +180,14 @@ def feed_requirement(deployment: Deployment, tokens_per_s: float) -> str:
     )
 
 
-def render(
+def render_script(
     *,
     title: str,
     comments: list[str],
     required: list[Required],
     beside: list[Beside] | None = None,
     optional: dict[str, str],
-    place: Placement,
+    place: NodePlacement,
     environment: dict[str, str | Shell],
     network: dict[str, str | Shell] | None = None,
     command: Shell,

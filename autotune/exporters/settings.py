@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from autotune.documents.deployment import Deployment
-from autotune.exporters.base import OTHER_SIDE, Placement
+from autotune.exporters.base import OTHER_SIDE, NodePlacement
 from autotune.exporters.quoting import Shell
 from search_spaces.rules import Subject
 from search_spaces.schema import version_key
@@ -27,7 +27,7 @@ class Where:
 
     deployment: Deployment
     subject: Subject
-    place: Placement
+    place: NodePlacement
 
     @property
     def vendor(self) -> str:
@@ -70,7 +70,7 @@ class Where:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class LaunchSetting:
     """A variable and when it is set."""
 
     name: str
@@ -82,24 +82,26 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("NCCL_MNNVL_ENABLE", "1", lambda w: w.fabric and w.several_nodes, "collectives over NVLink between nodes"),
-    Setting("NCCL_CUMEM_ENABLE", "1", lambda w: w.fabric and w.several_nodes, "the memory that takes"),
-    Setting("NCCL_NVLS_ENABLE", "1", lambda w: w.fabric and w.several_nodes, "reductions in the switches", ("vllm",)),
-    Setting("VLLM_USE_NCCL_SYMM_MEM", "1", lambda w: w.fabric and w.several_nodes, "symmetric memory", ("vllm",)),
-    Setting("UCX_CUDA_IPC_ENABLE_MNNVL", "y", lambda w: w.pair_in_a_domain, "KV caches over NVLink between nodes"),
-    Setting("UCX_TLS", "cuda_copy,cuda_ipc,tcp", lambda w: w.pair_in_a_domain, "and not over NICs"),
-    Setting("UCX_MEMTYPE_CACHE", "n", lambda w: w.pair_in_a_domain, "fabric memory is not cached"),
-    Setting("NVSHMEM_REMOTE_TRANSPORT", "ibgda", lambda w: w.nvshmem and not w.inside_a_domain, "DeepEP between domains"),
-    Setting("NVSHMEM_IB_ENABLE_IBGDA", "1", lambda w: w.nvshmem and not w.inside_a_domain, "DeepEP between domains"),
-    Setting("VLLM_ENGINE_READY_TIMEOUT_S", str(START_LIMIT_S), lambda _: True, "cold starts", ("vllm",), "0.14"),
-    Setting("VLLM_ROCM_USE_AITER", "1", lambda w: w.vendor == "amd", "AITER kernels: the fast ones on ROCm", ("vllm",)),
-    Setting("SGLANG_USE_AITER", "1", lambda w: w.vendor == "amd", "AITER kernels: the fast ones on ROCm", ("sglang",)),
-    Setting("VLLM_SKIP_P2P_CHECK", "1", lambda _: True, "start time", ("vllm",)),
-    Setting("VLLM_RANDOMIZE_DP_DUMMY_INPUTS", "1", lambda w: w.deployment.pool.dp > 1, "idle ranks route evenly", ("vllm",)),
-    Setting("SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", str(START_LIMIT_S), lambda w: w.pair, "cold starts", ("sglang",)),
-    Setting("SGLANG_DISAGGREGATION_WAITING_TIMEOUT", str(START_LIMIT_S), lambda w: w.pair, "bursts", ("sglang",)),
-    Setting("SGLANG_DISAGGREGATION_HEARTBEAT_MAX_FAILURE", "100", lambda w: w.pair, "long steps", ("sglang",)),
-    Setting("TORCH_DISTRIBUTED_DEFAULT_TIMEOUT", "1800", lambda w: w.several_nodes, "nodes that load later", ("sglang",)),
+    LaunchSetting("NCCL_MNNVL_ENABLE", "1", lambda w: w.fabric and w.several_nodes, "collectives over NVLink between nodes"),
+    LaunchSetting("NCCL_CUMEM_ENABLE", "1", lambda w: w.fabric and w.several_nodes, "the memory that takes"),
+    LaunchSetting("NCCL_NVLS_ENABLE", "1", lambda w: w.fabric and w.several_nodes, "reductions in the switches", ("vllm",)),
+    LaunchSetting("VLLM_USE_NCCL_SYMM_MEM", "1", lambda w: w.fabric and w.several_nodes, "symmetric memory", ("vllm",)),
+    LaunchSetting("UCX_CUDA_IPC_ENABLE_MNNVL", "y", lambda w: w.pair_in_a_domain, "KV caches over NVLink between nodes"),
+    LaunchSetting("UCX_TLS", "cuda_copy,cuda_ipc,tcp", lambda w: w.pair_in_a_domain, "and not over NICs"),
+    LaunchSetting("UCX_MEMTYPE_CACHE", "n", lambda w: w.pair_in_a_domain, "fabric memory is not cached"),
+    LaunchSetting("NVSHMEM_REMOTE_TRANSPORT", "ibgda", lambda w: w.nvshmem and not w.inside_a_domain, "DeepEP between domains"),
+    LaunchSetting("NVSHMEM_IB_ENABLE_IBGDA", "1", lambda w: w.nvshmem and not w.inside_a_domain, "DeepEP between domains"),
+    LaunchSetting("VLLM_ENGINE_READY_TIMEOUT_S", str(START_LIMIT_S), lambda _: True, "cold starts", ("vllm",), "0.14"),
+    LaunchSetting("VLLM_ROCM_USE_AITER", "1", lambda w: w.vendor == "amd", "AITER kernels: the fast ones on ROCm", ("vllm",)),
+    LaunchSetting("SGLANG_USE_AITER", "1", lambda w: w.vendor == "amd", "AITER kernels: the fast ones on ROCm", ("sglang",)),
+    LaunchSetting("VLLM_SKIP_P2P_CHECK", "1", lambda _: True, "start time", ("vllm",)),
+    LaunchSetting(
+        "VLLM_RANDOMIZE_DP_DUMMY_INPUTS", "1", lambda w: w.deployment.pool.dp > 1, "idle ranks route evenly", ("vllm",)
+    ),
+    LaunchSetting("SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", str(START_LIMIT_S), lambda w: w.pair, "cold starts", ("sglang",)),
+    LaunchSetting("SGLANG_DISAGGREGATION_WAITING_TIMEOUT", str(START_LIMIT_S), lambda w: w.pair, "bursts", ("sglang",)),
+    LaunchSetting("SGLANG_DISAGGREGATION_HEARTBEAT_MAX_FAILURE", "100", lambda w: w.pair, "long steps", ("sglang",)),
+    LaunchSetting("TORCH_DISTRIBUTED_DEFAULT_TIMEOUT", "1800", lambda w: w.several_nodes, "nodes that load later", ("sglang",)),
 )
 
 

@@ -8,7 +8,7 @@ from autotune.exporters.base import (
     ROLES,
     Argument,
     Beside,
-    Placement,
+    NodePlacement,
     Required,
     Script,
     backend_flags,
@@ -19,7 +19,7 @@ from autotune.exporters.base import (
     notes_of,
     placement,
     recipe_name,
-    render,
+    render_script,
     served_name,
 )
 from autotune.exporters.lengths import Lengths
@@ -33,7 +33,7 @@ from search_spaces.spelling import spelled
 DIST_INIT_PORT = 5757
 PORT_STRIDE = 20
 """From slot to slot: with attention DP a server holds PORT + 233 to PORT + 247 too (srt/server_args.py, PortArgs of 0.5.23)."""
-MAP_FILE = "sglang_expert_location.json"
+SGLANG_MAP_FILE = "sglang_expert_location.json"
 DEEPEP_MODES = {"prefill": "normal", "decode": "low_latency", "serve": "auto"}
 
 
@@ -46,8 +46,8 @@ def sglang_scripts(deployment: Deployment, subject: Subject, lengths: Lengths) -
     beside = []
     if _mapped(pool):
         make = f"autotune place LOADS --gpus {pool.ep} --redundant {pool.redundant_experts} --out FOLDER"
-        beside = [Beside("EXPERT_LOCATION", MAP_FILE, f"the file that '{make}' writes")]
-    text = render(
+        beside = [Beside("EXPERT_LOCATION", SGLANG_MAP_FILE, f"the file that '{make}' writes")]
+    text = render_script(
         title=f"{name}: SGLang {ROLES[deployment.phase]} instance, {pool.layout.label()} on {hardware_name(deployment)}",
         comments=_comments(where, lengths),
         required=_ranks(place),
@@ -78,7 +78,7 @@ def sglang_scripts(deployment: Deployment, subject: Subject, lengths: Lengths) -
     return [Script(name, text)]
 
 
-def _ranks(place: Placement) -> list[Required]:
+def _ranks(place: NodePlacement) -> list[Required]:
     if place.nodes == 1:
         return []
     return [
@@ -87,7 +87,7 @@ def _ranks(place: Placement) -> list[Required]:
     ]
 
 
-def _node_arguments(place: Placement) -> list[Argument]:
+def _node_arguments(place: NodePlacement) -> list[Argument]:
     if place.nodes == 1:
         return []
     return [

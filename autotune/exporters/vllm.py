@@ -19,7 +19,7 @@ from autotune.exporters.base import (
     needed_arguments,
     notes_of,
     placement,
-    render,
+    render_script,
     served_name,
 )
 from autotune.exporters.lengths import Lengths
@@ -70,7 +70,7 @@ class Parts:
         label = deployment.pool.layout.label()
         return Script(
             name,
-            render(
+            render_script(
                 title=f"{name}: vLLM {ROLES[deployment.phase]} instance, {label} on {hardware_name(deployment)}",
                 comments=_comments(self),
                 required=[*_address(deployment), *required],

@@ -16,7 +16,7 @@ from autotune.exporters.base import (
     ROLES,
     Argument,
     Beside,
-    Placement,
+    NodePlacement,
     Required,
     Script,
     checkpoint,
@@ -38,7 +38,7 @@ from cost_models.specs.model import ModelSpec
 from search_spaces.rules import Subject, written
 from search_spaces.spelling import spelled
 
-MAP_FILE = "vllm_ascend_expert_map.json"
+ASCEND_MAP_FILE = "vllm_ascend_expert_map.json"
 KV_PORTS = {8: 28000, 16: 36000}
 """First port that AscendDirectTransport leaves free, by NPU dies of a node (tutorials/features/pd_disaggregation)."""
 FIRST_BUFFER_MB = 200
@@ -94,7 +94,7 @@ def vllm_ascend_scripts(deployment: Deployment, subject: Subject, lengths: Lengt
     return [Script(name, text)]
 
 
-def _required(deployment: Deployment, place: Placement) -> list[Required]:
+def _required(deployment: Deployment, place: NodePlacement) -> list[Required]:
     required = [
         Required("NODE_ADDRESS", "address of this node on the network interface NIC"),
         Required("NIC", "network interface of NODE_ADDRESS, e.g. eth0"),
@@ -116,7 +116,7 @@ def _beside(pool: Pool) -> list[Beside]:
     if not _mapped(pool):
         return []
     make = f"autotune place LOADS --gpus {pool.ep} --redundant {pool.redundant_experts} --out FOLDER"
-    return [Beside("EXPERT_MAP", MAP_FILE, f"the file that '{make}' writes")]
+    return [Beside("EXPERT_MAP", ASCEND_MAP_FILE, f"the file that '{make}' writes")]
 
 
 def _mapped(pool: Pool) -> bool:
@@ -158,7 +158,7 @@ def hccl_buffer_mb(pool: Pool, model: ModelSpec) -> int:
     return max(needed // MIB + 1, FIRST_BUFFER_MB)
 
 
-def _layout(pool: Pool, place: Placement, local: int) -> list[Argument]:
+def _layout(pool: Pool, place: NodePlacement, local: int) -> list[Argument]:
     arguments = [
         Argument("--host", "0.0.0.0"),  # noqa: S104  (a server meant to be reached by its router)
         Argument("--port", Shell('"$(( PORT + rank ))"')),
@@ -230,7 +230,7 @@ def _transfer(deployment: Deployment) -> dict[str, Any]:
     }
 
 
-def _comments(deployment: Deployment, subject: Subject, lengths: Lengths, place: Placement, local: int) -> list[str]:
+def _comments(deployment: Deployment, subject: Subject, lengths: Lengths, place: NodePlacement, local: int) -> list[str]:
     pool = deployment.pool
     where = f"{place.nodes} node(s) x {place.gpus_per_node} NPU dies per instance"
     lines = [f"vLLM-Ascend {subject.version}; {where}, {pool.instances} instance(s); written by autotune."]

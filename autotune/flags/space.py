@@ -93,7 +93,7 @@ class FlagSpace:
             factors.append(1 if name in self.switched else len(values) - on + on * inside.get(name, 1))
         return math.prod(factors)
 
-    def grid(self) -> Grid:
+    def grid(self) -> FlagGrid:
         """Every distinct combination, in the order of the knobs; those that do not count have their first value."""
         columns: dict[str, Ints] = {}
         count = 1
@@ -105,7 +105,7 @@ class FlagSpace:
             columns = {known: column[index] for known, column in columns.items()}
             columns[name] = np.arange(len(index)) - np.repeat(np.cumsum(choices) - choices, choices)
             count = len(index)
-        return Grid(self, columns, self.codes(columns))
+        return FlagGrid(self, columns, self.codes(columns))
 
     def codes(self, columns: Mapping[str, Ints]) -> Ints:
         """One integer per combination, the same where they differ only in knobs that do not count; grids ascend in it."""
@@ -119,7 +119,7 @@ class FlagSpace:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class FlagGrid:
     """The distinct combinations of a space as index columns, (distinct,) each."""
 
     space: FlagSpace

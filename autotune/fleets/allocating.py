@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autotune.documents.fleet import FleetProblem
-from autotune.fleets.options import MILLI, Option, Site
+from autotune.fleets.options import MILLI, FleetOption, Site
 from autotune.layouts.select import Named, Proof, solved
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Fleet:
 
     problem: FleetProblem
     sites: tuple[Site, ...]
-    options: tuple[Option, ...]
+    options: tuple[FleetOption, ...]
 
     def demand_milli(self, model: int) -> int:
         """Requests asked of a model [mHz], rounded up."""
@@ -51,7 +51,7 @@ class Allocation:
     running: Proof
 
 
-class Variables:
+class FleetVariables:
     """replicas[o] of every option; bought[s] racks of every site, at most `for_sale`."""
 
     def __init__(self, model: cp_model.CpModel, fleet: Fleet, for_sale: Sequence[int]) -> None:
@@ -61,7 +61,7 @@ class Variables:
             model.new_int_var(0, self._most(option, for_sale), f"replicas[{o}]") for o, option in enumerate(fleet.options)
         ]
 
-    def _most(self, option: Option, for_sale: Sequence[int]) -> int:
+    def _most(self, option: FleetOption, for_sale: Sequence[int]) -> int:
         at = [site.cluster.name for site in self.fleet.sites].index(option.site.cluster.name)
         return option.site.rack_gpus * (option.site.cluster.racks + for_sale[at]) // option.gpus
 
@@ -85,19 +85,19 @@ class Variables:
         return sum(price * self.gpus(s) for s, price in enumerate(prices))
 
 
-def gpus_are_there(fleet: Fleet, v: Variables) -> Iterable[Named]:
+def gpus_are_there(fleet: Fleet, v: FleetVariables) -> Iterable[Named]:
     """Services fit the racks of their cluster, those that are there and those bought."""
     for s, site in enumerate(fleet.sites):
         yield f"gpus_are_there[{site.cluster.name}]", v.gpus(s) <= site.rack_gpus * (site.cluster.racks + v.bought[s])
 
 
-def loads_are_served(fleet: Fleet, v: Variables) -> Iterable[Named]:
+def loads_are_served(fleet: Fleet, v: FleetVariables) -> Iterable[Named]:
     """Services of every model carry its load."""
     for m, model in enumerate(fleet.problem.models):
         yield f"loads_are_served[{model.name}]", v.of_model(m) >= fleet.demand_milli(m)
 
 
-def within_budget(fleet: Fleet, v: Variables) -> Iterable[Named]:
+def within_budget(fleet: Fleet, v: FleetVariables) -> Iterable[Named]:
     """The racks bought cost no more than there is to spend."""
     if fleet.problem.budget_usd is not None:
         yield "within_budget", v.purchase() <= math.floor(fleet.problem.budget_usd)
@@ -130,7 +130,7 @@ def growth(fleet: Fleet, racks: Sequence[int]) -> float:
 
     more = [count - site.cluster.racks for count, site in zip(racks, fleet.sites, strict=True)]
     model = cp_model.CpModel()
-    v = Variables(model, fleet, more)
+    v = FleetVariables(model, fleet, more)
     for name, constraint in gpus_are_there(fleet, v):
         model.add(constraint).with_name(name)
     times = model.new_int_var(0, MOST_GROWTH, "times")
@@ -146,7 +146,7 @@ def unserved_milli(fleet: Fleet) -> list[int]:
     from ortools.sat.python import cp_model
 
     model = cp_model.CpModel()
-    v = Variables(model, fleet, [site.cluster.for_sale for site in fleet.sites])
+    v = FleetVariables(model, fleet, [site.cluster.for_sale for site in fleet.sites])
     for family in (gpus_are_there, within_budget):
         for name, constraint in family(fleet, v):
             model.add(constraint).with_name(name)
@@ -178,11 +178,11 @@ def racks_needed(fleet: Fleet, site: int, most: int) -> int | None:
     return None if answer is None else max(int(answer[1].objective) - fleet.sites[site].cluster.for_sale, 0)
 
 
-def _model(fleet: Fleet, families: Iterable[Any], for_sale: Sequence[int]) -> tuple[cp_model.CpModel, Variables]:
+def _model(fleet: Fleet, families: Iterable[Any], for_sale: Sequence[int]) -> tuple[cp_model.CpModel, FleetVariables]:
     from ortools.sat.python import cp_model
 
     model = cp_model.CpModel()
-    v = Variables(model, fleet, for_sale)
+    v = FleetVariables(model, fleet, for_sale)
     for family in families:
         for name, constraint in family(fleet, v):
             model.add(constraint).with_name(name)

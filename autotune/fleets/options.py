@@ -57,7 +57,7 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class FleetOption:
     """One service of a model on a cluster."""
 
     model: FleetModel
@@ -106,13 +106,13 @@ def asked_of(problem: FleetProblem) -> list[Asked]:
     ]
 
 
-def options_of(asked: Sequence[Asked], rows: Sequence[SweptRow]) -> list[Option]:
+def options_of(asked: Sequence[Asked], rows: Sequence[SweptRow]) -> list[FleetOption]:
     """Those services that there are; raises ProblemError for input that makes no sense, and for what failed."""
     options = []
     for one, row in zip(asked, rows, strict=True):
         if row.found.status in ("bad", "failed"):
             raise ProblemError(f"{one.model.name} on {one.site.cluster.name}, {one.gpus} GPUs: {row.found.message}")
-        option = Option(one.model, one.site, one.gpus, row.found)
+        option = FleetOption(one.model, one.site, one.gpus, row.found)
         if row.found.status == "plan" and option.rate_milli > 0:
             options.append(option)
     return options

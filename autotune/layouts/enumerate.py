@@ -32,7 +32,7 @@ PAGE_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ShardShape:
     """Sizes of one layout."""
 
     tp: int
@@ -56,7 +56,7 @@ def instance_sizes(hardware: HardwareSpec, gpus: int) -> list[int]:
     ]
 
 
-def shapes(model: ModelSpec, hardware: HardwareSpec, gpus: int) -> Iterator[Shape]:
+def shard_shapes(model: ModelSpec, hardware: HardwareSpec, gpus: int) -> Iterator[ShardShape]:
     """Every admissible (tp, dp, ep, pp).
 
     Tensor parallelism stays inside a node when attention is data-parallel (engines place each DP
@@ -73,7 +73,7 @@ def shapes(model: ModelSpec, hardware: HardwareSpec, gpus: int) -> Iterator[Shap
                 if pp > 1 and (size < hardware.gpus_per_node or pp > 8):
                     continue
                 for ep in _expert_parallel_sizes(model, tp, dp):
-                    yield Shape(tp, dp, ep, pp)
+                    yield ShardShape(tp, dp, ep, pp)
 
 
 def _expert_parallel_sizes(model: ModelSpec, tp: int, dp: int) -> list[int]:
@@ -116,7 +116,7 @@ def _every_row(resolved: ResolvedProblem, gpus: int) -> Rows:
     prefill = resolved.phase == "prefill"
     drafts = _draft_options(resolved)
     found: list[tuple[int, ...]] = []
-    for shape in shapes(resolved.model, resolved.hardware, gpus):
+    for shape in shard_shapes(resolved.model, resolved.hardware, gpus):
         sizes = (shape.tp, shape.dp, shape.ep, shape.pp)
         for offload in _offload_options(resolved, shape):
             experts = _expert_options(resolved, shape, offloads=offload != NO_OFFLOAD)
@@ -148,7 +148,7 @@ def _draft_options(resolved: ResolvedProblem) -> tuple[int, ...]:
     return (1,) if resolved.phase == "prefill" else tuple(range(min(known, MAX_DRAFTS) + 1))
 
 
-def _offload_options(resolved: ResolvedProblem, shape: Shape) -> tuple[tuple[int, int, int], ...]:
+def _offload_options(resolved: ResolvedProblem, shape: ShardShape) -> tuple[tuple[int, int, int], ...]:
     """(group size, layers in it, prefetch step): none, or one layer of every few where prefill can hide the copies.
 
     The flag search refines what is chosen here. A decode step is far too short to hide them, and engines number layers
@@ -160,7 +160,7 @@ def _offload_options(resolved: ResolvedProblem, shape: Shape) -> tuple[tuple[int
     return (NO_OFFLOAD, *((group, 1, 1) for group in OFFLOAD_GROUPS))
 
 
-def _expert_options(resolved: ResolvedProblem, shape: Shape, *, offloads: bool) -> list[tuple[int, int]]:
+def _expert_options(resolved: ResolvedProblem, shape: ShardShape, *, offloads: bool) -> list[tuple[int, int]]:
     """(redundant experts, EPLB on) of a shape; without rebalancing beside weight offload, which no engine takes together."""
     model = resolved.model
     if model.moe is None or shape.ep == 1:
@@ -180,7 +180,7 @@ def rebalances(resolved: ResolvedProblem) -> bool:
     return bool(legal([rule for rule in RULES if rule.name == "eplb_of_the_model"], rule_subject(resolved, probe))[0])
 
 
-def _backend_options(resolved: ResolvedProblem, shape: Shape) -> list[tuple[int, int, int]]:
+def _backend_options(resolved: ResolvedProblem, shape: ShardShape) -> list[tuple[int, int, int]]:
     """(backend, overlap, largest graph) of a shape."""
     none = OVERLAPS.index("none")
     if shape.dp == 1:
@@ -195,7 +195,7 @@ def _backend_options(resolved: ResolvedProblem, shape: Shape) -> list[tuple[int,
     return options
 
 
-def backend_priced(choice: Choice, shape: Shape, resolved: ResolvedProblem) -> bool:
+def backend_priced(choice: Choice, shape: ShardShape, resolved: ResolvedProblem) -> bool:
     """Whether a backend can be priced on a shape; what the engine takes of it is up to its rules."""
     backend = choice.model_in(resolved.phase)
     if shape.ep == 1:
@@ -208,7 +208,7 @@ def backend_priced(choice: Choice, shape: Shape, resolved: ResolvedProblem) -> b
 
 def backend_admissible(choice: Choice, row: Rows, resolved: ResolvedProblem) -> bool:
     """Whether a backend is taken by the engine, and priced, in the place of a row's own."""
-    shape = Shape(int(row.tp[0]), int(row.dp[0]), int(row.ep[0]), int(row.pp[0]))
+    shape = ShardShape(int(row.tp[0]), int(row.dp[0]), int(row.ep[0]), int(row.pp[0]))
     if not backend_priced(choice, shape, resolved):
         return False
     graph = NO_GRAPH if choice.needs_graph_off else UNLIMITED

@@ -27,7 +27,7 @@ SLACK_PER_MILLE = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class PairSide:
     """Candidate rows of one pool, (rows,) integers; a unit is `instances` engine instances."""
 
     size: Ints
@@ -51,8 +51,8 @@ class Side:
 class Pair:
     """Two pools to choose."""
 
-    prefill: Side
-    decode: Side
+    prefill: PairSide
+    decode: PairSide
     budgets: tuple[int, int] | int
     """GPUs of each pool's own hardware, or of one that they share."""
     domains: Domains | None
@@ -73,7 +73,7 @@ class PairSelection(Proof):
     cost: int
 
 
-class Variables:
+class PairVariables:
     """chosen[s][r] : row r of side s runs; units[s][r] : how many units of it; rate : requests served."""
 
     def __init__(self, model: cp_model.CpModel, pair: Pair) -> None:
@@ -98,7 +98,7 @@ class Variables:
         return sum(s.gpu_cost * self.total(i, s.size * s.instances) for i, s in enumerate(self.sides))
 
 
-def one_layout_each(_pair: Pair, v: Variables) -> Iterable[Named]:
+def one_layout_each(_pair: Pair, v: PairVariables) -> Iterable[Named]:
     """Exactly one row of each pool is chosen, and only its units run."""
     for side, rows in enumerate(v.chosen):
         yield f"one_layout[{side}]", sum(rows) == 1
@@ -108,7 +108,7 @@ def one_layout_each(_pair: Pair, v: Variables) -> Iterable[Named]:
             yield f"chosen_runs[{side},{r}]", units >= chosen
 
 
-def gpu_budget(pair: Pair, v: Variables) -> Iterable[Named]:
+def pair_gpu_budget(pair: Pair, v: PairVariables) -> Iterable[Named]:
     """Both pools fit the GPUs that they share, or each its own."""
     used = [v.total(i, s.size * s.instances) for i, s in enumerate(v.sides)]
     if isinstance(pair.budgets, int):
@@ -118,25 +118,25 @@ def gpu_budget(pair: Pair, v: Variables) -> Iterable[Named]:
         yield f"gpu_budget[{side}]", used[side] <= budget
 
 
-def rate_balance(_pair: Pair, v: Variables) -> Iterable[Named]:
+def rate_balance(_pair: Pair, v: PairVariables) -> Iterable[Named]:
     """The service takes no more requests than either pool."""
     for i, side in enumerate(v.sides):
         yield f"rate_balance[{i}]", v.rate <= v.total(i, side.rate)
 
 
-def kv_transfer(_pair: Pair, v: Variables) -> Iterable[Named]:
+def kv_transfer(_pair: Pair, v: PairVariables) -> Iterable[Named]:
     """Nor more than either pool's links hand over."""
     for i, side in enumerate(v.sides):
         yield f"kv_transfer[{i}]", v.rate <= v.total(i, side.transfer_rate)
 
 
-def required_rate(pair: Pair, v: Variables) -> Iterable[Named]:
+def required_rate(pair: Pair, v: PairVariables) -> Iterable[Named]:
     """What must be served is served; serving more counts for nothing."""
     if pair.required_rate:
         yield "required_rate", v.rate == pair.required_rate
 
 
-FAMILIES = (one_layout_each, gpu_budget, rate_balance, kv_transfer, required_rate)
+FAMILIES = (one_layout_each, pair_gpu_budget, rate_balance, kv_transfer, required_rate)
 Goal = Literal["ratio", "total"]
 
 
@@ -182,7 +182,7 @@ class PairSolver:
         from ortools.sat.python import cp_model
 
         model = cp_model.CpModel()
-        v = Variables(model, self.pair)
+        v = PairVariables(model, self.pair)
         for family in FAMILIES:
             for name, constraint in family(self.pair, v):
                 model.add(constraint).with_name(name)
@@ -217,7 +217,7 @@ class PairSolver:
             bound=proof.bound,
         )
 
-    def _add_cuts(self, model: cp_model.CpModel, v: Variables) -> None:
+    def _add_cuts(self, model: cp_model.CpModel, v: PairVariables) -> None:
         for prefill, decode in self.excluded:
             left = [c for c, layout in zip(v.chosen[0], self.pair.prefill.layout, strict=True) if layout == prefill]
             right = [c for c, layout in zip(v.chosen[1], self.pair.decode.layout, strict=True) if layout == decode]

@@ -96,10 +96,10 @@ def instance_of(table: LayoutTable, limits: Limits, objective: Objective) -> Ins
 
 Named = tuple[str, Any]
 """A constraint with its name."""
-Answer = tuple["cp_model.CpSolver", Proof]
+ModelAnswer = tuple["cp_model.CpSolver", Proof]
 
 
-def solved(model: cp_model.CpModel, seed: int, time_limit_s: float, *, presolve: bool = True) -> Answer | None:
+def solved(model: cp_model.CpModel, seed: int, time_limit_s: float, *, presolve: bool = True) -> ModelAnswer | None:
     """A solver that holds an answer and its proof, or None when CP-SAT proves that there is none.
 
     The same seed gives the same answer. Raises RuntimeError when the solver stops without either.

@@ -13,7 +13,7 @@ MLA_LATENT, MLA_ROPE = 512, 64
 MLA_QK, MLA_V = 192, 128
 
 
-def mla_decode(sequences: int, context_tokens: int, heads: int) -> list[Kernel]:
+def measured_mla_decode(sequences: int, context_tokens: int, heads: int) -> list[Kernel]:
     """Absorbed MLA decode: two batched GEMMs with a softmax between, and a Triton kernel that reads the cache once."""
     width = MLA_LATENT + MLA_ROPE
 
@@ -45,7 +45,7 @@ def attended(q: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
     return torch.bmm(torch.softmax(scores, dim=-1), cache[..., :MLA_LATENT])
 
 
-def gqa_decode(sequences: int, context_tokens: int, heads: int, kv_heads: int, head_dim: int) -> list[Kernel]:
+def measured_gqa_decode(sequences: int, context_tokens: int, heads: int, kv_heads: int, head_dim: int) -> list[Kernel]:
     """One query token per sequence over grouped KV heads."""
 
     def make() -> tuple[torch.Tensor, ...]:

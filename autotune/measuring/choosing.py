@@ -7,14 +7,14 @@ from pathlib import Path
 
 from autotune.documents.plan import Plan, SearchResult
 from autotune.errors import ProblemError
-from autotune.measuring.shapes import MACHINE, Shape
+from autotune.measuring.shapes import MACHINE, KernelShape
 from cost_models.catalog import load_model
 
 NEAR = 2.0
 """Factor around a plan's tokens, sequences and contexts within which shapes are its own."""
 
 
-def most_telling(path: Path, found: list[Shape]) -> list[Shape]:
+def most_telling(path: Path, found: list[KernelShape]) -> list[KernelShape]:
     """Shapes near the plan's, those of the family with most expected regret (then variance) first.
 
     Machine properties come first always. Raises ProblemError for a service plan or one without error bars.
@@ -31,7 +31,7 @@ def most_telling(path: Path, found: list[Shape]) -> list[Shape]:
     return sorted(near, key=lambda shape: (shape.operator not in MACHINE, *(-w for w in worth.get(_family(shape), (0.0, 0.0)))))
 
 
-def _family(shape: Shape) -> str:
+def _family(shape: KernelShape) -> str:
     """Calibration family of an operator."""
     if shape.operator.startswith(("allgather", "all_to_all")):
         return "dispatch"
@@ -49,7 +49,7 @@ def _sizes(plan: Plan) -> dict[str, float]:
     return sizes
 
 
-def _near(shape: Shape, sizes: dict[str, float]) -> bool:
+def _near(shape: KernelShape, sizes: dict[str, float]) -> bool:
     """Whether a shape is about what is run."""
     shared = [name for name in sizes if name in shape.columns]
     return all(abs(math.log(shape.columns[name] / max(sizes[name], 1))) <= math.log(NEAR) for name in shared)

@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-Inputs = tuple[Any, ...]
+KernelInputs = tuple[Any, ...]
 REPLAYS = 15
 TARGET_S = 0.02
 """GPU time of one replay, about."""
@@ -27,7 +27,7 @@ class Kernel:
 
     name: str
     """Library and function, for the table."""
-    make: Callable[[], Inputs]
+    make: Callable[[], KernelInputs]
     run: Callable[..., Any]
     reference: Callable[..., torch.Tensor] | None
     """What `run` should return, in float64; none where there is nothing to compare (copies, collectives)."""
@@ -59,7 +59,7 @@ def timed(kernel: Kernel) -> Timed:
     import torch
 
     first = kernel.make()
-    error = checked(kernel, first)
+    error = checked_against(kernel, first)
     sets = [first, *(kernel.make() for _ in range(_sets(first) - 1))]
     seconds = _replayed(kernel, sets) if kernel.graph else _events(kernel, sets)
     torch.cuda.synchronize()
@@ -67,7 +67,7 @@ def timed(kernel: Kernel) -> Timed:
     return Timed(float(median), float((high - low) / median), error)
 
 
-def checked(kernel: Kernel, inputs: Inputs) -> float:
+def checked_against(kernel: Kernel, inputs: KernelInputs) -> float:
     """Relative error of one run against the reference."""
     import torch
 
@@ -82,7 +82,7 @@ def checked(kernel: Kernel, inputs: Inputs) -> float:
     return error
 
 
-def _sets(inputs: Inputs) -> int:
+def _sets(inputs: KernelInputs) -> int:
     """Input sets that together are larger than the cache."""
     import torch
 
@@ -107,7 +107,7 @@ def random_bf16(*size: int) -> torch.Tensor:
     return torch.randn(*size, device="cuda", dtype=torch.bfloat16)
 
 
-def _calls(kernel: Kernel, sets: list[Inputs]) -> int:
+def _calls(kernel: Kernel, sets: list[KernelInputs]) -> int:
     """Calls of one replay, from a rough first timing."""
     import torch
 
@@ -124,7 +124,7 @@ def _calls(kernel: Kernel, sets: list[Inputs]) -> int:
     return int(np.clip(TARGET_S / max(rough_s, 1e-7), len(sets), MOST_CALLS))
 
 
-def _replayed(kernel: Kernel, sets: list[Inputs]) -> list[float]:
+def _replayed(kernel: Kernel, sets: list[KernelInputs]) -> list[float]:
     """Seconds per call of each replay of a graph of many calls."""
     import torch
 
@@ -144,7 +144,7 @@ def _replayed(kernel: Kernel, sets: list[Inputs]) -> list[float]:
     return _measured(graph.replay, calls)
 
 
-def _events(kernel: Kernel, sets: list[Inputs]) -> list[float]:
+def _events(kernel: Kernel, sets: list[KernelInputs]) -> list[float]:
     """Seconds per call where a graph cannot be captured."""
     calls = _calls(kernel, sets)
 

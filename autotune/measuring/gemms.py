@@ -64,7 +64,7 @@ def grouped_kernel(pairs: int, local_experts: int, hidden: int, intermediate: in
     )
 
 
-def experts(pairs: int, input_tokens: int, local_experts: int, hidden: int, intermediate: int, skew: float) -> Kernel:
+def measured_experts(pairs: int, input_tokens: int, local_experts: int, hidden: int, intermediate: int, skew: float) -> Kernel:
     """A rank's routed experts as an engine runs them: gather, gate-up, activation, down, weighted sum per token."""
     import torch
 

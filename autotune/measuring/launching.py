@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import ProblemError
-from autotune.measuring.shapes import LINKS, Shape
+from autotune.measuring.shapes import LINKS, KernelShape
 from autotune.measuring.table import MeasuredTable
 from autotune.versions import installed_version
 
@@ -22,17 +22,17 @@ LINK_TIMEOUT = datetime.timedelta(minutes=3)
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class MeasuringJob:
     """What every rank needs to know."""
 
-    shapes: list[Shape]
+    shapes: list[KernelShape]
     out: Path
     gpu: str
     budget_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RankOutcome:
     """What a run did."""
 
     rows: int
@@ -56,7 +56,7 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def run(job: Job, ranks: int) -> Outcome:
+def run(job: MeasuringJob, ranks: int) -> RankOutcome:
     """Collectives over `ranks` GPUs first, then everything else on the first GPU.
 
     Ranks are spawned, or are those of torchrun, of which only rank 0 goes on. A rank that dies ends the collectives only; the
@@ -74,7 +74,7 @@ def run(job: Job, ranks: int) -> Outcome:
     return outcome
 
 
-def _spawned(job: Job, ranks: int) -> str | None:
+def _spawned(job: MeasuringJob, ranks: int) -> str | None:
     """Why the collectives stopped, if they did."""
     import torch.multiprocessing as processes
 
@@ -87,7 +87,7 @@ def _spawned(job: Job, ranks: int) -> str | None:
     return None
 
 
-def _rank(rank: int, ranks: int, job: Job) -> None:
+def _rank(rank: int, ranks: int, job: MeasuringJob) -> None:
     """One spawned rank of the collectives."""
     import torch
     import torch.distributed as dist
@@ -100,7 +100,7 @@ def _rank(rank: int, ranks: int, job: Job) -> None:
     dist.destroy_process_group()
 
 
-def _torchrun(job: Job) -> Outcome:
+def _torchrun(job: MeasuringJob) -> RankOutcome:
     """This process as one rank; rank 0 measures the rest afterwards."""
     import torch
     import torch.distributed as dist
@@ -113,20 +113,20 @@ def _torchrun(job: Job) -> Outcome:
     before = len(_table(job).rows) if rank == 0 else 0
     measure_links(job.shapes, _table(job) if rank == 0 else None, job.budget_s, _announce)
     dist.destroy_process_group()
-    return _alone(job, before) if rank == 0 else Outcome(0, 0, 0)
+    return _alone(job, before) if rank == 0 else RankOutcome(0, 0, 0)
 
 
-def _alone(job: Job, before: int) -> Outcome:
+def _alone(job: MeasuringJob, before: int) -> RankOutcome:
     """Everything that one GPU can measure."""
     from autotune.measuring.running import measure_here
 
     table = _table(job)
     left = measure_here(job.shapes, table, job.budget_s, _announce)
     table.write()
-    return Outcome(len(table.rows) - before, len(table.failed), left)
+    return RankOutcome(len(table.rows) - before, len(table.failed), left)
 
 
-def _table(job: Job) -> MeasuredTable:
+def _table(job: MeasuringJob) -> MeasuredTable:
     return MeasuredTable.opened(job.out, job.gpu, provenance())
 
 
@@ -162,7 +162,7 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _announce(shape: Shape) -> None:
+def _announce(shape: KernelShape) -> None:
     """What is being timed, where someone watches."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{shape.label()}", end="", file=sys.stderr)  # noqa: T201

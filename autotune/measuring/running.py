@@ -9,11 +9,11 @@ from typing import Any
 from autotune.measuring import attention, gemms, machine
 from autotune.measuring.clock import Kernel, Timed, WrongResult, timed
 from autotune.measuring.links import check_links, collective
-from autotune.measuring.shapes import LINKS, Shape
+from autotune.measuring.shapes import LINKS, KernelShape
 from autotune.measuring.table import MeasuredTable
 
 
-def kernels_of(shape: Shape) -> list[Kernel]:
+def kernels_of(shape: KernelShape) -> list[Kernel]:
     """Kernels to time for a shape of one GPU; the fastest counts."""
     c: dict[str, Any] = {name: int(value) if float(value).is_integer() else value for name, value in shape.columns.items()}
     builders: dict[str, Callable[[], list[Kernel]]] = {
@@ -22,10 +22,10 @@ def kernels_of(shape: Shape) -> list[Kernel]:
             gemms.grouped_kernel(c["pairs"], c["local_experts"], c["hidden"], c["intermediate"], c["skew"])
         ],
         "grouped_gemm": lambda: [
-            gemms.experts(c["pairs"], c["input_tokens"], c["local_experts"], c["hidden"], c["intermediate"], c["skew"])
+            gemms.measured_experts(c["pairs"], c["input_tokens"], c["local_experts"], c["hidden"], c["intermediate"], c["skew"])
         ],
-        "mla_decode": lambda: attention.mla_decode(c["sequences"], c["context_tokens"], c["heads"]),
-        "gqa_decode": lambda: attention.gqa_decode(**c),
+        "mla_decode": lambda: attention.measured_mla_decode(c["sequences"], c["context_tokens"], c["heads"]),
+        "gqa_decode": lambda: attention.measured_gqa_decode(**c),
         "mla_prefill": lambda: attention.prefill(c["sequences"], c["new_tokens"], c["heads"], attention.MLA_QK, attention.MLA_V),
         "gqa_prefill": lambda: attention.prefill(c["sequences"], c["new_tokens"], c["heads"], c["head_dim"], c["head_dim"]),
         "hbm_copy": lambda: [machine.hbm_copy(c["message_bytes"])],
@@ -35,7 +35,7 @@ def kernels_of(shape: Shape) -> list[Kernel]:
     return builders[shape.operator]()
 
 
-def measure_here(found: list[Shape], table: MeasuredTable, budget_s: float, on_shape: Callable[[Shape], None]) -> int:
+def measure_here(found: list[KernelShape], table: MeasuredTable, budget_s: float, on_shape: Callable[[KernelShape], None]) -> int:
     """Time the shapes of one GPU that the table lacks; returns how many the budget left out.
 
     A shape that fails (memory, a dtype the GPU lacks, a wrong result) is recorded with its reason, and the rest goes on.
@@ -53,7 +53,9 @@ def measure_here(found: list[Shape], table: MeasuredTable, budget_s: float, on_s
     return 0
 
 
-def measure_links(found: list[Shape], table: MeasuredTable | None, budget_s: float, on_shape: Callable[[Shape], None]) -> int:
+def measure_links(
+    found: list[KernelShape], table: MeasuredTable | None, budget_s: float, on_shape: Callable[[KernelShape], None]
+) -> int:
     """Time collectives; every rank of the default group runs it, rank 0 has the table. Returns how many were left out."""
     import torch
     import torch.distributed as dist
@@ -84,14 +86,14 @@ def measure_links(found: list[Shape], table: MeasuredTable | None, budget_s: flo
     return left
 
 
-def _by_ranks(found: list[Shape], world: int) -> Iterator[tuple[int, list[Shape]]]:
+def _by_ranks(found: list[KernelShape], world: int) -> Iterator[tuple[int, list[KernelShape]]]:
     """Shapes by group size, those that fit in the world."""
     for ranks in sorted({int(shape.columns["ranks"]) for shape in found}):
         if ranks <= world:
             yield ranks, [shape for shape in found if shape.columns["ranks"] == ranks]
 
 
-def _silently(shape: Shape, group: Any) -> None:
+def _silently(shape: KernelShape, group: Any) -> None:
     """The part of a rank that keeps no table; rank 0 reports what fails."""
     try:
         timed(collective(shape.operator, shape.columns, group))
@@ -99,7 +101,7 @@ def _silently(shape: Shape, group: Any) -> None:
         return
 
 
-def _record(shape: Shape, table: MeasuredTable, build: Callable[[Shape], list[Kernel]]) -> None:
+def _record(shape: KernelShape, table: MeasuredTable, build: Callable[[KernelShape], list[Kernel]]) -> None:
     """The fastest kernel of a shape into the table, or why there is none."""
     import torch
 

@@ -37,7 +37,7 @@ FIRST = (*MACHINE, *LINKS)
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class KernelShape:
     """One thing to time."""
 
     operator: str
@@ -55,7 +55,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class ShapeGrid:
     """What to cover."""
 
     tensor_parallel: tuple[int, ...] = (1, 4, 8)
@@ -64,14 +64,14 @@ class Grid:
     dtypes: tuple[str, ...] = GEMM_DTYPES
 
 
-def shapes(model: ModelSpec, ranks: int, grid: Grid) -> list[Shape]:
+def kernel_shapes(model: ModelSpec, ranks: int, grid: ShapeGrid) -> list[KernelShape]:
     """Everything to time for a model on `ranks` GPUs of a node; quick and widely needed ones first."""
     found = [*_machine(), *_links(model, ranks), *_dense(model, grid), *_experts(model, grid), *_attention(model, grid)]
     unique = list({shape.key: shape for shape in found}.values())
     return sorted(unique, key=lambda shape: FIRST.index(shape.operator) if shape.operator in FIRST else len(FIRST))
 
 
-def only(found: list[Shape], operators: Iterable[str]) -> list[Shape]:
+def only_shapes(found: list[KernelShape], operators: Iterable[str]) -> list[KernelShape]:
     """The named operators; raises ProblemError for names that nothing is timed under."""
     known = {shape.operator for shape in found}
     wanted = list(operators)
@@ -80,22 +80,22 @@ def only(found: list[Shape], operators: Iterable[str]) -> list[Shape]:
     return [shape for shape in found if shape.operator in wanted]
 
 
-def _machine() -> list[Shape]:
+def _machine() -> list[KernelShape]:
     """What belongs to no model."""
-    copies = [Shape("hbm_copy", "bf16", {"message_bytes": size}) for size in COPY_BYTES]
+    copies = [KernelShape("hbm_copy", "bf16", {"message_bytes": size}) for size in COPY_BYTES]
     hosts = [
-        Shape("host_copy", direction, {"message_bytes": 2**28, "at_once": count})
+        KernelShape("host_copy", direction, {"message_bytes": 2**28, "at_once": count})
         for direction, count in itertools.product(("to_device", "to_host"), HOST_COPIES)
     ]
-    launches = [Shape("launch", how, {"kernels": 200}) for how in ("graph", "eager")]
+    launches = [KernelShape("launch", how, {"kernels": 200}) for how in ("graph", "eager")]
     return [*copies, *hosts, *launches]
 
 
-def _links(model: ModelSpec, ranks: int) -> list[Shape]:
+def _links(model: ModelSpec, ranks: int) -> list[KernelShape]:
     """Collectives over 2, 4, 8, ... of the GPUs."""
     groups = [count for count in (2, 4, 8, 16) if count <= ranks]
     found = [
-        Shape("all_reduce", "bf16", {"message_bytes": size, "ranks": count})
+        KernelShape("all_reduce", "bf16", {"message_bytes": size, "ranks": count})
         for count, size in itertools.product(groups, MESSAGE_BYTES)
     ]
     if model.moe is None:
@@ -103,11 +103,11 @@ def _links(model: ModelSpec, ranks: int) -> list[Shape]:
     for count, tokens in itertools.product(groups, LINK_TOKENS):
         moved = {"tokens": tokens, "ranks": count, "experts": model.moe.experts, "top_k": model.moe.top_k}
         moved["token_bytes"] = 2 * model.hidden
-        found += [Shape(operator, "bf16", dict(moved)) for operator in LINKS[1:]]
+        found += [KernelShape(operator, "bf16", dict(moved)) for operator in LINKS[1:]]
     return found
 
 
-def _dense(model: ModelSpec, grid: Grid) -> list[Shape]:
+def _dense(model: ModelSpec, grid: ShapeGrid) -> list[KernelShape]:
     """Every matrix outside the routed experts, cut as tensor parallelism cuts it."""
     matrices = [m for m in model.matrices() if m.family not in ("experts", "embedding")]
     sizes = set()
@@ -116,13 +116,13 @@ def _dense(model: ModelSpec, grid: Grid) -> list[Shape]:
         k = matrix.k // shards if matrix.sharding == "row" else matrix.k
         sizes.add((n, k))
     return [
-        Shape("dense_gemm_kernel", dtype, {"m": m, "n": n, "k": k})
+        KernelShape("dense_gemm_kernel", dtype, {"m": m, "n": n, "k": k})
         for dtype, (n, k), m in itertools.product(grid.dtypes, sorted(sizes), grid.tokens)
         if dtype == "bf16" or (n % 16 == 0 and k % 16 == 0)
     ]
 
 
-def _experts(model: ModelSpec, grid: Grid) -> list[Shape]:
+def _experts(model: ModelSpec, grid: ShapeGrid) -> list[KernelShape]:
     """The experts of one rank at several EP sizes, evenly and unevenly loaded."""
     moe = model.moe
     if moe is None:
@@ -136,12 +136,12 @@ def _experts(model: ModelSpec, grid: Grid) -> list[Shape]:
         shape |= {"hidden": model.hidden, "intermediate": moe.intermediate}
         # a token of a DP group of `ep` ranks with as many picks: how many of them enter this rank
         tokens = max(round(local * per_expert * ep / moe.top_k * (1 - (1 - 1 / ep) ** moe.top_k)), 1)
-        found.append(Shape("grouped_gemm", "bf16", {**shape, "input_tokens": tokens, "skew": skew}))
-        found += [Shape("grouped_gemm_kernel", dtype, {**shape, "skew": skew}) for dtype in grid.dtypes if dtype != "bf16"]
+        found.append(KernelShape("grouped_gemm", "bf16", {**shape, "input_tokens": tokens, "skew": skew}))
+        found += [KernelShape("grouped_gemm_kernel", dtype, {**shape, "skew": skew}) for dtype in grid.dtypes if dtype != "bf16"]
     return found
 
 
-def _attention(model: ModelSpec, grid: Grid) -> list[Shape]:
+def _attention(model: ModelSpec, grid: ShapeGrid) -> list[KernelShape]:
     found = []
     recipe = load_recipe("bf16")
     for kind, tp in itertools.product(model.attentions, grid.tensor_parallel):
@@ -151,8 +151,8 @@ def _attention(model: ModelSpec, grid: Grid) -> list[Shape]:
         for sequences, context in itertools.product(SEQUENCES, CONTEXTS):
             if sequences * context <= MOST_KV_TOKENS:
                 columns = {"sequences": sequences, "context_tokens": context, **kind.timing_columns("decode", tp)}
-                found.append(Shape(decode, "bf16", columns))
+                found.append(KernelShape(decode, "bf16", columns))
         for sequences, new in PROMPTS:
             columns = {"sequences": sequences, "new_tokens": new, "prefix_tokens": 0, **kind.timing_columns("prefill", tp)}
-            found.append(Shape(prefill, "bf16", columns))
+            found.append(KernelShape(prefill, "bf16", columns))
     return list({shape.key: shape for shape in found}.values())

@@ -11,7 +11,7 @@ from typing import Any
 
 from autotune.errors import ProblemError
 from autotune.files import write_whole
-from autotune.measuring.shapes import Shape
+from autotune.measuring.shapes import KernelShape
 
 FORMAT = "autotune-measured/1"
 FIXED = ("operator", "dtype", "gpu", "latency_s", "kernel", "spread", "error")
@@ -44,11 +44,11 @@ class MeasuredTable:
     def notes_path(self) -> Path:
         return self.path.with_suffix(".json")
 
-    def has(self, shape: Shape) -> bool:
+    def has(self, shape: KernelShape) -> bool:
         """Whether the shape was timed, or failed, already."""
         return shape.key in self._known
 
-    def add(self, shape: Shape, latency_s: float, **notes: Any) -> None:
+    def add(self, shape: KernelShape, latency_s: float, **notes: Any) -> None:
         """One timed shape."""
         self.rows.append(
             {"operator": shape.operator, "dtype": shape.dtype, "gpu": self.gpu, "latency_s": latency_s, **notes, **shape.columns}
@@ -56,7 +56,7 @@ class MeasuredTable:
         self._known.add(shape.key)
         self.write()
 
-    def fail(self, shape: Shape, reason: str) -> None:
+    def fail(self, shape: KernelShape, reason: str) -> None:
         """One shape that could not be timed."""
         self.failed.append({"shape": shape.label(), "reason": reason})
         self.write()
@@ -112,9 +112,9 @@ def _row(row: dict[str, Any], path: Path, line: int) -> dict[str, Any]:
         raise ProblemError(f"{path} line {line} is not whole ({error}); repair or remove the line") from error
 
 
-def _shape_of(row: dict[str, Any]) -> Shape:
+def _shape_of(row: dict[str, Any]) -> KernelShape:
     columns = {k: v for k, v in row.items() if k not in FIXED and k not in MEASURED_NOT_ASKED}
-    return Shape(row["operator"], row["dtype"], columns)
+    return KernelShape(row["operator"], row["dtype"], columns)
 
 
 def _cell(value: Any) -> Any:

@@ -20,7 +20,7 @@ WORTH = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Move:
     """One change of a layer's placement."""
 
     placed: Ints
@@ -37,7 +37,7 @@ def replace_some(loads: Loads, current: Ints, max_moves: int) -> tuple[Ints, int
     """
     placed = current.copy()
     shares = [normalised(loads.layer(i)) for i in range(len(placed))]
-    queue: list[tuple[float, int, Step]] = []
+    queue: list[tuple[float, int, Move]] = []
 
     def offer(layer: int) -> None:
         step = best_step(shares[layer], placed[layer])
@@ -57,13 +57,13 @@ def replace_some(loads: Loads, current: Ints, max_moves: int) -> tuple[Ints, int
     return placed, used
 
 
-def best_step(share: Floats, placed: Ints) -> Step | None:
+def best_step(share: Floats, placed: Ints) -> Move | None:
     """The step of a layer with most gain per move; None when none is worth it. share : (scenarios, experts)."""
     steps = [step for step in (_swap(share, placed), _overwrite(share, placed)) if step is not None]
     return max(steps, key=lambda step: step.gain / step.moves, default=None)
 
 
-def _swap(loads: Floats, placed: Ints) -> Step | None:
+def _swap(loads: Floats, placed: Ints) -> Move | None:
     """The swap with the busiest GPU that relieves most."""
     share = loads / counts_of(placed, loads.shape[1])
     carried = gpu_loads(loads, placed)
@@ -75,7 +75,7 @@ def _swap(loads: Floats, placed: Ints) -> Step | None:
     return _worth(loads, placed, changed, 2)
 
 
-def _overwrite(loads: Floats, placed: Ints) -> Step | None:
+def _overwrite(loads: Floats, placed: Ints) -> Move | None:
     """One more replica of the busiest GPU's heaviest expert, in the place of a replica that is not its expert's last."""
     counts = counts_of(placed, loads.shape[1])
     carried = gpu_loads(loads, placed)
@@ -83,7 +83,7 @@ def _overwrite(loads: Floats, placed: Ints) -> Step | None:
     heaviest = int(busiest[np.argmax((loads.max(axis=0) / counts)[busiest])])
     lacking = ~(placed == heaviest).any(axis=1)
     spare = np.argwhere((counts[placed] > 1) & lacking[:, None])
-    best: Step | None = None
+    best: Move | None = None
     for gpu, slot in spare.tolist():
         changed = placed.copy()
         changed[gpu, slot] = heaviest
@@ -93,6 +93,6 @@ def _overwrite(loads: Floats, placed: Ints) -> Step | None:
     return best
 
 
-def _worth(loads: Floats, placed: Ints, changed: Ints, moves: int) -> Step | None:
+def _worth(loads: Floats, placed: Ints, changed: Ints, moves: int) -> Move | None:
     gain = worst_gpu(loads, placed) - worst_gpu(loads, changed)
-    return Step(changed, moves, gain) if gain > WORTH * moves else None
+    return Move(changed, moves, gain) if gain > WORTH * moves else None

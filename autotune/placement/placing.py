@@ -91,7 +91,7 @@ def place(
     slots = model.moe.experts + redundant_experts
     _check(model, gpus, slots, redundant_experts)
     placed = place_layers(np.stack([loads.layer(i) for i in range(loads.counts.shape[1])]), slots, gpus)
-    return described(loads, model, refined(loads, placed, refine_s), gpus_per_node)
+    return described_placement(loads, model, refined(loads, placed, refine_s), gpus_per_node)
 
 
 def place_gathered(
@@ -105,7 +105,7 @@ def place_gathered(
     slots = model.moe.experts + redundant_experts
     _check(model, gpus, slots, redundant_experts)
     placed = place_by_node(loads, choices, slots, gpus, gpus_per_node, refine_s)
-    return described(loads, model, placed, gpus_per_node, choices=choices)
+    return described_placement(loads, model, placed, gpus_per_node, choices=choices)
 
 
 def place_again(
@@ -116,7 +116,7 @@ def place_again(
     placed, _ = replace_some(loads, found, max_moves)
     placed = refined(loads, placed, refine_s, Moves(found, max_moves))
     moves = sum(moves_between(old, new) for old, new in zip(found, placed, strict=True))
-    return described(loads, model, placed, gpus_per_node, moves)
+    return described_placement(loads, model, placed, gpus_per_node, moves)
 
 
 def held_experts(current: Placement, model: ModelSpec, layers: int) -> Ints:
@@ -174,7 +174,7 @@ def refined(loads: Loads, placed: Ints, seconds: float, moves: Moves | None = No
     return placed
 
 
-def described(
+def described_placement(
     loads: Loads, model: ModelSpec, placed: Ints, gpus_per_node: int, moves: int | None = None, choices: Choices | None = None
 ) -> Placement:
     """A placement with its balance beside EPLB's and the bound."""
@@ -224,7 +224,7 @@ class RedundancyChoice(Spec):
 MOST_EXTRA_SLOTS = 4
 
 
-def sweep(loads: Loads, model: ModelSpec, gpus: int) -> list[RedundancyChoice]:
+def sweep_redundancy(loads: Loads, model: ModelSpec, gpus: int) -> list[RedundancyChoice]:
     """The fewest slots per GPU, and up to MOST_EXTRA_SLOTS more: what another replica of everything would buy."""
     assert model.moe is not None
     fewest = -model.moe.experts % gpus

@@ -60,7 +60,7 @@ def synthetic_choices(model: ModelSpec, tokens: int, communities: int, together:
     return Choices(np.stack(layers))
 
 
-def described(loads: Loads) -> tuple[float, float]:
+def described_drift(loads: Loads) -> tuple[float, float]:
     """(spread, apart) of recorded loads, medians over layers; the inverse of `synthetic_loads`."""
     logs = np.log(loads.counts + 1)
     spread = float(np.median(logs.std(axis=2)))

@@ -37,15 +37,15 @@ MARK = object()
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedGlobal:
     """A global of the few that plain tensors need."""
 
     module: str
     name: str
 
 
-REBUILD = Named("torch._utils", "_rebuild_tensor_v2")
-ORDERED = Named("collections", "OrderedDict")
+REBUILD = NamedGlobal("torch._utils", "_rebuild_tensor_v2")
+ORDERED = NamedGlobal("collections", "OrderedDict")
 
 
 def read_torch_file(path: Path) -> Any:
@@ -128,14 +128,14 @@ class _Machine:
         self._name(module, name)
 
     def _name(self, module: Any, name: Any) -> None:
-        known = Named(module, name)
+        known = NamedGlobal(module, name)
         if known not in (REBUILD, ORDERED) and not (module == "torch" and name in STORAGES):
             raise self._refused(f"holds {f'{module}.{name}'[:SHOWN]}, which is not a plain tensor; nothing was run")
         self.stack.append(known)
 
     def _binpersid(self, _: None) -> None:
         match self._pop():
-            case ("storage", Named("torch", kind), str(key), _, int(count)) if kind in STORAGES:
+            case ("storage", NamedGlobal("torch", kind), str(key), _, int(count)) if kind in STORAGES:
                 self.stack.append(self._storage(kind, key, count))
             case _:
                 raise self._refused("refers to a storage in a way that torch.save does not")

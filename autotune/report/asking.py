@@ -18,7 +18,7 @@ SIZE = re.compile(r"(tp|dp|ep|pp)(\d+)", re.IGNORECASE)
 DIFFERENCES_SHOWN = 3
 
 
-class Answer(Spec):
+class Explanation(Spec):
     """What the search found for a layout, beside its best plan."""
 
     asked: str
@@ -37,7 +37,7 @@ class Answer(Spec):
     text: str
 
 
-def explain_layout(page: RunPage, asked: str) -> Answer:
+def explain_layout(page: RunPage, asked: str) -> Explanation:
     """Answer `--why ep72` from the candidates of a run.
 
     Raises ProblemError where the question names no layout, none fits, or the run kept no candidates.
@@ -62,7 +62,7 @@ def _fits(layout: str, wanted: dict[str, int]) -> bool:
     return all(sizes.get(name, 1) == size for name, size in wanted.items())
 
 
-def _answer(candidates: Candidates, mine: np.ndarray, asked: str) -> Answer:
+def _answer(candidates: Candidates, mine: np.ndarray, asked: str) -> Explanation:
     rate = np.array(candidates.tokens_per_s_per_gpu)
     ok = np.array([not text for text in candidates.violates], dtype=bool)
     chosen = int(np.flatnonzero(ok)[np.argmax(rate[ok])])
@@ -72,7 +72,7 @@ def _answer(candidates: Candidates, mine: np.ndarray, asked: str) -> Answer:
     mine_s, best_s = gpu_time_per_token_s(candidates, i), gpu_time_per_token_s(candidates, chosen)
     groups = {name: mine_s.get(name, 0.0) - best_s.get(name, 0.0) for name in dict.fromkeys((*mine_s, *best_s))}
     breaks = tuple(WORDS.get(word, word) for word in candidates.violates[i].split())
-    return Answer(
+    return Explanation(
         asked=asked,
         layout=candidates.layouts[candidates.layout[i]],
         feasible=not breaks,

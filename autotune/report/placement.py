@@ -8,7 +8,7 @@ from rich.text import Text
 
 from autotune.placement.loads import Loads
 from autotune.placement.placing import Balance, NodesPerToken, Placement, RedundancyChoice
-from autotune.placement.synthetic import described
+from autotune.placement.synthetic import described_drift
 from autotune.report.tables import new_table, paragraph
 
 LAYERS_SHOWN = 5
@@ -26,7 +26,7 @@ def placement_report(placement: Placement, loads: Loads) -> RenderableType:
         head.append(f"; {placement.moves} of {placement.slots * len(placement.experts):,} replicas move")
     skew = ", ".join(f"{name} {values.mean():.2f}" for name, values in zip(loads.names, loads.skew, strict=True))
     moved = f"; workloads differ in {loads.drift:.0%} of their tokens" if len(loads.names) > 1 else ""
-    spread, apart = described(loads)
+    spread, apart = described_drift(loads)
     return Group(
         head,
         Text(f"busiest expert / mean: {skew}{moved}"),

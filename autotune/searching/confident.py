@@ -14,7 +14,7 @@ import numpy as np
 from autotune.documents.problem import Problem
 from autotune.errors import NoFeasiblePlan
 
-Found = TypeVar("Found")
+FoundPlan = TypeVar("FoundPlan")
 ROUNDS = 8
 SLACK = 1e-6
 LIMITS = ("tpot_limit_s", "ttft_limit_s", "ttft_p50_limit_s", "ttft_p95_limit_s", "ttft_p99_limit_s")
@@ -38,8 +38,8 @@ def tightened(problem: Problem, time_factor: float, rate_factor: float, ttft_fac
 
 
 def search_until_sure(
-    problem: Problem, search: Callable[[Problem], Found], needed: Callable[[Found], tuple[float, float, float]]
-) -> tuple[Found, tuple[float, float, float]]:
+    problem: Problem, search: Callable[[Problem], FoundPlan], needed: Callable[[FoundPlan], tuple[float, float, float]]
+) -> tuple[FoundPlan, tuple[float, float, float]]:
     """What a search finds whose limits hold with the problem's confidence, and the factors that it took.
 
     needed : time, rate and TTFT factors that the found plans' error bars ask for. Raises NoFeasiblePlan where the tightened
@@ -63,7 +63,7 @@ def search_until_sure(
     return found, factors
 
 
-def note(problem: Problem, factors: tuple[float, float, float]) -> str:
+def confidence_note(problem: Problem, factors: tuple[float, float, float]) -> str:
     """What the limits became."""
     return (
         f"every limit holds with {problem.confidence:.0%} by the error bars: searched with times {factors[0]:.2f} times below "

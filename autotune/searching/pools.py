@@ -33,7 +33,7 @@ from autotune.predicting.step import predict
 from autotune.predicting.uncertainty import compare, measurement_values, step_factors
 from autotune.progress import Progress
 from autotune.resolving import ResolvedProblem, resolve_problem
-from autotune.searching.confident import note, quantile, search_until_sure
+from autotune.searching.confident import confidence_note, quantile, search_until_sure
 from autotune.searching.realising import deployment_of
 from cost_models.arrays import Ints
 from cost_models.rows import Rows
@@ -89,7 +89,7 @@ def _sure(problem: Problem, confidence: float, progress: Progress) -> SearchRun:
     plans, limit_s = run.result.plans, resolve_problem(problem).latency_limit_s
     odds = compare([plan.prediction for plan in plans], limit_s, problem.objective)
     told = tuple(plan.model_copy(update={"odds": found}) for plan, found in zip(plans, odds, strict=True))
-    notes = (*run.result.notes, note(problem, factors))
+    notes = (*run.result.notes, confidence_note(problem, factors))
     return dataclasses.replace(run, result=run.result.model_copy(update={"plans": told, "notes": notes}))
 
 

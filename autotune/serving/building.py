@@ -13,7 +13,7 @@ from autotune.predicting.step import memory_limit_bytes, resolve_pool
 from autotune.serving.model import decode_times, prompt_times, tokens_per_step
 from autotune.serving.policies import Policy, policy_of
 from autotune.serving.requests import Requests
-from autotune.serving.service import UNLIMITED, Frontend, Handover, PoolModel, ServiceModel
+from autotune.serving.service import UNLIMITED_SLOTS, Frontend, Handover, PoolModel, ServiceModel
 from autotune.serving.traffic import as_decoded, as_prefilled
 from cost_models.host import HostCoefficients
 from cost_models.kv_transfer import HandoverCoefficients, handover_bytes_s, link_bytes_per_s
@@ -29,7 +29,7 @@ UNEVEN = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class PricedPool:
     """One pool with its documents loaded."""
 
     machine: Machine
@@ -72,11 +72,11 @@ class Built:
     """Sequences that all pools, or one aggregated engine, decode at once: batch limits, and caches of mean length."""
 
 
-def build(deployment: Deployment, requests: Requests) -> Built:
+def build_service(deployment: Deployment, requests: Requests) -> Built:
     """Price the pools; raises AutotuneError for unknown names and contradictions, ProblemError for too little memory."""
     engine = load_engine(deployment.engine.name)
     policy = policy_of(engine.name, resolve_version(engine, deployment.engine.version))
-    sides = {name: Side(resolve_pool(deployment, pool), pool, policy) for name, pool in deployment.pools.items()}
+    sides = {name: PricedPool(resolve_pool(deployment, pool), pool, policy) for name, pool in deployment.pools.items()}
     apart = "serve" not in sides
     decode, prefill = (sides["decode"], sides["prefill"]) if apart else (sides["serve"], sides["serve"])
     workload, prompts = as_decoded(deployment.workload, requests), as_prefilled(deployment.workload, requests)
@@ -108,7 +108,7 @@ def build(deployment: Deployment, requests: Requests) -> Built:
 
 
 def _decode_pool(
-    side: Side, workload: Workload, prompts: Workload, kv_tokens: float, most: int, workers: int, longest: float
+    side: PricedPool, workload: Workload, prompts: Workload, kv_tokens: float, most: int, workers: int, longest: float
 ) -> PoolModel:
     """The pool that decodes; an aggregated engine's steps hold prompts as well."""
     pool, policy = side.pool, side.policy
@@ -122,7 +122,7 @@ def _decode_pool(
         prompt_s=prompt_times(side.machine, side.prefill_rows, prompts, policy, top, c.prefill_switch_s, cores),
         workers=workers,
         ranks=pool.dp,
-        slots=pool.batch_per_dp_rank or UNLIMITED,
+        slots=pool.batch_per_dp_rank or UNLIMITED_SLOTS,
         budget_tokens=float(side.budget_tokens),
         kv_tokens=kv_tokens,
         tokens_per_step=tokens_per_step(side.machine, side.rows, workload) if pool.draft_tokens else 1.0,
@@ -131,7 +131,7 @@ def _decode_pool(
     )
 
 
-def _prefill_pool(side: Side, prompts: Workload, longest: float) -> PoolModel:
+def _prefill_pool(side: PricedPool, prompts: Workload, longest: float) -> PoolModel:
     """A pool that only prefills."""
     c = side.machine.coefficients("serving", "default", ServiceCoefficients)
     top = max(side.budget_tokens, longest)
@@ -144,9 +144,9 @@ def _prefill_pool(side: Side, prompts: Workload, longest: float) -> PoolModel:
     )
 
 
-def _most_per_rank(side: Side, kv_tokens: float, workload: Workload, in_flight: int, workers: int) -> int:
+def _most_per_rank(side: PricedPool, kv_tokens: float, workload: Workload, in_flight: int, workers: int) -> int:
     """Sequences of a rank up to which decode steps are tabulated."""
-    limit = side.pool.batch_per_dp_rank or UNLIMITED
+    limit = side.pool.batch_per_dp_rank or UNLIMITED_SLOTS
     most = min(limit, max(int(2 * kv_tokens / max(workload.context_tokens, 1.0)), 1))
     if in_flight:
         even = -(-in_flight // (side.pool.dp * workers))
@@ -154,7 +154,7 @@ def _most_per_rank(side: Side, kv_tokens: float, workload: Workload, in_flight: 
     return max(int(most), 1)
 
 
-def _kv_tokens(side: Side, prefill: Memory | None, workload: Workload) -> float:
+def _kv_tokens(side: PricedPool, prefill: Memory | None, workload: Workload) -> float:
     """Tokens that the KV cache of one rank holds, at the bytes per token of a sequence of mean context.
 
     An aggregated engine needs the larger of what its decode and its prefill steps need beside the KV cache.
@@ -174,18 +174,18 @@ def _kv_tokens(side: Side, prefill: Memory | None, workload: Workload) -> float:
     return room / float(memory.sequence.mean[0]) * workload.context_tokens
 
 
-def _binding(side: Side, kv_tokens: float, requests: Requests) -> float:
+def _binding(side: PricedPool, kv_tokens: float, requests: Requests) -> float:
     """The same, or no limit where all requests that one rank can be sent at once fit."""
-    most = min(side.pool.batch_per_dp_rank or UNLIMITED, requests.in_flight or UNLIMITED)
+    most = min(side.pool.batch_per_dp_rank or UNLIMITED_SLOTS, requests.in_flight or UNLIMITED_SLOTS)
     longest = float((requests.isl_tokens + requests.osl_tokens).max())
     return float("inf") if most * longest <= kv_tokens else kv_tokens
 
 
-def _prefill_memory(side: Side, prompts: Workload) -> Memory:
+def _prefill_memory(side: PricedPool, prompts: Workload) -> Memory:
     return prefill_memory(side.machine, side.prefill_rows, prompts)
 
 
-def _check_prefill_fits(side: Side, prompts: Workload) -> None:
+def _check_prefill_fits(side: PricedPool, prompts: Workload) -> None:
     needed = float(_prefill_memory(side, prompts).total_bytes[0])
     if needed > side.limit_bytes:
         raise ProblemError(
@@ -194,7 +194,7 @@ def _check_prefill_fits(side: Side, prompts: Workload) -> None:
         )
 
 
-def _frontend(side: Side) -> Frontend:
+def _frontend(side: PricedPool) -> Frontend:
     c = side.machine.coefficients("serving", "default", ServiceCoefficients)
     host = side.machine.coefficients("host", "default", HostCoefficients)
     return Frontend(
@@ -205,7 +205,7 @@ def _frontend(side: Side) -> Frontend:
     )
 
 
-def _handover(decode: Side, prefill: Side, prompts: Workload, gpus: int) -> Handover:
+def _handover(decode: PricedPool, prefill: PricedPool, prompts: Workload, gpus: int) -> Handover:
     """Both ends' links. Every GPU of a decode rank takes its shard, or a copy where the cache is not sharded; the GPUs of a
     prefill rank share the sending."""
     c = decode.machine.coefficients("kv_transfer", "default", HandoverCoefficients)

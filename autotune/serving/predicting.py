@@ -8,7 +8,7 @@ import numpy as np
 
 from autotune.documents.deployment import Deployment, Load
 from autotune.documents.prediction import Percentiles, ServicePrediction
-from autotune.serving.building import Built, build
+from autotune.serving.building import Built, build_service
 from autotune.serving.errors import service_errors
 from autotune.serving.replay import Replay, replay, replay_closed
 from autotune.serving.requests import Requests
@@ -48,7 +48,7 @@ def service_of(deployment: Deployment) -> Service:
     """Price a deployment's pools for its load's lengths; raises as `predict_service` does."""
     assert deployment.load is not None
     instances = deployment.pools["serve"].instances if "serve" in deployment.pools else 1
-    return Service(deployment, build(deployment, requests_of(deployment.workload, deployment.load, instances)))
+    return Service(deployment, build_service(deployment, requests_of(deployment.workload, deployment.load, instances)))
 
 
 def predict_service(deployment: Deployment) -> ServicePrediction:

@@ -17,7 +17,7 @@ import numpy as np
 from autotune.serving.policies import Dealing
 from autotune.serving.requests import Requests
 from autotune.serving.service import PoolModel, ServiceModel
-from autotune.serving.worker import BACKGROUND, Job, Worker
+from autotune.serving.worker import BACKGROUND, ServedRequest, Worker
 from cost_models.arrays import Floats
 
 NEVER = float("inf")
@@ -296,13 +296,13 @@ class Run:
         return max(places, key=lambda place: self.reserved[place[0]][place[1]] - place[0].decoding[place[1]])
 
 
-def jobs_of(requests: Requests, tokens_per_step: float) -> list[Job]:
+def jobs_of(requests: Requests, tokens_per_step: float) -> list[ServedRequest]:
     """Requests as workers see them."""
     steps = np.ceil((requests.osl_tokens - 1) / tokens_per_step).astype(int).tolist()
     prefix = requests.prefix_tokens.tolist() if requests.prefix_tokens is not None else [0.0] * len(steps)
     isl = requests.isl_tokens.tolist()
     return [
-        Job(left=new, prefix=cached, steps=count, context=new + cached, answer=count * tokens_per_step)
+        ServedRequest(left=new, prefix=cached, steps=count, context=new + cached, answer=count * tokens_per_step)
         for new, cached, count in zip(isl, prefix, steps, strict=True)
     ]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autotune.serving.policies import Policy
 
-UNLIMITED = 2**40
+UNLIMITED_SLOTS = 2**40
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class PoolModel:
     rank in the same step) -> seconds of a step that holds prompts. Tokens include those of sequences that decode in it."""
     workers: int = 1
     ranks: int = 1
-    slots: int = UNLIMITED
+    slots: int = UNLIMITED_SLOTS
     """Sequences of one rank at most."""
     budget_tokens: float = 8192.0
     """Of one rank and step."""
@@ -75,4 +75,4 @@ class ServiceModel:
     def slots(self) -> int:
         """Sequences that decode at once at most."""
         pool = self.decode
-        return min(pool.slots, UNLIMITED) * pool.ranks * pool.workers
+        return min(pool.slots, UNLIMITED_SLOTS) * pool.ranks * pool.workers

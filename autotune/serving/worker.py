@@ -33,7 +33,7 @@ class Listener(Protocol):
 
 
 @dataclass(slots=True)
-class Job:
+class ServedRequest:
     """A request as the workers see it."""
 
     left: float
@@ -54,7 +54,13 @@ class Worker:
     """Ranks that step together; `role` says what becomes of a finished prompt."""
 
     def __init__(
-        self, pool: PoolModel, policy: Policy, jobs: list[Job], listener: Listener, deal: Callable[[Worker], int], role: str
+        self,
+        pool: PoolModel,
+        policy: Policy,
+        jobs: list[ServedRequest],
+        listener: Listener,
+        deal: Callable[[Worker], int],
+        role: str,
     ) -> None:
         ranks = range(pool.ranks)
         self.pool, self.policy, self.jobs, self.listener, self.deal = pool, policy, jobs, listener, deal

@@ -13,7 +13,7 @@ from autotune.documents.problem import Problem
 from autotune.documents.sweep import Found, SweepResult, SweptRow
 from autotune.sweeping.executors import Executor, executor_of
 from autotune.sweeping.journal import Journal
-from autotune.sweeping.scenarios import Entry, Task, entries_of, read_scenarios, task_of
+from autotune.sweeping.scenarios import ScenarioEntry, Task, entries_of, read_scenarios, task_of
 from autotune.sweeping.slices import Slice
 
 OnAnswer = Callable[[int, int, Found], None]
@@ -66,7 +66,7 @@ def sweep(
     return SweepResult(rows=rows, solved=solved, seconds=time.perf_counter() - start)
 
 
-def _entries(scenarios: Path | str | Sequence[Problem | dict[str, Any]]) -> Iterable[Entry]:
+def _entries(scenarios: Path | str | Sequence[Problem | dict[str, Any]]) -> Iterable[ScenarioEntry]:
     if isinstance(scenarios, str | Path):
         return read_scenarios(Path(scenarios))
     given = [one.model_dump(mode="json", exclude_unset=True) if isinstance(one, Problem) else one for one in scenarios]
@@ -96,7 +96,7 @@ def _answers(
     return answers, len(tasks)
 
 
-def _row(entry: Entry, task: Task | Found, answers: dict[str, Found]) -> SweptRow:
+def _row(entry: ScenarioEntry, task: Task | Found, answers: dict[str, Found]) -> SweptRow:
     found = task if isinstance(task, Found) else answers[task.key]
     line = entry.line_of(found.message) if found.status == "bad" else entry.line
     return SweptRow(number=entry.number, line=line, problem=entry.asked, found=found)

@@ -28,7 +28,7 @@ DEFAULTS: dict[str, Any] = {"top_k": 1}
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ScenarioEntry:
     """One problem as a scenario file asks it."""
 
     number: int
@@ -56,13 +56,13 @@ class Task:
     """As JSON."""
 
 
-def read_scenarios(path: Path) -> list[Entry]:
+def read_scenarios(path: Path) -> list[ScenarioEntry]:
     """Entries of a scenario file; raises AutotuneError for a file that is none. Single bad entries are found later."""
     text = read_text(path)
     return list(entries_of(parse_yaml(text, path), str(path), _lines(text)))
 
 
-def entries_of(document: Any, where: str, lines: Any = None) -> Iterator[Entry]:
+def entries_of(document: Any, where: str, lines: Any = None) -> Iterator[ScenarioEntry]:
     """Entries of a scenario document: a list of problems, or a mapping of `base`, `grid` and `problems`."""
     if isinstance(document, list):
         document, lines = {"problems": document}, {"problems": lines}
@@ -85,10 +85,10 @@ def entries_of(document: Any, where: str, lines: Any = None) -> Iterator[Entry]:
         yield from _of_grid(grid, base or {}, where, numbers, found[at] if isinstance(found, list) else found)
     for at, problem in enumerate(problems or []):
         asked = _merged(base or {}, problem) if isinstance(problem, dict) else {"": problem}
-        yield Entry(next(numbers), asked, _line(marks.get("problems"), at))
+        yield ScenarioEntry(next(numbers), asked, _line(marks.get("problems"), at))
 
 
-def _of_grid(grid: Any, base: dict[str, Any], where: str, numbers: Iterator[int], marks: Any) -> Iterator[Entry]:
+def _of_grid(grid: Any, base: dict[str, Any], where: str, numbers: Iterator[int], marks: Any) -> Iterator[ScenarioEntry]:
     """Every combination of a grid's values; the last field changes fastest."""
     if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
         raise ProblemError(f"{where}: grid: expected a list of values for every field, such as gpus: [8, 16]")
@@ -101,7 +101,7 @@ def _of_grid(grid: Any, base: dict[str, Any], where: str, numbers: Iterator[int]
             asked = _merged(asked, _nested(name, grid[name][at]))
             if (line := _line((marks or {}).get(name), at)) is not None:
                 lines[name] = line
-        yield Entry(next(numbers), asked, min(lines.values(), default=None), lines)
+        yield ScenarioEntry(next(numbers), asked, min(lines.values(), default=None), lines)
 
 
 def _nested(name: str, value: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ Operators = dict[str, tuple[Floats, Floats]]
 """Operator -> (time, roofline bound) in one layer [s]."""
 Requirement = tuple[str, str]
 """Calibration family and variant."""
-Source = tuple[str, str, Mapping[str, float]]
+OperatorSource = tuple[str, str, Mapping[str, float]]
 """Calibration family, variant, and the inputs that its measured box is checked against."""
 
 
@@ -87,7 +87,7 @@ class AttentionKind(Spec, ABC):
         """Calibration entries that a phase is priced with, besides those of its matrices."""
 
     @abstractmethod
-    def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, Source]:
+    def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, OperatorSource]:
         """Operator -> what priced it, for operators that are not plain GEMMs.
 
         inputs : sequences, tp, and context_tokens (decode) or new_tokens and prefix_tokens (prefill).

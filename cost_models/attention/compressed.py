@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 
 from cost_models.arrays import Floats, as_floats
-from cost_models.attention.base import AttentionKind, Operators, Phase, Requirement, Source
+from cost_models.attention.base import AttentionKind, Operators, OperatorSource, Phase, Requirement
 from cost_models.attention.indexing import (
     IndexShape,
     SparseCoefficients,
@@ -206,7 +206,7 @@ class CompressedSpec(AttentionKind):
     def requirements(self, recipe: PrecisionRecipe, phase: Phase) -> tuple[Requirement, ...]:
         return ((f"compressed_{phase}", self._variant), ("elementwise", "default" if phase == "decode" else "prefill"))
 
-    def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, Source]:
+    def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, OperatorSource]:
         core = (f"compressed_{phase}", self._variant, {**inputs, "heads": self.heads / inputs["tp"]})
         return {self.core: core, **({"indexer": core} if self.index_heads else {})}
 

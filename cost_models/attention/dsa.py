@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 
 from cost_models.arrays import Floats, as_floats
-from cost_models.attention.base import Operators, Phase, Requirement, Source
+from cost_models.attention.base import Operators, OperatorSource, Phase, Requirement
 from cost_models.attention.indexing import (
     IndexShape,
     SparseCoefficients,
@@ -149,7 +149,7 @@ class DsaSpec(LatentKind):
     def requirements(self, recipe: PrecisionRecipe, phase: Phase) -> tuple[Requirement, ...]:
         return ((f"dsa_{phase}", recipe.kv_cache), ("elementwise", "default" if phase == "decode" else "prefill"))
 
-    def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, Source]:
+    def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, OperatorSource]:
         core = (f"dsa_{phase}", recipe.kv_cache, {**inputs, "heads": self.heads / inputs["tp"]})
         indexer = {"indexer": core} if self.computes_index else {}
         return {"sparse_attention": core, **indexer, "absorb": ("elementwise", "default", {})}

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 
 from cost_models.arrays import Floats, as_floats
-from cost_models.attention.base import AttentionKind, Operators, Phase, Requirement, Source, per_head_rank
+from cost_models.attention.base import AttentionKind, Operators, OperatorSource, Phase, Requirement, per_head_rank
 from cost_models.attention.decode import DecodeAttentionCoefficients, gqa_decode_bound_s, gqa_decode_time_s
 from cost_models.attention.prompt import PrefillAttentionCoefficients, prefill_attention_bound_s, prefill_attention_time_s
 from cost_models.specs.matrix import Matrix
@@ -119,7 +119,7 @@ class GqaSpec(AttentionKind):
             return (("gqa_decode", recipe.kv_cache), ("elementwise", "default"))
         return (("gqa_prefill", recipe.prefill_attention), ("elementwise", "prefill"))
 
-    def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, Source]:
+    def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, OperatorSource]:
         core = {**inputs, "heads": self.heads / inputs["tp"]}
         if phase == "decode":
             core["context_tokens"] = float(self._seen(inputs["context_tokens"]))

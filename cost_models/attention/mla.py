@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from cost_models.arrays import Floats, as_floats
-from cost_models.attention.base import Operators, Phase, Requirement, Source
+from cost_models.attention.base import Operators, OperatorSource, Phase, Requirement
 from cost_models.attention.decode import DecodeAttentionCoefficients, mla_decode_bound_s, mla_decode_time_s
 from cost_models.attention.latent import LatentKind
 from cost_models.attention.prompt import PrefillAttentionCoefficients, prefill_attention_bound_s, prefill_attention_time_s
@@ -85,7 +85,7 @@ class MlaSpec(LatentKind):
             return (("mla_decode", recipe.kv_cache), ("elementwise", "default"))
         return (("mla_prefill", recipe.prefill_attention), ("elementwise", "prefill"))
 
-    def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, Source]:
+    def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, OperatorSource]:
         core = {**inputs, "heads": self.heads / inputs["tp"]}
         if phase == "decode":
             return {"attention": ("mla_decode", recipe.kv_cache, core), "absorb": ("elementwise", "default", {})}

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 
 from cost_models.arrays import Floats, as_floats
-from cost_models.attention.base import AttentionKind, Operators, Phase, Requirement, Source
+from cost_models.attention.base import AttentionKind, Operators, OperatorSource, Phase, Requirement
 from cost_models.attention.recurrent import (
     BF16_BYTES,
     STATE_BYTES,
@@ -124,7 +124,7 @@ class RecurrentKind(AttentionKind):
         elementwise = "default" if phase == "decode" else "prefill"
         return ((self.kind, core), (self.kind, f"convolution.{phase}"), ("elementwise", elementwise))
 
-    def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, Source]:
+    def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, OperatorSource]:
         core, tp = "update" if phase == "decode" else "scan", inputs["tp"]
         heads = self.state_heads / tp
         own = {"query_tokens": 1.0, "new_tokens": 1.0, **inputs, "heads": heads, "state_elements": heads * self.state_elements}

@@ -15,7 +15,7 @@ import numpy as np
 from autotune.placement.eplb import global_placement
 from autotune.placement.drifting import Wandering, simulated_max_over_mean
 from autotune.placement.loads import Choices, Loads, read_loads
-from autotune.placement.placing import balancedness, described, place, place_again, place_gathered
+from autotune.placement.placing import balancedness, described_placement, place, place_again, place_gathered
 from autotune.placement.repack import moves_between
 from autotune.placement.solve import normalised, place_layer
 from cost_models.arrays import Floats
@@ -132,7 +132,7 @@ def by_node() -> None:
             counts = np.stack([np.bincount(layer.ravel(), minlength=256) for layer in seen.chosen])[None]
             loads = Loads(("synthetic",), counts.astype(float))
             placed = np.array(place_gathered(loads, seen, model, 32, 32, 8).experts)
-            found = described(loads, model, placed, 8, choices=later)
+            found = described_placement(loads, model, placed, 8, choices=later)
             nodes = found.nodes_per_token
             assert nodes is not None
             print(

@@ -34,7 +34,7 @@ class Needed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Requirement:
+class EngineRequirement:
     """What an engine needs under a condition."""
 
     name: str
@@ -92,14 +92,14 @@ def remote_code(subject: Subject) -> bool:
 
 
 REQUIREMENTS = (
-    Requirement(
+    EngineRequirement(
         name="moe_runner",
         says="SGLang finds no expert kernels behind this all-to-all by itself",
         source="sglang srt/layers/moe/ep_moe/layer.py:80-150 and :296 (assert False), srt/arg_groups/moe_hook.py:531 (0.5.23)",
         engines=("sglang",),
         needs=_runner,
     ),
-    Requirement(
+    EngineRequirement(
         name="trust_remote_code",
         says="the checkpoint's tokenizer is code of its own",
         source="vllm-project/recipes pull 116 (traceback of Kimi K2); every public recipe of the model sets it",
@@ -107,7 +107,7 @@ REQUIREMENTS = (
         effect="refused",
         needs=lambda s: Needed({"--trust-remote-code": ()}) if remote_code(s) else Needed(),
     ),
-    Requirement(
+    EngineRequirement(
         name="nvfp4_dispatch",
         says="without it DeepEP dispatches BF16, where NVFP4 is priced",
         source="sglang srt/layers/moe/token_dispatcher/deepep.py (0.5.23)",
@@ -115,7 +115,7 @@ REQUIREMENTS = (
         effect="ignored",
         needs=_nvfp4_dispatch,
     ),
-    Requirement(
+    EngineRequirement(
         name="nvfp4_dispatch",
         says="without it DeepEP dispatches BF16, where NVFP4 is priced (with it, DeepEP must be its hybrid-ep branch)",
         source="vllm fused_moe/prepare_finalize/deepep_ll.py:180 (0.33.0)",

@@ -23,7 +23,7 @@ from cost_models.machine import Machine
 from cost_models.memory import decode_memory, state_bytes
 from cost_models.operators import Timing, attention_operators
 from cost_models.prefill import PromptBatch
-from cost_models.prefill import attention_operators as prefill_operators
+from cost_models.prefill import prompt_attention_operators as prefill_operators
 from cost_models.rows import Rows
 from cost_models.specs.model import DenseSpec, ModelSpec
 from cost_models.specs.workload import Workload

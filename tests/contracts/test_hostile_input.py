@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from autotune.calibrating.benchmarks import read_benchmark
 from autotune.calibrating.timings import read_timings
-from autotune.calibrating.traces import read_trace as read_kernels
+from autotune.calibrating.traces import read_kernel_trace as read_kernels
 from autotune.cli.main import main
 from autotune.documents.deployment import Deployment
 from autotune.errors import ProblemError

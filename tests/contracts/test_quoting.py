@@ -17,7 +17,7 @@ import autotune.exporters
 from autotune.documents.deployment import Deployment
 from autotune.errors import ExportError
 from autotune.exporters import export
-from autotune.exporters.base import Argument, Beside, Placement, Required, render, render_template
+from autotune.exporters.base import Argument, Beside, NodePlacement, Required, render_script, render_template
 from autotune.exporters.quoting import Shell, json_word, name, note, word
 from cost_models.catalog import _packaged
 
@@ -54,13 +54,13 @@ def bash(text: str, folder: Path, **variables: str) -> list[str]:
 @given(st.lists(HOSTILE, min_size=8, max_size=8))
 def test_text_in_every_field_of_the_template_arrives_whole(tmp_path, texts):
     title, comment, help_, default, variable, value, leaf, key = texts
-    script = render(
+    script = render_script(
         title=title,
         comments=[comment],
         required=[Required("URL", help_)],
         beside=[Beside("MAP", "map.json", help_)],
         optional={"MODEL": default},
-        place=Placement(1, 8, 1),
+        place=NodePlacement(1, 8, 1),
         environment={"FROM": variable},
         command=Shell('vllm serve "$MODEL" "$FROM"'),
         arguments=[Argument("--value", value), Argument(value), Argument("--json", json_word({key: [leaf, Shell("$URL")]}))],

@@ -18,7 +18,7 @@ import pytest
 from autotune.documents.problem import Problem
 from autotune.report.page.comparing import render_comparison
 from autotune.report.page.folder import page_of, with_sensitivity
-from autotune.report.page.page import RunPage, Script, render
+from autotune.report.page.page import RunPage, ShownScript, render_page
 from autotune.searching.pools import run_search
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra `browser`")
@@ -82,7 +82,7 @@ def pixels(browser: Any, selector: str) -> int:
 def test_every_chart_draws_at_every_width_without_an_error(
     browser: Any, tmp_path: Path, page: RunPage, width: int, dark: bool
 ) -> None:
-    opened(browser, tmp_path, render(page), width, dark)
+    opened(browser, tmp_path, render_page(page), width, dark)
     charts = browser.execute_script("return [...document.querySelectorAll('[data-chart]')].map(e => e.dataset.chart)")
     assert {"candidates", "breakdown", "timeline", "memory", "sensitivity"} <= set(charts)
     for chart in charts:
@@ -92,7 +92,7 @@ def test_every_chart_draws_at_every_width_without_an_error(
 
 
 def test_nothing_is_asked_of_a_network(browser: Any, tmp_path: Path, page: RunPage) -> None:
-    opened(browser, tmp_path, render(page))
+    opened(browser, tmp_path, render_page(page))
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
     assert all(url.startswith(("file:", "data:")) for url in asked), asked
@@ -102,7 +102,7 @@ def test_choosing_a_candidate_by_keyboard_draws_its_breakdown(browser: Any, tmp_
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
-    opened(browser, tmp_path, render(page))
+    opened(browser, tmp_path, render_page(page))
     before = browser.find_element(By.ID, "picked-title").text
     select = browser.find_element(By.ID, "pick")
     select.send_keys(Keys.ARROW_DOWN, Keys.ENTER)
@@ -113,7 +113,7 @@ def test_choosing_a_candidate_by_keyboard_draws_its_breakdown(browser: Any, tmp_
 
 
 def test_clicking_a_point_shows_that_candidate(browser: Any, tmp_path: Path, page: RunPage) -> None:
-    opened(browser, tmp_path, render(page))
+    opened(browser, tmp_path, render_page(page))
     script = """
         const chart = echarts.getInstanceByDom(document.querySelector("[data-chart='candidates']"));
         const point = chart.getOption().series[1].data[3];
@@ -136,15 +136,15 @@ def test_names_with_markup_run_nothing(browser: Any, tmp_path: Path, page: RunPa
     weighed = page.candidates
     assert weighed is not None
     named = weighed.model_copy(update={"layouts": (text, *weighed.layouts[1:]), "variant": (text,) * len(weighed)})
-    hostile = dataclasses.replace(page, title=text, command=[text], scripts=[Script(1, text, text)], candidates=named)
-    for html in (render(hostile), render_comparison([hostile, hostile])):
+    hostile = dataclasses.replace(page, title=text, command=[text], scripts=[ShownScript(1, text, text)], candidates=named)
+    for html in (render_page(hostile), render_comparison([hostile, hostile])):
         opened(browser, tmp_path, html)
         assert browser.title != "run"
         assert browser.execute_script("return document.images.length") == 0
 
 
 def test_every_control_and_region_has_a_name_and_every_table_its_headers(browser: Any, tmp_path: Path, page: RunPage) -> None:
-    opened(browser, tmp_path, render(page))
+    opened(browser, tmp_path, render_page(page))
     nameless = browser.execute_script("""
         const named = e => e.textContent.trim() || e.getAttribute('aria-label') || (e.labels && e.labels.length);
         return [...document.querySelectorAll('a, button, select, summary, [role=img], [role=region]')]
@@ -163,7 +163,7 @@ def test_axe_finds_nothing_serious(browser: Any, tmp_path: Path, page: RunPage) 
     axe = pytest.importorskip("axe_core_python.base", reason="needs axe-core-python")
     source = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
     for dark in (False, True):
-        opened(browser, tmp_path, render(page), dark=dark)
+        opened(browser, tmp_path, render_page(page), dark=dark)
         browser.execute_script(source)
         found = browser.execute_async_script("const done = arguments[0]; axe.run().then(r => done(r.violations));")
         serious = [(v["id"], len(v["nodes"])) for v in found if v["impact"] in ("serious", "critical")]

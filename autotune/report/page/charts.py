@@ -353,7 +353,7 @@ def _points(percentiles: Any) -> tuple[float, ...]:
     return percentiles.mean, percentiles.p50, percentiles.p95, percentiles.p99
 
 
-def tornado(found: Sensitivity) -> Chart:
+def tornado_chart(found: Sensitivity) -> Chart:
     """Throughput when one parameter is 20 % smaller or larger, most influential first."""
     low, high = found.steps.index(-0.2), found.steps.index(0.2)
     shown = [i for i in found.influences if i.swing > LEAST_SWING]

@@ -13,7 +13,7 @@ from autotune.documents.problem import Problem
 from autotune.documents.results import CANDIDATES, Result, load_candidates, load_plans
 from autotune.errors import ExportError, ProblemError
 from autotune.exporters.folders import plan_scripts
-from autotune.report.page.page import RunPage, Script, render
+from autotune.report.page.page import RunPage, ShownScript, render_page
 from autotune.versions import installed_version
 from cost_models.catalog import validated
 from cost_models.reading import parse_json, read_text
@@ -23,7 +23,7 @@ PAGE = "report.html"
 
 def files_of(problem: Problem, result: Result, candidates: Candidates | None, command: Sequence[str]) -> dict[str, str]:
     """Files of a run folder beside its plan: the page, and the candidates it draws."""
-    files = {PAGE: render(page_of(problem, result, candidates, command))}
+    files = {PAGE: render_page(page_of(problem, result, candidates, command))}
     if candidates is not None:
         files[CANDIDATES] = candidates.model_dump_json() + "\n"
     return files
@@ -42,9 +42,9 @@ def page_of(problem: Problem, result: Result, candidates: Candidates | None, com
     )
 
 
-def _scripts(plan: Any) -> list[Script]:
+def _scripts(plan: Any) -> list[ShownScript]:
     try:
-        return [Script(plan.rank, script.name, script.text) for script in plan_scripts(plan) if script.executable]
+        return [ShownScript(plan.rank, script.name, script.text) for script in plan_scripts(plan) if script.executable]
     except ExportError:
         return []
 

@@ -15,7 +15,7 @@ from autotune.documents.prediction import Prediction
 from autotune.documents.results import Result
 from autotune.documents.service_plan import ServicePlan, ServiceResult
 from autotune.report.page.advice import first_checks, sizing
-from autotune.report.page.charts import Chart, charts_of, tornado
+from autotune.report.page.charts import Chart, charts_of, tornado_chart
 from autotune.report.page.tradeoff import data_of, tradeoff
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
+class ShownScript:
     """A launch script of a plan as the page shows it."""
 
     plan: int
@@ -41,14 +41,14 @@ class RunPage:
     command: Sequence[str]
     """As it was typed; empty where a search was called from Python."""
     osl_tokens: float
-    scripts: Sequence[Script]
+    scripts: Sequence[ShownScript]
     made: str
     """When and with what."""
     sensitivity: Sensitivity | None = None
     """Of the best plan, where it was asked for."""
 
 
-def render(page: RunPage) -> str:
+def render_page(page: RunPage) -> str:
     """HTML of one run: no outside request, all text escaped, charts and tables of the same numbers."""
     charts = _charts(page)
     data = {"charts": {c.id: c.option for c in charts}, "candidates": data_of(page.candidates) if page.candidates else None}
@@ -56,7 +56,7 @@ def render(page: RunPage) -> str:
         "page.html.j2",
         page=page,
         service=isinstance(page.result, ServiceResult),
-        headline=headline(page.result),
+        headline=page_headline(page.result),
         cards=cards(page.result),
         plans=page.result.plans,
         charts=charts,
@@ -103,10 +103,10 @@ def _charts(page: RunPage) -> list[Chart]:
     charts = charts_of(page.result, page.osl_tokens)
     if isinstance(page.result, SearchResult) and page.candidates and len(page.candidates):
         charts.insert(0, tradeoff(page.result, page.candidates))
-    return [*charts, *([tornado(page.sensitivity)] if page.sensitivity else [])]
+    return [*charts, *([tornado_chart(page.sensitivity)] if page.sensitivity else [])]
 
 
-def headline(result: Result) -> str:
+def page_headline(result: Result) -> str:
     """The answer in one line."""
     best = result.best
     return best.label if isinstance(best, Plan) and " x " in best.label else f"Plan 1: {best.label}"

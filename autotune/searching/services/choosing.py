@@ -11,11 +11,11 @@ from autotune.documents.knobs import VARIANT_COLUMNS
 from autotune.documents.plan import SolverSummary
 from autotune.layouts.families import Limits, feasible
 from autotune.layouts.packing import Domains
-from autotune.layouts.pair import Goal, Pair, PairSolver, Side
+from autotune.layouts.pair import Goal, Pair, PairSide, PairSolver
 from autotune.layouts.prune import prune
 from autotune.layouts.table import LayoutTable, cost_rows
 from autotune.resolving import ResolvedProblem
-from autotune.searching.services.sides import Candidates, Pools
+from autotune.searching.services.sides import Pools, SideCandidates
 from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
 from cost_models.rows import Rows
 
@@ -50,7 +50,9 @@ class Candidate:
     solver: SolverSummary
 
 
-def disaggregated(pools: Pools, prefill: Candidates, decode: Candidates, count: int, headroom: float = 1.0) -> list[Candidate]:
+def disaggregated(
+    pools: Pools, prefill: SideCandidates, decode: SideCandidates, count: int, headroom: float = 1.0
+) -> list[Candidate]:
     """The best pairs with distinct layouts, best first; fewer, or none, when there are no more.
 
     headroom : capacity planned for over the mean rate that is asked for; bursts need it.
@@ -99,13 +101,13 @@ def _gpu_costs(pools: Pools) -> tuple[int, int]:
     return max(round(problem.prefill_gpu_hour_usd * CENTS), 1), max(round(problem.gpu_hour_usd * CENTS), 1)
 
 
-def _open_side(candidates: Candidates, count: int) -> tuple[Side, LayoutTable]:
+def _open_side(candidates: SideCandidates, count: int) -> tuple[PairSide, LayoutTable]:
     """Rows worth giving to the solver: a unit is one instance, worth what its steps and links both allow."""
     rows = candidates.rows
     worth = np.minimum(candidates.requests_per_s, candidates.transfer_per_s)
     kept = _worth_keeping(dataclasses.replace(rows, instance_tokens_per_s=worth), count)
     chosen = rows.take(kept)
-    side = Side(
+    side = PairSide(
         size=chosen.rows.gpus,
         instances=np.ones(len(kept), dtype=np.int64),
         most_units=chosen.max_instances,
@@ -126,7 +128,7 @@ def _milli(rate_per_s: Floats) -> Ints:
     return np.asarray(np.floor(np.minimum(rate_per_s, 1e9) * MILLI), dtype=np.int64)
 
 
-def _closed_side(pools: Pools, candidates: Candidates, count: int) -> tuple[Side, LayoutTable]:
+def _closed_side(pools: Pools, candidates: SideCandidates, count: int) -> tuple[PairSide, LayoutTable]:
     """A closed loop fixes the batch by the number of instances: a unit is all instances of a row."""
     options, instances = closed_options(pools, candidates)
     rate = options.instance_tokens_per_s / pools.traffic.osl_tokens * instances
@@ -134,7 +136,7 @@ def _closed_side(pools: Pools, candidates: Candidates, count: int) -> tuple[Side
     kept = _worth_keeping(dataclasses.replace(keyed, instance_tokens_per_s=rate), count)
     chosen = options.take(kept)
     share = candidates.transfer_per_s.min() if len(candidates.transfer_per_s) else 0.0
-    side = Side(
+    side = PairSide(
         size=chosen.rows.gpus,
         instances=instances[kept],
         most_units=np.ones(len(kept), dtype=np.int64),
@@ -145,7 +147,7 @@ def _closed_side(pools: Pools, candidates: Candidates, count: int) -> tuple[Side
     return side, chosen
 
 
-def closed_options(pools: Pools, candidates: Candidates) -> tuple[LayoutTable, Ints]:
+def closed_options(pools: Pools, candidates: SideCandidates) -> tuple[LayoutTable, Ints]:
     """Every layout variant with every number of instances, its batch what the closed loop leaves each rank.
 
     Returns the feasible rows and their numbers of instances.
@@ -166,7 +168,7 @@ def closed_options(pools: Pools, candidates: Candidates) -> tuple[LayoutTable, I
     return options.take(ok), instances[ok]
 
 
-def aggregated(pools: Pools, candidates: Candidates, count: int, headroom: float = 1.0) -> list[Candidate]:
+def aggregated(pools: Pools, candidates: SideCandidates, count: int, headroom: float = 1.0) -> list[Candidate]:
     """The best aggregated services with distinct layouts, best first: one row, so every one is looked at."""
     traffic = pools.traffic
     wanted_per_s = traffic.rate_per_s * headroom if traffic.rate_per_s else None

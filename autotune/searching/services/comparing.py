@@ -9,14 +9,14 @@ from autotune.layouts.explain import row_label
 from autotune.layouts.table import LayoutTable
 from autotune.searching.services.choosing import Candidate
 from autotune.searching.services.evaluating import Evaluated
-from autotune.searching.services.sides import Candidates, Pools
+from autotune.searching.services.sides import Pools, SideCandidates
 from cost_models.step import decode_step
 
 NEAR = 0.98
 PARETO_POINTS = 12
 
 
-def kind_of(candidate: Candidate) -> Kind:
+def service_kind_of(candidate: Candidate) -> Kind:
     """Whether a candidate is one pool or two."""
     return "aggregated" if len(candidate.pools) == 1 else "disaggregated"
 
@@ -26,7 +26,7 @@ def bound_by(pools: Pools, evaluated: Evaluated) -> str:
     candidate = evaluated.candidate
     if pools.traffic.load is not None:
         return "the load asked for"
-    if kind_of(candidate) == "aggregated":
+    if service_kind_of(candidate) == "aggregated":
         near = evaluated.prediction.tpot_s.mean > NEAR * pools.decode.problem.tpot_limit_s
         return "the TPOT limit" if near else "room for the batch to fluctuate"
     prefill, decode = candidate.pools
@@ -85,7 +85,7 @@ def _disaggregated_reason(pools: Pools, evaluated: Evaluated) -> str:
     )
 
 
-def pareto(pools: Pools, prefill: Candidates, decode: Candidates, aggregated: Candidates) -> tuple[ParetoPoint, ...]:
+def pareto(pools: Pools, prefill: SideCandidates, decode: SideCandidates, aggregated: SideCandidates) -> tuple[ParetoPoint, ...]:
     """Best tokens/s/GPU of both kinds over tokens/s per user, before pools are rounded to whole instances.
 
     TPOT limits aside, the rows are those that meet memory and TTFT. GPUs per request of a pair are the sum of its

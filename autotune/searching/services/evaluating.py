@@ -46,7 +46,7 @@ def goodput(pools: Pools, candidate: Candidate, halvings: int = HALVINGS) -> Eva
     None when the pools do not fit their memory after all, or when no load is small enough.
     """
     load = pools.traffic.load
-    deployment = deployment_of(pools, candidate, load or Load(rate_per_s=candidate.requests_per_s))
+    deployment = service_deployment(pools, candidate, load or Load(rate_per_s=candidate.requests_per_s))
     try:
         service = service_of(deployment)
         if load is not None:
@@ -77,7 +77,7 @@ def at_load(pools: Pools, candidate: Candidate, service: Service, load: Load) ->
     return Evaluated(candidate, deployment, prediction, objectives_of(pools.decode, prediction))
 
 
-def deployment_of(pools: Pools, candidate: Candidate, load: Load) -> Deployment:
+def service_deployment(pools: Pools, candidate: Candidate, load: Load) -> Deployment:
     """A candidate as a service deployment, with the analytic flags of each pool."""
     problem = pools.decode.problem
     chosen = {pool.resolved.pool: pool for pool in candidate.pools}

@@ -14,13 +14,13 @@ from autotune.errors import NoFeasiblePlan, ProblemError
 from autotune.layouts.explain import explain_infeasible
 from autotune.progress import Progress
 from autotune.resolving import resolve_problem
-from autotune.searching.confident import note, search_until_sure
+from autotune.searching.confident import confidence_note, search_until_sure
 from autotune.searching.services.choosing import Candidate, Chosen, aggregated, disaggregated
-from autotune.searching.services.comparing import bound_by, kind_of, pareto, verdict
+from autotune.searching.services.comparing import bound_by, pareto, service_kind_of, verdict
 from autotune.searching.services.evaluating import SEARCHED, Evaluated, goodput, objectives_of, room_for_errors
 from autotune.searching.services.sides import (
-    Candidates,
     Pools,
+    SideCandidates,
     aggregated_candidates,
     decode_candidates,
     pools_of,
@@ -58,7 +58,7 @@ def _sure(problem: Problem, confidence: float, progress: Progress) -> ServiceRes
 
     found, factors = search_until_sure(problem, lambda tight: _search(tight, progress), needed)
     plans = tuple(p.model_copy(update={"objectives": objectives_of(asked, p.prediction)}) for p in found.plans)
-    return found.model_copy(update={"plans": plans, "notes": (*found.notes, note(problem, factors))})
+    return found.model_copy(update={"plans": plans, "notes": (*found.notes, confidence_note(problem, factors))})
 
 
 def _search(problem: Problem, progress: Progress) -> ServiceResult:
@@ -79,7 +79,8 @@ def _search(problem: Problem, progress: Progress) -> ServiceResult:
     plans = tuple(_plan(pools, rank, e) for rank, e in enumerate(ranked[: problem.top_k], start=1))
     tables = (prefill, decode, together)
     best = [
-        next((e for e in ranked if e.holds and kind_of(e.candidate) == kind), None) for kind in ("aggregated", "disaggregated")
+        next((e for e in ranked if e.holds and service_kind_of(e.candidate) == kind), None)
+        for kind in ("aggregated", "disaggregated")
     ]
     return ServiceResult(
         plans=plans,
@@ -160,7 +161,7 @@ def _plan(pools: Pools, rank: int, evaluated: Evaluated) -> ServicePlan:
     summaries = tuple(_pool_summary(chosen) for chosen in candidate.pools)
     return ServicePlan(
         rank=rank,
-        kind=kind_of(candidate),
+        kind=service_kind_of(candidate),
         label=" + ".join(f"{summary.label} {summary.phase}" for summary in summaries),
         deployment=evaluated.deployment,
         prediction=evaluated.prediction,
@@ -186,7 +187,9 @@ def _pool_summary(chosen: Chosen) -> PoolSummary:
     )
 
 
-def _why_none(pools: Pools, prefill: Candidates, decode: Candidates, together: Candidates, ranked: list[Evaluated]) -> str:
+def _why_none(
+    pools: Pools, prefill: SideCandidates, decode: SideCandidates, together: SideCandidates, ranked: list[Evaluated]
+) -> str:
     """Every kind with what keeps it from working."""
     parts = []
     for name, candidates in (("Prefill pool", prefill), ("Decode pool", decode), ("Aggregated", together)):
@@ -203,7 +206,7 @@ def _why_none(pools: Pools, prefill: Candidates, decode: Candidates, together: C
     return f"no feasible service. {' '.join(parts)}"
 
 
-def _too_much(pools: Pools, prefill: Candidates, decode: Candidates, together: Candidates) -> str:
+def _too_much(pools: Pools, prefill: SideCandidates, decode: SideCandidates, together: SideCandidates) -> str:
     """The load is more than the GPUs carry: how much they carry at most."""
     traffic = pools.traffic
     if not traffic.rate_per_s:

@@ -149,7 +149,7 @@ def _network(technology: str) -> set[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
+class SideCandidates:
     """Feasible rows of one pool, (rows,)."""
 
     resolved: ResolvedProblem
@@ -163,7 +163,7 @@ class Candidates:
     """Requests whose KV cache one instance's links hand over; infinite for an aggregated one."""
 
 
-def prefill_candidates(pools: Pools) -> Candidates:
+def prefill_candidates(pools: Pools) -> SideCandidates:
     """Prefill rows: as many requests as their steps take, less what must be free for Poisson arrivals."""
     resolved = pools.prefill
     table, rows = _feasible_rows(resolved)
@@ -171,20 +171,20 @@ def prefill_candidates(pools: Pools) -> Candidates:
     prompts = np.maximum(rows.rows.batched_tokens * rows.rows.dp / new_tokens, 1.0)
     share = 1 - PREFILL_SIGMAS / np.sqrt(prompts + 1)
     rate = rows.instance_tokens_per_s / new_tokens * (1.0 if pools.traffic.concurrency else share)
-    return Candidates(resolved, table, rows, as_floats(rate), transfer_per_s(pools, resolved, rows))
+    return SideCandidates(resolved, table, rows, as_floats(rate), transfer_per_s(pools, resolved, rows))
 
 
-def decode_candidates(pools: Pools) -> Candidates:
+def decode_candidates(pools: Pools) -> SideCandidates:
     """Decode rows at their batch, less what must be free for it to fluctuate."""
     resolved = pools.decode
     table, rows = _feasible_rows(resolved)
-    return Candidates(resolved, table, rows, _answered(pools, rows), transfer_per_s(pools, resolved, rows))
+    return SideCandidates(resolved, table, rows, _answered(pools, rows), transfer_per_s(pools, resolved, rows))
 
 
-def aggregated_candidates(pools: Pools) -> Candidates:
+def aggregated_candidates(pools: Pools) -> SideCandidates:
     """Aggregated rows at their batch."""
     table, rows = _feasible_rows(pools.aggregated)
-    return Candidates(pools.aggregated, table, rows, _answered(pools, rows), np.full(len(rows), np.inf))
+    return SideCandidates(pools.aggregated, table, rows, _answered(pools, rows), np.full(len(rows), np.inf))
 
 
 def _feasible_rows(resolved: ResolvedProblem) -> tuple[LayoutTable, LayoutTable]:

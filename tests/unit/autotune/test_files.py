@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from autotune import files
 from autotune.errors import OutputError
-from autotune.files import SCRATCH, check_writable, claim, save_figure, scratch_folder, sweep, whole_folder, write_whole
+from autotune.files import SCRATCH, check_writable, claim, save_figure, scratch_folder, sweep_scratch, whole_folder, write_whole
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_scratch_of_the_dead_is_removed_and_of_the_living_is_not(tmp_path, monke
     (tmp_path / f"{SCRATCH}file").write_text("half")
     with scratch_folder(tmp_path) as scratch:
         assert names(tmp_path) == [scratch.name]
-        sweep(tmp_path)
+        sweep_scratch(tmp_path)
         assert scratch.exists()
     assert names(tmp_path) == []
 

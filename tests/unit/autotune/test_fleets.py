@@ -15,7 +15,7 @@ from autotune.errors import NoFeasiblePlan, ProblemError
 from autotune.exporters import has_exporter
 from autotune.fleets.allocating import Fleet, allocate, budget_needed, growth, racks_needed, unserved_milli
 from autotune.fleets.folders import write_fleet
-from autotune.fleets.options import Asked, Option, Site, asked_of
+from autotune.fleets.options import Asked, FleetOption, Site, asked_of
 from autotune.fleets.planning import _what_is_missing, fleet
 from autotune.sweeping.executors import Serial
 from cost_models.catalog import hardware_names
@@ -33,7 +33,7 @@ def fleet_of(rates: tuple[float, ...], carried: dict[tuple[int, str, int], float
     asked = FleetProblem(**{"models": models, "clusters": CLUSTERS, **problem})
     sites = {cluster.name: Site.of(cluster) for cluster in asked.clusters}
     options = [
-        Option(models[m], sites[name], gpus, Found(status="plan", requests_per_s=rate))
+        FleetOption(models[m], sites[name], gpus, Found(status="plan", requests_per_s=rate))
         for (m, name, gpus), rate in carried.items()
     ]
     return Fleet(asked, tuple(sites.values()), tuple(options))

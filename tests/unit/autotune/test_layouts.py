@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autotune.documents.problem import Problem
 from autotune.errors import NoFeasiblePlan
-from autotune.layouts.enumerate import instance_sizes, layout_rows, redundancy_choices, shapes
+from autotune.layouts.enumerate import instance_sizes, layout_rows, redundancy_choices, shard_shapes
 from autotune.layouts.explain import alternatives, clashing_families, explain_infeasible
 from autotune.layouts.families import FAMILIES, Limits, excess, feasible
 from autotune.layouts.phases import DECODE
@@ -31,7 +31,7 @@ def test_instances_are_parts_of_a_node_or_whole_nodes_inside_a_domain():
 @pytest.mark.parametrize(("hw", "gpus"), [("gb200-nvl72", 72), ("hgx-h200", 32)])
 def test_every_shape_is_valid_and_the_largest_size_is_tried(hw, gpus):
     model, hardware = load_model("deepseek-v3"), load_hardware(hw)
-    found = list(shapes(model, hardware, gpus))
+    found = list(shard_shapes(model, hardware, gpus))
     for shape in found:
         layout = Layout(tp=shape.tp, dp=shape.dp, ep=shape.ep, pp=shape.pp)
         assert layout.gpus <= gpus

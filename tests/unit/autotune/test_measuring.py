@@ -14,19 +14,19 @@ from autotune.documents.problem import Problem
 from autotune.documents.results import dump_yaml
 from autotune.errors import ProblemError
 from autotune.measuring.choosing import most_telling
-from autotune.measuring.shapes import FIRST, LINKS, MACHINE, Grid, Shape, only, shapes
+from autotune.measuring.shapes import FIRST, LINKS, MACHINE, KernelShape, ShapeGrid, kernel_shapes, only_shapes
 from autotune.measuring.table import MeasuredTable
 from autotune.searching.pools import search
 from cost_models.catalog import load_model
 
 V3 = load_model("deepseek-v3")
 RUN = {"time_utc": "2026-11-22T00:00:00+00:00"}
-GEMM = Shape("dense_gemm_kernel", "bf16", {"m": 64, "n": 7168, "k": 2048})
-ATTENTION = Shape("mla_decode", "bf16", {"sequences": 8, "context_tokens": 1024, "heads": 128})
+GEMM = KernelShape("dense_gemm_kernel", "bf16", {"m": 64, "n": 7168, "k": 2048})
+ATTENTION = KernelShape("mla_decode", "bf16", {"sequences": 8, "context_tokens": 1024, "heads": 128})
 
 
 def test_every_matrix_of_the_model_is_timed_as_tensor_parallelism_cuts_it():
-    found = shapes(V3, 1, Grid(tensor_parallel=(1, 4)))
+    found = kernel_shapes(V3, 1, ShapeGrid(tensor_parallel=(1, 4)))
     sizes = {(s.columns["n"], s.columns["k"]) for s in found if s.operator == "dense_gemm_kernel" and s.dtype == "bf16"}
     assert {(7168, 128 * 128), (7168, 128 * 128 // 4)} <= sizes  # o_proj is row-parallel
     assert {(128 * 192, 1536), (128 * 192 // 4, 1536)} <= sizes  # q_b is column-parallel
@@ -35,15 +35,15 @@ def test_every_matrix_of_the_model_is_timed_as_tensor_parallelism_cuts_it():
 
 
 def test_links_only_up_to_the_gpus_present_and_first():
-    assert not [s for s in shapes(V3, 1, Grid()) if s.operator in LINKS]
-    found = shapes(V3, 4, Grid())
+    assert not [s for s in kernel_shapes(V3, 1, ShapeGrid()) if s.operator in LINKS]
+    found = kernel_shapes(V3, 4, ShapeGrid())
     assert {s.columns["ranks"] for s in found if s.operator in LINKS} == {2, 4}
     positions = [s.operator in FIRST for s in found]
     assert positions == sorted(positions, reverse=True)
 
 
 def test_columns_are_what_calibration_reads():
-    for shape in shapes(V3, 2, Grid()):
+    for shape in kernel_shapes(V3, 2, ShapeGrid()):
         if shape.operator in OPERATORS:
             asked = {c for c in OPERATORS[shape.operator].columns if c != "active_experts"}
             assert asked <= set(shape.columns), shape.label()
@@ -51,7 +51,7 @@ def test_columns_are_what_calibration_reads():
 
 def test_unknown_operators_are_named():
     with pytest.raises(ProblemError, match=r"nothing to time under flash_mla here; known: .*mla_decode"):
-        only(shapes(V3, 1, Grid()), ["flash_mla"])
+        only_shapes(kernel_shapes(V3, 1, ShapeGrid()), ["flash_mla"])
 
 
 def test_a_table_resumes_and_calibration_reads_it(tmp_path):
@@ -106,7 +106,7 @@ def test_devices_are_found_in_the_catalogue(device, name):
 def test_a_plan_asks_for_its_own_shapes_most_telling_family_first(tmp_path):
     result = search(Problem(hardware="hgx-h200", gpus=16, trials=0))
     (tmp_path / "plan.yaml").write_text(dump_yaml(result.model_dump(mode="json")))
-    everything = shapes(V3, 8, Grid(expert_parallel=(8, 16)))
+    everything = kernel_shapes(V3, 8, ShapeGrid(expert_parallel=(8, 16)))
     found = most_telling(tmp_path / "plan.yaml", everything)
     assert len(found) < len(everything) / 3
     batch = result.best.deployment.pool.batch_per_dp_rank

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.layouts.packing import Domains
-from autotune.layouts.pair import SLACK_PER_MILLE, Pair, PairSolver, Side
+from autotune.layouts.pair import SLACK_PER_MILLE, Pair, PairSide, PairSolver
 
 
 def naive_most_beside(domains: Domains, first: int, count: int, second: int) -> int:
@@ -68,10 +68,10 @@ def test_sixty_four_racks_pack_by_hand():
 def random_pair(seed: int, required: int = 0) -> Pair:
     rng = np.random.default_rng(seed)
 
-    def side() -> Side:
+    def side() -> PairSide:
         rows = int(rng.integers(1, 5))
         size = rng.choice([1, 2, 4, 6, 8], rows)
-        return Side(
+        return PairSide(
             size=size,
             instances=np.ones(rows, dtype=np.int64),
             most_units=16 // 8 * (8 // size),
@@ -145,6 +145,6 @@ def test_excluded_layouts_do_not_come_back():
 @pytest.mark.parametrize(("budgets", "cost"), [((4, 8), 12), (12, 12)])
 def test_pools_of_their_own_hardware_have_their_own_budget(budgets, cost):
     ones = np.array([1])
-    side = Side(np.array([4]), ones, np.array([9]), np.array([100]), np.array([10**6]), ones)
-    decode = Side(np.array([8]), ones, np.array([9]), np.array([100]), np.array([10**6]), ones)
+    side = PairSide(np.array([4]), ones, np.array([9]), np.array([100]), np.array([10**6]), ones)
+    decode = PairSide(np.array([8]), ones, np.array([9]), np.array([100]), np.array([10**6]), ones)
     assert PairSolver(Pair(side, decode, budgets, None)).best("total").cost == cost

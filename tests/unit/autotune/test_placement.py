@@ -22,7 +22,7 @@ from autotune.placement.eplb import balanced_packing, global_placement, hierarch
 from autotune.placement.formats import FILES, write_files
 from autotune.placement.loads import Loads, read_loads
 from autotune.placement.moving import replace_some
-from autotune.placement.placing import place, place_again, sweep
+from autotune.placement.placing import place, place_again, sweep_redundancy
 from autotune.placement.skew import RecordedSkew
 from autotune.placement.solve import (
     counts_of,
@@ -35,7 +35,7 @@ from autotune.placement.solve import (
     replicate,
     worst_gpu,
 )
-from autotune.placement.synthetic import described, synthetic_loads
+from autotune.placement.synthetic import described_drift, synthetic_loads
 from autotune.predicting.step import predict
 from autotune.searching.pools import search
 from cost_models.catalog import load_model
@@ -337,7 +337,7 @@ def test_loads_of_another_model_are_refused(tmp_path):
 @pytest.mark.parametrize(("spread", "apart"), [(0.5, 0.0), (1.0, 0.6), (1.7, 0.4)])
 def test_synthetic_loads_have_the_spread_they_were_asked_for(spread, apart):
     loads = synthetic_loads(MODEL, spread, 2 if apart else 1, apart)
-    found = described(loads)
+    found = described_drift(loads)
     assert found[0] == pytest.approx(spread, rel=0.08)
     assert found[1] == pytest.approx(apart, rel=0.08)
     assert (loads.counts.max(axis=2) <= loads.counts.sum(axis=2) / 8 * 1.01).all()  # one choice of every token at most
@@ -349,7 +349,7 @@ def test_workloads_cannot_be_further_apart_than_their_spread_allows():
 
 
 def test_more_replicas_balance_better_and_never_beyond_the_bound():
-    choices = sweep(synthetic_loads(MODEL, 1.7, 2, 0.4), MODEL, 64)
+    choices = sweep_redundancy(synthetic_loads(MODEL, 1.7, 2, 0.4), MODEL, 64)
     assert [choice.slots_per_gpu for choice in choices] == [4, 5, 6, 7, 8]
     assert all(choice.eplb <= choice.placed <= choice.bound for choice in choices)
     placed = [choice.placed for choice in choices]

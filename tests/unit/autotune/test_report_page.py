@@ -20,7 +20,7 @@ from autotune.layouts.candidates import chance_of
 from autotune.report.asking import explain_layout, gpu_time_per_token_s
 from autotune.report.page.comparing import compare_runs, render_comparison
 from autotune.report.page.folder import page_of
-from autotune.report.page.page import RunPage, Script, render
+from autotune.report.page.page import RunPage, ShownScript, render_page
 from autotune.report.page.tradeoff import data_of, frontier, grouped
 from autotune.searching.pools import run_search
 
@@ -65,7 +65,7 @@ def text_of(html: str) -> str:
 
 
 def test_the_page_says_what_the_result_says(page: RunPage) -> None:
-    html = text_of(render(page))
+    html = text_of(render_page(page))
     best = page.result.best
     assert f"<strong>{best.prediction.tokens_per_s_per_gpu:,.0f}</strong>" in html
     for plan in page.result.plans:
@@ -77,7 +77,7 @@ def test_the_page_says_what_the_result_says(page: RunPage) -> None:
 
 
 def test_the_page_asks_nothing_of_a_network(page: RunPage) -> None:
-    html = render(page)
+    html = render_page(page)
     assert not re.findall(r"<script[^>]*\bsrc=", html)
     assert all(link.startswith("#") for link in re.findall(r"\b(?:src|href)=\"([^\"]*)\"", text_of(html)))
     assert "default-src 'none'" in html
@@ -91,10 +91,10 @@ def test_names_from_documents_stay_text(page: RunPage) -> None:
         page,
         title=HOSTILE,
         candidates=weighed.model_copy(update={"layouts": layouts}),
-        scripts=[Script(1, HOSTILE, HOSTILE)],
+        scripts=[ShownScript(1, HOSTILE, HOSTILE)],
         command=["autotune", HOSTILE],
     )
-    html = render(hostile)
+    html = render_page(hostile)
     assert HOSTILE[:40] not in html
     assert "<img" not in text_of(html)
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
@@ -109,7 +109,7 @@ def test_five_thousand_candidates_fit_one_and_a_half_megabytes(page: RunPage) ->
     columns = weighed.model_dump()
     many = {k: tuple(np.array(v, dtype=object)[repeat]) for k, v in columns.items() if isinstance(v, tuple) and k != "layouts"}
     many["operators"] = {name: tuple(np.array(v)[repeat].tolist()) for name, v in weighed.operators.items()}
-    html = render(dataclasses.replace(page, candidates=Candidates(**{**columns, **many})))
+    html = render_page(dataclasses.replace(page, candidates=Candidates(**{**columns, **many})))
     assert len(html.encode()) <= LIMIT_BYTES
 
 

@@ -13,7 +13,7 @@ import pytest
 from autotune.calibrating.benchmarks import fit_host, host_points, read_benchmark
 from autotune.calibrating.inputs import read_inputs
 from autotune.calibrating.rescaling import rescale, scaled_coefficients
-from autotune.calibrating.traces import FamilyTimes, KernelRules, family_times, load_rules, read_trace
+from autotune.calibrating.traces import FamilyTimes, KernelRules, family_times, load_rules, read_kernel_trace
 from autotune.documents.deployment import Deployment
 from autotune.errors import ProblemError
 from autotune.predicting.step import predict
@@ -44,7 +44,7 @@ def deployment(**pool) -> Deployment:
 
 
 def test_a_real_profiler_trace_is_summed_per_step_and_family():
-    times = read_trace(SAMPLE)
+    times = read_kernel_trace(SAMPLE)
     assert times.steps == 3
     assert times.busy_s < times.wall_s
     assert sum(times.total_s.values()) == pytest.approx(times.busy_s, rel=0.02)  # one stream: kernels do not overlap
@@ -58,7 +58,7 @@ def test_a_real_profiler_trace_is_summed_per_step_and_family():
 
 def test_unknown_kernels_are_listed_with_their_share():
     rules = KernelRules.model_validate({"rules": [{"pattern": "cutlass", "family": "experts"}]})
-    found = family_times(read_trace(SAMPLE), rules, 3)
+    found = family_times(read_kernel_trace(SAMPLE), rules, 3)
     assert set(found.per_step_s) == {"experts"}
     assert sum(share for _, _, share in found.unknown) == pytest.approx(1 - 4.90 / 8.66, abs=0.03)
     assert found.unknown[0][2] >= found.unknown[-1][2]
@@ -75,7 +75,7 @@ NSYS = """Processing [run.sqlite] with [cuda_gpu_kern_sum.py]...
 def test_an_nsight_summary_needs_its_steps(tmp_path):
     path = tmp_path / "kern.csv"
     path.write_text(NSYS)
-    times = read_trace(path)
+    times = read_kernel_trace(path)
     assert times.total_s["flash_fwd_mla_kernel<...>"] == pytest.approx(7e-3)
     with pytest.raises(ProblemError, match="--steps"):
         family_times(times, load_rules(), None)
@@ -96,7 +96,7 @@ def test_an_nsight_export_counts_one_gpu_and_its_gaps(tmp_path):
     connection.executemany("INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (?, ?, ?, ?)", rows)
     connection.commit()
     connection.close()
-    times = read_trace(path)
+    times = read_kernel_trace(path)
     assert times.total_s["nvjet_gemm"] == pytest.approx(2.5e-6)
     assert (times.wall_s, times.busy_s) == (pytest.approx(3e-6), pytest.approx(2e-6))
 
@@ -116,13 +116,13 @@ def test_broken_traces_are_one_message(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ProblemError, match=message):
-        read_trace(path)
+        read_kernel_trace(path)
 
 
 def test_a_trace_without_a_known_kernel_is_refused():
     rules = KernelRules.model_validate({"rules": [{"pattern": "no such kernel", "family": "experts"}]})
     with pytest.raises(ProblemError, match=r"none of .* kernels is known"):
-        family_times(read_trace(SAMPLE), rules, 3)
+        family_times(read_kernel_trace(SAMPLE), rules, 3)
 
 
 def measured_as(ratios: dict[str, float], ran: Deployment) -> FamilyTimes:

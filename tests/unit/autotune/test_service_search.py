@@ -145,11 +145,11 @@ def test_the_closed_form_of_an_aggregated_engine_agrees_with_its_replay():
     pools = pools_of(resolve_problem(service()))
     found = aggregated(pools, aggregated_candidates(pools), 3)
     from autotune.documents.deployment import Load
-    from autotune.searching.services.evaluating import deployment_of
+    from autotune.searching.services.evaluating import service_deployment
 
     for candidate in found:
         load = Load(rate_per_s=candidate.requests_per_s)
-        replayed = predict_service(deployment_of(pools, candidate, load))
+        replayed = predict_service(service_deployment(pools, candidate, load))
         chosen = candidate.pools[0]
         full = AGGREGATED.cost(chosen.resolved.machine, chosen.row, pools.traffic.decoded).latency_s[0]
         assert not replayed.overloaded

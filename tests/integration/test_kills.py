@@ -33,11 +33,11 @@ SEARCH = [*AUTOTUNE, "search", *SMALL, "--trials", "30", "--storage", "sqlite://
 PLACE = [*AUTOTUNE, "place", "--synthetic", "1.5", "--gpus", "16", "--model", "qwen3-235b-a22b", "--out", "maps"]
 MEASURE = """
 from pathlib import Path
-from autotune.measuring.shapes import Grid, shapes
+from autotune.measuring.shapes import ShapeGrid, kernel_shapes
 from autotune.measuring.table import MeasuredTable
 from cost_models.catalog import load_model
 table = MeasuredTable.opened(Path("timings.csv"), "H200", {"started": "now"})
-for shape in shapes(load_model("deepseek-v3"), 8, Grid())[:150]:
+for shape in kernel_shapes(load_model("deepseek-v3"), 8, ShapeGrid())[:150]:
     if not table.has(shape):
         table.add(shape, 1e-5)
 """

@@ -6,6 +6,7 @@ generation: nothing here was fitted.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,20 +85,7 @@ VLLM_V1 = Policy(
     default_tokens=8192,
     captured_tokens=512,
 )
-VLLM_V1_ASYNC = Policy(
-    name="vllm-v1-async",
-    runs_ahead=1,
-    mixes=True,
-    cuts=True,
-    deals="balanced",
-    deals_apart="balanced",
-    reserve=0.0,
-    slot_first=False,
-    first_seen="by_first_step",
-    handover_steps=0,
-    default_tokens=8192,
-    captured_tokens=512,
-)
+VLLM_V1_ASYNC = dataclasses.replace(VLLM_V1, name="vllm-v1-async", runs_ahead=1)
 SGLANG = Policy(
     name="sglang-overlap",
     runs_ahead=1,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from autotune.calibrating.operators import OPERATORS
 from autotune.calibrating.timings import TimingTable
 from autotune.errors import ProblemError
-from cost_models.calibration import Calibration, Entry, FitReport
+from cost_models.calibration import Calibration, Entry
 from cost_models.catalog import validated
 from cost_models.errors import CatalogError, MissingFactError
 from cost_models.fitting import METHOD, Fit, FitError
@@ -73,14 +73,14 @@ def _entry(fit: Fit, operator: str, rows: pd.DataFrame) -> Entry:
         "status": "measured",
         "source": "; ".join(sorted(set(rows.source))),
         "box": box,
-        "fit": FitReport(
-            method=METHOD,
-            points=fit.points,
-            held_out=fit.held_out,
-            median_error=round(fit.median_error, 4),
-            p90_error=round(fit.p90_error, 4),
-            bias=round(fit.bias, 4),
-            measured_over_predicted_80=(round(fit.ratio_80[0], 4), round(fit.ratio_80[1], 4)),
-        ),
+        "fit": {  # checked with the entry: what is not finite is said of the fit
+            "method": METHOD,
+            "points": fit.points,
+            "held_out": fit.held_out,
+            "median_error": round(fit.median_error, 4),
+            "p90_error": round(fit.p90_error, 4),
+            "bias": round(fit.bias, 4),
+            "measured_over_predicted_80": (round(fit.ratio_80[0], 4), round(fit.ratio_80[1], 4)),
+        },
     }
     return validated(Entry, fields, f"the fit of {operator}")

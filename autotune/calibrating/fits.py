@@ -34,6 +34,9 @@ def fit_table(table: TimingTable, hardware: HardwareSpec, base: Calibration) -> 
     base : calibration whose coefficients stand where the timings do not determine them.
     Raises ProblemError when the table is of another GPU or nothing could be fitted.
     """
+    if table.rows.empty:
+        left_out = "; ".join(f"{count} of {reason}" for reason, count in table.dropped.items()) or "none was read"
+        raise ProblemError(f"no timing is left to fit ({left_out})")
     wrong = sorted(set(table.rows.gpu) - {hardware.gpu.name})
     if wrong:
         raise ProblemError(f"the timings are of {', '.join(wrong)}, {hardware.name} has {hardware.gpu.name}")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from autotune.documents.deployment import Deployment
 from autotune.documents.planned_placement import PlannedPlacement
-from autotune.errors import ExportError
+from autotune.errors import ExportError, ProblemError
 from autotune.exporters.base import Script, feed_requirement, single_pools
 from autotune.exporters.benchmark import benchmark_script
 from autotune.exporters.lengths import Lengths, lengths_of
@@ -54,8 +54,19 @@ def export(deployment: Deployment, placement: PlannedPlacement | None = None) ->
     if deployment.phase == "serve":
         scripts.append(benchmark_script(deployment, engine.exporter, model))
     if placement is not None and engine.exporter in MAPS:
+        _check_map(placement, model)
         scripts.append(MAPS[engine.exporter](placement, model))
     return scripts
+
+
+def _check_map(placement: PlannedPlacement, model: ModelSpec) -> None:
+    """Raise ExportError for a map (of a plan that was edited) that leaves an expert nowhere or names one that is not there."""
+    from autotune.placement.placing import checked_experts
+
+    try:
+        checked_experts(placement.experts, model)
+    except ProblemError as error:
+        raise ExportError(f"the plan's map of experts: {error}") from error
 
 
 def _refuse(found: tuple[Finding, ...]) -> None:

@@ -85,9 +85,8 @@ def slice_of(model: ServiceModel) -> ServiceModel:
         return model
     few, many = sorted((model.prefill.workers, model.decode.workers))
     parts = ((part, round(part * many / few)) for part in range(1, few + 1))
-    part, other = next(
-        (p, o) for p, o in parts if p == few or (o >= SLICE_WORKERS and abs(o * few / (p * many) - 1) <= SLICE_ERROR)
-    )
+    alike = ((p, o) for p, o in parts if o >= SLICE_WORKERS and abs(o * few / (p * many) - 1) <= SLICE_ERROR)
+    part, other = next(alike, (few, many))
     prefill, decode = (part, other) if model.prefill.workers <= model.decode.workers else (other, part)
     servers = max(round(model.frontend.servers * prefill / model.prefill.workers), 1)
     return dataclasses.replace(

@@ -184,11 +184,12 @@ def test_a_slice_of_a_large_service_sees_what_the_whole_does():
     assert settled_replay(workload, built, 60, 40.0, 1.0).ttft_s.mean() > 0
 
 
-@pytest.mark.parametrize(
-    ("prefill", "decode", "wanted"), [(706, 47, (15, 1)), (47, 706, (1, 15)), (11, 1, (11, 1)), (9, 8, (9, 8))]
-)
+SLICES = [(706, 47, (15, 1)), (47, 706, (1, 15)), (11, 1, (11, 1)), (9, 8, (9, 8))]
+
+
+@pytest.mark.parametrize(("prefill", "decode", "wanted"), SLICES)
 def test_slices_keep_the_ratio_of_workers(prefill, decode, wanted):
-    pool = PoolModel(decode_s=lambda n: 0.01, prompt_s=lambda *_: 0.1)
+    pool = PoolModel(decode_s=lambda _: 0.01, prompt_s=lambda *_: 0.1)
     pools = {"prefill": dataclasses.replace(pool, workers=prefill), "decode": dataclasses.replace(pool, workers=decode)}
     part = slice_of(ServiceModel(VLLM_V1_ASYNC, frontend=Frontend(servers=2 * prefill), **pools))
     assert (part.prefill.workers, part.decode.workers) == wanted

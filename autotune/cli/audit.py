@@ -230,19 +230,18 @@ def _read(file: Path, script: Script, load: Load | None = None) -> ReadCommand:
         text = read_bytes(file, pipe=True).decode("utf-8", errors="replace")
     if script.hw is None:
         raise ProblemError(f"{file} does not say what it runs on: give --hw (autotune hw list)")
-    with reading(file, "an option holds a value of another kind than its engine takes", ProblemError):
-        found = read_command(
-            text,
-            hardware=script.hw,
-            version=script.engine_version,
-            isl_tokens=script.isl,
-            osl_tokens=script.osl,
-            size=script.size,
-            mtp_acceptance=rates(script.mtp_acceptance) if script.mtp_acceptance else (),
-            load=load,
-            model=script.model,
-            precision=script.precision,
-        )
+    found = read_command(
+        text,
+        hardware=script.hw,
+        version=script.engine_version,
+        isl_tokens=script.isl,
+        osl_tokens=script.osl,
+        size=script.size,
+        mtp_acceptance=rates(script.mtp_acceptance) if script.mtp_acceptance else (),
+        load=load,
+        model=script.model,
+        precision=script.precision,
+    )
     if found.ignored:
         typer.echo(f"without effect on the verdict: {', '.join(found.ignored)}", err=True)
     return found

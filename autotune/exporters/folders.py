@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from autotune.documents.plan import Plan
@@ -19,21 +20,36 @@ MARKS = (b"ritten by autotune", b"each checks the variables it needs")
 MARKED_BYTES = 2048
 
 
-def write_launch(folder: Path, plans: Sequence[Plan | ServicePlan]) -> str | None:
-    """Scripts of every plan in plan-<rank>/; returns why there are none, where there are none."""
+@dataclass(frozen=True, slots=True)
+class Launches:
+    """Scripts of every plan of a run, made once for its folder and its page."""
+
+    plans: Sequence[Plan | ServicePlan]
+    scripts: Mapping[int, list[Script]]
+    """By rank; none of a plan that cannot be exported."""
+    note: str | None
+    """Why plans have no scripts, where some have none."""
+
+
+def launches_of(plans: Sequence[Plan | ServicePlan]) -> Launches:
+    """Render every plan."""
     engine = plans[0].deployment.engine.name
     if not has_exporter(engine):
-        return f"no launch scripts: {engine} has no exporter yet"
-    notes = []
+        return Launches(plans, {}, f"no launch scripts: {engine} has no exporter yet")
+    scripts, notes = {}, []
     for plan in plans:
-        target = folder / f"plan-{plan.rank}"
         try:
-            scripts = plan_scripts(plan)
+            scripts[plan.rank] = plan_scripts(plan)
         except ExportError as error:
             notes.append(f"plan {plan.rank}: {error}")
-            continue
-        _write_files(target, plan, scripts)
-    return "; ".join(notes) or None
+    return Launches(plans, scripts, "; ".join(notes) or None)
+
+
+def write_launches(folder: Path, launches: Launches) -> None:
+    """Scripts of every plan in plan-<rank>/."""
+    for plan in launches.plans:
+        if plan.rank in launches.scripts:
+            _write_files(folder / f"plan-{plan.rank}", plan, launches.scripts[plan.rank])
 
 
 def plan_scripts(plan: Plan | ServicePlan) -> list[Script]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from autotune.documents.problem import Problem
 from autotune.documents.results import Result, dump_yaml
-from autotune.exporters.folders import write_launch
+from autotune.exporters.folders import Launches, write_launches
 from autotune.files import claim, scratch_folder
 from autotune.flags.storing import without_password
 from autotune.flags.study import TrialRow
@@ -54,6 +54,7 @@ def write_run(
     result: Result,
     trials: dict[int, tuple[TrialRow, ...]],
     command: list[str],
+    launches: Launches,
     extra: Mapping[str, str] | None = None,
 ) -> RunRecord:
     """Write the folder under a scratch name, then rename it to one that is free: nothing is half-written, no result replaced.
@@ -62,11 +63,12 @@ def write_run(
     """
     stamp = datetime.datetime.now(datetime.UTC)
     with scratch_folder(out, "; choose another folder with --out") as scratch:
-        note = _fill(scratch, problem, result, trials, command, stamp)
+        _fill(scratch, problem, result, trials, command, stamp)
+        write_launches(scratch / "launch", launches)
         for name, text in (extra or {}).items():
             (scratch / name).write_text(text, encoding="utf-8")
         folder = claim(scratch, out, f"{stamp:%Y-%m-%d}_{slug(problem)}")
-    return RunRecord(folder, note)
+    return RunRecord(folder, launches.note)
 
 
 def _fill(
@@ -76,14 +78,13 @@ def _fill(
     trials: dict[int, tuple[TrialRow, ...]],
     command: list[str],
     stamp: datetime.datetime,
-) -> str | None:
+) -> None:
     (folder / "plan.yaml").write_text(dump_yaml(result.model_dump(mode="json")), encoding="utf-8")
     (folder / "run.json").write_text(
         json.dumps(_run_document(problem, result, command, stamp), indent=2) + "\n", encoding="utf-8"
     )
     if any(trials.values()):
         (folder / "trials.csv").write_text(trials_csv(trials), encoding="utf-8")
-    return write_launch(folder / "launch", result.plans)
 
 
 def _run_document(problem: Problem, result: Result, command: list[str], stamp: datetime.datetime) -> dict[str, Any]:

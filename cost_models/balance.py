@@ -101,6 +101,8 @@ def blom_quantile(groups: ArrayLike) -> Floats:
     return normal_quantile((many - 0.375) / (many + 0.25))
 
 
+NEWTON_STEPS, NEWTON_SETTLED = 40, 1e-14
+"""Most steps, and the relative change below which the next one would only round."""
 DRAWS = 256
 """Draws of expert loads that the expected busiest rank is averaged over; its standard error is below 2 %."""
 
@@ -134,11 +136,14 @@ def _in_order(ranks: int, slots: int, experts: int, top_k: int, sigma: float) ->
     return float(busiest.mean()) * ranks
 
 
+@functools.cache
 def _drawn_shares(experts: int, top_k: int, sigma: float) -> Floats:
-    """Shares of the picks that experts get, (DRAWS, experts)."""
+    """Shares of the picks that experts get, (DRAWS, experts); not to be written to."""
     weights = np.exp(sigma * np.random.default_rng(0).standard_normal((DRAWS, experts)))
     weights = weights / weights.mean(axis=1, keepdims=True)
-    return as_floats(-np.expm1(-_pace(weights, min(top_k / experts, 1 - 1e-9)) * weights) / top_k)
+    shares = as_floats(-np.expm1(-_pace(weights, min(top_k / experts, 1 - 1e-9)) * weights) / top_k)
+    shares.flags.writeable = False
+    return shares
 
 
 def combined_max_over_mean(*ratios: ArrayLike) -> Floats:
@@ -197,9 +202,13 @@ def _pick_pace(sigma: float, mean_probability: float) -> float:
 def _pace(weights: Floats, mean_probability: float) -> Floats:
     """The same for each row of weights, (rows, 1), by Newton's method from below (concave, monotone)."""
     pace = np.full((len(weights), 1), mean_probability)
-    for _ in range(40):
-        value = -np.expm1(-pace * weights).mean(axis=1, keepdims=True) - mean_probability
-        pace = pace - value / (weights * np.exp(-pace * weights)).mean(axis=1, keepdims=True)
+    for _ in range(NEWTON_STEPS):
+        idle_less_one = np.expm1(-pace * weights)
+        value = -idle_less_one.mean(axis=1, keepdims=True) - mean_probability
+        change = value / (weights * (1 + idle_less_one)).mean(axis=1, keepdims=True)
+        pace = pace - change
+        if np.all(np.abs(change) <= NEWTON_SETTLED * pace):
+            break
     return pace
 
 

@@ -11,6 +11,7 @@ import select
 import stat
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -276,7 +277,7 @@ class _Loader(_Base):  # type: ignore[misc]  # a base chosen at run time
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [child.value for child, _ in node.value if isinstance(child, yaml.ScalarNode) and child.value != "<<"]
         if len(set(keys)) < len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
+            twice = Counter(keys).most_common(1)[0][0]
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice in one mapping", node.start_mark)
         return super().construct_mapping(node, deep)
 

@@ -41,6 +41,7 @@ class Workbench:
 def search(bench: Workbench, problem: Data) -> Data:
     """Plan a deployment and write its run folder: the best plan, its intervals and odds, and the folder's name."""
     from autotune.documents.problem import Problem
+    from autotune.exporters.folders import launches_of
     from autotune.records import write_run
     from autotune.report.page.folder import files_of
     from autotune.searching.pools import run_search
@@ -50,11 +51,14 @@ def search(bench: Workbench, problem: Data) -> Data:
     asked = validated(Problem, problem, "problem")
     if asked.target == "serve":
         result: Result = search_services(asked)
-        record = write_run(bench.runs, asked, result, {}, [], files_of(asked, result, None, []))
+        trials, candidates = {}, None
     else:
         run = run_search(asked)
         result = run.result
-        record = write_run(bench.runs, asked, result, run.trials, [], files_of(asked, result, run.candidates, []))
+        trials, candidates = run.trials, run.candidates
+    launches = launches_of(result.plans)
+    files = files_of(asked, result, candidates, [], launches)
+    record = write_run(bench.runs, asked, result, trials, [], launches, files)
     return {"run": record.folder.name, "launch_note": record.launch_note, **summary(result)}
 
 

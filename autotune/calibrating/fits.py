@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from autotune.calibrating.operators import OPERATORS
 from autotune.calibrating.timings import TimingTable
 from autotune.errors import ProblemError
-from cost_models.calibration import Calibration, Entry, FitReport
+from cost_models.calibration import Calibration, Entry
 from cost_models.catalog import validated
 from cost_models.errors import CatalogError, MissingFactError
 from cost_models.fitting import METHOD, Fit, FitError
@@ -34,6 +34,9 @@ def fit_table(table: TimingTable, hardware: HardwareSpec, base: Calibration) -> 
     base : calibration whose coefficients stand where the timings do not determine them.
     Raises ProblemError when the table is of another GPU or nothing could be fitted.
     """
+    if table.rows.empty:
+        left_out = "; ".join(f"{count} of {reason}" for reason, count in table.dropped.items()) or "none was read"
+        raise ProblemError(f"no timing is left to fit ({left_out})")
     wrong = sorted(set(table.rows.gpu) - {hardware.gpu.name})
     if wrong:
         raise ProblemError(f"the timings are of {', '.join(wrong)}, {hardware.name} has {hardware.gpu.name}")
@@ -73,14 +76,14 @@ def _entry(fit: Fit, operator: str, rows: pd.DataFrame) -> Entry:
         "status": "measured",
         "source": "; ".join(sorted(set(rows.source))),
         "box": box,
-        "fit": FitReport(
-            method=METHOD,
-            points=fit.points,
-            held_out=fit.held_out,
-            median_error=round(fit.median_error, 4),
-            p90_error=round(fit.p90_error, 4),
-            bias=round(fit.bias, 4),
-            measured_over_predicted_80=(round(fit.ratio_80[0], 4), round(fit.ratio_80[1], 4)),
-        ),
+        "fit": {  # checked with the entry: what is not finite is said of the fit
+            "method": METHOD,
+            "points": fit.points,
+            "held_out": fit.held_out,
+            "median_error": round(fit.median_error, 4),
+            "p90_error": round(fit.p90_error, 4),
+            "bias": round(fit.bias, 4),
+            "measured_over_predicted_80": (round(fit.ratio_80[0], 4), round(fit.ratio_80[1], 4)),
+        },
     }
     return validated(Entry, fields, f"the fit of {operator}")

@@ -66,7 +66,8 @@ def read_timings(path: Path) -> TimingTable:
     """Read and check one table; raises ProblemError naming the column or rows at fault."""
     require_pandas()
     frame = _read(path)
-    return checked_rows(frame, str(path), f"{path.name} sha256 {sha256_of(path)}")
+    with reading(path, "cannot be read", ProblemError):  # a frame may hold what pandas itself cannot compare
+        return checked_rows(frame, str(path), f"{path.name} sha256 {sha256_of(path)}")
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -75,14 +76,12 @@ def _read(path: Path) -> pd.DataFrame:
     readers: dict[str, Callable[[io.BytesIO], pd.DataFrame]] = {
         ".csv": pd.read_csv,
         ".jsonl": _json_lines,
-        ".parquet": pd.read_parquet,
+        ".parquet": _parquet,
     }
     with reading(path, "cannot be read", ProblemError):
         raw = read_bytes(path, RESULT)
         if path.suffix not in readers:
             raise ProblemError(f"{path}: unknown format; write .csv, .jsonl or .parquet")
-        if path.suffix == ".parquet":
-            _check_unpacked(path, raw)
         frame = readers[path.suffix](io.BytesIO(raw))
     if frame.empty:
         raise ProblemError(f"{path}: no rows")
@@ -95,13 +94,18 @@ def _json_lines(file: io.BytesIO) -> pd.DataFrame:
     return pd.read_json(file, lines=True)
 
 
-def _check_unpacked(path: Path, raw: bytes) -> None:
-    """Raise InputError for a Parquet file that unpacks to more than RESULT."""
+def _parquet(file: io.BytesIO) -> pd.DataFrame:
+    """Raises InputError for a file that unpacks to more than RESULT, pyarrow's errors for text that is not UTF-8 and the like."""
     import pyarrow.parquet as pq
 
-    found = pq.ParquetFile(io.BytesIO(raw)).metadata
-    groups = [found.row_group(at).total_byte_size for at in range(found.num_row_groups)]
-    RESULT.check(max(sum(groups), found.num_rows * found.num_columns), path, "unpacked; is it a timing table?")
+    found = pq.ParquetFile(file)
+    groups = [found.metadata.row_group(at).total_byte_size for at in range(found.metadata.num_row_groups)]
+    size = max(sum(groups), found.metadata.num_rows * found.metadata.num_columns)
+    RESULT.check(size, "the table", "unpacked; is it a timing table?")
+    table = found.read()
+    table.validate(full=True)
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
 
 
 def collected(path: Path, rows: pd.DataFrame, dropped: dict[str, int], gpu: str, source: str) -> TimingTable:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import re
 import sqlite3
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from autotune.calibrating.timings import sha256_of
 from autotune.errors import ProblemError
 from autotune.files import packaged
 from cost_models.catalog import read_yaml, validated
+from cost_models.patterns import compiled
 from cost_models.reading import RESULT, parse_json, read_bytes, reading, regular, unpacked
 from cost_models.specs.base import Spec
 
@@ -31,23 +31,21 @@ STEP_MARK = "ProfilerStep#"
 LATEST = 1e20
 """Of a time stamp, in microseconds or nanoseconds since whenever."""
 MOST_LAUNCHES = 5_000_000
-MOST_PATTERN = 400
+MOST_PATTERN = 2000
 """Characters of a rule's pattern."""
+MOST_RULES = 1000
 
 
 class KernelRule(Spec):
     """One pattern and the family it names."""
 
-    pattern: str
+    pattern: str = Field(max_length=MOST_PATTERN)
     family: Family
 
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
+        compiled(pattern, any_case=True)
         return pattern
 
 
@@ -55,12 +53,13 @@ class KernelRules(Spec):
     """Rules in order; the first match wins."""
 
     format: Literal["autotune-kernel-rules/1"] = "autotune-kernel-rules/1"
-    rules: tuple[KernelRule, ...] = Field(min_length=1)
+    rules: tuple[KernelRule, ...] = Field(min_length=1, max_length=MOST_RULES)
 
     def family(self, kernel: str) -> Family | None:
         """Family of a kernel, none where no rule knows it."""
+        name = kernel.encode("utf-8", "replace").decode()
         for rule in self.rules:
-            if re.search(rule.pattern, kernel, re.IGNORECASE):
+            if compiled(rule.pattern, any_case=True).search(name):
                 return rule.family
         return None
 

@@ -55,9 +55,9 @@ def export(
 def _target_of(name: str, engine: str) -> str:
     """A target's name; an engine's stands for bash, where the plan was made for it."""
     from autotune.errors import ProblemError
-    from search_spaces.loader import available_engines
+    from search_spaces.loader import engine_names
 
-    if name in MODULES or name not in available_engines():
+    if name in MODULES or name not in engine_names():
         return name
     if name != engine:
         raise ProblemError(f"the plan was made for {engine}; search again with --engine {name} to export for it")

@@ -93,6 +93,8 @@ def main() -> None:
         code = _failed(str(error), error.exit_code)
     except BrokenPipeError:
         code = _closed()
+    except (OSError, MemoryError) as error:  # of the machine, not of autotune: a full disk, no rights, no memory
+        code = _failed(_described(error), 1)
     except Exception as error:  # the last line of defence: whatever it is, people get a message
         if os.environ.get(TRACEBACK):
             raise

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from autotune.documents.problem import Problem
     from autotune.documents.service_plan import ServiceResult
     from autotune.flags.study import TrialRow
+    from autotune.records import RunRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -69,7 +70,6 @@ def search(
     """Find the best deployment: layout, flags, prediction and launch scripts."""
     from autotune.documents.plan import SearchResult
     from autotune.files import check_writable
-    from autotune.records import write_run
 
     serve = target == "serve" or (target is None and problem is not None and _target_of(problem) == "serve")
     percentiles = {"p50": ttft_p50, "p95": ttft_p95, "p99": ttft_p99}
@@ -114,7 +114,7 @@ def search(
     if save:
         check_writable(out)
     result, rows, candidates = _run_services(asked) if serve else _run(asked, quiet=json, keep=save)
-    record = write_run(out, asked, result, rows, sys.argv, _pages(asked, result, candidates)) if save else None
+    record = _saved(out, asked, result, rows, candidates) if save else None
     if json:
         typer.echo(result.model_dump_json(indent=2))
         return
@@ -155,12 +155,21 @@ def _target_of(file: Path) -> str | None:
     return data.get("target") if isinstance(data, dict) else None
 
 
-def _pages(asked: Problem, result: SearchResult | ServiceResult, candidates: Candidates | None) -> dict[str, str]:
-    """The page of the run and what it draws."""
-    from autotune.records import shown_command
+def _saved(
+    out: Path,
+    asked: Problem,
+    result: SearchResult | ServiceResult,
+    trials: dict[int, tuple[TrialRow, ...]],
+    candidates: Candidates | None,
+) -> RunRecord:
+    """The run folder, with its page and what it draws."""
+    from autotune.exporters.folders import launches_of
+    from autotune.records import shown_command, write_run
     from autotune.report.page.folder import files_of
 
-    return files_of(asked, result, candidates, shown_command(sys.argv))
+    launches = launches_of(result.plans)
+    files = files_of(asked, result, candidates, shown_command(sys.argv), launches)
+    return write_run(out, asked, result, trials, sys.argv, launches, files)
 
 
 Run = tuple["SearchResult | ServiceResult", dict[int, tuple["TrialRow", ...]], "Candidates | None"]

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import StringConstraints
+
 from cost_models.specs.base import Spec
+
+GPU = r"[0-9]{1,6}( [0-9]{1,6})*"
+Line = Annotated[str, StringConstraints(pattern=rf"^{GPU}( \| {GPU})*$")]
+"""Experts of a layer: GPUs separated by " | ", their slots by blanks."""
 
 
 class PlannedPlacement(Spec):
@@ -15,8 +23,8 @@ class PlannedPlacement(Spec):
     eplb_balanced: float
     """The same of EPLB's placement."""
     median_gap: float
-    layers: tuple[str, ...]
-    """Logical experts of every MoE layer: GPUs separated by " | ", their slots by blanks."""
+    layers: tuple[Line, ...]
+    """Logical experts of every MoE layer."""
 
     @property
     def experts(self) -> tuple[tuple[tuple[int, ...], ...], ...]:

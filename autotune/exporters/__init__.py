@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from autotune.documents.deployment import Deployment
 from autotune.documents.planned_placement import PlannedPlacement
-from autotune.errors import ExportError
+from autotune.errors import ExportError, ProblemError
 from autotune.exporters.base import Script, feed_requirement, hardware_name, plain_name, recipe_name, single_pools
 from autotune.exporters.benchmark import benchmark_of
 from autotune.exporters.launch import Launch, LaunchPool, Process
@@ -49,7 +49,10 @@ def launch_of(deployment: Deployment, placement: PlannedPlacement | None = None)
     pool_processes = PROCESSES[engine.exporter]()
     pools = tuple(_pool(part, pool_processes, lengths) for part in single_pools(deployment))
     pair = {"prefill", "decode"} <= set(deployment.pools)
-    mapped = placement is not None and engine.exporter in MAPS
+    files: tuple[Script, ...] = ()
+    if placement is not None and engine.exporter in MAPS:
+        _check_map(placement, model)
+        files = (MAPS[engine.exporter](placement, model),)
     return Launch(
         name=f"{plain_name(deployment.model)}-{hardware_name(deployment)}",
         engine=engine.name,
@@ -60,7 +63,7 @@ def launch_of(deployment: Deployment, placement: PlannedPlacement | None = None)
         pools=pools,
         router=router_of(deployment, engine.exporter) if pair else None,
         benchmark=benchmark_of(deployment, engine.exporter, model) if deployment.phase == "serve" else None,
-        files=(MAPS[engine.exporter](placement, model),) if placement is not None and mapped else (),
+        files=files,
     )
 
 
@@ -79,6 +82,7 @@ def _pool(part: Deployment, processes: PoolProcesses, lengths: Lengths) -> Launc
         role=part.phase,
         pool=part.pool,
         hardware=hardware_name(part),
+        precision=recipe_name(part),
         vendor=where.vendor,
         place=where.place,
         processes=made,
@@ -86,6 +90,16 @@ def _pool(part: Deployment, processes: PoolProcesses, lengths: Lengths) -> Launc
         rdma=(where.several_nodes and not (where.fabric and where.inside_a_domain))
         or (where.pair and not where.pair_in_a_domain),
     )
+
+
+def _check_map(placement: PlannedPlacement, model: ModelSpec) -> None:
+    """Raise ExportError for a map (of a plan that was edited) that leaves an expert nowhere or names one that is not there."""
+    from autotune.placement.placing import checked_experts
+
+    try:
+        checked_experts(placement.experts, model)
+    except ProblemError as error:
+        raise ExportError(f"the plan's map of experts: {error}") from error
 
 
 def _refuse(found: tuple[Finding, ...]) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from autotune.documents.plan import Plan
 from autotune.documents.prediction import Prediction
 from autotune.documents.service_plan import ServicePlan
 from autotune.errors import ExportError
-from autotune.exporters import MAP_FILES, Script, export, feed_requirement, has_exporter
+from autotune.exporters import MAP_FILES, Launch, Script, export, feed_requirement, has_exporter, launch_of
 from autotune.exporters.base import plain_name
+from autotune.exporters.targets.base import Target, TargetOptions
 from autotune.files import whole_folder
 
 MARKS = (b"ritten by autotune", b"each checks the variables it needs")
@@ -19,21 +21,36 @@ MARKS = (b"ritten by autotune", b"each checks the variables it needs")
 MARKED_BYTES = 2048
 
 
-def write_launch(folder: Path, plans: Sequence[Plan | ServicePlan]) -> str | None:
-    """Scripts of every plan in plan-<rank>/; returns why there are none, where there are none."""
+@dataclass(frozen=True, slots=True)
+class Launches:
+    """Scripts of every plan of a run, made once for its folder and its page."""
+
+    plans: Sequence[Plan | ServicePlan]
+    scripts: Mapping[int, list[Script]]
+    """By rank; none of a plan that cannot be exported."""
+    note: str | None
+    """Why plans have no scripts, where some have none."""
+
+
+def launches_of(plans: Sequence[Plan | ServicePlan]) -> Launches:
+    """Render every plan."""
     engine = plans[0].deployment.engine.name
     if not has_exporter(engine):
-        return f"no launch scripts: {engine} has no exporter yet"
-    notes = []
+        return Launches(plans, {}, f"no launch scripts: {engine} has no exporter yet")
+    scripts, notes = {}, []
     for plan in plans:
-        target = folder / f"plan-{plan.rank}"
         try:
-            scripts = plan_scripts(plan)
+            scripts[plan.rank] = plan_scripts(plan)
         except ExportError as error:
             notes.append(f"plan {plan.rank}: {error}")
-            continue
-        _write_files(target, plan, scripts)
-    return "; ".join(notes) or None
+    return Launches(plans, scripts, "; ".join(notes) or None)
+
+
+def write_launches(folder: Path, launches: Launches) -> None:
+    """Scripts of every plan in plan-<rank>/."""
+    for plan in launches.plans:
+        if plan.rank in launches.scripts:
+            _write_files(folder / f"plan-{plan.rank}", plan, launches.scripts[plan.rank])
 
 
 def plan_scripts(plan: Plan | ServicePlan) -> list[Script]:
@@ -41,20 +58,30 @@ def plan_scripts(plan: Plan | ServicePlan) -> list[Script]:
     return export(plan.deployment, plan.placement if isinstance(plan, Plan) else None)
 
 
-def _write_files(folder: Path, plan: Plan | ServicePlan, scripts: list[Script]) -> None:
+def plan_launch(plan: Plan | ServicePlan) -> Launch:
+    """A plan's launch, for any target."""
+    return launch_of(plan.deployment, plan.placement if isinstance(plan, Plan) else None)
+
+
+def target_files(plan: Plan | ServicePlan, target: Target, options: TargetOptions) -> list[Script]:
+    """A plan as one target says it. Raises ExportError where it cannot."""
+    return target.render(plan_launch(plan), options)
+
+
+def _write_files(folder: Path, plan: Plan | ServicePlan, scripts: list[Script], target: Target | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for script in scripts:
         path = folder / script.name
         path.write_text(script.text, encoding="utf-8")
         if script.executable:
             path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
-    (folder / "README.md").write_text(launch_readme(plan, [s.name for s in scripts]), encoding="utf-8")
+    (folder / "README.md").write_text(launch_readme(plan, [s.name for s in scripts], target), encoding="utf-8")
 
 
-def write_scripts(out: Path, plan: Plan | ServicePlan, scripts: list[Script]) -> None:
-    """Scripts into a folder of the user's, all or none; those of an earlier plan go. Raises OutputError."""
+def write_scripts(out: Path, plan: Plan | ServicePlan, scripts: list[Script], target: Target | None = None) -> None:
+    """Files into a folder of the user's, all or none; those of an earlier plan go. Raises OutputError."""
     with whole_folder(out, _exported) as scratch:
-        _write_files(scratch, plan, scripts)
+        _write_files(scratch, plan, scripts, target)
 
 
 def _exported(path: Path) -> bool:
@@ -67,9 +94,14 @@ def _exported(path: Path) -> bool:
         return any(mark in file.read(MARKED_BYTES) for mark in MARKS)
 
 
-def launch_readme(plan: Plan | ServicePlan, scripts: list[str]) -> str:
-    """What to run where, and what must feed it."""
+def launch_readme(plan: Plan | ServicePlan, scripts: list[str], target: Target | None = None) -> str:
+    """What to run where, and what must feed it; target : one other than scripts for every node."""
     names = ", ".join(f"`{name}`" for name in scripts)
+    if target is not None and target.name != "bash":
+        return (
+            f"# Plan {plan.rank}: {plan.label}\n\n{target.title}: {names}; written by autotune.\n\n"
+            f"Start it here:\n\n    {target.apply}\n\nCheck it without starting anything:\n\n    {target.validate}\n"
+        )
     if isinstance(plan, ServicePlan):
         return f"# Plan {plan.rank}: {plan.label}\n\n{service_steps(plan, names)}"
     pool = plan.deployment.pool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,17 +125,27 @@ def held_experts(current: Placement, model: ModelSpec, layers: int) -> Ints:
 
     Raises ProblemError where it is another model's, is ragged, names experts that are not there, or leaves one nowhere.
     """
-    assert model.moe is not None
     if current.model != model.name or len(current.experts) != layers:
         raise ProblemError(f"the placement is of {current.model} with {len(current.experts)} layers, the loads of {model.name}")
-    sizes = {(len(layer), len(slots)) for layer in current.experts for slots in layer} or {(0, 0)}
+    return checked_experts(current.experts, model)
+
+
+def checked_experts(placed: Sequence[Sequence[Sequence[int]]], model: ModelSpec) -> Ints:
+    """Experts (layers, gpus, slots) of a map from a document.
+
+    Raises ProblemError where it has other layers than the model, is ragged, names experts that are not there, or leaves one
+    nowhere.
+    """
+    if model.moe is None or len(placed) != len(model.moe_positions):
+        raise ProblemError(f"the placement has {len(placed)} layers, {model.name} has {len(model.moe_positions)} with experts")
+    sizes = {(len(layer), len(slots)) for layer in placed for slots in layer} or {(0, 0)}
     gpus, slots = next(iter(sizes))
     if len(sizes) > 1 or not gpus * slots:
         shown = ", ".join(f"{g} GPUs x {s} slots" for g, s in sorted(sizes)[:4])
         raise ProblemError(f"the placement's layers and GPUs differ in size: {shown}")
     experts = model.moe.experts
     _check(model, gpus, gpus * slots, gpus * slots - experts)
-    for number, layer in zip(model.moe_positions, current.experts, strict=True):
+    for number, layer in zip(model.moe_positions, placed, strict=True):
         held = {expert for of_gpu in layer for expert in of_gpu}
         if foreign := sorted(held - set(range(experts))):
             raise ProblemError(f"the placement has expert {foreign[0]} in layer {number}; {model.name} has 0..{experts - 1}")
@@ -142,7 +153,7 @@ def held_experts(current: Placement, model: ModelSpec, layers: int) -> Ints:
             raise ProblemError(
                 f"the placement has no replica of expert {lost[0]} in layer {number} ({len(lost)} such): repair it"
             )
-    return np.array(current.experts)
+    return np.array(placed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,13 @@ class PricedPool:
     machine: Machine
     pool: Pool
     policy: Policy
+    server_per_rank: bool
+    """Whether the engine's version starts an API process for every DP rank; else one takes an instance's requests in."""
+
+    @property
+    def api_servers(self) -> int:
+        """API processes of one instance."""
+        return max(self.pool.api_servers, self.pool.dp if self.server_per_rank else 1)
 
     @property
     def budget_tokens(self) -> int:
@@ -75,8 +82,9 @@ class Built:
 def build_service(deployment: Deployment, requests: Requests) -> Built:
     """Price the pools; raises AutotuneError for unknown names and contradictions, ProblemError for too little memory."""
     engine = load_engine(deployment.engine.name)
-    policy = policy_of(engine.name, resolve_version(engine, deployment.engine.version))
-    sides = {name: PricedPool(resolve_pool(deployment, pool), pool, policy) for name, pool in deployment.pools.items()}
+    version = resolve_version(engine, deployment.engine.version)
+    policy, per_rank = policy_of(engine.name, version), engine.api_servers_per(version) == "dp_rank"
+    sides = {name: PricedPool(resolve_pool(deployment, pool), pool, policy, per_rank) for name, pool in deployment.pools.items()}
     apart = "serve" not in sides
     decode, prefill = (sides["decode"], sides["prefill"]) if apart else (sides["serve"], sides["serve"])
     workload, prompts = as_decoded(deployment.workload, requests), as_prefilled(deployment.workload, requests)
@@ -91,7 +99,7 @@ def build_service(deployment: Deployment, requests: Requests) -> Built:
         policy=policy,
         decode=_decode_pool(decode, workload, prompts, kv_tokens, most, workers, float(requests.isl_tokens.max())),
         prefill=_prefill_pool(prefill, prompts, float(requests.isl_tokens.max())) if apart else None,
-        frontend=_frontend(decode),
+        frontend=_frontend(decode, prefill.pool.instances * prefill.api_servers if apart else decode.api_servers),
         handover=_handover(decode, prefill, prompts, gpus) if apart else Handover(),
     )
     fitting = max(int(fitting_tokens / max(workload.context_tokens, 1.0)), 1)
@@ -194,10 +202,12 @@ def _check_prefill_fits(side: PricedPool, prompts: Workload) -> None:
         )
 
 
-def _frontend(side: PricedPool) -> Frontend:
+def _frontend(side: PricedPool, servers: int) -> Frontend:
+    """Requests enter where they are prefilled, through `servers` processes; their answers leave where they are decoded."""
     c = side.machine.coefficients("serving", "default", ServiceCoefficients)
     host = side.machine.coefficients("host", "default", HostCoefficients)
     return Frontend(
+        servers=servers,
         fixed_s=c.frontend_s,
         prompt_s=c.frontend_prompt_s,
         token_s=c.frontend_token_s,

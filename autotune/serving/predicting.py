@@ -13,7 +13,7 @@ from autotune.serving.errors import service_errors
 from autotune.serving.replay import Replay, replay, replay_closed
 from autotune.serving.requests import Requests
 from autotune.serving.service import ServiceModel
-from autotune.serving.steady import steady_state
+from autotune.serving.steady import Settled, settled, settled_replay
 from autotune.serving.traffic import requests_of, uncut_requests
 from cost_models.arrays import Floats
 from cost_models.specs.workload import Workload
@@ -37,11 +37,26 @@ class Service:
         workload, built = self.deployment.workload, self.built
         requests = requests_of(workload, load, built.instances)
         computed = requests.without_cached(workload.prefix_cache_hit_rate)
-        if load.rate_per_s and not load.trace and not load.requests:
-            seen = _settled(workload, built, load.rate_per_s / built.instances, load.shortest)
+        if settles(load):
+            seen = _settled(workload, built, _settled_at(self, load), load)
         else:
             seen = _replayed(requests, computed, built, uncut_requests(load, built.instances))
         return _prediction(built, requests, computed, seen)
+
+    def holds_answers(self, load: Load) -> bool:
+        """Whether the decode batch settles within its slots, without a replay; true of loads that do not settle at all."""
+        return not (settles(load) and _settled_at(self, load).overload)
+
+
+def settles(load: Load) -> bool:
+    """Whether a load is an endless open loop, which has a steady state."""
+    return bool(load.rate_per_s and not load.trace and not load.requests)
+
+
+def _settled_at(service: Service, load: Load) -> Settled:
+    assert load.rate_per_s
+    built, workload = service.built, service.deployment.workload
+    return settled(workload, built.model, built.slots, load.rate_per_s / built.instances, load.shortest)
 
 
 def service_of(deployment: Deployment) -> Service:
@@ -114,13 +129,15 @@ def _replayed(requests: Requests, computed: Requests, built: Built, uncut: int) 
     return _Seen(result, rate, running, overload, tuple(notes))
 
 
-def _settled(workload: Workload, built: Built, rate_per_s: float, shortest: float) -> _Seen:
+def _settled(workload: Workload, built: Built, state: Settled, load: Load) -> _Seen:
     """The steady state under Poisson arrivals."""
-    state = steady_state(workload, built.model, built.slots, rate_per_s, shortest)
-    tokens = rate_per_s * float(state.replay.osl_tokens.mean())
+    assert load.rate_per_s
+    rate_per_s = load.rate_per_s / built.instances
+    seen = settled_replay(workload, built.model, state.sequences, rate_per_s, load.shortest)
+    tokens = rate_per_s * float(seen.osl_tokens.mean())
     if state.overload:
-        tokens = min(tokens, state.sequences / float(state.replay.tpot_s.mean()))
-    return _Seen(state.replay, tokens, state.sequences, state.overload or _overload(True, state.replay))
+        tokens = min(tokens, state.sequences / float(seen.tpot_s.mean()))
+    return _Seen(seen, tokens, state.sequences, state.overload or _overload(True, seen))
 
 
 def _overload(open_loop: bool, result: Replay) -> str:

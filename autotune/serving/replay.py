@@ -109,7 +109,8 @@ class Run:
         self.order = 0
         self.left = self.unstarted = len(requests)
         self.unsent = 0
-        self.frontend_free_s = 0.0
+        self.frontend_free_s = [0.0] * model.frontend.servers
+        self.arrivals: list[float] | None = None if requests.arrival_s is None else requests.arrival_s.tolist()
         self.steps_gained = 0
         apart = model.prefill is not None
         self.decoders = self._workers(model.decode, "decode" if apart else "serve")
@@ -196,34 +197,36 @@ class Run:
         return now
 
     def _send_first(self) -> None:
-        arrivals = self.requests.arrival_s
-        if arrivals is None:
+        if self.arrivals is None:
             for _ in range(min(self.requests.concurrency, len(self.jobs))):
                 self._send(0.0)
         else:
-            for request, at in enumerate(arrivals.tolist()):
-                self._push(at, SENT, request)
+            self._push(self.arrivals[0], SENT, 0)
 
     def _send(self, now: float) -> None:
-        """The next request sets out; the front end takes one prompt at a time, in what streaming answers leaves of it."""
+        """The next request sets out; of an open loop the one after it is due."""
         if self.unsent == len(self.jobs):
             return
         request, frontend = self.unsent, self.model.frontend
         self.unsent += 1
+        if self.arrivals is not None and self.unsent < len(self.arrivals):
+            self._push(self.arrivals[self.unsent], SENT, self.unsent)
         self.sent[request] = now
         work_s = frontend.prompt_s + frontend.token_s * self.jobs[request].context
-        if work_s and frontend.output_s:
+        if work_s and frontend.output_s and self.model.prefill is None:
             work_s /= 1 - min(self._tokens_per_s() * frontend.output_s, BUSIEST)
-        self.frontend_free_s = max(self.frontend_free_s, now) + work_s
-        self._push(self.frontend_free_s + frontend.fixed_s, READY, request)
+        server = request % frontend.servers
+        ready_s = max(self.frontend_free_s[server], now) + work_s
+        self.frontend_free_s[server] = ready_s
+        self._push(ready_s + frontend.fixed_s, READY, request)
 
     def _tokens_per_s(self) -> float:
         gained = sum(worker.running / worker.step_s for worker in self.decoders if worker.strides and worker.step_s)
         return gained * self.model.decode.tokens_per_step
 
     def _streaming_s(self) -> float:
-        """What one of a step's tokens waits for the others to be streamed, on average."""
-        return self.model.frontend.output_s * sum(worker.running for worker in self.decoders) / 2
+        """What one of a step's tokens waits for the others of its engine to be streamed, on average."""
+        return self.model.frontend.output_s * sum(worker.running for worker in self.decoders) / len(self.decoders) / 2
 
     def _ready(self, request: int, now: float) -> None:
         """Through the front end: to an engine, or to a prefill worker and, in time, a decode worker."""
@@ -309,10 +312,7 @@ def jobs_of(requests: Requests, tokens_per_step: float) -> list[ServedRequest]:
 
 def emptiest(worker: Worker) -> int:
     """The first of the ranks with the fewest requests."""
-    if worker.pool.ranks == 1:
-        return 0
-    loads = [running + len(queue) for running, queue in zip(worker.decoding, worker.queues, strict=True)]
-    return loads.index(min(loads))
+    return worker.assigned.index(min(worker.assigned))
 
 
 def dealer(dealing: Dealing, number: int) -> Callable[[Worker], int]:

@@ -37,7 +37,11 @@ class PoolModel:
 
 @dataclass(frozen=True, slots=True)
 class Frontend:
-    """The process that takes requests in: tokenises one prompt after the other, and streams all answers."""
+    """The processes that take requests in: each tokenises one prompt after the other; those of an engine that decodes stream
+    its answers, and where it also prefills they are the same."""
+
+    servers: int = 1
+    """Processes, dealt requests in turn."""
 
     fixed_s: float = 0.0
     """On a request's way in and out, whatever else goes on [s]."""
@@ -46,7 +50,8 @@ class Frontend:
     token_s: float = 0.0
     """Of each token of a prompt, one after the other [s]."""
     output_s: float = 0.0
-    """Of each token of an answer: time that prompts do not get, and that what a step returns waits for [s]."""
+    """Of each token of an answer, shared out over the processes of its engine: time that the prompts of an aggregated engine do
+    not get, and that what a step returns waits for [s]."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,6 @@
-"""The steady state of an open loop: decode batch by Little's law, what requests see by a replay that starts there."""
+"""The steady state of an open loop: decode batch by Little's law, what requests see by a replay that starts there.
+
+The first costs milliseconds and already says which loads are too much; the second costs tenths of a second."""
 
 from __future__ import annotations
 
@@ -23,18 +25,16 @@ LONGEST = 100.0
 
 
 @dataclass(frozen=True, slots=True)
-class SteadyState:
-    """Where a service settles under Poisson arrivals."""
+class Settled:
+    """Where the decode batch of a service settles under Poisson arrivals."""
 
-    replay: Replay
-    tpot_s: float
     sequences: float
     """Decoding at once."""
     overload: str = ""
     """Why it cannot settle, where it cannot."""
 
 
-def steady_state(workload: Workload, model: ServiceModel, slots: int, rate_per_s: float, shortest: float) -> SteadyState:
+def settled(workload: Workload, model: ServiceModel, slots: int, rate_per_s: float, shortest: float) -> Settled:
     """Where a disaggregated service, or one aggregated instance, settles.
 
     slots : sequences that decode at once at most. rate_per_s : requests that arrive. Decode batch: the smallest fixed
@@ -50,18 +50,22 @@ def steady_state(workload: Workload, model: ServiceModel, slots: int, rate_per_s
         extra_s = 0.0 if model.prefill else _prompts_add_s(workload, model, admitted, step_s, each, shortest)
         found_s = (step_s + extra_s) / pool.tokens_per_step
         tpot_s = (tpot_s + found_s) / 2  # damped: a longer step admits fewer prompts, which shortens it
-        settled = min(rate_per_s * osl * tpot_s, float(slots))
-        if abs(settled - sequences) <= SETTLED * max(sequences, 1.0):
+        fixed = min(rate_per_s * osl * tpot_s, float(slots))
+        if abs(fixed - sequences) <= SETTLED * max(sequences, 1.0):
             break
-        sequences = settled
+        sequences = fixed
     wanted = rate_per_s * osl * tpot_s
     overload = ""
     if wanted > slots * (1 + 1e-3):
         overload = f"the answers need {wanted:,.0f} sequences at once, {slots:,} fit"
+    return Settled(sequences, overload)
+
+
+def settled_replay(workload: Workload, model: ServiceModel, sequences: float, rate_per_s: float, shortest: float) -> Replay:
+    """What requests see of a service in which `sequences` decode when the first of them comes."""
     count = _count(workload, model)
     sent = poisson_requests(workload.isl_tokens, workload.osl_tokens, count=count, rate_per_s=rate_per_s, shortest=shortest)
-    computed = sent.without_cached(workload.prefix_cache_hit_rate)
-    return SteadyState(replay_steady(computed, model, round(sequences)), tpot_s, sequences, overload)
+    return replay_steady(sent.without_cached(workload.prefix_cache_hit_rate), model, round(sequences))
 
 
 def _step_s(pool: PoolModel, sequences: float) -> float:

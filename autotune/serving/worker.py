@@ -70,6 +70,8 @@ class Worker:
         self.heaps: list[list[tuple[int, int]]] = [[] for _ in ranks]
         """(ends, request) of what decodes on each rank; preempted requests stay until they surface."""
         self.newest: list[list[int]] = [[] for _ in ranks]
+        self.assigned = [0] * pool.ranks
+        """Requests of each rank: waiting, being prefilled, decoding."""
         self.decoding = [0] * pool.ranks
         self.running = self.queued = 0
         """Sums over the ranks."""
@@ -105,6 +107,7 @@ class Worker:
         for number, end in enumerate(sorted(ends)):
             rank = number % self.pool.ranks
             heapq.heappush(self.heaps[rank], (end, BACKGROUND))
+            self.assigned[rank] += 1
             self.decoding[rank] += 1
             self.running += 1
             self.held[rank] += context
@@ -113,6 +116,7 @@ class Worker:
     def deliver(self, request: int, now: float, rank: int | None = None) -> None:
         """A request arrives; it may join the first step that is composed after the engine looked."""
         rank = self.deal(self) if rank is None else rank
+        self.assigned[rank] += 1
         self.queued += 1
         if not self.strides:
             self.queues[rank].append((self.step, request))
@@ -183,6 +187,7 @@ class Worker:
         for rank, request in done:
             self.partly[rank] -= 1
             if self.role == "prefill":
+                self.assigned[rank] -= 1
                 self._release(rank, request)
                 self.listener.prefilled(request, now, self, rank)
                 continue
@@ -218,6 +223,7 @@ class Worker:
                     self._release(rank, request)
                 else:  # it was preempted
                     continue
+                self.assigned[rank] -= 1
                 self.decoding[rank] -= 1
                 self.running -= 1
                 self.listener.answered(request, now)

@@ -13,6 +13,14 @@ WHOLE = {
     "num_key_value_heads": MOST_WIDTH, "head_dim": MOST_WIDTH, "vocab_size": MOST_TOKENS, "max_position_embeddings": MOST_TOKENS,
 }  # fmt: skip
 """Fields that readers compute with, and the most that is no slip of the pen."""
+COUNTS = {
+    "first_k_dense_replace": MOST_LAYERS, "num_nextn_predict_layers": MOST_LAYERS, "n_shared_experts": MOST_WIDTH,
+    "n_routed_experts": MOST_WIDTH, "num_experts": MOST_WIDTH, "num_local_experts": MOST_WIDTH, "num_experts_per_tok": MOST_WIDTH,
+    "intermediate_size": MOST_WIDTH, "moe_intermediate_size": MOST_WIDTH, "q_lora_rank": MOST_WIDTH, "kv_lora_rank": MOST_WIDTH,
+    "qk_nope_head_dim": MOST_WIDTH, "qk_rope_head_dim": MOST_WIDTH, "v_head_dim": MOST_WIDTH, "index_topk": MOST_TOKENS,
+    "sliding_window": MOST_TOKENS,
+}  # fmt: skip
+"""Fields that some architectures have, some of them as a list over layers."""
 Config = Mapping[str, Any]
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -37,6 +45,13 @@ def flat(config: Config) -> dict[str, Any]:
         value = fields.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
             raise ValueError(f"{key} must be a whole number from 1 to {most:,}, found {value!r:.40}")
+    for key, most in COUNTS.items():
+        value = fields.get(key, 0)
+        if not isinstance(value, list) and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most):
+            raise ValueError(f"{key} must be a whole number from 0 to {most:,}, found {value!r:.40}")
+    dense, layers = fields.get("first_k_dense_replace", 0), fields.get("num_hidden_layers", MOST_LAYERS)
+    if not isinstance(dense, list) and dense > layers:
+        raise ValueError(f"first_k_dense_replace is {dense:,}, num_hidden_layers {layers:,}: more dense layers than layers")
     return fields
 
 

@@ -11,7 +11,7 @@ from cost_models.errors import CatalogError, UnsupportedModelError
 from cost_models.huggingface.precision import stored_precision
 from cost_models.huggingface.registry import model_from_config
 from cost_models.reading import check_numbers, is_folder, kind_of, parse_json, read_text
-from cost_models.specs.bounds import check_config
+from cost_models.specs.bounds import check_config, check_model
 from cost_models.specs.model import ModelSpec
 
 CONFIG = "config.json"
@@ -59,7 +59,7 @@ def model_from_files(files: CheckpointFiles, recipes: Mapping[str, Mapping[str, 
     """
     config = _json_object(files.config, files.origin)
     check_config(config, files.origin)
-    model = model_from_config(config, name=files.name, source=files.origin)
+    model = check_model(model_from_config(config, name=files.name, source=files.origin), files.origin)
     beside = None if files.quantisation is None else _json_object(files.quantisation, f"{files.folder}/{QUANTISATION}")
     stored = stored_precision(config, model, source=files.origin, beside=beside, base=recipes)
     _check_name(files.name, stored.recipe, files.origin)

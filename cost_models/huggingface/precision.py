@@ -5,8 +5,6 @@ Each matrix family's dtype is what most of its layers have: the method's, or BF1
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Any
 from cost_models.errors import UnsupportedModelError
 from cost_models.huggingface.fields import Config
 from cost_models.huggingface.registry import ARCHITECTURES, architecture_of
+from cost_models.patterns import compiled, wildcard
 from cost_models.specs.model import ModelSpec
 
 RECIPES = {
@@ -244,19 +243,24 @@ def _except(patterns: Sequence[str], dtype_of: DtypeOf) -> DtypeOf:
 
 def _matcher(patterns: Sequence[str]) -> Callable[[Sequence[str]], bool]:
     """Whether one of a module's names is listed: by itself or by a module around it, as wildcard, or as `re:` expression."""
-    if not patterns:
-        return lambda _: False
-    compiled = re.compile("|".join(f"(?:{_expression(pattern)})" for pattern in patterns))
-    return lambda names: any(compiled.match(name) for name in names)
+    listed = {pattern for pattern in patterns if not _is_expression(pattern)}
+    expressions = "|".join(f"(?:{_expression(pattern)})" for pattern in patterns if _is_expression(pattern))
+    any_of = compiled(expressions) if expressions else None
+    return lambda names: any(not listed.isdisjoint(_parts(name)) or (any_of is not None and any_of.match(name)) for name in names)
+
+
+def _parts(name: str) -> Iterator[str]:
+    """Every run of a dotted name's words."""
+    words = name.split(".")
+    return (".".join(words[start:end]) for start in range(len(words)) for end in range(start + 1, len(words) + 1))
+
+
+def _is_expression(pattern: str) -> bool:
+    return pattern.startswith("re:") or any(sign in pattern for sign in "*?[")
 
 
 def _expression(pattern: str) -> str:
-    if pattern.startswith("re:"):
-        return pattern[3:]
-    if any(sign in pattern for sign in "*?["):
-        anywhere = fnmatch.translate(pattern).removesuffix(r"\Z").removesuffix(r"\z")
-        return rf"(?:.*\.)?{anywhere}(?:\..*)?\Z"
-    return rf"(?:.*\.)?{re.escape(pattern)}(?:\..*)?\Z"
+    return pattern[3:] if pattern.startswith("re:") else rf"(?:.*\.)?{wildcard(pattern)}(?:\..*)?\z"
 
 
 def _families(model: ModelSpec, modules: Mapping[str, str], dtype_of: DtypeOf) -> tuple[dict[str, str], list[str]]:

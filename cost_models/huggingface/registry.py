@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from cost_models.errors import UnsupportedModelError
 from cost_models.huggingface import dense, experts, hybrids, latent
 from cost_models.huggingface.fields import VISION, Config, flat
+from cost_models.reading import kind_of
 from cost_models.specs.model import ModelSpec
 
 Reader = Callable[[Config, str, str], ModelSpec]
@@ -148,6 +149,24 @@ def architecture_of(config: Config, source: str) -> str:
     return name
 
 
+NO_NUMBERS = (
+    "architectures", "model_type", "layer_types", "layers_block_type", "hybrid_override_pattern", "rope_scaling",
+    "rope_parameters", "quantization_config", "text_config", "vision_config", "torch_dtype", "dtype", "hidden_act", "_title",
+    "_name_or_path", "auto_map", "transformers_version", "scoring_func", "topk_method", "eos_token_id",
+)  # fmt: skip
+"""Fields that are lists, objects or text in sound files."""
+
+
+def _of_another_type(fields: Config) -> str:
+    """Which fields are none of the numbers that readers compute with, where they met something else."""
+    other = [
+        f"{name} ({kind_of(value)})"
+        for name, value in fields.items()
+        if isinstance(value, list | dict | str) and name not in NO_NUMBERS
+    ]
+    return f"a number is needed where the file has another type of value; it may be one of {', '.join(other[:8]) or 'its lists'}"
+
+
 def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
     """Read a Hugging Face configuration.
 
@@ -163,7 +182,9 @@ def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
         model = entry.read(fields, name, source)
     except KeyError as missing:
         raise UnsupportedModelError(f"{source}: {architecture} needs the key {missing}, which is absent") from missing
-    except (ValidationError, TypeError, ValueError, ArithmeticError) as error:
+    except TypeError as error:
+        raise UnsupportedModelError(f"{source}: {architecture}: {_of_another_type(fields)}") from error
+    except (ValidationError, ValueError, ArithmeticError) as error:
         detail = error.errors()[0] if isinstance(error, ValidationError) else error
         text = f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" if isinstance(detail, dict) else str(detail)
         raise UnsupportedModelError(f"{source}: {architecture}: {text}") from error

@@ -12,7 +12,7 @@ from cost_models.specs.base import Fact
 if TYPE_CHECKING:
     from cost_models.specs.model import ModelSpec
 
-MOST_LAYERS = 10_000
+MOST_LAYERS = 1_000
 MOST_EXPERTS = 4_096
 MOST_TOKENS = 10**9
 """Of a vocabulary or a context."""

@@ -197,6 +197,8 @@ class ModelSpec(Spec):
     ) -> ModelSpec:
         """A model with one attention kind, whose first `dense_layers` layers have a dense FFN and the others experts."""
         dense = layers if moe is None else dense_layers
+        if not 0 <= dense <= layers:
+            raise ValueError(f"{dense:,} dense layers of {layers:,}")
         ffns = [DenseSpec(intermediate=dense_intermediate)] * dense if dense else []
         return cls.of_layers([(attention, ffn) for ffn in [*ffns, *[moe] * (layers - dense)]], **document)
 

@@ -30,6 +30,7 @@ from autotune.serving.requests import read_trace
 from cost_models import reading
 from cost_models.catalog import _packaged, load_calibration, load_hardware, load_model, raw_calibration, read_yaml
 from cost_models.errors import AutotuneError, InputError
+from cost_models.huggingface import model_from_config
 
 MODEL = load_model("deepseek-v3")
 COUNTS = np.arange(58 * 256, dtype=np.int64).reshape(58, 256) + 1
@@ -510,3 +511,35 @@ def test_options_out_of_range_are_named_with_their_value(tmp_path, words, messag
     code, err = ran(words, monkeypatch, capsys)
     assert code in (1, 2)
     assert re.search(message, err), err
+
+
+# ---- configurations
+
+
+CONFIG_V3 = {
+    "architectures": ["DeepseekV3ForCausalLM"], "hidden_size": 7168, "num_hidden_layers": 61, "first_k_dense_replace": 3,
+    "intermediate_size": 18432, "moe_intermediate_size": 2048, "n_routed_experts": 256, "n_shared_experts": 1,
+    "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4, "num_attention_heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "num_nextn_predict_layers": 1, "vocab_size": 129280,
+    "max_position_embeddings": 163840,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("first_k_dense_replace", 62, "more dense layers than layers"),
+        ("first_k_dense_replace", 3_000_000, "first_k_dense_replace must be a whole number"),
+        ("n_shared_experts", {"value": 1}, "n_shared_experts must be a whole number"),
+        ("q_lora_rank", -1, "q_lora_rank must be a whole number"),
+        ("num_experts_per_tok", True, "num_experts_per_tok must be a whole number"),
+        ("rope_theta", {"value": 1}, None),  # nothing is computed with it
+    ],
+)
+def test_counts_of_a_config_are_counts(key, value, said):
+    config = CONFIG_V3
+    if said is None:
+        assert model_from_config({**config, key: value}, name="x", source="x").layers == 61
+        return
+    with pytest.raises(AutotuneError, match=said):
+        model_from_config({**config, key: value}, name="x", source="x")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from autotune.documents.problem import Problem
+from autotune.exporters.folders import launches_of
 from autotune.report.page.comparing import render_comparison
 from autotune.report.page.folder import page_of, with_sensitivity
 from autotune.report.page.page import RunPage, ShownScript, render_page
@@ -36,7 +37,9 @@ WIDTHS = (360, 768, 1280)
 def page() -> RunPage:
     problem = Problem(hardware="hgx-h200", gpus=8, trials=0)
     run = run_search(problem)
-    return with_sensitivity(page_of(problem, run.result, run.candidates, ["autotune", "search", "--hw", "hgx-h200"]))
+    return with_sensitivity(
+        page_of(problem, run.result, run.candidates, ["autotune", "search", "--hw", "hgx-h200"], launches_of(run.result.plans))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 
 from autotune.errors import ExportError
 from autotune.exporters.base import Script
-from autotune.exporters.launch import Launch
+from autotune.exporters.launch import Launch, LaunchPool
 from autotune.exporters.quoting import Shell, note
 
 Document = dict[str, Any]
@@ -80,15 +80,17 @@ def service_name(launch: Launch) -> str:
     return f"{plain[: LONGEST_NAME - 7].rstrip('-')}-{digest}"
 
 
-def plan_annotations(launch: Launch, **more: str) -> dict[str, str]:
+def plan_annotations(launch: Launch, pool: LaunchPool | None = None) -> dict[str, str]:
     """What the plan said and the manifest's own fields do not: read back by `autotune check`."""
     found = {
         "autotune/engine": launch.engine,
         "autotune/engine-version": launch.version,
         "autotune/model": launch.model,
-        "autotune/precision": launch.precision,
+        "autotune/precision": pool.precision if pool else launch.precision,
     }
-    return {key: printable(value, key) for key, value in {**found, **more}.items()}
+    if pool is not None:
+        found |= {"autotune/hardware": pool.hardware, "autotune/role": pool.role}
+    return {key: printable(value, key) for key, value in found.items()}
 
 
 def printable(value: object, what: str) -> str:

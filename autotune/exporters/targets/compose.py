@@ -82,7 +82,7 @@ def _engine(launch: Launch, pool: LaunchPool, options: TargetOptions, name: str,
         "image": engine_image(launch, pool.vendor, options),
         "entrypoint": [_literal(value) for value in words],
         "environment": {key: _literal(value) for key, value in settings.items()},
-        "labels": {key: _literal(value) for key, value in _labels(launch, pool).items()},
+        "labels": {key: _literal(value) for key, value in plan_annotations(launch, pool).items()},
         "shm_size": SHARED_MEMORY.lower().removesuffix("i") + "b",
         "ulimits": {"memlock": -1, "stack": 67108864},
         "stop_grace_period": "120s",
@@ -96,10 +96,6 @@ def _engine(launch: Launch, pool: LaunchPool, options: TargetOptions, name: str,
     if process.beside:
         found["volumes"] = [f"./{item.file}:{FILES}/{item.file}:ro" for item in process.beside]
     return found
-
-
-def _labels(launch: Launch, pool: LaunchPool) -> dict[str, str]:
-    return plan_annotations(launch, **{"autotune/hardware": pool.hardware, "autotune/role": pool.role})
 
 
 TARGET = Target(

@@ -9,7 +9,16 @@ from __future__ import annotations
 from autotune.errors import ExportError
 from autotune.exporters.base import Script, json_value
 from autotune.exporters.launch import Launch, LaunchPool
-from autotune.exporters.targets.base import Document, Target, TargetOptions, literal, manifest, printable, service_name
+from autotune.exporters.targets.base import (
+    Document,
+    Target,
+    TargetOptions,
+    literal,
+    manifest,
+    plan_annotations,
+    printable,
+    service_name,
+)
 from autotune.exporters.targets.bash import bench_script
 from autotune.exporters.targets.pods import (
     SHARED_MEMORY,
@@ -19,7 +28,6 @@ from autotune.exporters.targets.pods import (
     labels,
     metadata,
     pod_spec,
-    pool_annotations,
     probes,
     refuse_unlike,
     run_of,
@@ -91,7 +99,7 @@ def _component(launch: Launch, pool: LaunchPool, options: TargetOptions) -> Docu
     found: Document = {"name": pool.role, "type": TYPES[pool.role], "replicas": pool.instances, "sharedMemorySize": SHARED_MEMORY}
     if pool.place.nodes > 1:
         found["multinode"] = {"nodeCount": pool.place.nodes}
-    about = {"labels": labels(launch, pool), "annotations": pool_annotations(launch, pool)}
+    about = {"labels": labels(launch, pool), "annotations": plan_annotations(launch, pool)}
     return found | {"podTemplate": {"metadata": about, "spec": spec}}
 
 

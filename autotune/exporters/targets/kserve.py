@@ -12,7 +12,16 @@ from autotune.errors import ExportError
 from autotune.exporters.base import Script
 from autotune.exporters.launch import Launch, LaunchPool
 from autotune.exporters.quoting import words
-from autotune.exporters.targets.base import Document, Target, TargetOptions, kubernetes_text, manifest, printable, service_name
+from autotune.exporters.targets.base import (
+    Document,
+    Target,
+    TargetOptions,
+    kubernetes_text,
+    manifest,
+    plan_annotations,
+    printable,
+    service_name,
+)
 from autotune.exporters.targets.bash import bench_script
 from autotune.exporters.targets.pods import (
     SHARED_MEMORY,
@@ -21,7 +30,6 @@ from autotune.exporters.targets.pods import (
     labels,
     metadata,
     pod_spec,
-    pool_annotations,
     refuse_unlike,
     shared_objects,
 )
@@ -55,8 +63,8 @@ def render(launch: Launch, options: TargetOptions) -> list[Script]:
     spec["router"] = {"route": {}, "gateway": {}, "scheduler": {}}
     if other:
         spec["prefill"] = _pool(launch, other[0], options)
-        spec["prefill"] |= {"labels": labels(launch, other[0]), "annotations": pool_annotations(launch, other[0])}
-    spec |= {"labels": labels(launch, main), "annotations": pool_annotations(launch, main)}
+        spec["prefill"] |= {"labels": labels(launch, other[0]), "annotations": plan_annotations(launch, other[0])}
+    spec |= {"labels": labels(launch, main), "annotations": plan_annotations(launch, main)}
     service = {
         "apiVersion": "serving.kserve.io/v1alpha2",
         "kind": "LLMInferenceService",

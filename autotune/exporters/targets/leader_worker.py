@@ -9,7 +9,16 @@ import shlex
 
 from autotune.exporters.base import Script
 from autotune.exporters.launch import Launch, LaunchPool, Process, Router
-from autotune.exporters.targets.base import Document, Target, TargetOptions, manifest, printable, router_image, service_name
+from autotune.exporters.targets.base import (
+    Document,
+    Target,
+    TargetOptions,
+    manifest,
+    plan_annotations,
+    printable,
+    router_image,
+    service_name,
+)
 from autotune.exporters.targets.bash import bench_script
 from autotune.exporters.targets.pods import (
     LEADER_WORKER,
@@ -20,7 +29,6 @@ from autotune.exporters.targets.pods import (
     labels,
     metadata,
     pod_spec,
-    pool_annotations,
     probes,
     refuse_unlike,
     shared_objects,
@@ -61,7 +69,7 @@ def pod_template(
     main = container(launch, pool, process, options, shape, command_of(process, known_variables(process, shape)), serves)
     marked = labels(launch, pool) | ({SERVES: "true"} if serves else {})
     return {
-        "metadata": {"labels": marked, "annotations": pool_annotations(launch, pool)},
+        "metadata": {"labels": marked, "annotations": plan_annotations(launch, pool)},
         "spec": pod_spec(launch, pool, main),
     }
 

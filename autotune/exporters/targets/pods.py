@@ -164,15 +164,9 @@ def labels(launch: Launch, pool: LaunchPool | None = None) -> dict[str, str]:
     return found | ({"autotune/role": pool.role} if pool else {})
 
 
-def pool_annotations(launch: Launch, pool: LaunchPool) -> dict[str, str]:
-    """What a pool's manifest says of the plan."""
-    return plan_annotations(launch, **{"autotune/hardware": pool.hardware, "autotune/role": pool.role})
-
-
 def metadata(launch: Launch, name: str, pool: LaunchPool | None = None) -> Document:
     """Of an object."""
-    notes = pool_annotations(launch, pool) if pool else plan_annotations(launch)
-    return {"name": name, "labels": labels(launch, pool), "annotations": notes}
+    return {"name": name, "labels": labels(launch, pool), "annotations": plan_annotations(launch, pool)}
 
 
 def shared_objects(launch: Launch) -> list[Document]:

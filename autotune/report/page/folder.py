@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from autotune.documents.candidates import Candidates
 from autotune.documents.plan import Plan
 from autotune.documents.problem import Problem
 from autotune.documents.results import CANDIDATES, Result, load_candidates, load_plans
-from autotune.errors import ExportError, ProblemError
-from autotune.exporters.folders import plan_scripts
+from autotune.errors import ProblemError
+from autotune.exporters.folders import Launches, launches_of
 from autotune.report.page.page import RunPage, ShownScript, render_page
 from autotune.versions import installed_version
 from cost_models.catalog import validated
@@ -21,15 +20,19 @@ from cost_models.reading import parse_json, read_text
 PAGE = "report.html"
 
 
-def files_of(problem: Problem, result: Result, candidates: Candidates | None, command: Sequence[str]) -> dict[str, str]:
+def files_of(
+    problem: Problem, result: Result, candidates: Candidates | None, command: Sequence[str], launches: Launches
+) -> dict[str, str]:
     """Files of a run folder beside its plan: the page, and the candidates it draws."""
-    files = {PAGE: render_page(page_of(problem, result, candidates, command))}
+    files = {PAGE: render_page(page_of(problem, result, candidates, command, launches))}
     if candidates is not None:
         files[CANDIDATES] = candidates.model_dump_json() + "\n"
     return files
 
 
-def page_of(problem: Problem, result: Result, candidates: Candidates | None, command: Sequence[str]) -> RunPage:
+def page_of(
+    problem: Problem, result: Result, candidates: Candidates | None, command: Sequence[str], launches: Launches
+) -> RunPage:
     """A page of typed results; plans whose scripts cannot be written have none."""
     return RunPage(
         title=f"{Path(problem.hardware).stem}, {Path(problem.model).stem}, {problem.target}",
@@ -37,16 +40,14 @@ def page_of(problem: Problem, result: Result, candidates: Candidates | None, com
         candidates=candidates,
         command=command,
         osl_tokens=problem.workload.osl_tokens,
-        scripts=[script for plan in result.plans for script in _scripts(plan)],
+        scripts=[
+            ShownScript(rank, script.name, script.text)
+            for rank, scripts in launches.scripts.items()
+            for script in scripts
+            if script.executable
+        ],
         made=f"Made by moe-autotune {installed_version('moe-autotune')}",
     )
-
-
-def _scripts(plan: Any) -> list[ShownScript]:
-    try:
-        return [ShownScript(plan.rank, script.name, script.text) for script in plan_scripts(plan) if script.executable]
-    except ExportError:
-        return []
 
 
 def with_sensitivity(page: RunPage) -> RunPage:
@@ -73,4 +74,5 @@ def read_page(folder: Path) -> RunPage:
     problem = validated(Problem, record["problem"], str(run))
     command = record.get("command")
     typed = [str(word) for word in command] if isinstance(command, list) else []
-    return page_of(problem, load_plans(folder), load_candidates(folder), typed)
+    result = load_plans(folder)
+    return page_of(problem, result, load_candidates(folder), typed, launches_of(result.plans))

@@ -61,8 +61,9 @@ def _largest(pools: Pools, candidate: Candidate, service: Service, halvings: int
     low, high = SEARCHED
     share, best = 1.0, None
     for _ in range(halvings + 1):
-        found = at_load(pools, candidate, service, Load(rate_per_s=candidate.requests_per_s * share))
-        if found.holds:
+        load = Load(rate_per_s=candidate.requests_per_s * share)
+        found = at_load(pools, candidate, service, load) if service.holds_answers(load) else None
+        if found and found.holds:
             low, best = share, found
         else:
             high = share

@@ -187,6 +187,28 @@ def test_prompts_queue_for_the_front_end_in_what_answers_leave_of_it():
     assert waits[1] - waits[0] == pytest.approx(0.04, abs=STEP_S)
 
 
+def test_every_engine_takes_requests_in_by_itself():
+    # 50 ms of front end each: two prompts at once come through one process 50 ms apart, through two at the same time;
+    # two prefill workers take one each, in 0.1 s
+    frontend = Frontend(prompt_s=0.045, token_s=5e-6)
+    waits = {}
+    for servers in (1, 2):
+        each = dataclasses.replace(frontend, servers=servers)
+        model = dataclasses.replace(_apart(prefill=_pool(workers=2)), frontend=each)
+        waits[servers] = replay(_requests((0, 1000, 3), (0, 1000, 3)), model).ttft_s
+    assert waits[1] == pytest.approx([0.15, 0.2], abs=STEP_S)
+    assert waits[2] == pytest.approx([0.15, 0.15], abs=STEP_S)
+
+
+def test_answers_of_another_engine_do_not_slow_prompts_down():
+    # 16 answers stream on the decode side, none on the prefill side: a prompt's 10 ms stay 10 ms there
+    late = [(0.0, 1, 5000)] * 16 + [(5.0, 1000, 2)]
+    frontend = Frontend(prompt_s=0.005, token_s=5e-6, output_s=5e-4)
+    model = dataclasses.replace(_apart(), frontend=frontend)
+    wait_s = replay(_requests(*late), model).ttft_s[16]
+    assert wait_s == pytest.approx(0.01 + 0.1 + 0.5 * 16 * 5e-4, abs=STEP_S)
+
+
 def test_open_loop_waiting_is_that_of_an_m_d_1_queue():
     rate, service_s = 7.0, 0.1
     load = rate * service_s

@@ -16,6 +16,7 @@ from autotune.documents.candidates import Candidates
 from autotune.documents.prediction import OperatorLine
 from autotune.documents.problem import Problem
 from autotune.errors import ProblemError
+from autotune.exporters.folders import launches_of
 from autotune.layouts.candidates import chance_of
 from autotune.report.asking import explain_layout, gpu_time_per_token_s
 from autotune.report.page.comparing import compare_runs, render_comparison
@@ -32,7 +33,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"qu
 def page() -> RunPage:
     problem = Problem(hardware="hgx-h200", gpus=8, trials=0)
     run = run_search(problem)
-    return page_of(problem, run.result, run.candidates, ["autotune", "search", "--hw", "hgx-h200"])
+    return page_of(problem, run.result, run.candidates, ["autotune", "search", "--hw", "hgx-h200"], launches_of(run.result.plans))
 
 
 def candidates_with(rates: list[float], latencies_s: list[float], violates: list[str]) -> Candidates:

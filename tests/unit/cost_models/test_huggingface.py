@@ -143,7 +143,7 @@ def test_what_is_not_modelled_is_refused_by_the_name_of_its_part(architecture):
     ("architecture", "changes", "message"),
     [
         ("LlamaForCausalLM", {"num_hidden_layers": "4"}, "num_hidden_layers must be a number, found the text '4'"),
-        ("LlamaForCausalLM", {"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 10,000"),
+        ("LlamaForCausalLM", {"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 1,000"),
         ("LlamaForCausalLM", {"num_attention_heads": 0}, "num_attention_heads must be a whole number"),
         ("LlamaForCausalLM", {"hidden_size": [64]}, "hidden_size must be a whole number"),
         ("LlamaForCausalLM", {"layer_types": ["full_attention"]}, "layer_types has 1 entries, num_hidden_layers is 4"),

@@ -12,6 +12,7 @@ from autotune.exporters.targets.base import (
     Document,
     TargetOptions,
     engine_image,
+    escaped,
     kubernetes_text,
     literal,
     plan_annotations,
@@ -84,7 +85,7 @@ def run_of(program: list[object], arguments: list[object]) -> Document:
 
 def _shell_word(value: object) -> str:
     """As a shell reads it once Kubernetes has read it."""
-    return word(value) if isinstance(value, Shell) else word(printable(value, "an argument")).replace("$(", "$$(")
+    return word(value) if isinstance(value, Shell) else escaped(word(printable(value, "an argument")))
 
 
 def environment_of(pool: LaunchPool, process: Process, shape: PodShape) -> list[Document]:

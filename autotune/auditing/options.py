@@ -283,7 +283,10 @@ def _put(document: dict[str, Any], path: str, value: str | None) -> None:
             raise ProblemError(f"{path}: {parent} is a value, not a document")
         document = inside
     if last.endswith("+"):
-        document.setdefault(last[:-1], []).extend((value or "").split(","))
+        listed = document.setdefault(last[:-1], [])
+        if not isinstance(listed, list):
+            raise ProblemError(f"{path}: {last[:-1]} is a value, not a list")
+        listed.extend((value or "").split(","))
         return
     try:
         document[last] = parse_json(value, path) if value is not None else True
@@ -297,7 +300,11 @@ def _document(name: str, text: str | None) -> dict[str, Any]:
         return {}
     with reading(name, f"not JSON: {text[:80]}", ProblemError):
         found = parse_json(UNSET.sub(r"\1null", text), name)
-    return found if isinstance(found, dict) else {}
+    if isinstance(found, int) and name == "--compilation-config":  # a level by itself
+        return {"level": found}
+    if not isinstance(found, dict):
+        raise ProblemError(f"{name} needs a JSON object, '{text[:80]}' was given")
+    return found
 
 
 def _unknown_variables(invocation: Invocation, engine: EngineSpec, version: str, listed: OptionList) -> list[str]:

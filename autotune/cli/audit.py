@@ -231,7 +231,6 @@ def _read(file: Path, script: Script, load: Load | None = None) -> ReadCommand:
     from autotune.auditing.commands import ReadCommand
     from autotune.errors import ProblemError
     from autotune.manifests.judging import read_manifest
-    from cost_models.reading import reading
 
     manifest = _manifest(file, script)
     if manifest is None:
@@ -241,8 +240,7 @@ def _read(file: Path, script: Script, load: Load | None = None) -> ReadCommand:
         if load is not None and deployment.phase != "serve":
             raise ProblemError(f"{file} is no service (phase {deployment.phase}): --rate and --clients do not apply")
         return ReadCommand(deployment.model_copy(update={"load": load}) if load else deployment)
-    with reading(file, "an option holds a value of another kind than its engine takes", ProblemError):
-        found = read_manifest(manifest, _asked(script, load), file)
+    found = read_manifest(manifest, _asked(script, load), file)
     if found.ignored:
         typer.echo(f"without effect on the verdict: {', '.join(found.ignored)}", err=True)
     return found

@@ -103,13 +103,21 @@ def launch_readme(plan: Plan | ServicePlan, scripts: list[str], target: Target |
             f"Start it here:\n\n    {target.apply}\n\nCheck it without starting anything:\n\n    {target.validate}\n"
         )
     if isinstance(plan, ServicePlan):
-        return f"# Plan {plan.rank}: {plan.label}\n\n{service_steps(plan, names)}"
+        return f"# Plan {plan.rank}: {plan.label}\n\n{service_steps(plan, names)}\n{elsewhere(plan.rank)}"
     pool = plan.deployment.pool
     return (
         f"# Plan {plan.rank}: {plan.label}\n\n"
         f"{pool.instances} instance(s) of {pool.layout.gpus} GPUs. Scripts: {names}; each checks the variables it needs.\n\n"
         f"{feed_requirement(plan.deployment, plan.prediction.tokens_per_s)}\n\n"
-        f"Predicted: {plan.prediction.tokens_per_s_per_gpu:,.0f} {_pace(plan)}.\n"
+        f"Predicted: {plan.prediction.tokens_per_s_per_gpu:,.0f} {_pace(plan)}.\n\n{elsewhere(plan.rank)}"
+    )
+
+
+def elsewhere(rank: int) -> str:
+    """How the same plan starts on Kubernetes, said beside its scripts."""
+    return (
+        f"On Kubernetes, from the run folder: `autotune export . --rank {rank} --format lws --out k8s`, then "
+        "`kubectl apply -f k8s/launch.yaml`; the other targets are in docs/targets.md.\n"
     )
 
 

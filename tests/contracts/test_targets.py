@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from autotune.cli.export import FORMATS
 from autotune.documents.deployment import Deployment
 from autotune.errors import ExportError, ProblemError
 from autotune.exporters import launch_of
@@ -451,7 +452,7 @@ def test_every_module_of_a_target_is_registered():
     folder = Path(registry.__file__).parent
     found = {path.stem for path in folder.glob("*.py") if "\nTARGET = Target(" in path.read_text()}
     assert found == set(MODULES.values())
-    assert [load_target(name).name for name in MODULES] == list(MODULES)
+    assert [load_target(name).name for name in MODULES] == list(MODULES) == FORMATS.split(", ")
     with pytest.raises(ProblemError, match="known: bash, "):
         load_target("helm")
 

@@ -41,10 +41,10 @@ OWN = (
 )  # fmt: skip
 """Options that KServe's templates set."""
 RPC_PORT = 13345
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def render(launch: Launch, options: TargetOptions) -> list[Script]:
+def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     """service.yaml, and bench.sh."""
     refuse_unlike(launch, "kserve")
     if launch.engine != "vllm":
@@ -55,7 +55,7 @@ def render(launch: Launch, options: TargetOptions) -> list[Script]:
         if pool.place.nodes > 1 and not pool.every_node_serves:
             raise ExportError("KServe's templates spread data-parallel ranks over nodes, not tensor or pipeline parallelism")
     variables = launch.pools[-1].head.variables()
-    if not REPOSITORY.fullmatch(variables["MODEL"]):
+    if not HUB_NAME.fullmatch(variables["MODEL"]):
         raise ExportError(f"kserve loads a model by URI; {variables['MODEL']} is no repository of Hugging Face: use --format lws")
     main, *other = reversed(launch.pools)  # the decode pool is the service, prefill its part
     model = {"uri": f"hf://{printable(variables['MODEL'], 'the model')}", "name": printable(variables["SERVED_NAME"], "the name")}
@@ -105,7 +105,7 @@ def additional(pool: LaunchPool) -> str:
 TARGET = Target(
     name="kserve",
     title="KServe LLMInferenceService",
-    render=render,
+    render=_render,
     apply="kubectl apply -f service.yaml",
     validate="kubectl apply --dry-run=server -f service.yaml",
 )

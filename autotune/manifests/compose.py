@@ -10,7 +10,7 @@ from autotune.manifests.images import engine_version
 from autotune.manifests.kubernetes import role_named
 from autotune.manifests.machines import hardware_in
 from autotune.manifests.pods import Around, container_of, starts
-from autotune.manifests.service import Manifest, Service, listing, mapping, whole, within
+from autotune.manifests.service import EngineService, Manifest, listing, mapping, whole, within
 from autotune.manifests.source import Source
 
 
@@ -33,7 +33,7 @@ def read(source: Source) -> Manifest:
     return Manifest("docker compose", services, hardware_in(document))
 
 
-def _service(name: str, service: Mapping[str, Any]) -> Iterator[Service]:
+def _service(name: str, service: Mapping[str, Any]) -> Iterator[EngineService]:
     container = {
         "command": _words(service.get("entrypoint")),
         "args": _words(service.get("command")),
@@ -44,7 +44,7 @@ def _service(name: str, service: Mapping[str, Any]) -> Iterator[Service]:
         return
     found = container_of(container, {}, Around(where=name))
     deploy = within(service, "deploy")
-    yield Service(
+    yield EngineService(
         name=name,
         text=found.text,
         environment=found.environment,

@@ -113,13 +113,22 @@ def _graphs(command: Command, flags: Mapping[str, Value], phase: str, drafts: in
     if phase == "prefill" or off:
         return {"cuda_graph": False, "cuda_graph_tokens": None}
     listed = [size for name in CAPTURED if (size := command.largest(name)) is not None]
-    listed += [int(max(config["cudagraph_capture_sizes"]))] if config.get("cudagraph_capture_sizes") else []
+    listed += _captured("cudagraph_capture_sizes", config.get("cudagraph_capture_sizes") or [])
     said = flags.get("cudagraph_max_tokens", config.get("max_cudagraph_capture_size"))
-    largest = max(listed) if listed else int(said) if said is not None else None
+    listed += _captured("max_cudagraph_capture_size", [said]) if said is not None and not listed else []
+    largest = max(listed) if listed else None
     if largest is None:
         return {"cuda_graph": True, "cuda_graph_tokens": None}
     per_sequence = 1 + drafts if command.engine.command_line == "sglang" else 1  # SGLang counts sequences
     return {"cuda_graph": largest > 0, "cuda_graph_tokens": largest * per_sequence or None}
+
+
+def _captured(field: str, sizes: object) -> list[int]:
+    """Sizes of graphs in a document; raises ProblemError for what is no list of whole numbers."""
+    found = [whole_number(str(size)) for size in sizes] if isinstance(sizes, list) else [None]
+    if None in found:
+        raise ProblemError(f"--compilation-config: {field} needs whole numbers, {str(sizes)[:60]} was given")
+    return [size for size in found if size is not None]
 
 
 def _backend(command: Command, flags: Mapping[str, Value], phase: str, ep: int) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from cost_models.dispatch import BackendName
 from cost_models.overlap import OverlapName
 from cost_models.specs.base import Spec
+from cost_models.specs.bounds import MOST_LAYERS
 from cost_models.specs.layout import Layout
 from cost_models.specs.precision import Dtype, KvDtype
 from cost_models.specs.workload import Workload
@@ -129,7 +130,7 @@ class Pool(Spec):
     expert_balance: ExpertBalance = ExpertBalance()
     draft_tokens: int = Field(default=0, ge=0, le=16)
     cuda_graph: bool = True
-    cuda_graph_tokens: int | None = Field(default=None, gt=0)
+    cuda_graph_tokens: int | None = Field(default=None, gt=0, le=MAX_STEP)
     """Largest decode batch that is captured in a graph, in tokens; a larger one runs eagerly. None captures every step."""
     max_batched_tokens: int = Field(default=0, ge=0, le=MAX_STEP)
     """Token budget per attention-DP rank and step: what a prefill pool computes, and what buffers are sized for
@@ -194,9 +195,9 @@ class Deployment(Spec):
     """Catalogue name, or path to a hardware file."""
     model: str
     """Preset name, or path to a Hugging Face config.json."""
-    layers: int | None = Field(default=None, gt=0, le=10_000)
+    layers: int | None = Field(default=None, gt=0, le=MOST_LAYERS)
     """Another depth of the same model."""
-    dense_layers: int | None = Field(default=None, ge=0)
+    dense_layers: int | None = Field(default=None, ge=0, le=MOST_LAYERS)
     """With `layers`: how many in front are dense; as the model has them when absent."""
     precision: str | PrecisionChoice
     engine: EngineChoice

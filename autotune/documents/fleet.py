@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from autotune.documents.deployment import Deployment
 from autotune.documents.plan import SolverSummary
-from autotune.documents.problem import DEFAULT_LENGTH_TOKENS, DEFAULT_TPOT_S, MAX_GPUS
+from autotune.documents.problem import DEFAULT_LENGTH_TOKENS, DEFAULT_TPOT_S, MAX_GPUS, MAX_SEED, MAX_USD
 from cost_models.specs.base import Spec
 from cost_models.specs.workload import Workload
 
@@ -47,9 +47,9 @@ class Cluster(Spec):
     """There may be, with those bought; none may be bought when absent."""
     rack_gpus: int | None = Field(default=None, gt=0, le=MAX_GPUS)
     """GPUs of a rack: whole scale-up domains; one of them when absent."""
-    rack_usd: float | None = Field(default=None, gt=0)
+    rack_usd: float | None = Field(default=None, gt=0, le=MAX_USD)
     """Price of one more; needed where racks may be bought."""
-    gpu_hour_usd: float | None = Field(default=None, gt=0)
+    gpu_hour_usd: float | None = Field(default=None, gt=0, le=MAX_USD)
     """What a GPU in use costs; all clusters have it, or none."""
 
     @model_validator(mode="after")
@@ -73,9 +73,9 @@ class FleetProblem(Spec):
 
     models: tuple[FleetModel, ...] = Field(min_length=1)
     clusters: tuple[Cluster, ...] = Field(min_length=1)
-    budget_usd: float | None = Field(default=None, ge=0)
+    budget_usd: float | None = Field(default=None, ge=0, le=MAX_USD)
     """For racks."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
     @model_validator(mode="after")
     def _consistent(self) -> FleetProblem:

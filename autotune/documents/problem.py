@@ -21,6 +21,9 @@ DEFAULT_TRIALS = 120
 """Of a flag study in a space too large to enumerate, and of the random search that an answer is compared with."""
 MAX_GPUS = 20_000
 MAX_SEED = 2**31 - 1
+MAX_USD = 1e12
+MAX_GOAL = 10**15
+"""Of a throughput or a concurrency to reach."""
 """CP-SAT's are 32-bit, numpy's not negative."""
 
 
@@ -63,12 +66,12 @@ class Problem(Spec):
     prefill_gpus: int | None = Field(default=None, gt=0, le=MAX_GPUS)
     """GPU budget of that hardware; one scale-up domain when absent."""
     prefill_precision: str | None = None
-    gpu_hour_usd: float | None = Field(default=None, gt=0)
+    gpu_hour_usd: float | None = Field(default=None, gt=0, le=MAX_USD)
     """Serve: with a price, plans are compared by cost per token."""
-    prefill_gpu_hour_usd: float | None = Field(default=None, gt=0)
-    min_concurrency: int = Field(default=0, ge=0)
+    prefill_gpu_hour_usd: float | None = Field(default=None, gt=0, le=MAX_USD)
+    min_concurrency: int = Field(default=0, ge=0, le=MAX_GOAL)
     """Sequences that must decode at once over all instances."""
-    min_tokens_per_s: float = Field(default=0.0, ge=0)
+    min_tokens_per_s: float = Field(default=0.0, ge=0, le=MAX_GOAL)
     """Output tokens per second that all instances must reach together."""
     memory_fraction: float | None = Field(default=None, gt=0, le=1)
     """Share of driver-reported memory that a plan may fill (safety margin); DEFAULT_MEMORY_FRACTION at most, and no more than the

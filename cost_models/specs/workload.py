@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from cost_models.balance import REAL_TRAFFIC_SIGMA
@@ -21,7 +23,7 @@ class Workload(Spec):
     """Mean context of a sequence while it decodes, where it was measured."""
     prefix_cache_hit_rate: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of input tokens found in the prefix cache (matters for prefill, not for decode)."""
-    mtp_acceptance: tuple[float, ...] = ()
+    mtp_acceptance: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     """Probability that draft token i is accepted given that all before it were."""
     popularity_sigma: float | None = Field(default=None, ge=0.0, le=4.0)
     """How unequally the traffic uses experts: standard deviation of their log popularity. About 1.07 in mixed real traffic (the

@@ -126,7 +126,7 @@ def test_deployments_that_cannot_be(changes, pool, message):
             },
             "no MTP",
         ),
-        ({"hardware": "gb200-nvl72", "workload": {"isl_tokens": 1, "osl_tokens": 1, "mtp_acceptance": [1.5]}}, r"\(0, 1\]"),
+        ({"hardware": "gb200-nvl72", "workload": {"isl_tokens": 1, "osl_tokens": 1, "mtp_acceptance": [0.0]}}, r"\(0, 1\]"),
     ],
 )
 def test_problems_that_cannot_be(changes, message):

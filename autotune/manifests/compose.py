@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +13,9 @@ from autotune.manifests.machines import hardware_in
 from autotune.manifests.pods import Around, container_of, starts
 from autotune.manifests.service import EngineService, Manifest, listing, mapping, whole, within
 from autotune.manifests.source import Source
+
+INTERPOLATED = re.compile(r"\$\{\w+:?-(?P<default>[^}]*)\}|\$\$")
+"""What compose itself replaces: a variable with a default, and a doubled dollar."""
 
 
 def recognises(source: Source) -> bool:
@@ -59,7 +63,7 @@ def _service(name: str, service: Mapping[str, Any]) -> Iterator[EngineService]:
 def _words(command: Any) -> list[str]:
     """A command's words: compose splits text as a shell does, and doubles the dollars that are not its own."""
     words = shlex.split(command) if isinstance(command, str) else [str(word) for word in listing(command, "command")]
-    return [word.replace("$$", "$") for word in words]
+    return [INTERPOLATED.sub(lambda m: m["default"] if m["default"] is not None else "$", word) for word in words]
 
 
 def _environment(environment: Any, name: str) -> list[dict[str, str]]:

@@ -73,7 +73,7 @@ def _services(graph: Mapping[str, Any], configs: Mapping[str, Mapping[str, str]]
 
 
 def _added(text: str, nodes: int, gpus: int | None) -> list[str]:
-    """What the operator adds to the command of several nodes (deploy/operator/internal/dynamo: backend_vllm.go, _sglang.go)."""
+    """What the operator adds to the command of several nodes (its backend_vllm.go and backend_sglang.go)."""
     if nodes == 1:
         return []
     if "dynamo.sglang" in text or "sglang.launch_server" in text:

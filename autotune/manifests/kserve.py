@@ -67,7 +67,8 @@ def _service(
         main = {**main, "command": words, "args": []}
     found = container_of(main, pod, around)
     if extra := found.environment.get(EXTRA):
-        found = dataclasses.replace(found, text=f"{found.text} {shlex.join(shlex.split(extra))}")
+        kept = {key: value for key, value in found.environment.items() if key != EXTRA}
+        found = dataclasses.replace(found, text=f"{found.text} {shlex.join(shlex.split(extra))}", environment=kept)
     count = pool.get("replicas", 1)
     return EngineService(
         name=name,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 FORMATS = "bash, sbatch, compose, lws, llmd, dynamo, srt-slurm, kserve"
-"""Targets of the registry, which is not loaded to say them."""
+"""The targets' registry, which takes too long to import for `--help` (a test holds the two together)."""
 
 
 def register(app: typer.Typer) -> None:

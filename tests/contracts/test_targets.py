@@ -475,3 +475,7 @@ def test_goldens(target):
         if golden.suffix == ".sh":
             continue
         assert text == golden.read_text(), f"{golden} differs"
+
+
+def test_help_names_every_target():
+    assert FORMATS.split(", ") == list(MODULES)

@@ -30,7 +30,7 @@ FORMATS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class GivenToo:
     """What is said beside the file."""
 
     hardware: str | None = None
@@ -55,7 +55,7 @@ class ServedModel:
     remark: str = ""
 
 
-def read_manifest(manifest: Manifest, asked: Beside, where: object) -> ReadCommand:
+def read_manifest(manifest: Manifest, asked: GivenToo, where: object) -> ReadCommand:
     """The deployment that a file starts, with what its commands say beside.
 
     Raises ProblemError where the hardware or an engine's version is not said, and where several services are no pair.
@@ -74,7 +74,7 @@ def read_manifest(manifest: Manifest, asked: Beside, where: object) -> ReadComma
     return dataclasses.replace(found, remarks=(*remarks, *found.remarks))
 
 
-def _hardware(manifest: Manifest, asked: Beside, where: object) -> str:
+def _hardware(manifest: Manifest, asked: GivenToo, where: object) -> str:
     if asked.hardware:
         return asked.hardware
     if len(manifest.hardware) == 1:
@@ -84,7 +84,7 @@ def _hardware(manifest: Manifest, asked: Beside, where: object) -> str:
     raise ProblemError(f"{where} does not say what it runs on: give --hw (autotune hw list)")
 
 
-def _chosen(manifest: Manifest, asked: Beside, where: object) -> tuple[EngineService, ...]:
+def _chosen(manifest: Manifest, asked: GivenToo, where: object) -> tuple[EngineService, ...]:
     """One service, or the two of a pair."""
     services = manifest.services
     if asked.service is not None:
@@ -126,7 +126,7 @@ def _load(manifest: Manifest) -> Load | None:
     return validated(Load, {"concurrency": manifest.concurrencies[0]}, "the file's benchmark")
 
 
-def _load_remarks(manifest: Manifest, asked: Beside, load: Load | None) -> Iterator[str]:
+def _load_remarks(manifest: Manifest, asked: GivenToo, load: Load | None) -> Iterator[str]:
     if asked.load is None and load is not None:
         yield f"judged with {load.concurrency} requests in flight, as the file's benchmark keeps"
     if asked.load is None and len(manifest.concurrencies) > 1:
@@ -135,7 +135,7 @@ def _load_remarks(manifest: Manifest, asked: Beside, load: Load | None) -> Itera
 
 
 def _read(
-    service: EngineService, manifest: Manifest, services: Sequence[EngineService], asked: Beside, where: object
+    service: EngineService, manifest: Manifest, services: Sequence[EngineService], asked: GivenToo, where: object
 ) -> ReadCommand:
     hardware = str(asked.hardware)
     version = _version(service, asked, where)
@@ -158,7 +158,7 @@ def _read(
     return _placed(found, service, named, hardware)
 
 
-def _version(service: EngineService, asked: Beside, where: object) -> str | None:
+def _version(service: EngineService, asked: GivenToo, where: object) -> str | None:
     """Of the engine; raises ProblemError for an image that does not tell."""
     if asked.version or service.version or service.image is None:
         return asked.version or service.version
@@ -172,7 +172,7 @@ def _named(
     service: EngineService,
     services: Sequence[EngineService],
     manifest: Manifest,
-    asked: Beside,
+    asked: GivenToo,
     hardware: str,
     version: str | None,
 ) -> ServedModel:

@@ -11,7 +11,7 @@ from autotune.manifests.images import engine_version
 from autotune.manifests.kubernetes import role_named
 from autotune.manifests.machines import hardware_in
 from autotune.manifests.pods import Around, container_of, starts
-from autotune.manifests.service import EngineService, Manifest, listing, mapping, whole, inner
+from autotune.manifests.service import EngineService, Manifest, inner, listing, mapping, whole
 from autotune.manifests.source import Source
 
 INTERPOLATED = re.compile(r"\$\{\w+:?-(?P<default>[^}]*)\}|\$\$")

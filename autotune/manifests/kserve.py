@@ -12,7 +12,7 @@ from autotune.errors import ProblemError
 from autotune.manifests.images import engine_version
 from autotune.manifests.machines import hardware_in
 from autotune.manifests.pods import Around, config_maps, container_of, starts
-from autotune.manifests.service import EngineService, Manifest, listing, mapping, whole, inner
+from autotune.manifests.service import EngineService, Manifest, inner, listing, mapping, whole
 from autotune.manifests.source import Source
 
 KIND, GROUP = "LLMInferenceService", "serving.kserve.io/"

@@ -10,7 +10,7 @@ from autotune.documents.deployment import PoolRole
 from autotune.manifests.images import engine_version
 from autotune.manifests.machines import hardware_in
 from autotune.manifests.pods import Around, config_maps, engine_container
-from autotune.manifests.service import EngineService, Manifest, listing, mapping, whole, inner
+from autotune.manifests.service import EngineService, Manifest, inner, listing, mapping, whole
 from autotune.manifests.source import Source
 
 WORKLOADS = ("Pod", "Deployment", "StatefulSet", "Job", "ReplicaSet")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import ProblemError
-from autotune.manifests.service import listing, mapping, whole, inner
+from autotune.manifests.service import inner, listing, mapping, whole
 from autotune.manifests.source import documents_in, documents_of
 from cost_models.reading import is_folder, parse_yaml, read_text
 

@@ -10,7 +10,7 @@ from autotune.errors import ProblemError
 from autotune.manifests.images import engine_version
 from autotune.manifests.machines import hardware_in
 from autotune.manifests.pods import Around, container_of
-from autotune.manifests.service import EngineService, Manifest, listing, mapping, whole, inner
+from autotune.manifests.service import EngineService, Manifest, inner, listing, mapping, whole
 from autotune.manifests.source import Source
 
 SIZES = {"tensor": "--tensor-parallel-size", "data": "--data-parallel-size"}

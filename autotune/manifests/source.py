@@ -1,4 +1,4 @@
-"""A file or folder as the documents in it, inner limits; what is a template still is said, with its line."""
+"""A file or folder as the documents in it, within limits; what is a template still is said, with its line."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from autotune.documents.deployment import PoolRole
 from autotune.errors import ProblemError
 from autotune.manifests.images import engine_version
 from autotune.manifests.machines import named_hardware
-from autotune.manifests.service import EngineService, Manifest, arguments, command_text, mapping, whole, inner
+from autotune.manifests.service import EngineService, Manifest, arguments, command_text, inner, mapping, whole
 from autotune.manifests.source import Source
 
 ROLES: dict[str, PoolRole | None] = {"prefill": "prefill", "decode": "decode", "aggregated": None, "agg": None}

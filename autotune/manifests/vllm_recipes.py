@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.errors import ProblemError
-from autotune.manifests.service import EngineService, Manifest, command_text, listing, mapping, inner
+from autotune.manifests.service import EngineService, Manifest, command_text, inner, listing, mapping
 from autotune.manifests.source import Source
 from cost_models.catalog import load_hardware
 
@@ -24,7 +24,7 @@ class Strategy:
     experts: bool = False
     nodes: int = 1
     over_nodes: str | None = None
-    """The option that spans nodes, where the first stays inner one."""
+    """The option that spans nodes, where the first stays within one."""
 
 
 STRATEGIES = {

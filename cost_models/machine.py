@@ -15,6 +15,9 @@ from cost_models.specs.precision import DTYPES, MX_ARCHITECTURES, DtypeInfo, Pre
 C = TypeVar("C")
 MXFP8_BY_DEFAULT = ("sglang", "trtllm")
 """Engines whose MXFP4 experts take MXFP8 activations unless told otherwise."""
+ONE_EXPERT_KERNEL = (("trtllm", "hopper"),)
+"""Engine and architecture that run one fused expert kernel behind every all-to-all and in both phases: TensorRT-LLM's other
+kernels for experts in blocks of FP8 (DeepGEMM, TRTLLM-gen) need Blackwell, so on Hopper all is CUTLASS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,11 @@ class Machine:
         if stored == "mxfp4" and family == "experts" and native:
             return "mxfp4_mxfp8"
         return stored
+
+    @property
+    def one_expert_kernel(self) -> bool:
+        """Whether masked and contiguous expert kernels, as other engines have them, are none of this engine's here."""
+        return (self.calibration.applies_to.engine, self.hardware.gpu.architecture) in ONE_EXPERT_KERNEL
 
     def dtype_info(self, family: str) -> DtypeInfo:
         return DTYPES[self.dtype(family)]

@@ -186,9 +186,12 @@ def kernel_variants(machine: Machine, backend: str, phase: Phase) -> tuple[str, 
     """Expert kernels that a backend can feed; the engine takes the fastest.
 
     Low-latency dispatch feeds a masked kernel, DeepEP normal a contiguous one, every other path the engine's fused
-    one; prefill after an all-gather, which no CUDA graph captures, may choose the contiguous one too.
+    one; prefill after an all-gather, which no CUDA graph captures, may choose the contiguous one too. Some engines have but
+    the fused one (`Machine.one_expert_kernel`).
     """
     dtype = machine.dtype("experts")
+    if machine.one_expert_kernel:
+        return (dtype,)
     contiguous = f"{dtype}.contiguous"
     wanted: tuple[str, ...] = (dtype, contiguous) if phase == "prefill" and backend != "none" else (dtype,)
     if backend == "deepep_low_latency":

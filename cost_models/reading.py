@@ -295,6 +295,24 @@ def parse_yaml(text: str, where: object) -> Any:
     return data
 
 
+def parse_yaml_documents(text: str, where: object, most: Limit) -> list[Any]:
+    """All documents of a YAML text; raises InputError as parse_yaml does, and for more than `most`."""
+    found: list[Any] = []
+    try:
+        for document in yaml.load_all(text, Loader=_Loader):
+            found.append(document)
+            most.check(len(found), where, "split the file")
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split()).replace("unhashable key", "a key that is a list or a mapping")
+        raise InputError(f"{where}: not valid YAML: {said}") from error
+    except InputError:
+        raise
+    except Exception as error:  # as in parse_yaml
+        raise InputError(f"{where}: not valid YAML: {first_line(error)}") from error
+    _bounded(found, where)
+    return found
+
+
 def _bounded(data: Any, where: object) -> None:
     """Raise InputError for documents that aliases blow up, that hold themselves or that nest too deep."""
     count = 0

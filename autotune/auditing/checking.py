@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -213,12 +213,17 @@ def _bottleneck(plan: PlanOutcome) -> str:
 
 
 def outcome(
-    deployment: Deployment, goals: Goals, *, tried: bool = False, aggregated: bool = False, written: Written | None = None
+    deployment: Deployment,
+    goals: Goals,
+    *,
+    tried: bool = False,
+    aggregated: bool = False,
+    written: Mapping[PoolRole, Written] | None = None,
 ) -> PlanOutcome:
     """Price a deployment and hold it against the goals and its engine's rules.
 
     tried : only whether it works, without odds or a service's steps; aggregated : a decode pool prefills too; written : the
-    command that it was read from.
+    commands that its pools were read from.
     """
     found = audit(deployment, aggregated=aggregated, written=written)
     plan = _priced(deployment, goals, found.conflicts, tried=tried)
@@ -227,14 +232,16 @@ def outcome(
 
 def _priced(deployment: Deployment, goals: Goals, held: tuple[str, ...], *, tried: bool) -> PlanOutcome:
     if deployment.phase != "serve":
+        beside = {role: pool for role, pool in deployment.pools.items() if role != deployment.phase}
         try:
             step = predict(deployment)
+            others = {role: predict(deployment.alone(role, pool)) for role, pool in beside.items()}
         except ProblemError as error:
             if not held:
                 raise
             return PlanOutcome(deployment, {}, None, (), held, refusal=str(error))
         lines = pool_goals(goals, step, deployment.pool.dp * deployment.pool.instances, odds=not tried)
-        return PlanOutcome(deployment, {deployment.phase: step}, None, lines, held)
+        return PlanOutcome(deployment, {deployment.phase: step, **others}, None, lines, held)
     try:
         service = predict_service(deployment)
     except ProblemError as error:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from autotune.auditing.capacity import as_it_runs, with_cache_of
@@ -19,14 +20,19 @@ from autotune.auditing.options import Command, engine_for, split_options, whole_
 from autotune.auditing.shell import find_command
 from autotune.auditing.sizing import pool_of_command
 from autotune.auditing.unmodelled import Unmodelled, harmless, unmodelled
-from autotune.documents.deployment import Deployment, Load
+from autotune.documents.deployment import Deployment, Load, PoolRole
 from autotune.errors import ProblemError
 from autotune.exporters.vllm import KV_ROLES
 from autotune.resolving import choose_recipe, resolve_calibration
 from cost_models.catalog import load_hardware, validated
 from search_spaces.schema import Knob, Value
 
-ROLES = {**{kv_role: phase for phase, kv_role in KV_ROLES.items()}, "prefill": "prefill", "decode": "decode"}
+ROLES: dict[str, PoolRole] = {
+    KV_ROLES["prefill"]: "prefill",
+    KV_ROLES["decode"]: "decode",
+    "prefill": "prefill",
+    "decode": "decode",
+}
 CACHE_SIZES: dict[str, Literal["bytes", "tokens"]] = {"--kv-cache-memory-bytes": "bytes", "--max-total-tokens": "tokens"}
 """Options that size the KV cache of an attention-DP rank; vLLM's takes the place of the memory fraction, SGLang's is a limit."""
 ASSUMED_ACCEPTANCE = 0.8
@@ -50,8 +56,10 @@ class ReadCommand:
     remarks: tuple[str, ...] = ()
     aggregated: bool = False
     """The engine has no role: it prefills too, though only its decode steps may be judged."""
-    written: Written | None = None
-    """The command's own options and variables, which engine rules ask for."""
+    written: Mapping[PoolRole, Written] = field(default_factory=dict)
+    """By pool, the command's own options and variables, which engine rules ask for."""
+    command: Command | None = None
+    """The command itself; none for a deployment document."""
 
 
 def read_command(
@@ -66,17 +74,21 @@ def read_command(
     load: Load | None = None,
     model: str | None = None,
     precision: str | None = None,
+    role: PoolRole | None = None,
+    environment: Mapping[str, str] | None = None,
+    at: int = 0,
 ) -> ReadCommand:
     """The deployment that a command line or script starts.
 
     size : sequences (decode) or tokens (prefill) per attention-DP rank, where the command leaves them to the engine; without one
     a decode batch is a limit, and what fits in memory is taken. mtp_acceptance : of drafts, assumed where the command drafts and
     none is given. load : what an engine without a role is sent; without one it is judged as it decodes. model, precision : what
-    is served, where the command's own name for it does not tell. Raises ProblemError for
+    is served, where the command's own name for it does not tell. role, environment : what a file around the command says of its
+    pool, and sets for it; at : which of the text's commands. Raises ProblemError for
     text without a command, unknown or repeated options, and values that are none.
     """
     machine = load_hardware(hardware)
-    invocation = find_command(text)
+    invocation = find_command(text, environment, at)
     command = split_options(invocation, engine_for(invocation.engine, machine.gpu.vendor), version)
     engine, known = command.engine, command.version
     flags, strange = _flags(command)
@@ -86,9 +98,10 @@ def read_command(
     stored = served_precision(served, model or command.model, command.text("--quantization"), precision)
     recipe = choose_recipe(stored, spec, machine, calibration).name
     remarks = [*command.remarks, *served.remarks]
-    if invocation.others:
+    if invocation.others and not at:
         remarks.append(f"{invocation.others} more engine commands in the file: only the first was read")
-    phase = _role(command) or ("serve" if load else "decode")
+    own = _role(command) or role
+    phase: PoolRole = own or ("serve" if load else "decode")
     document: dict[str, Any] = {
         "hardware": hardware,
         "model": served.document,
@@ -110,8 +123,9 @@ def read_command(
         longest_tokens=command.whole("--max-model-len") or command.whole("--context-length"),
         conflicts=command.conflicts,
         remarks=tuple(remarks),
-        aggregated=_role(command) is None,
-        written=Written(command.options, command.environment),
+        aggregated=own is None,
+        written={phase: Written(command.options, command.environment)},
+        command=command,
     )
     return found if indivisible(deployment) else _sized(found, command, flags, size)  # nothing to price: the verdict says so
 
@@ -207,7 +221,7 @@ def _value(knob: Knob, name: str, text: str | None) -> Value:
     return value
 
 
-def _role(command: Command) -> str | None:
+def _role(command: Command) -> PoolRole | None:
     """Which pool of a pair: the KV-transfer role; none for an engine that does both."""
     role = command.role or command.document("--kv-transfer-config").get("kv_role") or command.text("--disaggregation-mode")
     return ROLES.get(str(role))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from autotune.documents.deployment import Deployment, Load, Pool
+from autotune.documents.deployment import Deployment, Load, Pool, PoolRole
 from autotune.errors import ExportError
 from autotune.predicting.legality import deployment_findings, pool_findings, subject_of
 from search_spaces.loader import load_engine, resolve_version
@@ -34,15 +34,18 @@ class Written:
     environment: Mapping[str, str]
 
 
-def conflicts(deployment: Deployment, *, aggregated: bool = False, written: Written | None = None) -> tuple[str, ...]:
+def conflicts(
+    deployment: Deployment, *, aggregated: bool = False, written: Mapping[PoolRole, Written] | None = None
+) -> tuple[str, ...]:
     """What the deployment's engine version does not take, one line each."""
     return audit(deployment, aggregated=aggregated, written=written).conflicts
 
 
-def audit(deployment: Deployment, *, aggregated: bool = False, written: Written | None = None) -> Audit:
+def audit(deployment: Deployment, *, aggregated: bool = False, written: Mapping[PoolRole, Written] | None = None) -> Audit:
     """Hold a deployment against the rules and knobs of its engine version.
 
-    aggregated : a decode pool is an engine that prefills too, not one side of a pair; written : the command it was read from.
+    aggregated : a decode pool is an engine that prefills too, not one side of a pair; written : by pool, the command it
+    was read from.
     """
     engine = load_engine(deployment.engine.name)
     version = resolve_version(engine, deployment.engine.version)
@@ -51,7 +54,8 @@ def audit(deployment: Deployment, *, aggregated: bool = False, written: Written 
     for phase, pool in deployment.pools.items():
         role = "serve" if aggregated and phase == "decode" else phase
         prefix = "" if len(deployment.pools) == 1 else f"{phase}: "
-        options, environment = (written.options, written.environment) if written else (None, None)
+        own = written.get(phase) if written else None
+        options, environment = (own.options, own.environment) if own else (None, None)
         found = pool_findings(subject_of(deployment, phase, role, options, environment))
         stopping += [prefix + line for line in (*_lines(found, stops=True), *_knobs(pool, engine, version))]
         doubts += [prefix + line for line in _lines(found, stops=False)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autotune.auditing.shell import Invocation
-from autotune.auditing.wrappers import WRAPPERS, Wrapped
+from autotune.auditing.wrappers import DYNAMO_OPTIONS, WRAPPERS, Wrapped
 from autotune.errors import ProblemError
 from cost_models.errors import InputError
 from cost_models.reading import parse_json, reading
@@ -176,7 +176,7 @@ class _Split:
         if base.startswith("-O") and self.engine.command_line == "vllm":  # -O3, -O 3: an alias of the parser's own
             levels = self.listed.find("--optimization-level") is not None
             base, path, joined, value = _optimization(base, path, joined, value, following, levels)
-        if base in self.wrapper:
+        if base in self.wrapper or (self.wrapper and base.startswith(DYNAMO_OPTIONS)):
             return at + 1 + self._around(base, bool(joined), following)
         option, taken, preset = _find(base, self.engine, self.listed, self.conflicts)
         taken, _, inside = taken.partition(".")  # what became part of a document
@@ -199,7 +199,7 @@ class _Split:
 
     def _around(self, name: str, joined: bool, following: Sequence[str]) -> int:
         """Note an option of the program around the engine; how many words are its values."""
-        found = self.wrapper[name]
+        found = self.wrapper.get(name, Wrapped())
         values = _values(following, None) if found.takes_value and not joined else []
         self.wrapped[name] = found.roles.get(values[0] if values else "", found.roles.get(""))
         return len(values)

@@ -58,15 +58,16 @@ class Invocation:
     """The module that starts the engine, where it takes options of its own."""
 
 
-def find_command(text: str) -> Invocation:
-    """The first engine command of a text.
+def find_command(text: str, environment: Mapping[str, str] | None = None, at: int = 0) -> Invocation:
+    """An engine command of a text, the first unless `at` counts on.
 
-    Raises ProblemError where there is none, where quotes do not close, and where options follow on a line of their own that
-    the shell would not see as part of the command.
+    environment : variables set around it. Raises ProblemError where there is none, where quotes do not close, and where options
+    follow on a line of their own that the shell would not see as part of the command.
     """
-    environment: dict[str, str] = {}
+    environment = dict(environment or {})
     found: Invocation | None = None
     others = length = 0
+    passed = at
     for line in _logical_lines(text):
         expanded = _expanded(line.strip(), environment)
         length += len(expanded)
@@ -80,14 +81,16 @@ def find_command(text: str) -> Invocation:
                 "backslash (or a comment follows the backslash), so the shell would not pass it on"
             )
         words = _words(expanded)
-        engine, at = _engine_of(words)
+        engine, after = _engine_of(words)
         if engine is None:
             if (match := ASSIGNMENT.match(expanded)) and words:
                 environment[match.group(1)] = _words(match.group(2))[0] if match.group(2) else ""
+        elif found is None and passed:
+            passed -= 1
         elif found is None:
-            before = dict(word.split("=", 1) for word in words[:at] if "=" in word and not word.startswith("-"))
-            wrapper = words[at - 1] if words[at - 1] in WRAPPING else None
-            found = Invocation(engine, tuple(_until_end(words[at:])), {**environment, **before}, 0, wrapper)
+            before = dict(word.split("=", 1) for word in words[:after] if "=" in word and not word.startswith("-"))
+            wrapper = words[after - 1] if words[after - 1] in WRAPPING else None
+            found = Invocation(engine, tuple(_until_end(words[after:])), {**environment, **before}, 0, wrapper)
         else:
             others += 1
     if found is None:

@@ -15,6 +15,8 @@ class Wrapped:
     """Which pool of a pair a value makes it; the empty value stands for the option itself."""
 
 
+DYNAMO_OPTIONS = "--dyn-"
+"""How options begin that are Dynamo's alone, in every release."""
 ROLE_OF_WORKER = {"prefill": "prefill", "decode": "decode", "agg": "", "aggregated": ""}
 DYNAMO = {
     **dict.fromkeys(

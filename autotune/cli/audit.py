@@ -12,12 +12,18 @@ if TYPE_CHECKING:
     from autotune.auditing.commands import ReadCommand
     from autotune.auditing.goals import Goals
     from autotune.documents.deployment import Deployment, Load
+    from autotune.manifests.judging import Beside
+    from autotune.manifests.service import Manifest
 
-File = Annotated[Path, typer.Argument(help="Deployment file (.yaml), run folder, or script that starts vLLM or SGLang.")]
+File = Annotated[
+    Path,
+    typer.Argument(help="Deployment file, run folder, script, or manifest that starts an engine (docs/auditing.md lists them)."),
+]
 Hardware = Annotated[str | None, typer.Option("--hw", help="For a script: what it runs on.")]
 Version = Annotated[str | None, typer.Option(help="For a script: the engine's version; the newest known by default.")]
-Prompt = Annotated[int, typer.Option(help="For a script: input tokens.", min=1)]
-Answer = Annotated[int, typer.Option(help="For a script: output tokens.", min=1)]
+Prompt = Annotated[int | None, typer.Option(help="For a script: input tokens (those of the file's benchmark, or 2000).", min=1)]
+Answer = Annotated[int | None, typer.Option(help="For a script: output tokens (those of the file's benchmark, or 2000).", min=1)]
+Service = Annotated[str | None, typer.Option(help="For a file that starts several engines: which of them is meant.")]
 Size = Annotated[int | None, typer.Option(help="For a script: sequences (decode) or tokens (prefill) per DP rank.", min=1)]
 Acceptance = Annotated[str | None, typer.Option(help="For a script that drafts: acceptance per draft, e.g. 0.8,0.6.")]
 TtftP50 = Annotated[str | None, typer.Option(help="Limit on the median TTFT of a service.")]
@@ -38,12 +44,13 @@ class Script:
 
     hw: str | None
     engine_version: str | None
-    isl: int
-    osl: int
+    isl: int | None
+    osl: int | None
     size: int | None
     mtp_acceptance: str | None
     model: str | None
     precision: str | None
+    service: str | None
 
 
 def register(app: typer.Typer) -> None:
@@ -67,12 +74,13 @@ def check(
     clients: Clients = None,
     hw: Hardware = None,
     engine_version: Version = None,
-    isl: Prompt = 2000,
-    osl: Answer = 2000,
+    isl: Prompt = None,
+    osl: Answer = None,
     size: Size = None,
     mtp_acceptance: Acceptance = None,
     model: Model = None,
     precision: Precision = None,
+    service: Service = None,
     json: AsJson = False,
 ) -> None:
     """Judge a plan: does it start, fit, meet its goals, what bounds it, which smallest changes help.
@@ -84,7 +92,9 @@ def check(
 
     limits = {"tpot_s": tpot, "ttft_s": ttft, "ttft_p50_s": ttft_p50, "ttft_p95_s": ttft_p95, "ttft_p99_s": ttft_p99}
     goals = _goals(limits, tokens_per_s=throughput, concurrency=concurrency, context_tokens=context)
-    plan = _read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision), _load(rate, clients))
+    plan = _read(
+        deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision, service), _load(rate, clients)
+    )
     _check_asked(goals, plan.deployment)
     verdict = judge(plan.deployment, goals, plan)
     if json:
@@ -105,12 +115,13 @@ def sensitivity(
     plot: Annotated[Path | None, typer.Option(help="Tornado plot to write (.png, extra plots).")] = None,
     hw: Hardware = None,
     engine_version: Version = None,
-    isl: Prompt = 2000,
-    osl: Answer = 2000,
+    isl: Prompt = None,
+    osl: Answer = None,
     size: Size = None,
     mtp_acceptance: Acceptance = None,
     model: Model = None,
     precision: Precision = None,
+    service: Service = None,
     json: AsJson = False,
 ) -> None:
     """How much throughput moves with bandwidths, FLOPS, imbalance and load, and what a goal would take."""
@@ -118,7 +129,9 @@ def sensitivity(
     from autotune.cli.parsing import duration_s
 
     found = vary(
-        _warn(_read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision))).deployment,
+        _warn(
+            _read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision, service))
+        ).deployment,
         throughput,
         duration_s(tpot) if tpot else None,
     )
@@ -149,18 +162,19 @@ def verify(
     clients: Clients = None,
     hw: Hardware = None,
     engine_version: Version = None,
-    isl: Prompt = 2000,
-    osl: Answer = 2000,
+    isl: Prompt = None,
+    osl: Answer = None,
     size: Size = None,
     mtp_acceptance: Acceptance = None,
     model: Model = None,
     precision: Precision = None,
+    service: Service = None,
     json: AsJson = False,
 ) -> None:
     """Compare a measured run with its prediction. Exit 2: outside the error bars, or over a limit."""
     from autotune.auditing.verifying import verify as compare
 
-    script = Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision)
+    script = Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision, service)
     plan = _warn(_read(deployment, script, _load(rate, clients))).deployment
     limits = {"tpot_s": tpot, "ttft_p50_s": ttft_p50, "ttft_p95_s": ttft_p95, "ttft_p99_s": ttft_p99}
     goals = _goals(limits, tokens_per_s=throughput)
@@ -213,25 +227,43 @@ def _check_asked(goals: Goals, deployment: Deployment) -> None:
 
 
 def _read(file: Path, script: Script, load: Load | None = None) -> ReadCommand:
-    """A deployment file, the best plan of a run folder, or what a script starts."""
-    from autotune.auditing.commands import ReadCommand, read_command
-    from autotune.cli.parsing import rates
+    """A deployment file, the best plan of a run folder, or what a script or manifest starts."""
+    from autotune.auditing.commands import ReadCommand
     from autotune.errors import ProblemError
-    from cost_models.reading import is_folder, read_bytes, reading
+    from autotune.manifests.judging import read_manifest
 
-    if is_folder(file) or file.suffix in (".yaml", ".yml", ".json"):
-        if script.model or script.precision:
-            raise ProblemError(f"{file} says its model and precision itself: --model and --precision are for scripts")
+    manifest = _manifest(file, script)
+    if manifest is None:
+        if script.model or script.precision or script.service:
+            raise ProblemError(f"{file} says its model and precision itself: --model, --precision and --service are for scripts")
         deployment = _document(file)
         if load is not None and deployment.phase != "serve":
             raise ProblemError(f"{file} is no service (phase {deployment.phase}): --rate and --clients do not apply")
         return ReadCommand(deployment.model_copy(update={"load": load}) if load else deployment)
+    found = read_manifest(manifest, _asked(script, load), file)
+    if found.ignored:
+        typer.echo(f"without effect on the verdict: {', '.join(found.ignored)}", err=True)
+    return found
+
+
+def _manifest(file: Path, script: Script) -> Manifest | None:
+    """What a script, a manifest or a kustomize folder starts; none for a deployment or a run folder."""
+    from autotune.errors import ProblemError
+    from autotune.manifests.registry import read_file
+    from autotune.manifests.scripts import read_script
+    from cost_models.reading import is_folder, read_bytes, reading
+
+    if is_folder(file) or file.suffix in (".yaml", ".yml", ".json"):
+        return read_file(file, script.hw)
     with reading(file, "cannot be read", ProblemError):
-        text = read_bytes(file, pipe=True).decode("utf-8", errors="replace")
-    if script.hw is None:
-        raise ProblemError(f"{file} does not say what it runs on: give --hw (autotune hw list)")
-    found = read_command(
-        text,
+        return read_script(read_bytes(file, pipe=True).decode("utf-8", errors="replace"))
+
+
+def _asked(script: Script, load: Load | None) -> Beside:
+    from autotune.cli.parsing import rates
+    from autotune.manifests.judging import Beside
+
+    return Beside(
         hardware=script.hw,
         version=script.engine_version,
         isl_tokens=script.isl,
@@ -241,10 +273,8 @@ def _read(file: Path, script: Script, load: Load | None = None) -> ReadCommand:
         load=load,
         model=script.model,
         precision=script.precision,
+        service=script.service,
     )
-    if found.ignored:
-        typer.echo(f"without effect on the verdict: {', '.join(found.ignored)}", err=True)
-    return found
 
 
 def _warn(found: ReadCommand) -> ReadCommand:

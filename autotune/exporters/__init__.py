@@ -1,4 +1,4 @@
-"""Launch scripts for a plan, one module per engine."""
+"""Launches of a plan, one module per engine; `targets` says them in bash, Slurm, Kubernetes and others."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from collections.abc import Callable
 from autotune.documents.deployment import Deployment
 from autotune.documents.planned_placement import PlannedPlacement
 from autotune.errors import ExportError, ProblemError
-from autotune.exporters.base import Script, feed_requirement, single_pools
-from autotune.exporters.benchmark import benchmark_script
+from autotune.exporters.base import Script, feed_requirement, hardware_name, plain_name, recipe_name, single_pools
+from autotune.exporters.benchmark import benchmark_of
+from autotune.exporters.launch import Launch, LaunchPool, Process
 from autotune.exporters.lengths import Lengths, lengths_of
-from autotune.exporters.router import router_script
+from autotune.exporters.router import router_of
+from autotune.exporters.settings import Where
+from autotune.exporters.targets.bash import bash_scripts
 from autotune.predicting.legality import deployment_findings, pool_findings, subject_of
 from cost_models.catalog import load_model
 from cost_models.specs.model import ModelSpec
 from search_spaces.loader import load_engine, resolve_version
 from search_spaces.rules import Finding, Subject
 
-__all__ = ["Script", "export", "feed_requirement", "has_exporter"]
+__all__ = ["Launch", "Script", "export", "feed_requirement", "has_exporter", "launch_of"]
 
 
 def has_exporter(engine: str, version: str | None = None) -> bool:
@@ -26,8 +29,8 @@ def has_exporter(engine: str, version: str | None = None) -> bool:
     return spec.writes_scripts(resolve_version(spec, version))
 
 
-def export(deployment: Deployment, placement: PlannedPlacement | None = None) -> list[Script]:
-    """Launch scripts of every pool, one per node role, of the router that joins two pools, and of the benchmark of a service.
+def launch_of(deployment: Deployment, placement: PlannedPlacement | None = None) -> Launch:
+    """Every pool's processes, one per node role, the router that joins two pools, and the benchmark of a service.
 
     placement : of a single pool's experts; its map lies beside the scripts, which look for it there.
 
@@ -43,20 +46,50 @@ def export(deployment: Deployment, placement: PlannedPlacement | None = None) ->
     model = load_model(deployment.model)
     _refuse(deployment_findings(deployment))
     lengths = lengths_of(deployment, model)
-    pool_scripts = SCRIPTS[engine.exporter]()
-    scripts = []
-    for part in single_pools(deployment):
-        subject = subject_of(part, part.phase)
-        _refuse(pool_findings(subject))
-        scripts += pool_scripts(part, subject, lengths)
-    if {"prefill", "decode"} <= set(deployment.pools):
-        scripts.append(router_script(deployment, engine.exporter))
-    if deployment.phase == "serve":
-        scripts.append(benchmark_script(deployment, engine.exporter, model))
+    pool_processes = PROCESSES[engine.exporter]()
+    pools = tuple(_pool(part, pool_processes, lengths) for part in single_pools(deployment))
+    pair = {"prefill", "decode"} <= set(deployment.pools)
+    files: tuple[Script, ...] = ()
     if placement is not None and engine.exporter in MAPS:
         _check_map(placement, model)
-        scripts.append(MAPS[engine.exporter](placement, model))
-    return scripts
+        files = (MAPS[engine.exporter](placement, model),)
+    return Launch(
+        name=f"{plain_name(deployment.model)}-{hardware_name(deployment)}",
+        engine=engine.name,
+        version=version,
+        model=plain_name(deployment.model),
+        precision=recipe_name(deployment),
+        phase=deployment.phase,
+        pools=pools,
+        router=router_of(deployment, engine.exporter) if pair else None,
+        benchmark=benchmark_of(deployment, engine.exporter, model) if deployment.phase == "serve" else None,
+        files=files,
+    )
+
+
+def export(deployment: Deployment, placement: PlannedPlacement | None = None) -> list[Script]:
+    """The launch in bash. Raises ExportError as `launch_of`."""
+    return bash_scripts(launch_of(deployment, placement))
+
+
+def _pool(part: Deployment, processes: PoolProcesses, lengths: Lengths) -> LaunchPool:
+    """One pool of a launch."""
+    subject = subject_of(part, part.phase)
+    _refuse(pool_findings(subject))
+    made = tuple(processes(part, subject, lengths))
+    where = Where(part, subject, made[0].place)
+    return LaunchPool(
+        role=part.phase,
+        pool=part.pool,
+        hardware=hardware_name(part),
+        precision=recipe_name(part),
+        vendor=where.vendor,
+        place=where.place,
+        processes=made,
+        fabric=where.fabric and ((where.several_nodes and where.inside_a_domain) or where.pair_in_a_domain),
+        rdma=(where.several_nodes and not (where.fabric and where.inside_a_domain))
+        or (where.pair and not where.pair_in_a_domain),
+    )
 
 
 def _check_map(placement: PlannedPlacement, model: ModelSpec) -> None:
@@ -76,22 +109,22 @@ def _refuse(found: tuple[Finding, ...]) -> None:
             raise ExportError(finding.line())
 
 
-def _vllm() -> PoolScripts:
-    from autotune.exporters.vllm import vllm_scripts
+def _vllm() -> PoolProcesses:
+    from autotune.exporters.vllm import vllm_processes
 
-    return vllm_scripts
-
-
-def _sglang() -> PoolScripts:
-    from autotune.exporters.sglang import sglang_scripts
-
-    return sglang_scripts
+    return vllm_processes
 
 
-def _vllm_ascend() -> PoolScripts:
-    from autotune.exporters.vllm_ascend import vllm_ascend_scripts
+def _sglang() -> PoolProcesses:
+    from autotune.exporters.sglang import sglang_processes
 
-    return vllm_ascend_scripts
+    return sglang_processes
+
+
+def _vllm_ascend() -> PoolProcesses:
+    from autotune.exporters.vllm_ascend import vllm_ascend_processes
+
+    return vllm_ascend_processes
 
 
 def _ascend_map(placement: PlannedPlacement, model: ModelSpec) -> Script:
@@ -111,5 +144,5 @@ def _sglang_map(placement: PlannedPlacement, model: ModelSpec) -> Script:
 MAPS: dict[str, Callable[[PlannedPlacement, ModelSpec], Script]] = {"sglang": _sglang_map, "vllm-ascend": _ascend_map}
 MAP_FILES = ("sglang_expert_location.json", "vllm_ascend_expert_map.json")
 """Names of the maps that lie beside scripts."""
-PoolScripts = Callable[[Deployment, Subject, Lengths], list[Script]]
-SCRIPTS: dict[str, Callable[[], PoolScripts]] = {"vllm": _vllm, "vllm-ascend": _vllm_ascend, "sglang": _sglang}
+PoolProcesses = Callable[[Deployment, Subject, Lengths], list[Process]]
+PROCESSES: dict[str, Callable[[], PoolProcesses]] = {"vllm": _vllm, "vllm-ascend": _vllm_ascend, "sglang": _sglang}

@@ -1,9 +1,10 @@
-"""bench.sh: the load that a service was planned for, as the engine's own benchmark sends it."""
+"""The load that a service was planned for, as the engine's own benchmark sends it."""
 
 from __future__ import annotations
 
 from autotune.documents.deployment import Deployment, Load, PoolRole
-from autotune.exporters.base import Argument, Required, Script, checkpoint, needed_arguments, render_template, served_name
+from autotune.exporters.base import Argument, Required, checkpoint, needed_arguments, served_name
+from autotune.exporters.launch import Benchmark
 from autotune.exporters.lengths import Lengths, lengths_of
 from autotune.exporters.quoting import Shell
 from autotune.exporters.settings import START_LIMIT_S
@@ -22,7 +23,7 @@ TOOLS = {"vllm": "vllm", "vllm-ascend": "vllm", "sglang": "sglang"}
 COMMANDS = {"vllm": Shell("vllm bench serve"), "sglang": Shell("python3 -m sglang.bench_serving")}
 
 
-def benchmark_script(deployment: Deployment, exporter: str, model: ModelSpec) -> Script:
+def benchmark_of(deployment: Deployment, exporter: str, model: ModelSpec) -> Benchmark:
     """A random-token benchmark of the workload's lengths at the planned rate or concurrency; result in RESULT.
 
     Options: docs.vllm.ai/en/latest/cli/bench/serve, sglang/benchmark/serving.py. A trace is replaced by its mean lengths.
@@ -43,15 +44,14 @@ def benchmark_script(deployment: Deployment, exporter: str, model: ModelSpec) ->
         *rate,
         *OWN[TOOLS[exporter]],
     ]
-    text = render_template(
-        "bench.sh.j2",
-        title="bench.sh: the load that the service was planned for",
-        comments=[
+    return Benchmark(
+        COMMANDS[TOOLS[exporter]],
+        comments=(
             "Written by autotune. Run it from a machine that reaches the service and has the engine installed.",
             f"It sends {_said(deployment)}; it waits for the service, WAIT_S seconds at most.",
             'Afterwards: autotune verify "$RESULT" --deployment RUN (the run folder, for its best plan, or a deployment file).',
-        ],
-        required=[Required("URL", "where the service listens, e.g. http://router:9000")],
+        ),
+        required=(Required("URL", "where the service listens, e.g. http://router:9000"),),
         optional={
             "MODEL": checkpoint(deployment, model),
             "SERVED_NAME": served_name(deployment, model),
@@ -59,10 +59,8 @@ def benchmark_script(deployment: Deployment, exporter: str, model: ModelSpec) ->
             "WAIT_S": str(START_LIMIT_S),
             "HEALTH": HEALTH.get((exporter, len(deployment.pools)), "/health"),
         },
-        command=COMMANDS[TOOLS[exporter]],
-        arguments=[argument.rendered() for argument in shared],
+        arguments=tuple(shared),
     )
-    return Script("bench.sh", text)
 
 
 OWN = {

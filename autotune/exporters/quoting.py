@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 from autotune.errors import ExportError
@@ -45,6 +46,11 @@ def word(value: object) -> Shell:
     if "\0" in text:
         raise ExportError(f"{text!r} has a NUL character, which no command line can hold")
     return Shell(shlex.quote(text))
+
+
+def words(values: Iterable[object]) -> Shell:
+    """Words of a command, each quoted where it is no shell text."""
+    return Shell(" ".join(word(value) for value in values))
 
 
 def note(value: object) -> Shell:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from autotune.documents.deployment import Deployment
-from autotune.exporters.base import Required, Script, render_template
+from autotune.exporters.base import Required
+from autotune.exporters.launch import Router
 from autotune.exporters.quoting import Shell
 from autotune.exporters.settings import START_LIMIT_S
 
@@ -33,25 +34,24 @@ BOOTSTRAP_OFFSETS = {"sglang": 1000}
 """Exporter -> how far from its own port a prefill server hands caches over."""
 
 
-def router_script(deployment: Deployment, exporter: str) -> Script:
-    """router.sh: sends each request to one prefill and one decode server."""
+def router_of(deployment: Deployment, exporter: str) -> Router:
+    """What sends each request to one prefill and one decode server."""
     command, source = ROUTERS[exporter]
     servers = {phase: pool.instances for phase, pool in deployment.pools.items()}
-    text = render_template(
+    return Router(
+        command,
+        source,
         TEMPLATES.get(exporter, "router.sh.j2"),
-        title="router.sh: one endpoint for both pools",
-        comments=[
+        comments=(
             f"Written by autotune; the router is not part of the engine: {source}.",
             f"It waits for the servers, WAIT_S seconds at most. {SERVERS.get(exporter, NODES)}",
             f"The plan has {servers['prefill']} prefill and {servers['decode']} decode instances.",
-        ],
-        required=[
+        ),
+        required=(
             Required("PREFILL_URLS", "prefill servers, separated by spaces, e.g. http://10.0.0.1:8000 http://10.0.0.2:8000"),
             Required("DECODE_URLS", "decode servers, separated by spaces"),
             *([Required("PROXY", source)] if exporter in TEMPLATES else []),
-        ],
+        ),
         optional={"PORT": "9000", "WAIT_S": str(START_LIMIT_S)},
-        command=command,
         bootstrap_offset=BOOTSTRAP_OFFSETS.get(exporter, 0),
     )
-    return Script("router.sh", text)

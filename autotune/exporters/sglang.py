@@ -10,7 +10,6 @@ from autotune.exporters.base import (
     Beside,
     NodePlacement,
     Required,
-    Script,
     backend_flags,
     checkpoint,
     hardware_name,
@@ -19,9 +18,9 @@ from autotune.exporters.base import (
     notes_of,
     placement,
     recipe_name,
-    render_script,
     served_name,
 )
+from autotune.exporters.launch import Process
 from autotune.exporters.lengths import Lengths
 from autotune.exporters.quoting import Shell
 from autotune.exporters.router import BOOTSTRAP_OFFSETS
@@ -37,21 +36,22 @@ SGLANG_MAP_FILE = "sglang_expert_location.json"
 DEEPEP_MODES = {"prefill": "normal", "decode": "low_latency", "serve": "auto"}
 
 
-def sglang_scripts(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Script]:
-    """One script for every node of an instance."""
+def sglang_processes(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Process]:
+    """One process for every node of an instance."""
     pool = deployment.pool
-    name = f"{deployment.phase}_node.sh"
+    name = f"{deployment.phase}_node"
     place = placement(pool, subject.hardware)
     where = Where(deployment, subject, place)
     beside = []
     if _mapped(pool):
         make = f"autotune place LOADS --gpus {pool.ep} --redundant {pool.redundant_experts} --out FOLDER"
         beside = [Beside("EXPERT_LOCATION", SGLANG_MAP_FILE, f"the file that '{make}' writes")]
-    text = render_script(
-        title=f"{name}: SGLang {ROLES[deployment.phase]} instance, {pool.layout.label()} on {hardware_name(deployment)}",
-        comments=_comments(where, lengths),
-        required=_ranks(place),
-        beside=beside,
+    process = Process(
+        name,
+        title=f"{name}.sh: SGLang {ROLES[deployment.phase]} instance, {pool.layout.label()} on {hardware_name(deployment)}",
+        comments=tuple(_comments(where, lengths)),
+        required=tuple(_ranks(place)),
+        beside=tuple(beside),
         optional={
             "MODEL": checkpoint(deployment, subject.model),
             "SERVED_NAME": served_name(deployment, subject.model),
@@ -63,8 +63,8 @@ def sglang_scripts(deployment: Deployment, subject: Subject, lengths: Lengths) -
         defaults={**settings_of(where), **written(subject).environment},
         environment=_environment(deployment, subject),
         network=network_variables(where),
-        command=Shell("python3 -m sglang.launch_server"),
-        arguments=[
+        command=("python3", "-m", "sglang.launch_server"),
+        arguments=(
             Argument("--model-path", Shell('"$MODEL"')),
             Argument("--served-model-name", Shell('"$SERVED_NAME"')),
             Argument("--host", "0.0.0.0"),  # noqa: S104  (a server meant to be reached by its router)
@@ -73,9 +73,9 @@ def sglang_scripts(deployment: Deployment, subject: Subject, lengths: Lengths) -
             *_node_arguments(place),
             *needed_arguments(written(subject)),
             *_serving_arguments(deployment, subject, lengths),
-        ],
+        ),
     )
-    return [Script(name, text)]
+    return [process]
 
 
 def _ranks(place: NodePlacement) -> list[Required]:

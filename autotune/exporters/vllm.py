@@ -10,7 +10,6 @@ from autotune.exporters.base import (
     ROLES,
     Argument,
     Required,
-    Script,
     backend_flags,
     checkpoint,
     hardware_name,
@@ -19,9 +18,9 @@ from autotune.exporters.base import (
     needed_arguments,
     notes_of,
     placement,
-    render_script,
     served_name,
 )
+from autotune.exporters.launch import Process
 from autotune.exporters.lengths import Lengths
 from autotune.exporters.quoting import Shell
 from autotune.exporters.settings import Where, network_variables, settings_of
@@ -35,20 +34,20 @@ OFFLOADED_PARAMETERS = "experts"
 KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
 
 
-def vllm_scripts(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Script]:
-    """One script per node role of an instance; raises ExportError for what does not lie on whole nodes or equal parts of one."""
+def vllm_processes(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Process]:
+    """One process per node role of an instance; raises ExportError for what does not lie on whole nodes or equal parts of one."""
     pool = deployment.pool
     place = placement(pool, subject.hardware)
     parts = Parts(Where(deployment, subject, place), lengths)
     layout = [Argument("--tensor-parallel-size", pool.tp)]
     if pool.dp > 1:
-        return [_data_parallel_script(parts, layout)]
+        return [_data_parallel(parts, layout)]
     if pool.pp > 1:
         layout.append(Argument("--pipeline-parallel-size", pool.pp))
     if pool.ep > 1:
         layout.append(Argument("--enable-expert-parallel"))
     if place.nodes == 1:
-        return [parts.script(f"{deployment.phase}_node.sh", layout, [])]
+        return [parts.process(f"{deployment.phase}_node", layout, [])]
     return _head_and_workers(parts, layout)
 
 
@@ -63,42 +62,40 @@ class Parts:
     def deployment(self) -> Deployment:
         return self.where.deployment
 
-    def script(self, name: str, layout: list[Argument], required: list[Required]) -> Script:
-        """One script; required : beside what every node is asked for."""
+    def process(self, name: str, layout: list[Argument], required: list[Required]) -> Process:
+        """One process; required : beside what every node is asked for."""
         deployment, subject, place = self.where.deployment, self.where.subject, self.where.place
         arguments = _serving_arguments(deployment, subject, self.lengths)
         label = deployment.pool.layout.label()
-        return Script(
+        return Process(
             name,
-            render_script(
-                title=f"{name}: vLLM {ROLES[deployment.phase]} instance, {label} on {hardware_name(deployment)}",
-                comments=_comments(self),
-                required=[*_address(deployment), *required],
-                optional={
-                    "MODEL": checkpoint(deployment, subject.model),
-                    "SERVED_NAME": served_name(deployment, subject.model),
-                    "PORT": "8000",
-                    **({"NIXL_PORT": "5600"} if deployment.phase in KV_ROLES else {}),
-                },
-                place=place,
-                defaults={**settings_of(self.where), **written(subject).environment},
-                environment=_environment(self.where),
-                network=network_variables(self.where),
-                # NIXL listens on one port per rank
-                strides={"PORT": 1, **({"NIXL_PORT": place.gpus_per_node} if deployment.phase in KV_ROLES else {})},
-                command=Shell('vllm serve "$MODEL"'),
-                arguments=[
-                    Argument("--served-model-name", Shell('"$SERVED_NAME"')),
-                    Argument("--port", Shell('"$PORT"')),
-                    *layout,
-                    *needed_arguments(written(subject)),
-                    *arguments,
-                ],
+            title=f"{name}.sh: vLLM {ROLES[deployment.phase]} instance, {label} on {hardware_name(deployment)}",
+            comments=tuple(_comments(self)),
+            required=(*_address(deployment), *required),
+            optional={
+                "MODEL": checkpoint(deployment, subject.model),
+                "SERVED_NAME": served_name(deployment, subject.model),
+                "PORT": "8000",
+                **({"NIXL_PORT": "5600"} if deployment.phase in KV_ROLES else {}),
+            },
+            place=place,
+            defaults={**settings_of(self.where), **written(subject).environment},
+            environment=_environment(self.where),
+            network=network_variables(self.where),
+            # NIXL listens on one port per rank
+            strides={"PORT": 1, **({"NIXL_PORT": place.gpus_per_node} if deployment.phase in KV_ROLES else {})},
+            command=("vllm", "serve", Shell('"$MODEL"')),
+            arguments=(
+                Argument("--served-model-name", Shell('"$SERVED_NAME"')),
+                Argument("--port", Shell('"$PORT"')),
+                *layout,
+                *needed_arguments(written(subject)),
+                *arguments,
             ),
         )
 
 
-def _data_parallel_script(parts: Parts, layout: list[Argument]) -> Script:
+def _data_parallel(parts: Parts, layout: list[Argument]) -> Process:
     """Every node runs the same script: its own API servers and its share of the DP ranks."""
     pool, nodes = parts.deployment.pool, parts.where.place.nodes
     local = pool.dp // nodes
@@ -118,10 +115,10 @@ def _data_parallel_script(parts: Parts, layout: list[Argument]) -> Script:
         ]
     if pool.ep > 1:
         layout.append(Argument("--enable-expert-parallel"))
-    return parts.script(f"{parts.deployment.phase}_node.sh", layout, required)
+    return parts.process(f"{parts.deployment.phase}_node", layout, required)
 
 
-def _head_and_workers(parts: Parts, layout: list[Argument]) -> list[Script]:
+def _head_and_workers(parts: Parts, layout: list[Argument]) -> list[Process]:
     """A tensor-parallel instance over nodes: a head that serves, and headless workers."""
     nodes, phase = parts.where.place.nodes, parts.deployment.phase
     required = [
@@ -136,8 +133,8 @@ def _head_and_workers(parts: Parts, layout: list[Argument]) -> list[Script]:
         Argument("--master-port", MASTER_PORT),
     ]
     return [
-        parts.script(f"{phase}_head.sh", layout, required),
-        parts.script(f"{phase}_worker.sh", [*layout, Argument("--headless")], required),
+        parts.process(f"{phase}_head", layout, required),
+        parts.process(f"{phase}_worker", [*layout, Argument("--headless")], required),
     ]
 
 

@@ -18,7 +18,6 @@ from autotune.exporters.base import (
     Beside,
     NodePlacement,
     Required,
-    Script,
     checkpoint,
     hardware_name,
     json_value,
@@ -27,9 +26,9 @@ from autotune.exporters.base import (
     notes_of,
     placement,
     recipe_name,
-    render_template,
     served_name,
 )
+from autotune.exporters.launch import PerRank, Process
 from autotune.exporters.lengths import Lengths
 from autotune.exporters.quoting import Shell, json_word
 from autotune.exporters.vllm import DATA_PARALLEL_RPC_PORT, KV_ROLES
@@ -53,22 +52,22 @@ UNKNOWN_SIZES = {
 MIB = 2**20
 
 
-def vllm_ascend_scripts(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Script]:
-    """One script for every node of an instance; raises ExportError for what the tutorials do not start."""
+def vllm_ascend_processes(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Process]:
+    """One process for every node of an instance; raises ExportError for what the tutorials do not start."""
     pool, hardware, model = deployment.pool, subject.hardware, subject.model
     place = placement(pool, hardware)
     if pool.pp > 1:
         raise ExportError(f"pipeline stages (pp {pool.pp}) are not written for vLLM-Ascend")
     if pool.tp > place.gpus_per_node:
         raise ExportError(f"vLLM-Ascend needs Ray for tensor parallelism over nodes: tp {pool.tp} exceeds {place.gpus_per_node}")
-    name = f"{deployment.phase}_node.sh"
+    name = f"{deployment.phase}_node"
     local = place.gpus_per_node // pool.tp
-    text = render_template(
-        "ascend_node.sh.j2",
-        title=f"{name}: vLLM-Ascend {ROLES[deployment.phase]} instance, {pool.layout.label()} on {hardware_name(deployment)}",
-        comments=_comments(deployment, subject, lengths, place, local),
-        required=_required(deployment, place),
-        beside=_beside(pool),
+    process = Process(
+        name,
+        title=f"{name}.sh: vLLM-Ascend {ROLES[deployment.phase]} instance, {pool.layout.label()} on {hardware_name(deployment)}",
+        comments=tuple(_comments(deployment, subject, lengths, place, local)),
+        required=tuple(_required(deployment, place)),
+        beside=tuple(_beside(pool)),
         optional={
             "MODEL": checkpoint(deployment, model),
             "SERVED_NAME": served_name(deployment, model),
@@ -78,20 +77,17 @@ def vllm_ascend_scripts(deployment: Deployment, subject: Subject, lengths: Lengt
             **({} if place.nodes > 1 or pool.dp == 1 else {"HEAD_ADDRESS": "127.0.0.1"}),
         },
         place=place,
-        slot_ports={
+        strides={
             "PORT": local,
             **({"RPC_PORT": 1} if pool.dp > 1 else {}),
             **({"KV_PORT": place.gpus_per_node} if deployment.phase in KV_ROLES else {}),
         },
-        chips_per_npu=2 if hardware.gpu.name in TWO_DIES else 1,
         environment=_environment(pool, hardware, model),
-        local=local,
-        tp=pool.tp,
-        first_device=Shell("SLOT * {gpus}").filled(gpus=place.gpus_per_node) if place.per_node > 1 else 0,
-        command=Shell('vllm serve "$MODEL"'),
-        arguments=[a.rendered() for a in [*_layout(pool, place, local), *_serving(deployment, subject, lengths)]],
+        per_rank=PerRank(local, pool.tp, 2 if hardware.gpu.name in TWO_DIES else 1),
+        command=("vllm", "serve", Shell('"$MODEL"')),
+        arguments=(*_layout(pool, place, local), *_serving(deployment, subject, lengths)),
     )
-    return [Script(name, text)]
+    return [process]
 
 
 def _required(deployment: Deployment, place: NodePlacement) -> list[Required]:

@@ -151,9 +151,9 @@ class Run:
         mean_steps = float(np.mean([job.steps for job in self.jobs])) + 1
         context = float(np.mean([job.context for job in self.jobs])) + mean_steps / 2
         for number, worker in enumerate(self.decoders):
-            mine = range(number, sequences, len(self.decoders))
-            worker.seed([int(mean_steps * (i + 0.5) / sequences) for i in mine], context)
-            if mine:
+            mine = np.arange(number, sequences, len(self.decoders))
+            worker.seed((mean_steps * (mine + 0.5) / max(sequences, 1)).astype(np.int64), context)
+            if len(mine):
                 self.reserved[worker] = list(worker.decoding)
                 worker.wakes_at = 0.0
                 self.wake(worker, 0.0)

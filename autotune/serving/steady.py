@@ -4,6 +4,7 @@ The first costs milliseconds and already says which loads are too much; the seco
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -17,7 +18,9 @@ from cost_models.specs.workload import Workload
 
 STEPS_REPLAYED = 20
 """Full prefill steps of every worker."""
-REQUESTS = (2_000, 10_000)
+FEWEST_REQUESTS, MOST_REQUESTS = 2_000, 10_000
+SLICE_ERROR, SLICE_WORKERS = 0.01, 8
+"""Of a slice: how far its ratio of workers may be off, and the fewest workers of the side that has more."""
 SETTLED = 1e-6
 ROUNDS = 400
 LONGEST = 100.0
@@ -62,10 +65,36 @@ def settled(workload: Workload, model: ServiceModel, slots: int, rate_per_s: flo
 
 
 def settled_replay(workload: Workload, model: ServiceModel, sequences: float, rate_per_s: float, shortest: float) -> Replay:
-    """What requests see of a service in which `sequences` decode when the first of them comes."""
-    count = _count(workload, model)
+    """What requests see of a service in which `sequences` decode when the first of them comes.
+
+    Of a service so large that MOST_REQUESTS give its workers less than STEPS_REPLAYED steps each, a slice is replayed: requests
+    are dealt to workers in turn, so a slice with its share of the requests sees what the whole would.
+    """
+    part = slice_of(model) if _wanted(workload, model) > MOST_REQUESTS else model
+    share = part.decode.workers / model.decode.workers
+    rate_per_s *= part.prefill.workers / model.prefill.workers if part.prefill and model.prefill else 1.0
+    count = int(np.clip(_wanted(workload, part), FEWEST_REQUESTS, MOST_REQUESTS))
     sent = poisson_requests(workload.isl_tokens, workload.osl_tokens, count=count, rate_per_s=rate_per_s, shortest=shortest)
-    return replay_steady(sent.without_cached(workload.prefix_cache_hit_rate), model, round(sequences))
+    return replay_steady(sent.without_cached(workload.prefix_cache_hit_rate), part, round(sequences * share))
+
+
+def slice_of(model: ServiceModel) -> ServiceModel:
+    """The smallest disaggregated service with the same ratio of workers to within SLICE_ERROR, and SLICE_WORKERS of the side
+    that has more of them; the same model where that is no smaller, or aggregated."""
+    if model.prefill is None:
+        return model
+    few, many = sorted((model.prefill.workers, model.decode.workers))
+    parts = ((part, round(part * many / few)) for part in range(1, few + 1))
+    alike = ((p, o) for p, o in parts if o >= SLICE_WORKERS and abs(o * few / (p * many) - 1) <= SLICE_ERROR)
+    part, other = next(alike, (few, many))
+    prefill, decode = (part, other) if model.prefill.workers <= model.decode.workers else (other, part)
+    servers = max(round(model.frontend.servers * prefill / model.prefill.workers), 1)
+    return dataclasses.replace(
+        model,
+        prefill=dataclasses.replace(model.prefill, workers=prefill),
+        decode=dataclasses.replace(model.decode, workers=decode),
+        frontend=dataclasses.replace(model.frontend, servers=servers),
+    )
 
 
 def _step_s(pool: PoolModel, sequences: float) -> float:
@@ -100,7 +129,7 @@ def _prompts_add_s(
     return min(found_s - step_s, LONGEST * step_s)
 
 
-def _count(workload: Workload, model: ServiceModel) -> int:
+def _wanted(workload: Workload, model: ServiceModel) -> float:
+    """Requests that fill STEPS_REPLAYED steps of every worker that prefills."""
     pool = model.prefill or model.decode
-    prompts = max(pool.budget_tokens / workload.isl_tokens, 1.0) * pool.ranks * pool.workers
-    return int(np.clip(STEPS_REPLAYED * prompts, *REQUESTS))
+    return STEPS_REPLAYED * max(pool.budget_tokens / workload.isl_tokens, 1.0) * pool.ranks * pool.workers

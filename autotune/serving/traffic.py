@@ -8,7 +8,7 @@ from autotune.documents.deployment import Load
 from autotune.serving.requests import Requests, benchmark_requests, poisson_requests, read_trace
 from cost_models.specs.workload import Workload
 
-MAX_REPLAYED = 50_000
+MAX_REPLAYED = 100_000
 CUT_REPLAYED = 20_000
 """Of a closed loop of more than that, from a service that is full already."""
 REQUESTS_PER_SLOT = 10

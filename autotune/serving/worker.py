@@ -14,6 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autotune.serving.policies import Policy
 from autotune.serving.service import PoolModel
 
@@ -68,7 +71,9 @@ class Worker:
         self.queues: list[deque[tuple[int, int]]] = [deque() for _ in ranks]
         """(step from which it may be taken, request) of each rank, in order."""
         self.heaps: list[list[tuple[int, int]]] = [[] for _ in ranks]
-        """(ends, request) of what decodes on each rank; preempted requests stay until they surface."""
+        """(ends, request) of the requests that decode on each rank; preempted requests stay until they surface."""
+        self.background: list[list[int]] = [[] for _ in ranks]
+        """Steps at whose end sequences finish that ran before the first request came, the soonest last."""
         self.newest: list[list[int]] = [[] for _ in ranks]
         self.assigned = [0] * pool.ranks
         """Requests of each rank: waiting, being prefilled, decoding."""
@@ -101,17 +106,17 @@ class Worker:
         self.seeded = 0.0
         self.preempted = 0
 
-    def seed(self, ends: list[int], context: float) -> None:
-        """Sequences that already run: ends : the step at whose end each finishes."""
+    def seed(self, ends: NDArray[np.int64], context: float) -> None:
+        """Sequences that already run: ends : the step at whose end each finishes, in order."""
         self.seeded = context
-        for number, end in enumerate(sorted(ends)):
-            rank = number % self.pool.ranks
-            heapq.heappush(self.heaps[rank], (end, BACKGROUND))
-            self.assigned[rank] += 1
-            self.decoding[rank] += 1
-            self.running += 1
-            self.held[rank] += context
-            self.promised[rank] += context
+        self.running += len(ends)
+        for rank in range(self.pool.ranks):
+            mine = ends[rank :: self.pool.ranks]
+            self.background[rank] = mine[::-1].tolist()
+            self.assigned[rank] += len(mine)
+            self.decoding[rank] += len(mine)
+            self.held[rank] += context * len(mine)
+            self.promised[rank] += context * len(mine)
 
     def deliver(self, request: int, now: float, rank: int | None = None) -> None:
         """A request arrives; it may join the first step that is composed after the engine looked."""
@@ -208,25 +213,27 @@ class Worker:
     def _finish_answers(self, now: float) -> None:
         self.earliest = LAST
         for rank, heap in enumerate(self.heaps):
-            while heap:
-                ends, request = heap[0]
-                if ends + self.stalls[rank] >= self.step:
-                    if ends + self.stalls[rank] < self.earliest:
-                        self.earliest = ends + self.stalls[rank]
-                    break
-                heapq.heappop(heap)
-                if request == BACKGROUND:
-                    self.held[rank] -= self.seeded + (ends + 1) * self.pool.tokens_per_step
-                    self.promised[rank] -= self.seeded
-                elif self.jobs[request].ends == ends:
+            over = self.step - self.stalls[rank]  # what ends before this step of the rank's own has ended
+            background = self.background[rank]
+            while background and background[-1] < over:
+                self.held[rank] -= self.seeded + (background.pop() + 1) * self.pool.tokens_per_step
+                self.promised[rank] -= self.seeded
+                self._leave(rank, BACKGROUND, now)
+            while heap and heap[0][0] < over:
+                ends, request = heapq.heappop(heap)
+                if self.jobs[request].ends == ends:  # else it was preempted
                     self.jobs[request].ends = -1
                     self._release(rank, request)
-                else:  # it was preempted
-                    continue
-                self.assigned[rank] -= 1
-                self.decoding[rank] -= 1
-                self.running -= 1
-                self.listener.answered(request, now)
+                    self._leave(rank, request, now)
+            soonest = min(heap[0][0] if heap else LAST, background[-1] if background else LAST)
+            self.earliest = min(self.earliest, soonest + self.stalls[rank])
+
+    def _leave(self, rank: int, request: int, now: float) -> None:
+        """An answered sequence is no more in the batch."""
+        self.assigned[rank] -= 1
+        self.decoding[rank] -= 1
+        self.running -= 1
+        self.listener.answered(request, now)
 
     def _release(self, rank: int, request: int) -> None:
         job = self.jobs[request]

@@ -11,10 +11,15 @@ of its history), not from residuals:
   running requests are no lower than the requests in flight, so they do not bind;
 - TensorRT-LLM aggregated: max_num_tokens is concurrency + isl + 64, rounded up to 64, until 2026-01-21 (commit 64af5a771), then at
   least 8,192; images 1.2.0rc6 and later came after that; attention DP has enable_balance with timeout_iters 60;
-- TensorRT-LLM disaggregated: prefill of 4 prompts and 4,608 tokens a step at 1k, one prompt and 8,448 tokens at 8k; the decode side's
-  max_batch_size per attention-DP rank as the recipe is named (recipes.csv);
+- TensorRT-LLM disaggregated: what a prefill rank takes at once is in `PREFILL`, from the recipes of the benchmark
+  (ishandhanani/srt-slurm, Apache-2.0: recipes/trtllm/h200, b200-fp8); elsewhere 4 prompts and 4,608 tokens a step at 1k, one prompt
+  and 8,448 tokens at 8k. H200 prefills 8k prompts without attention DP, whatever the decode side does; B200 in FP8 prefills them
+  with attention DP and experts cut by TP. The decode side's max_batch_size per attention-DP rank is as the recipe is named
+  (recipes.csv);
 - FP8 KV cache and attention;
-- all-to-all: one-sided NVLink for TensorRT-LLM on Blackwell, DeepEP elsewhere, low latency for decode, normal for prefill.
+- all-to-all: TensorRT-LLM's NVLink kernels need an Arm host (tensorrt_llm/_mnnvl_utils.py, supports_mnnvl), so one-sided
+  NVLink on GB200 and GB300 and an all-gather with a reduce-scatter on machines with x86 hosts; DeepEP for SGLang, low latency for
+  decode, normal for prefill.
 """
 
 from __future__ import annotations
@@ -34,8 +39,11 @@ HARDWARE = {
     "h200_sxm": "hgx-h200",
     "h100_sxm": "hgx-h100",
 }
+ARM_HOSTS = ("gb200", "gb300")
 FP8_CACHE = {"kv_cache": "fp8", "attention_compute": "fp8", "prefill_attention": "fp8"}
 SOURCE = "https://github.com/SemiAnalysisAI/InferenceX"
+PREFILL = {("h200_sxm", "1024"): 8192, ("h200_sxm", "8192"): 16640, ("b200_sxm", "1024"): 16384, ("b200_sxm", "8192"): 8320}
+"""Tokens that a TensorRT-LLM prefill rank of FP8 recipes takes in a step."""
 AFTER_MAX_TOKENS = ("1.2.0rc6", "1.3")
 """TensorRT-LLM images that ran with at least 8,192 tokens a step."""
 
@@ -62,9 +70,9 @@ def pool(row: dict[str, str], side: str, role: str) -> dict:
     tp, dp, ep, workers = (number(row, f"{side}_{name}") for name in ("tp", "dp", "ep", "workers"))
     if dp > 1 and ep == 1:
         tp, dp, ep = (dp, 1, 1) if dp <= 4 else (tp, dp, dp)
-    hopper, trtllm = row["system"].startswith("h"), row["engine"] == "trtllm"
     deepep = "deepep_normal" if role == "prefill" else "deepep_low_latency"
-    backend = "none" if dp == 1 else "nvlink_one_sided" if trtllm and not hopper else deepep
+    gathers = "nvlink_one_sided" if row["system"] in ARM_HOSTS else "allgather_reducescatter"
+    backend = "none" if dp == 1 else gathers if row["engine"] == "trtllm" else deepep
     return {
         "tp": tp,
         "dp": dp,
@@ -95,7 +103,14 @@ def aggregated(row: dict[str, str], concurrency: int) -> dict:
 def disaggregated(row: dict[str, str]) -> dict:
     pools = {"prefill": pool(row, "p", "prefill"), "decode": pool(row, "d", "decode")}
     if row["engine"] == "trtllm":
-        pools["prefill"]["max_batched_tokens"] = 4608 if int(row["isl"]) <= 1024 else int(row["isl"]) + 256
+        prefill = pools["prefill"]
+        prefill["max_batched_tokens"] = 4608 if int(row["isl"]) <= 1024 else int(row["isl"]) + 256
+        if row["precision"] == "fp8" and (row["system"], row["isl"]) in PREFILL:
+            prefill["max_batched_tokens"] = PREFILL[row["system"], row["isl"]]
+            if row["system"] == "h200_sxm" and row["isl"] == "8192":
+                prefill |= {"tp": 8, "dp": 1, "ep": 8, "all2all_backend": "none"}
+            if row["system"] == "b200_sxm" and row["isl"] == "8192":
+                prefill |= {"tp": 1, "dp": 8, "ep": 1, "all2all_backend": "allgather_reducescatter"}
         pools["decode"]["batch_per_dp_rank"] = slots(row)
     return pools
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 
@@ -13,9 +14,14 @@ from autotune.documents.deployment import Deployment
 from autotune.errors import ProblemError
 from autotune.predicting.step import predict
 from autotune.serving.errors import service_errors
-from autotune.serving.predicting import predict_service
-from autotune.serving.requests import Requests, read_trace
+from autotune.serving.policies import VLLM_V1_ASYNC
+from autotune.serving.predicting import predict_service, service_of
+from autotune.serving.replay import replay_steady
+from autotune.serving.requests import Requests, poisson_requests, read_trace
+from autotune.serving.service import Frontend, PoolModel, ServiceModel
+from autotune.serving.steady import settled_replay, slice_of
 from cost_models.serving import interrupted_step_s
+from cost_models.specs.workload import Workload
 
 
 def _requests(*entries: tuple[float, float, float]) -> Requests:
@@ -163,6 +169,31 @@ def test_the_steady_state_is_where_a_long_replay_settles(pools, rate):
     assert steady.tokens_per_s == pytest.approx(long.tokens_per_s, rel=0.08)  # the long replay starts and ends empty
     by_little = steady.requests_per_s * 500 * steady.tpot_s.mean
     assert steady.decode_sequences == pytest.approx(by_little, rel=0.1)  # the closed form's TPOT and the replay's
+
+
+def test_a_slice_of_a_large_service_sees_what_the_whole_does():
+    pools = {"prefill": {**PREFILL, "instances": 24}, "decode": {**DECODE, "instances": 3}}
+    built = service_of(_service(pools, {"rate_per_s": 40.0})).built.model
+    part = slice_of(built)
+    assert (part.prefill.workers, part.decode.workers) == (8, 1)  # 24 : 3
+    workload = Workload(isl_tokens=2048, osl_tokens=512)
+    sent = [poisson_requests(2048, 512, count=n, rate_per_s=rate, shortest=1.0) for n, rate in ((6000, 40.0), (2000, 40.0 / 3))]
+    whole, sliced = (replay_steady(r, m, round(n)) for r, m, n in zip(sent, (built, part), (60, 20), strict=True))
+    assert np.median(sliced.ttft_s) == pytest.approx(np.median(whole.ttft_s), rel=0.1)
+    assert sliced.tpot_s.mean() == pytest.approx(whole.tpot_s.mean(), rel=0.03)
+    assert settled_replay(workload, built, 60, 40.0, 1.0).ttft_s.mean() > 0
+
+
+SLICES = [(706, 47, (15, 1)), (47, 706, (1, 15)), (11, 1, (11, 1)), (9, 8, (9, 8))]
+
+
+@pytest.mark.parametrize(("prefill", "decode", "wanted"), SLICES)
+def test_slices_keep_the_ratio_of_workers(prefill, decode, wanted):
+    pool = PoolModel(decode_s=lambda _: 0.01, prompt_s=lambda *_: 0.1)
+    pools = {"prefill": dataclasses.replace(pool, workers=prefill), "decode": dataclasses.replace(pool, workers=decode)}
+    part = slice_of(ServiceModel(VLLM_V1_ASYNC, frontend=Frontend(servers=2 * prefill), **pools))
+    assert (part.prefill.workers, part.decode.workers) == wanted
+    assert part.frontend.servers == 2 * wanted[0]
 
 
 def test_prompts_at_random_interrupt_decode_as_a_renewal_says():

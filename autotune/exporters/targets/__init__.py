@@ -1,0 +1,1 @@
+"""Targets: what renders a launch, one module each."""

@@ -1,0 +1,87 @@
+"""Kinds of files that can be read: one entry each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from autotune.errors import ProblemError
+from autotune.manifests import compose, dynamo, kserve, kubernetes, modelservice, srt_slurm, vllm_recipes
+from autotune.manifests.kustomize import is_kustomization, rendered
+from autotune.manifests.service import Manifest
+from autotune.manifests.source import Source, documents_of
+from cost_models.reading import is_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One kind of file."""
+
+    name: str
+    what: str
+    """As messages list it."""
+    recognises: Callable[[Source], bool]
+    read: Callable[[Source, str | None], Manifest]
+    """Of a source, and of the hardware that was asked for."""
+
+
+def _whatever_hardware(read: Callable[[Source], Manifest]) -> Callable[[Source, str | None], Manifest]:
+    return lambda source, _: read(source)
+
+
+def _recipe(source: Source, hardware: str | None) -> Manifest:
+    if hardware is None:
+        raise ProblemError(f"{source.path}: a vLLM recipe is for many machines: give --hw (autotune hw list)")
+    return vllm_recipes.read_on(source, hardware)
+
+
+READERS: tuple[Reader, ...] = (
+    Reader("dynamo", "DynamoGraphDeployment (nvidia.com/v1alpha1, v1beta1)", dynamo.recognises, _whatever_hardware(dynamo.read)),
+    Reader(
+        "kserve", "LLMInferenceService (serving.kserve.io/v1alpha1, v1alpha2)", kserve.recognises, _whatever_hardware(kserve.read)
+    ),
+    Reader(
+        "kubernetes",
+        "LeaderWorkerSet, DisaggregatedSet, Deployment, StatefulSet, Job, Pod",
+        kubernetes.recognises,
+        _whatever_hardware(kubernetes.read),
+    ),
+    Reader(
+        "modelservice", "values of llm-d's modelservice chart", modelservice.recognises, _whatever_hardware(modelservice.read)
+    ),
+    Reader("srt-slurm", "srt-slurm recipe (schema 1 and 2)", srt_slurm.recognises, _whatever_hardware(srt_slurm.read)),
+    Reader("vllm-recipe", "entry of vLLM's recipes (models/*.yaml)", vllm_recipes.recognises, _recipe),
+    Reader("compose", "docker compose", compose.recognises, _whatever_hardware(compose.read)),
+)
+
+
+def read_file(path: Path, hardware: str | None = None) -> Manifest | None:
+    """What a file or kustomize folder starts; none for a file that is of no kind here and does not say that it should be.
+
+    Raises AutotuneError for broken files, kinds that are not known, and files that start no engine.
+    """
+    if is_kustomization(path):
+        source = Source(path, tuple(rendered(path)))
+    elif is_folder(path):
+        return None
+    else:
+        source = Source(path, documents_of(path))
+    reader = next((reader for reader in READERS if reader.recognises(source)), None)
+    if reader is None:
+        _check_unknown(source)
+        return None
+    found = reader.read(source, hardware)
+    if not found.services:
+        raise ProblemError(f"{path}: {found.title}: no container in it starts vLLM, SGLang or TensorRT-LLM")
+    return found
+
+
+def _check_unknown(source: Source) -> None:
+    """Raise ProblemError for documents that are Kubernetes resources of other kinds."""
+    kinds = dict.fromkeys(f"{d['kind']} ({d['apiVersion']})" for d in source.documents if "apiVersion" in d and "kind" in d)
+    if kinds:
+        known = "; ".join(reader.what for reader in READERS)
+        raise ProblemError(f"{source.path}: nothing here starts an engine: {', '.join(kinds)}; known: {known}")
+    if any("apiVersion" in document for document in source.documents):
+        raise ProblemError(f"{source.path}: has an apiVersion but no kind")

@@ -1,0 +1,115 @@
+"""What a file starts: pools of engine instances by their commands, environment, nodes and GPUs; nothing is interpreted."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from autotune.documents.deployment import PoolRole
+from autotune.errors import ProblemError
+
+
+@dataclass(frozen=True, slots=True)
+class EngineService:
+    """Identical instances of one engine."""
+
+    name: str
+    """As the file calls it."""
+    text: str
+    """Shell text that ends in the engine's command."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    role: PoolRole | None = None
+    """That the file gives it; none where only the command may tell."""
+    nodes: int = 1
+    """Of one instance."""
+    gpus_per_node: int | None = None
+    """None where the file does not say."""
+    instances: int = 1
+    image: str | None = None
+    version: str | None = None
+    """Of the engine, where the file says it."""
+    at: int = 0
+    """Which of the text's engine commands."""
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A whole file."""
+
+    title: str
+    """What kind of file, as messages call it."""
+    services: tuple[EngineService, ...]
+    hardware: tuple[str, ...] = ()
+    """Catalogue names that the file may mean; empty where it does not say."""
+    precision: str | None = None
+    """Of the checkpoint, as the file calls it: fp8, fp4, ..."""
+    isl_tokens: int | None = None
+    """Of the benchmark that the file describes."""
+    osl_tokens: int | None = None
+    concurrencies: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def arguments(options: Mapping[str, Any]) -> list[str]:
+    """Words of options that a document holds: true is a switch, false and null leave it out, a list follows, a mapping is JSON.
+
+    Both engines read their own --config files so.
+    """
+    return [word for name, value in options.items() for word in _argument(str(name), value)]
+
+
+def _argument(name: str, value: Any) -> Iterator[str]:
+    if value is None or value is False:
+        return
+    yield name if name.startswith("-") else f"--{name}"
+    if value is True:
+        return
+    if isinstance(value, list):
+        yield from (str(item) for item in value)
+    else:
+        yield json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def command_text(words: Sequence[str]) -> str:
+    """Words that no shell reads, as shell text."""
+    return shlex.join(words)
+
+
+def whole(value: Any, where: str, least: int = 0) -> int:
+    """A count from a document, a number or its text; raises ProblemError for what is none."""
+    try:
+        found = int(str(value))
+    except ValueError as error:
+        raise ProblemError(f"{where} needs a whole number, {value!r:.60} was given") from error
+    if found < least or isinstance(value, bool):
+        raise ProblemError(f"{where} needs a whole number of at least {least}, {value!r:.60} was given")
+    return found
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """A mapping, empty where there is none; raises ProblemError for anything else."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ProblemError(f"{where} should be a mapping of keys, {value!r:.60} was given")
+    return {str(key): inside for key, inside in value.items()}
+
+
+def listing(value: Any, where: str) -> list[Any]:
+    """A list, empty where there is none; raises ProblemError for anything else."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ProblemError(f"{where} should be a list, {value!r:.60} was given")
+    return value
+
+
+def within(value: Any, *path: str) -> dict[str, Any]:
+    """The mapping under keys of mappings, empty where one is missing; raises ProblemError for what is no mapping."""
+    for at, key in enumerate(path):
+        value = mapping(value, ".".join(path[:at]) or "the document").get(key)
+    return mapping(value, ".".join(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ from cost_models.errors import AutotuneError
 
 USUAL_TOKENS = 2000
 """Of prompt and answer where neither the file nor the user says any."""
+PLACED = re.compile(
+    r"--(?:port|nccl-port|dist-init-addr|base-gpu-id|master-port|data-parallel-rpc-port|disaggregation-bootstrap-port)[=\s]+\S+"
+)
+"""Options in which instances on one machine differ."""
 FORMATS = {
     "fp4": ("nvfp4", "mxfp4"),
     "nvfp4": ("nvfp4",),
@@ -86,9 +91,9 @@ def _hardware(manifest: Manifest, asked: GivenToo, where: object) -> str:
 
 def _chosen(manifest: Manifest, asked: GivenToo, where: object) -> tuple[EngineService, ...]:
     """One service, or the two of a pair."""
-    services = manifest.services
+    services = _merged(manifest.services)
     if asked.service is not None:
-        named = [service for service in services if service.name == asked.service]
+        named = [service for service in manifest.services if service.name == asked.service]
         if not named:
             raise ProblemError(f"{where} has no service {asked.service}; it has {', '.join(s.name for s in services)}")
         return (named[0],)
@@ -103,6 +108,16 @@ def _chosen(manifest: Manifest, asked: GivenToo, where: object) -> tuple[EngineS
         f"{where} starts {len(services)} engines that are not one prefill and one decode pool: "
         f"{', '.join(service.name for service in services[:12])}; say which with --service"
     )
+
+
+def _merged(services: Sequence[EngineService]) -> tuple[EngineService, ...]:
+    """Services that differ in ports and devices alone as the instances of one."""
+    found: dict[tuple[object, ...], EngineService] = {}
+    for service in services:
+        key = (PLACED.sub("", service.text), service.role, service.nodes, service.gpus_per_node, service.version, service.at)
+        first = found.get(key)
+        found[key] = dataclasses.replace(first, instances=first.instances + service.instances) if first else service
+    return tuple(found.values())
 
 
 def _role(service: EngineService) -> str | None:

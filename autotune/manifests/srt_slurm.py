@@ -24,7 +24,7 @@ def recognises(source: Source) -> bool:
 
 def _is_recipe(document: Mapping[str, Any]) -> bool:
     first = isinstance(document.get("backend"), dict) and isinstance(document.get("resources"), dict)
-    second = isinstance(document.get("roles"), dict) and isinstance(document.get("engine"), dict)
+    second = isinstance(document.get("roles"), dict) and isinstance(document.get("engine"), dict | str)
     return "apiVersion" not in document and "hardware" not in document and (first or second)
 
 
@@ -74,7 +74,8 @@ def _first(recipe: Mapping[str, Any]) -> Iterator[EngineService]:
 
 
 def _second(recipe: Mapping[str, Any]) -> Iterator[EngineService]:
-    kind = str(inner(recipe, "engine").get("type", "")).lower()
+    said = recipe["engine"]
+    kind = str(said if isinstance(said, str) else inner(recipe, "engine").get("type", "")).lower()
     for name, value in inner(recipe, "roles").items():
         if name not in ROLES:
             raise ProblemError(f"roles.{name} is none of {', '.join(ROLES)}")
@@ -131,6 +132,7 @@ def _places(recipe: Mapping[str, Any], name: str, sizes: tuple[Any, Any, Any]) -
 def _words(kind: str, options: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
     """Options with the model by the path that the recipe gives it, where they do not."""
     named = next((options[key] for key in ("model-path", "model") if key in options), model.get("path", ""))
+    named = str(named).removeprefix("hf:")
     if kind == "vllm":
         return [str(named), *arguments({key: value for key, value in options.items() if key not in ("model-path", "model")})]
     return arguments({**options, "model-path": named})

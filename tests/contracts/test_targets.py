@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from autotune.cli.export import FORMATS
 from autotune.documents.deployment import Deployment
 from autotune.errors import ExportError, ProblemError
 from autotune.exporters import launch_of
@@ -474,3 +475,7 @@ def test_goldens(target):
         if golden.suffix == ".sh":
             continue
         assert text == golden.read_text(), f"{golden} differs"
+
+
+def test_help_names_every_target():
+    assert FORMATS.split(", ") == list(MODULES)

@@ -117,7 +117,7 @@ def manifest(name: str, documents: list[Document], about: str) -> Script:
     return Script(name, f"# {note(about)}; written by autotune.\n{body}", executable=False)
 
 
-def literal(value: object, known: dict[str, str]) -> object:
+def literal_of(value: object, known: dict[str, str]) -> object:
     """A value with a variable that is known put in; as it is where that is not all of it."""
     if not isinstance(value, Shell):
         return value

@@ -14,7 +14,7 @@ from autotune.exporters.targets.base import (
     Target,
     TargetOptions,
     engine_image,
-    literal,
+    literal_of,
     manifest,
     printable,
     service_name,
@@ -76,7 +76,7 @@ def _role(launch: Launch, pool: LaunchPool) -> Document:
     for argument in pool.head.arguments:
         if argument.flag in PLACED[launch.engine] or argument.flag in DROPPED:
             continue
-        value = True if argument.value is None else literal(argument.value, known)
+        value = True if argument.value is None else literal_of(argument.value, known)
         if isinstance(value, Shell):
             raise ExportError(f"srt-slurm cannot say {argument.flag} {value}")
         arguments[argument.flag.removeprefix("--")] = printable(value, argument.flag) if isinstance(value, str) else value

@@ -49,9 +49,10 @@ def launch_of(deployment: Deployment, placement: PlannedPlacement | None = None)
     pool_processes = PROCESSES[engine.exporter]()
     pools = tuple(_pool(part, pool_processes, lengths) for part in single_pools(deployment))
     pair = {"prefill", "decode"} <= set(deployment.pools)
-    mapped = placement is not None and engine.exporter in MAPS
-    if placement is not None and mapped:
+    files: tuple[Script, ...] = ()
+    if placement is not None and engine.exporter in MAPS:
         _check_map(placement, model)
+        files = (MAPS[engine.exporter](placement, model),)
     return Launch(
         name=f"{plain_name(deployment.model)}-{hardware_name(deployment)}",
         engine=engine.name,
@@ -62,7 +63,7 @@ def launch_of(deployment: Deployment, placement: PlannedPlacement | None = None)
         pools=pools,
         router=router_of(deployment, engine.exporter) if pair else None,
         benchmark=benchmark_of(deployment, engine.exporter, model) if deployment.phase == "serve" else None,
-        files=(MAPS[engine.exporter](placement, model),) if placement is not None and mapped else (),
+        files=files,
     )
 
 
@@ -81,6 +82,7 @@ def _pool(part: Deployment, processes: PoolProcesses, lengths: Lengths) -> Launc
         role=part.phase,
         pool=part.pool,
         hardware=hardware_name(part),
+        precision=recipe_name(part),
         vendor=where.vendor,
         place=where.place,
         processes=made,

@@ -39,6 +39,10 @@ class Argument:
         """Both as words of a command."""
         return word(self.flag) if self.value is None else Shell(f"{word(self.flag)} {word(self.value)}")
 
+    def words(self) -> tuple[str | int | float | Shell, ...]:
+        """Both, as they are."""
+        return (self.flag,) if self.value is None else (self.flag, self.value)
+
 
 @dataclass(frozen=True, slots=True)
 class Required:

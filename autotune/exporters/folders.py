@@ -11,8 +11,9 @@ from autotune.documents.plan import Plan
 from autotune.documents.prediction import Prediction
 from autotune.documents.service_plan import ServicePlan
 from autotune.errors import ExportError
-from autotune.exporters import MAP_FILES, Script, export, feed_requirement, has_exporter
+from autotune.exporters import MAP_FILES, Launch, Script, export, feed_requirement, has_exporter, launch_of
 from autotune.exporters.base import plain_name
+from autotune.exporters.targets.base import Target, TargetOptions
 from autotune.files import whole_folder
 
 MARKS = (b"ritten by autotune", b"each checks the variables it needs")
@@ -57,20 +58,30 @@ def plan_scripts(plan: Plan | ServicePlan) -> list[Script]:
     return export(plan.deployment, plan.placement if isinstance(plan, Plan) else None)
 
 
-def _write_files(folder: Path, plan: Plan | ServicePlan, scripts: list[Script]) -> None:
+def plan_launch(plan: Plan | ServicePlan) -> Launch:
+    """A plan's launch, for any target."""
+    return launch_of(plan.deployment, plan.placement if isinstance(plan, Plan) else None)
+
+
+def target_files(plan: Plan | ServicePlan, target: Target, options: TargetOptions) -> list[Script]:
+    """A plan as one target says it. Raises ExportError where it cannot."""
+    return target.render(plan_launch(plan), options)
+
+
+def _write_files(folder: Path, plan: Plan | ServicePlan, scripts: list[Script], target: Target | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for script in scripts:
         path = folder / script.name
         path.write_text(script.text, encoding="utf-8")
         if script.executable:
             path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
-    (folder / "README.md").write_text(launch_readme(plan, [s.name for s in scripts]), encoding="utf-8")
+    (folder / "README.md").write_text(launch_readme(plan, [s.name for s in scripts], target), encoding="utf-8")
 
 
-def write_scripts(out: Path, plan: Plan | ServicePlan, scripts: list[Script]) -> None:
-    """Scripts into a folder of the user's, all or none; those of an earlier plan go. Raises OutputError."""
+def write_scripts(out: Path, plan: Plan | ServicePlan, scripts: list[Script], target: Target | None = None) -> None:
+    """Files into a folder of the user's, all or none; those of an earlier plan go. Raises OutputError."""
     with whole_folder(out, _exported) as scratch:
-        _write_files(scratch, plan, scripts)
+        _write_files(scratch, plan, scripts, target)
 
 
 def _exported(path: Path) -> bool:
@@ -83,9 +94,14 @@ def _exported(path: Path) -> bool:
         return any(mark in file.read(MARKED_BYTES) for mark in MARKS)
 
 
-def launch_readme(plan: Plan | ServicePlan, scripts: list[str]) -> str:
-    """What to run where, and what must feed it."""
+def launch_readme(plan: Plan | ServicePlan, scripts: list[str], target: Target | None = None) -> str:
+    """What to run where, and what must feed it; target : one other than scripts for every node."""
     names = ", ".join(f"`{name}`" for name in scripts)
+    if target is not None and target.name != "bash":
+        return (
+            f"# Plan {plan.rank}: {plan.label}\n\n{target.title}: {names}; written by autotune.\n\n"
+            f"Start it here:\n\n    {target.apply}\n\nCheck it without starting anything:\n\n    {target.validate}\n"
+        )
     if isinstance(plan, ServicePlan):
         return f"# Plan {plan.rank}: {plan.label}\n\n{service_steps(plan, names)}"
     pool = plan.deployment.pool

@@ -70,6 +70,7 @@ class LaunchPool:
     pool: Pool
     hardware: str
     """Catalogue name."""
+    precision: str
     vendor: str
     place: NodePlacement
     processes: tuple[Process, ...]
@@ -150,6 +151,7 @@ class Launch:
     model: str
     """Catalogue name, or a file's own."""
     precision: str
+    """The deployment's; a pool may have its own."""
     phase: PoolRole
     pools: tuple[LaunchPool, ...]
     router: Router | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from autotune.exporters.base import Script, render_script, render_template
 from autotune.exporters.launch import Benchmark, Launch, Process, Router
 from autotune.exporters.quoting import Shell, words
+from autotune.exporters.targets.base import Target
 
 
 def bash_scripts(launch: Launch) -> list[Script]:
@@ -91,3 +92,12 @@ def bench_script(benchmark: Benchmark) -> Script:
         arguments=[argument.rendered() for argument in benchmark.arguments],
     )
     return Script("bench.sh", text)
+
+
+TARGET = Target(
+    name="bash",
+    title="bash on every node",
+    render=lambda launch, _: bash_scripts(launch),
+    apply="bash <script>.sh on every node, with the variables that it asks for",
+    validate="bash -n *.sh",
+)

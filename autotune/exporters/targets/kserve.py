@@ -1,0 +1,111 @@
+"""KServe: an LLMInferenceService. Schema: kserve/kserve config/crd/full/llmisvc (serving.kserve.io/v1alpha2).
+
+KServe's own templates start vLLM (config/llmisvcconfig): parallelism is said in its fields, all else in VLLM_ADDITIONAL_ARGS,
+which those templates hand to a shell.
+"""
+
+from __future__ import annotations
+
+import re
+
+from autotune.errors import ExportError
+from autotune.exporters.base import Script
+from autotune.exporters.launch import Launch, LaunchPool
+from autotune.exporters.quoting import words
+from autotune.exporters.targets.base import (
+    Document,
+    Target,
+    TargetOptions,
+    escaped,
+    manifest,
+    plan_annotations,
+    printable,
+    service_name,
+)
+from autotune.exporters.targets.bash import bench_script
+from autotune.exporters.targets.pods import (
+    SHARED_MEMORY,
+    PodShape,
+    container,
+    labels,
+    metadata,
+    pod_spec,
+    refuse_unlike,
+    shared_objects,
+)
+
+OWN = (
+    "--port", "--served-model-name", "--tensor-parallel-size", "--data-parallel-size", "--data-parallel-size-local",
+    "--data-parallel-start-rank", "--data-parallel-address", "--data-parallel-rpc-port", "--data-parallel-hybrid-lb",
+    "--enable-expert-parallel",
+)  # fmt: skip
+"""Options that KServe's templates set."""
+RPC_PORT = 13345
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def render(launch: Launch, options: TargetOptions) -> list[Script]:
+    """service.yaml, and bench.sh."""
+    refuse_unlike(launch, "kserve")
+    if launch.engine != "vllm":
+        raise ExportError(f"KServe's LLMInferenceService starts vLLM, not {launch.engine}: use --format lws")
+    if launch.phase != "serve":
+        raise ExportError(f"kserve starts whole services: this plan holds a {launch.phase} pool alone; use --format lws")
+    for pool in launch.pools:
+        if pool.place.nodes > 1 and not pool.every_node_serves:
+            raise ExportError("KServe's templates spread data-parallel ranks over nodes, not tensor or pipeline parallelism")
+    variables = launch.pools[-1].head.variables()
+    if not REPOSITORY.fullmatch(variables["MODEL"]):
+        raise ExportError(f"kserve loads a model by URI; {variables['MODEL']} is no repository of Hugging Face: use --format lws")
+    main, *other = reversed(launch.pools)  # the decode pool is the service, prefill its part
+    model = {"uri": f"hf://{printable(variables['MODEL'], 'the model')}", "name": printable(variables["SERVED_NAME"], "the name")}
+    spec: Document = {"model": model, **_pool(launch, main, options)}
+    spec["router"] = {"route": {}, "gateway": {}, "scheduler": {}}
+    if other:
+        spec["prefill"] = _pool(launch, other[0], options)
+        spec["prefill"] |= {"labels": labels(launch, other[0]), "annotations": plan_annotations(launch, other[0])}
+    spec |= {"labels": labels(launch, main), "annotations": plan_annotations(launch, main)}
+    service = {
+        "apiVersion": "serving.kserve.io/v1alpha2",
+        "kind": "LLMInferenceService",
+        "metadata": metadata(launch, service_name(launch)),
+        "spec": spec,
+    }
+    files = [manifest("service.yaml", [*shared_objects(launch), service], f"LLMInferenceService of vLLM {launch.version}")]
+    return files + ([bench_script(launch.benchmark)] if launch.benchmark else [])
+
+
+def _pool(launch: Launch, pool: LaunchPool, options: TargetOptions) -> Document:
+    layout = pool.pool.layout
+    parallelism: Document = {"tensor": layout.tp, "expert": layout.ep > 1}
+    if layout.dp > 1:
+        local = layout.dp // pool.place.nodes
+        parallelism |= {"data": layout.dp, "dataLocal": local, "dataRPCPort": RPC_PORT}
+    pod = _pod(launch, pool, options)
+    found: Document = {"replicas": pool.instances, "parallelism": parallelism, "template": pod}
+    return found | ({"worker": pod} if layout.dp > 1 else {})
+
+
+def _pod(launch: Launch, pool: LaunchPool, options: TargetOptions) -> Document:
+    """KServe merges this into its own template: probes, ports and the command are there."""
+    main = container(launch, pool, pool.head, options, PodShape(), {}, serves=False)
+    main["env"].append({"name": "VLLM_ADDITIONAL_ARGS", "value": additional(pool)})
+    spec = pod_spec(launch, pool, main)
+    del main["volumeMounts"]
+    spec["volumes"] = [{"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY}}]
+    return spec
+
+
+def additional(pool: LaunchPool) -> str:
+    """The other options as words for a shell."""
+    kept = [argument for argument in pool.head.arguments if argument.flag not in OWN]
+    return escaped(words(value for argument in kept for value in argument.words()))
+
+
+TARGET = Target(
+    name="kserve",
+    title="KServe LLMInferenceService",
+    render=render,
+    apply="kubectl apply -f service.yaml",
+    validate="kubectl apply --dry-run=server -f service.yaml",
+)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from autotune.cli import completing
 from autotune.exporters.targets.registry import MODULES
 
 
@@ -16,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder or plan.yaml.")],
+    run: Annotated[Path, typer.Argument(help="Run folder or plan.yaml.", autocompletion=completing.runs)],
     rank: Annotated[int, typer.Option(help="Which plan.")] = 1,
     format: Annotated[
         str, typer.Option("--format", help=f"{', '.join(MODULES)}; or the engine that the plan was made for (checked; bash).")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from autotune.auditing.commands import ReadCommand
     from autotune.auditing.goals import Goals
     from autotune.documents.deployment import Deployment, Load
-    from autotune.manifests.judging import Asked
+    from autotune.manifests.judging import Beside
     from autotune.manifests.service import Manifest
 
 File = Annotated[
@@ -266,11 +266,11 @@ def _manifest(file: Path, script: Script) -> Manifest | None:
         return read_script(read_bytes(file, pipe=True).decode("utf-8", errors="replace"))
 
 
-def _asked(script: Script, load: Load | None) -> Asked:
+def _asked(script: Script, load: Load | None) -> Beside:
     from autotune.cli.parsing import rates
-    from autotune.manifests.judging import Asked
+    from autotune.manifests.judging import Beside
 
-    return Asked(
+    return Beside(
         hardware=script.hw,
         version=script.engine_version,
         isl_tokens=script.isl,

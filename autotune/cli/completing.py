@@ -36,13 +36,6 @@ def documents(incomplete: str) -> list[str]:
     return _starting(incomplete, names())
 
 
-def targets(incomplete: str) -> list[str]:
-    """What a plan is exported to."""
-    from autotune.exporters.targets.registry import MODULES
-
-    return _starting(incomplete, MODULES)
-
-
 def runs(incomplete: str) -> list[str]:
     """Run folders beside what is typed, and those under results/ where nothing is typed; any folder that may hold some."""
     typed = Path(incomplete)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,8 +11,11 @@ from autotune.manifests.images import engine_version
 from autotune.manifests.kubernetes import role_named
 from autotune.manifests.machines import hardware_in
 from autotune.manifests.pods import Around, container_of, starts
-from autotune.manifests.service import Manifest, Service, listing, mapping, whole, within
+from autotune.manifests.service import EngineService, Manifest, listing, mapping, whole, within
 from autotune.manifests.source import Source
+
+INTERPOLATED = re.compile(r"\$\{\w+:?-(?P<default>[^}]*)\}|\$\$")
+"""What compose itself replaces: a variable with a default, and a doubled dollar."""
 
 
 def recognises(source: Source) -> bool:
@@ -33,7 +37,7 @@ def read(source: Source) -> Manifest:
     return Manifest("docker compose", services, hardware_in(document))
 
 
-def _service(name: str, service: Mapping[str, Any]) -> Iterator[Service]:
+def _service(name: str, service: Mapping[str, Any]) -> Iterator[EngineService]:
     container = {
         "command": _words(service.get("entrypoint")),
         "args": _words(service.get("command")),
@@ -44,7 +48,7 @@ def _service(name: str, service: Mapping[str, Any]) -> Iterator[Service]:
         return
     found = container_of(container, {}, Around(where=name))
     deploy = within(service, "deploy")
-    yield Service(
+    yield EngineService(
         name=name,
         text=found.text,
         environment=found.environment,
@@ -59,7 +63,7 @@ def _service(name: str, service: Mapping[str, Any]) -> Iterator[Service]:
 def _words(command: Any) -> list[str]:
     """A command's words: compose splits text as a shell does, and doubles the dollars that are not its own."""
     words = shlex.split(command) if isinstance(command, str) else [str(word) for word in listing(command, "command")]
-    return [word.replace("$$", "$") for word in words]
+    return [INTERPOLATED.sub(lambda m: m["default"] if m["default"] is not None else "$", word) for word in words]
 
 
 def _environment(environment: Any, name: str) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from autotune.manifests.images import engine_version
 from autotune.manifests.kubernetes import role_named
 from autotune.manifests.machines import hardware_in
 from autotune.manifests.pods import Around, Container, config_maps, container_of, gpus_of, starts, variables
-from autotune.manifests.service import Manifest, Service, listing, mapping, whole, within
+from autotune.manifests.service import EngineService, Manifest, listing, mapping, whole, within
 from autotune.manifests.source import Source
 
 KIND, GROUP = "DynamoGraphDeployment", "nvidia.com/"
@@ -46,7 +46,7 @@ def _components(graph: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
         yield str(component.get("name")), component
 
 
-def _services(graph: Mapping[str, Any], configs: Mapping[str, Mapping[str, str]]) -> Iterator[Service]:
+def _services(graph: Mapping[str, Any], configs: Mapping[str, Mapping[str, str]]) -> Iterator[EngineService]:
     shared = variables({"env": within(graph, "spec").get("envs") or within(graph, "spec").get("env")}, Around(configs))
     for name, component in _components(graph):
         own = variables({"env": component.get("envs") or component.get("env")}, Around(configs))
@@ -58,7 +58,7 @@ def _services(graph: Mapping[str, Any], configs: Mapping[str, Mapping[str, str]]
         gpus = gpus_of(component) or found.gpus
         added = _added(found.text, nodes, gpus)
         role = str(component.get("subComponentType") or component.get("type") or component.get("componentType") or "")
-        yield Service(
+        yield EngineService(
             name=name,
             text=" ".join([found.text.rstrip(), *added]),
             environment=found.environment,
@@ -73,7 +73,7 @@ def _services(graph: Mapping[str, Any], configs: Mapping[str, Mapping[str, str]]
 
 
 def _added(text: str, nodes: int, gpus: int | None) -> list[str]:
-    """What the operator adds to the command of several nodes (deploy/operator/internal/dynamo: backend_vllm.go, _sglang.go)."""
+    """What the operator adds to the command of several nodes (its backend_vllm.go and backend_sglang.go)."""
     if nodes == 1:
         return []
     if "dynamo.sglang" in text or "sglang.launch_server" in text:

@@ -12,7 +12,7 @@ from autotune.errors import ProblemError
 from autotune.manifests.images import engine_version
 from autotune.manifests.machines import hardware_in
 from autotune.manifests.pods import Around, config_maps, container_of, starts
-from autotune.manifests.service import Manifest, Service, listing, mapping, whole, within
+from autotune.manifests.service import EngineService, Manifest, listing, mapping, whole, within
 from autotune.manifests.source import Source
 
 KIND, GROUP = "LLMInferenceService", "serving.kserve.io/"
@@ -44,7 +44,7 @@ def read(source: Source) -> Manifest:
     return Manifest("KServe LLMInferenceService", tuple(services), hardware_in(resources), remarks=remarks)
 
 
-def _services(resource: Mapping[str, Any], configs: Mapping[str, Mapping[str, str]]) -> Iterator[Service]:
+def _services(resource: Mapping[str, Any], configs: Mapping[str, Mapping[str, str]]) -> Iterator[EngineService]:
     name = str(within(resource, "metadata").get("name", KIND))
     spec = within(resource, "spec")
     prefill = within(spec, "prefill")
@@ -55,7 +55,9 @@ def _services(resource: Mapping[str, Any], configs: Mapping[str, Mapping[str, st
     yield _service(name, spec, within(spec, "model"), "decode" if prefill else None, Around(configs, where=name))
 
 
-def _service(name: str, pool: Mapping[str, Any], model: Mapping[str, Any], role: PoolRole | None, around: Around) -> Service:
+def _service(
+    name: str, pool: Mapping[str, Any], model: Mapping[str, Any], role: PoolRole | None, around: Around
+) -> EngineService:
     pod = within(pool, "template")
     containers = [mapping(c, f"{name}: containers") for c in listing(pod.get("containers"), f"{name}: containers")]
     main = next((c for c in containers if c.get("name") == "main"), containers[0] if containers else {})
@@ -65,9 +67,10 @@ def _service(name: str, pool: Mapping[str, Any], model: Mapping[str, Any], role:
         main = {**main, "command": words, "args": []}
     found = container_of(main, pod, around)
     if extra := found.environment.get(EXTRA):
-        found = dataclasses.replace(found, text=f"{found.text} {shlex.join(shlex.split(extra))}")
+        kept = {key: value for key, value in found.environment.items() if key != EXTRA}
+        found = dataclasses.replace(found, text=f"{found.text} {shlex.join(shlex.split(extra))}", environment=kept)
     count = pool.get("replicas", 1)
-    return Service(
+    return EngineService(
         name=name,
         text=found.text,
         environment=found.environment,

@@ -6,7 +6,7 @@ import re
 
 from autotune.auditing.shell import find_command
 from autotune.manifests.machines import named_hardware
-from autotune.manifests.service import Manifest, Service
+from autotune.manifests.service import EngineService, Manifest
 
 DIRECTIVE = re.compile(r"^#SBATCH\s+(--?[\w-]+)(?:[=\s]\s*(\S+))?", re.MULTILINE)
 SHORT = {"-N": "--nodes", "-C": "--constraint", "-G": "--gpus"}
@@ -20,7 +20,7 @@ def read_script(text: str) -> Manifest:
     alone = bool(asked) and not others
     nodes, gpus, gpu = _nodes(asked), _gpus(asked), _gpu(asked)
     services = tuple(
-        Service(
+        EngineService(
             name=f"command {at + 1}",
             text=text,
             environment=_set_by_slurm(asked),

@@ -13,7 +13,7 @@ from autotune.errors import ProblemError
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class EngineService:
     """Identical instances of one engine."""
 
     name: str
@@ -42,7 +42,7 @@ class Manifest:
 
     title: str
     """What kind of file, as messages call it."""
-    services: tuple[Service, ...]
+    services: tuple[EngineService, ...]
     hardware: tuple[str, ...] = ()
     """Catalogue names that the file may mean; empty where it does not say."""
     precision: str | None = None

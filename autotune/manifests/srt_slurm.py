@@ -10,7 +10,7 @@ from autotune.documents.deployment import PoolRole
 from autotune.errors import ProblemError
 from autotune.manifests.images import engine_version
 from autotune.manifests.machines import named_hardware
-from autotune.manifests.service import Manifest, Service, arguments, command_text, mapping, whole, within
+from autotune.manifests.service import EngineService, Manifest, arguments, command_text, mapping, whole, within
 from autotune.manifests.source import Source
 
 ROLES: dict[str, PoolRole | None] = {"prefill": "prefill", "decode": "decode", "aggregated": None, "agg": None}
@@ -57,7 +57,7 @@ def _counts(said: Any) -> tuple[int, ...]:
     return tuple(whole(part, "benchmark.concurrencies", 1) for part in parts if str(part))
 
 
-def _first(recipe: Mapping[str, Any]) -> Iterator[Service]:
+def _first(recipe: Mapping[str, Any]) -> Iterator[EngineService]:
     backend, resources = within(recipe, "backend"), within(recipe, "resources")
     kind = str(backend.get("type", "sglang")).lower()
     options = mapping(backend.get(f"{kind}_config"), f"backend.{kind}_config")
@@ -73,7 +73,7 @@ def _first(recipe: Mapping[str, Any]) -> Iterator[Service]:
             yield _service(recipe, name, kind, held, environment, (nodes, workers, gpus))
 
 
-def _second(recipe: Mapping[str, Any]) -> Iterator[Service]:
+def _second(recipe: Mapping[str, Any]) -> Iterator[EngineService]:
     kind = str(within(recipe, "engine").get("type", "")).lower()
     for name, value in within(recipe, "roles").items():
         if name not in ROLES:
@@ -91,14 +91,14 @@ def _service(
     options: Mapping[str, Any],
     environment: Mapping[str, Any],
     sizes: tuple[Any, Any, Any],
-) -> Service:
+) -> EngineService:
     """sizes : (nodes, workers, GPUs of a worker); nodes are those of all workers."""
     if kind not in STARTS:
         raise ProblemError(f"engine {kind} is not known here; known: {', '.join(STARTS)}")
     model = within(recipe, "model")
     image = str(model["container"]) if model.get("container") else None
     nodes, per_node, workers = _places(recipe, name, sizes)
-    return Service(
+    return EngineService(
         name=name,
         text=command_text([*STARTS[kind], *_words(kind, options, model)]),
         environment={key: str(value) for key, value in environment.items()},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.errors import ProblemError
-from autotune.manifests.service import Manifest, Service, command_text, listing, mapping, within
+from autotune.manifests.service import EngineService, Manifest, command_text, listing, mapping, within
 from autotune.manifests.source import Source
 from cost_models.catalog import load_hardware
 
@@ -65,14 +65,14 @@ def read_on(source: Source, hardware: str) -> Manifest:
     return Manifest("vLLM recipe", services, (hardware,), remarks=tuple(remarks))
 
 
-def _variants(entry: Mapping[str, Any], strategy: str, hardware: str) -> Iterator[Service]:
+def _variants(entry: Mapping[str, Any], strategy: str, hardware: str) -> Iterator[EngineService]:
     variants = within(entry, "variants") or {"default": {}}
     for name, value in variants.items():
         variant = mapping(value, f"variants.{name}")
         yield _service(f"{strategy}/{name}", entry, variant, strategy, hardware)
 
 
-def _service(name: str, entry: Mapping[str, Any], variant: Mapping[str, Any], strategy: str, hardware: str) -> Service:
+def _service(name: str, entry: Mapping[str, Any], variant: Mapping[str, Any], strategy: str, hardware: str) -> EngineService:
     model, laid = within(entry, "model"), STRATEGIES[strategy]
     gpus = load_hardware(hardware).gpus_per_node
     family = FAMILIES.get(hardware.removeprefix("hgx-")[:1], "")
@@ -91,7 +91,7 @@ def _service(name: str, entry: Mapping[str, Any], variant: Mapping[str, Any], st
         **within(own, "extra_env"),
     }
     served = str(variant.get("model_id") or model["model_id"])
-    return Service(
+    return EngineService(
         name=name,
         text=command_text(["vllm", "serve", served, *_once(words)]),
         environment={key: str(value) for key, value in environment.items()},

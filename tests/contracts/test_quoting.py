@@ -130,7 +130,7 @@ def test_shell_text_is_written_out_wherever_it_is_made():
     """Shell(...) takes a literal: only quoting.py, and the two words of an option, put shell text together."""
     folder = Path(autotune.exporters.__file__).parent
     made = []
-    for path in folder.glob("*.py"):
+    for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Shell" and path.name != "quoting.py":
                 made += [path.name] if any(not isinstance(a, ast.Constant) for a in node.args) else []

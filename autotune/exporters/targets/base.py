@@ -117,7 +117,7 @@ def manifest(name: str, documents: list[Document], about: str) -> Script:
     return Script(name, f"# {note(about)}; written by autotune.\n{body}", executable=False)
 
 
-def literal(value: object, known: dict[str, str]) -> object:
+def literal_of(value: object, known: dict[str, str]) -> object:
     """A value with a variable that is known put in; as it is where that is not all of it."""
     if not isinstance(value, Shell):
         return value
@@ -125,12 +125,17 @@ def literal(value: object, known: dict[str, str]) -> object:
     return known.get(found.group(1), value) if found else value
 
 
+def escaped(text: str) -> str:
+    """Text in which Kubernetes fills in nothing (its `$$` is a `$`)."""
+    return text.replace("$", "$$")
+
+
 def kubernetes_text(value: object) -> str | None:
     """Text in which Kubernetes fills in $(NAME); None where only a shell can work the value out.
 
-    A literal `$(` is escaped as Kubernetes wants it (`$$(`).
+    A literal `$` is escaped as Kubernetes wants it (`$$`).
     """
     if not isinstance(value, Shell):
-        return printable(value, "an argument").replace("$(", "$$(")
+        return escaped(printable(value, "an argument"))
     found = EXPANDS.fullmatch(value)
     return VARIABLE.sub(r"$(\1)", found.group(1)) if found else None

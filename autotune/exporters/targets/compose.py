@@ -16,7 +16,7 @@ from autotune.exporters.targets.base import (
     Target,
     TargetOptions,
     engine_image,
-    literal,
+    literal_of,
     manifest,
     plan_annotations,
     printable,
@@ -72,8 +72,8 @@ def _engine(launch: Launch, pool: LaunchPool, options: TargetOptions, name: str,
     process = pool.head
     known = {**known_variables(process, PodShape()), "NODE_ADDRESS": name}
     words: list[object] = [*process.command, *(value for argument in process.arguments for value in argument.words())]
-    settings = {key: literal(value, known) for key, value in process.settings().items()}
-    words = [literal(value, known) for value in words]
+    settings = {key: literal_of(value, known) for key, value in process.settings().items()}
+    words = [literal_of(value, known) for value in words]
     if unknown := [value for value in (*words, *settings.values()) if isinstance(value, Shell) and ONE.search(value)]:
         raise ExportError(f"compose cannot say {unknown[0]}")
     gpus = [str(first + index) for index in range(pool.place.gpus_per_node)]

@@ -13,7 +13,7 @@ from autotune.exporters.targets.base import (
     Document,
     Target,
     TargetOptions,
-    literal,
+    literal_of,
     manifest,
     plan_annotations,
     printable,
@@ -110,7 +110,7 @@ def _words(launch: Launch, pool: LaunchPool) -> tuple[list[object], list[object]
     words: list[object] = ["--model", known["MODEL"]] if launch.engine == "vllm" else []
     for argument in process.arguments:
         if argument.flag not in PLACED[launch.engine]:
-            words += [literal(value, known) for value in argument.words()]
+            words += [literal_of(value, known) for value in argument.words()]
     if launch.engine == "vllm" and pool.role != "serve":
         words += ["--disaggregation-mode", pool.role, "--kv-transfer-config", json_value(TRANSFER)]
     return ["python3", "-m", RUNTIMES[launch.engine]], words

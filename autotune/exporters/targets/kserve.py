@@ -16,7 +16,7 @@ from autotune.exporters.targets.base import (
     Document,
     Target,
     TargetOptions,
-    kubernetes_text,
+    escaped,
     manifest,
     plan_annotations,
     printable,
@@ -99,10 +99,7 @@ def _pod(launch: Launch, pool: LaunchPool, options: TargetOptions) -> Document:
 def additional(pool: LaunchPool) -> str:
     """The other options as words for a shell."""
     kept = [argument for argument in pool.head.arguments if argument.flag not in OWN]
-    text = words(value for argument in kept for value in argument.words())
-    escaped = kubernetes_text(str.__str__(text))
-    assert escaped is not None
-    return escaped
+    return escaped(words(value for argument in kept for value in argument.words()))
 
 
 TARGET = Target(

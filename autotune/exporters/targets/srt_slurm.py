@@ -14,12 +14,13 @@ from autotune.exporters.targets.base import (
     Target,
     TargetOptions,
     engine_image,
-    literal,
+    literal_of,
     manifest,
     printable,
     service_name,
 )
 from autotune.exporters.targets.dynamo import PLACED
+from autotune.exporters.targets.kserve import REPOSITORY
 from autotune.exporters.targets.pods import PodShape, known_variables, refuse_unlike
 
 ROLES = {"prefill": "prefill", "decode": "decode", "serve": "agg"}
@@ -48,7 +49,7 @@ def render(launch: Launch, options: TargetOptions) -> list[Script]:
         "schema": 2,
         "name": service_name(launch),
         "model": {
-            "path": printable(first.head.optional["MODEL"], "the model"),
+            "path": _model(first.head.optional["MODEL"]),
             "container": engine_image(launch, first.vendor, options),
             "precision": PRECISIONS[launch.precision],
         },
@@ -56,12 +57,17 @@ def render(launch: Launch, options: TargetOptions) -> list[Script]:
             "gpu_type": first.hardware.removeprefix("hgx-").removesuffix("-nvl72"),
             "gpus_per_node": first.place.per_node * first.place.gpus_per_node,
         },
-        "frontend": {"type": "dynamo"},
+        "frontend": {"type": f"{launch.engine}-router" if sum(pool.instances for pool in launch.pools) > 1 else launch.engine},
         "engine": engine,
         "roles": {ROLES[pool.role]: _role(launch, pool) for pool in launch.pools},
         "benchmark": _benchmark(launch),
     }
     return [manifest("recipe.yaml", [recipe], f"srt-slurm recipe of {launch.engine} {launch.version}")]
+
+
+def _model(name: str) -> str:
+    """A repository of Hugging Face is marked so; anything else is an alias of the cluster's or a path."""
+    return f"hf:{name}" if REPOSITORY.fullmatch(name) else printable(name, "the model")
 
 
 def _role(launch: Launch, pool: LaunchPool) -> Document:
@@ -70,7 +76,7 @@ def _role(launch: Launch, pool: LaunchPool) -> Document:
     for argument in pool.head.arguments:
         if argument.flag in PLACED[launch.engine] or argument.flag in DROPPED:
             continue
-        value = True if argument.value is None else literal(argument.value, known)
+        value = True if argument.value is None else literal_of(argument.value, known)
         if isinstance(value, Shell):
             raise ExportError(f"srt-slurm cannot say {argument.flag} {value}")
         arguments[argument.flag.removeprefix("--")] = printable(value, argument.flag) if isinstance(value, str) else value

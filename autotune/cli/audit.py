@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autotune.cli import completing
+
 if TYPE_CHECKING:
     from autotune.auditing.commands import ReadCommand
     from autotune.auditing.goals import Goals
@@ -19,7 +21,7 @@ File = Annotated[
     Path,
     typer.Argument(help="Deployment file, run folder, script, or manifest that starts an engine (docs/auditing.md lists them)."),
 ]
-Hardware = Annotated[str | None, typer.Option("--hw", help="For a script: what it runs on.")]
+Hardware = Annotated[str | None, typer.Option("--hw", help="For a script: what it runs on.", autocompletion=completing.hardware)]
 Version = Annotated[str | None, typer.Option(help="For a script: the engine's version; the newest known by default.")]
 Prompt = Annotated[int | None, typer.Option(help="For a script: input tokens (those of the file's benchmark, or 2000).", min=1)]
 Answer = Annotated[int | None, typer.Option(help="For a script: output tokens (those of the file's benchmark, or 2000).", min=1)]
@@ -31,7 +33,12 @@ TtftP95 = Annotated[str | None, typer.Option(help="Limit on the TTFT of 95 % of 
 TtftP99 = Annotated[str | None, typer.Option(help="Limit on the TTFT of 99 % of a service's requests.")]
 Rate = Annotated[float | None, typer.Option(help="Requests/s that a service is sent.", min=0)]
 Clients = Annotated[int | None, typer.Option(help="Requests kept in flight at a service, instead of a rate.", min=1)]
-Model = Annotated[str | None, typer.Option(help="For a script: what it serves (preset, checkpoint, folder or config.json).")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="For a script: what it serves (preset, checkpoint, folder or config.json).", autocompletion=completing.models
+    ),
+]
 Precision = Annotated[
     str | None, typer.Option(help="For a script: what its weights are stored in, where its name does not tell.")
 ]

@@ -17,12 +17,8 @@ from autotune.manifests.source import Source
 
 KIND, GROUP = "LLMInferenceService", "serving.kserve.io/"
 VERSIONS = ("serving.kserve.io/v1alpha1", "serving.kserve.io/v1alpha2")
-SIZES = {
-    "tensor": "--tensor-parallel-size",
-    "pipeline": "--pipeline-parallel-size",
-    "data": "--data-parallel-size",
-    "dataLocal": "--data-parallel-size-local",
-}
+SIZES = {"tensor": "--tensor-parallel-size", "pipeline": "--pipeline-parallel-size", "data": "--data-parallel-size"}
+LOCAL_RANKS = "--data-parallel-size-local"
 EXTRA = "VLLM_ADDITIONAL_ARGS"
 """Options that the controller's own start script puts behind its own."""
 LOCAL = "/mnt/models"
@@ -74,6 +70,9 @@ def _service(
     if extra := found.environment.get(EXTRA):
         kept = {key: value for key, value in found.environment.items() if key != EXTRA}
         found = dataclasses.replace(found, text=f"{found.text} {shlex.join(shlex.split(extra))}", environment=kept)
+    if parallel.get("dataLocal") and "--data-parallel-size" in found.text and LOCAL_RANKS not in found.text:
+        local = whole(parallel["dataLocal"], f"{name}: parallelism.dataLocal", 1)
+        found = dataclasses.replace(found, text=f"{found.text} {LOCAL_RANKS} {local}")
     count = pool.get("replicas", 1)
     return EngineService(
         name=name,

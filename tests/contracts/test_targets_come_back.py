@@ -20,10 +20,12 @@ PREFILL = {"tp": 4, "ep": 4, "max_batched_tokens": 8192, "cuda_graph": False, "i
 DECODE = {"dp": 8, "ep": 8, "batch_per_dp_rank": 64, "all2all_backend": "deepep_low_latency", "instances": 2}
 WIDE = {**DECODE, "dp": 16, "ep": 16}
 PLANS: dict[str, dict[str, Any]] = {
-    "vllm-small": {"model": "qwen3-32b", "precision": "bf16", "pools": {"serve": {"tp": 2, "batch_per_dp_rank": 8, "max_batched_tokens": 4096}}},
+    "vllm-small": {"model": "qwen3-32b", "precision": "bf16",
+     "pools": {"serve": {"tp": 2, "batch_per_dp_rank": 8, "max_batched_tokens": 4096}}},
     "vllm-pair-nvl72": {"hardware": "gb200-nvl72", "precision": "nvfp4", "pools": {"prefill": PREFILL, "decode": DECODE}},
     "sglang-pair": {"engine": "sglang", "pools": {"prefill": PREFILL, "decode": WIDE}},
-    "sglang-tensor-over-nodes": {"engine": "sglang", "pools": {"serve": {"tp": 16, "batch_per_dp_rank": 16, "max_batched_tokens": 4096}}},
+    "sglang-tensor-over-nodes": {"engine": "sglang",
+     "pools": {"serve": {"tp": 16, "batch_per_dp_rank": 16, "max_batched_tokens": 4096}}},
 }  # fmt: skip
 FIELDS = ("tp", "dp", "ep", "pp", "instances", "all2all_backend", "redundant_experts", "draft_tokens", "cuda_graph")
 CASES = [

@@ -64,7 +64,8 @@ def vllm_ascend_processes(deployment: Deployment, subject: Subject, lengths: Len
     local = place.gpus_per_node // pool.tp
     process = Process(
         name,
-        title=f"{name}.sh: vLLM-Ascend {ROLE_TITLES[deployment.phase]} instance, {pool.layout.label()} on {hardware_name(deployment)}",
+        title=f"{name}.sh: vLLM-Ascend {ROLE_TITLES[deployment.phase]} instance, {pool.layout.label()} "
+        f"on {hardware_name(deployment)}",
         comments=tuple(_comments(deployment, subject, lengths, place, local)),
         required=tuple(_required(deployment, place)),
         beside=tuple(_beside(pool)),

@@ -269,9 +269,10 @@ def test_two_roles_of_one_script_are_a_pair():
 def test_several_engines_that_are_no_pair_are_asked_about(tmp_path):
     pod = (
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {}}}\n"
-        "spec: {{template: {{spec: {{containers: [{{name: e, command: [vllm, serve, {}]}}]}}}}}}\n"
+        "spec: {{template: {{spec: {{containers: [{{name: e, command: [vllm, serve, {}, --max-num-seqs, '{}']}}]}}}}}}\n"
     )
-    path = written(tmp_path, "---\n".join(pod.format(name, "Qwen/Qwen3-235B-A22B-FP8") for name in ("one", "two", "three")))
+    model = "Qwen/Qwen3-235B-A22B-FP8"
+    path = written(tmp_path, "---\n".join(pod.format(n, model, size) for n, size in (("one", 8), ("two", 16), ("three", 32))))
     with pytest.raises(ProblemError, match="one, two, three; say which with --service"):
         read_manifest(read_file(path), GivenToo(hardware="hgx-h200"), path.name)
     alone = read_manifest(read_file(path), GivenToo(hardware="hgx-h200", service="two", size=4), path.name)

@@ -17,7 +17,12 @@ from autotune.manifests.source import Source
 
 KIND, GROUP = "LLMInferenceService", "serving.kserve.io/"
 VERSIONS = ("serving.kserve.io/v1alpha1", "serving.kserve.io/v1alpha2")
-SIZES = {"tensor": "--tensor-parallel-size", "pipeline": "--pipeline-parallel-size", "data": "--data-parallel-size"}
+SIZES = {
+    "tensor": "--tensor-parallel-size",
+    "pipeline": "--pipeline-parallel-size",
+    "data": "--data-parallel-size",
+    "dataLocal": "--data-parallel-size-local",
+}
 EXTRA = "VLLM_ADDITIONAL_ARGS"
 """Options that the controller's own start script puts behind its own."""
 LOCAL = "/mnt/models"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from autotune.auditing.commands import ROLES
+from autotune.auditing.commands import ROLE_OF_OPTION
 from autotune.auditing.shell import find_command
 from autotune.errors import ProblemError
 from autotune.manifests.machines import named_hardware
@@ -89,7 +89,7 @@ def read_launch(folder: Path) -> Manifest:
             EngineService(
                 name=name,
                 text=text,
-                role=ROLES.get(name),
+                role=ROLE_OF_OPTION.get(name),
                 nodes=int(header["nodes"]),
                 gpus_per_node=int(header["gpus"]),
                 instances=int(header["n"]),

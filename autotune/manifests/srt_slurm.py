@@ -101,7 +101,7 @@ def _service(
     nodes, per_node, workers = _places(recipe, name, sizes)
     return EngineService(
         name=name,
-        text=command_text([*STARTS[kind], *_words(kind, options, model)]),
+        text=command_text([*STARTS[kind], *_words(kind, options, model), *_placed(kind, options, nodes, per_node)]),
         environment={key: str(value) for key, value in environment.items()},
         role=ROLES[name],
         nodes=nodes,
@@ -127,6 +127,14 @@ def _places(recipe: Mapping[str, Any], name: str, sizes: tuple[Any, Any, Any]) -
     if nodes >= number:
         return nodes // number, whole_node, number
     return 1, (whole_node * nodes // number or None) if whole_node else None, number
+
+
+def _placed(kind: str, options: Mapping[str, Any], nodes: int, per_node: int | None) -> list[str]:
+    """What srtctl adds for a worker of several nodes: vLLM's data-parallel ranks of each (src/srtctl/backends/vllm.py)."""
+    if kind != "vllm" or nodes == 1 or per_node is None or "data-parallel-size" not in options:
+        return []
+    width = whole(options.get("tensor-parallel-size", 1), "tensor-parallel-size", 1)
+    return ["--data-parallel-size-local", str(per_node // width)] if width <= per_node else []
 
 
 def _words(kind: str, options: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from autotune.errors import ExportError
 from autotune.exporters import launch_of
 from autotune.exporters.targets.base import TargetOptions
 from autotune.exporters.targets.registry import MODULES, load_target
-from autotune.manifests.judging import Asked, read_manifest
+from autotune.manifests.judging import GivenToo, read_manifest
 from autotune.manifests.kustomize import is_kustomization
 from autotune.manifests.registry import read_file
 
@@ -60,7 +60,7 @@ def test_a_plan_comes_back(tmp_path: Path, name: str, target: str):
     manifests = [path for path in sorted(tmp_path.glob("*.yaml")) if target not in ("bash", "sbatch")]
     manifest = read_file(tmp_path if is_kustomization(tmp_path) or not manifests else manifests[0])
     assert manifest is not None
-    found = read_manifest(manifest, Asked(load=Load(rate_per_s=1.0), isl_tokens=1000, osl_tokens=1000), target)
+    found = read_manifest(manifest, GivenToo(load=Load(rate_per_s=1.0), isl_tokens=1000, osl_tokens=1000), target)
     assert found.conflicts == ()
     back = found.deployment
     assert (back.hardware, back.model, back.precision) == (plan.hardware, plan.model, plan.precision)

@@ -17,6 +17,16 @@ ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)(#[^)]*)?\)")
 
 
+def on_config(config: Any) -> Any:
+    """List the pages of a folder where the navigation names one."""
+    docs = Path(config["docs_dir"])
+    for entry in config["nav"]:
+        for title, where in entry.items():
+            if isinstance(where, str) and where.endswith("/"):
+                entry[title] = [f"{where}{page.name}" for page in sorted((docs / where).glob("*.md"))]
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages made from the code."""
     pages = {"commands": commands, "python": python, "schemas": schemas}

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-from autotune.exporters.targets.registry import MODULES
+from autotune.cli import completing
+
+FORMATS = "bash, sbatch, compose, lws, llmd, dynamo, srt-slurm, kserve"
+"""The targets' registry, which takes too long to import for `--help` (a test holds the two together)."""
 
 
 def register(app: typer.Typer) -> None:
@@ -16,10 +19,10 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder or plan.yaml.")],
+    run: Annotated[Path, typer.Argument(help="Run folder or plan.yaml.", autocompletion=completing.runs)],
     rank: Annotated[int, typer.Option(help="Which plan.")] = 1,
     format: Annotated[
-        str, typer.Option("--format", help=f"{', '.join(MODULES)}; or the engine that the plan was made for (checked; bash).")
+        str, typer.Option("--format", help=f"{FORMATS}; or the engine that the plan was made for (checked; bash).")
     ] = "bash",
     out: Annotated[Path | None, typer.Option(help="Folder for the files; prints them by default.")] = None,
     image: Annotated[str | None, typer.Option(help="Container image of the engine; by default its own of the version.")] = None,
@@ -55,6 +58,7 @@ def export(
 def _target_of(name: str, engine: str) -> str:
     """A target's name; an engine's stands for bash, where the plan was made for it."""
     from autotune.errors import ProblemError
+    from autotune.exporters.targets.registry import MODULES
     from search_spaces.loader import engine_names
 
     if name in MODULES or name not in engine_names():

@@ -174,7 +174,7 @@ class Load(Spec):
     """Azure or Mooncake request trace; its lengths replace the workload's, its times hold unless one of the above is given."""
     requests: int | None = Field(default=None, gt=0, le=1_000_000)
     """Requests replayed, from an empty service on. Absent: all of a trace; of a closed loop ten per sequence in flight, at most
-    50,000; a synthetic open loop is looked at in its steady state."""
+    100,000; a synthetic open loop is looked at in its steady state."""
     shortest: float = Field(default=1.0, gt=0, le=1)
     """Synthetic lengths are uniform between this share of the workload's and all of it."""
 

@@ -13,7 +13,7 @@ from autotune.auditing.options import engine_for, split_options
 from autotune.auditing.shell import find_command
 from autotune.documents.deployment import Deployment, Load, Pool, PoolRole
 from autotune.errors import ProblemError
-from autotune.manifests.service import Manifest, Service
+from autotune.manifests.service import EngineService, Manifest
 from cost_models.catalog import load_hardware, load_model, validated
 from cost_models.checkpoints import find_checkpoint
 from cost_models.errors import AutotuneError
@@ -35,7 +35,7 @@ FORMATS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GivenToo:
     """What is said beside the file."""
 
     hardware: str | None = None
@@ -52,7 +52,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class ServedModel:
     """The model that a service serves, where its command alone does not say."""
 
     model: str | None
@@ -60,7 +60,7 @@ class Named:
     remark: str = ""
 
 
-def read_manifest(manifest: Manifest, asked: Asked, where: object) -> ReadCommand:
+def read_manifest(manifest: Manifest, asked: GivenToo, where: object) -> ReadCommand:
     """The deployment that a file starts, with what its commands say beside.
 
     Raises ProblemError where the hardware or an engine's version is not said, and where several services are no pair.
@@ -79,7 +79,7 @@ def read_manifest(manifest: Manifest, asked: Asked, where: object) -> ReadComman
     return dataclasses.replace(found, remarks=(*remarks, *found.remarks))
 
 
-def _hardware(manifest: Manifest, asked: Asked, where: object) -> str:
+def _hardware(manifest: Manifest, asked: GivenToo, where: object) -> str:
     if asked.hardware:
         return asked.hardware
     if len(manifest.hardware) == 1:
@@ -89,7 +89,7 @@ def _hardware(manifest: Manifest, asked: Asked, where: object) -> str:
     raise ProblemError(f"{where} does not say what it runs on: give --hw (autotune hw list)")
 
 
-def _chosen(manifest: Manifest, asked: Asked, where: object) -> tuple[Service, ...]:
+def _chosen(manifest: Manifest, asked: GivenToo, where: object) -> tuple[EngineService, ...]:
     """One service, or the two of a pair."""
     services = _merged(manifest.services)
     if asked.service is not None:
@@ -110,9 +110,9 @@ def _chosen(manifest: Manifest, asked: Asked, where: object) -> tuple[Service, .
     )
 
 
-def _merged(services: Sequence[Service]) -> tuple[Service, ...]:
+def _merged(services: Sequence[EngineService]) -> tuple[EngineService, ...]:
     """Services that differ in ports and devices alone as the instances of one."""
-    found: dict[tuple[object, ...], Service] = {}
+    found: dict[tuple[object, ...], EngineService] = {}
     for service in services:
         key = (PLACED.sub("", service.text), service.role, service.nodes, service.gpus_per_node, service.version, service.at)
         first = found.get(key)
@@ -120,7 +120,7 @@ def _merged(services: Sequence[Service]) -> tuple[Service, ...]:
     return tuple(found.values())
 
 
-def _role(service: Service) -> str | None:
+def _role(service: EngineService) -> str | None:
     """The role that the command itself says, as far as its words tell."""
     words = find_command(service.text, service.environment, service.at).words
     for at, word in enumerate(words):
@@ -141,7 +141,7 @@ def _load(manifest: Manifest) -> Load | None:
     return validated(Load, {"concurrency": manifest.concurrencies[0]}, "the file's benchmark")
 
 
-def _load_remarks(manifest: Manifest, asked: Asked, load: Load | None) -> Iterator[str]:
+def _load_remarks(manifest: Manifest, asked: GivenToo, load: Load | None) -> Iterator[str]:
     if asked.load is None and load is not None:
         yield f"judged with {load.concurrency} requests in flight, as the file's benchmark keeps"
     if asked.load is None and len(manifest.concurrencies) > 1:
@@ -149,7 +149,9 @@ def _load_remarks(manifest: Manifest, asked: Asked, load: Load | None) -> Iterat
         yield f"the file's benchmark keeps {listed} requests in flight: --clients N judges the service under one of them"
 
 
-def _read(service: Service, manifest: Manifest, services: Sequence[Service], asked: Asked, where: object) -> ReadCommand:
+def _read(
+    service: EngineService, manifest: Manifest, services: Sequence[EngineService], asked: GivenToo, where: object
+) -> ReadCommand:
     hardware = str(asked.hardware)
     version = _version(service, asked, where)
     named = _named(service, services, manifest, asked, hardware, version)
@@ -171,7 +173,7 @@ def _read(service: Service, manifest: Manifest, services: Sequence[Service], ask
     return _placed(found, service, named, hardware)
 
 
-def _version(service: Service, asked: Asked, where: object) -> str | None:
+def _version(service: EngineService, asked: GivenToo, where: object) -> str | None:
     """Of the engine; raises ProblemError for an image that does not tell."""
     if asked.version or service.version or service.image is None:
         return asked.version or service.version
@@ -182,11 +184,16 @@ def _version(service: Service, asked: Asked, where: object) -> str | None:
 
 
 def _named(
-    service: Service, services: Sequence[Service], manifest: Manifest, asked: Asked, hardware: str, version: str | None
-) -> Named:
+    service: EngineService,
+    services: Sequence[EngineService],
+    manifest: Manifest,
+    asked: GivenToo,
+    hardware: str,
+    version: str | None,
+) -> ServedModel:
     """The model as asked, as the command has it, or as the file serves it where the command has a path that says nothing."""
     if asked.model:
-        return Named(asked.model, asked.precision)
+        return ServedModel(asked.model, asked.precision)
     said, served = _said(service, hardware, version)
     stored = manifest.precision.lower() if manifest.precision else None
     if stored is None:
@@ -195,20 +202,20 @@ def _named(
         except AutotuneError:
             pass
         else:
-            return Named(None, asked.precision)
+            return ServedModel(None, asked.precision)
     others = [_said(other, hardware, version) for other in services]
     public = served or next((name for path, name in others if path == said and name), None)
     checkpoint = find_checkpoint(public or said)
     if checkpoint is None:
-        return Named(None, asked.precision)
+        return ServedModel(None, asked.precision)
     remark = f"{said} is taken for {public}, the name that it is served under (another: --model)" if public else ""
     fitting = [r for r in FORMATS.get(stored or "", ()) if r in load_model(checkpoint.model).checkpoints]
     if stored and checkpoint.precision not in FORMATS.get(stored, (stored,)):
-        return Named(checkpoint.model, asked.precision or next(iter(fitting), None), remark)
-    return Named(public or said, asked.precision, remark)
+        return ServedModel(checkpoint.model, asked.precision or next(iter(fitting), None), remark)
+    return ServedModel(public or said, asked.precision, remark)
 
 
-def _said(service: Service, hardware: str, version: str | None) -> tuple[str, str | None]:
+def _said(service: EngineService, hardware: str, version: str | None) -> tuple[str, str | None]:
     """(model of the command, name that it is served under)."""
     invocation = find_command(service.text, service.environment, service.at)
     command = split_options(invocation, engine_for(invocation.engine, load_hardware(hardware).gpu.vendor), version)
@@ -216,7 +223,7 @@ def _said(service: Service, hardware: str, version: str | None) -> tuple[str, st
     return command.model, served.split()[0] if served else None
 
 
-def _placed(found: ReadCommand, service: Service, named: Named, hardware: str) -> ReadCommand:
+def _placed(found: ReadCommand, service: EngineService, named: ServedModel, hardware: str) -> ReadCommand:
     """With all instances of the service, on the nodes and GPUs that the file gives each."""
     role, pool = next(iter(found.deployment.pools.items()))
     needed = pool.layout.gpus * pool.instances
@@ -241,7 +248,7 @@ def _placed(found: ReadCommand, service: Service, named: Named, hardware: str) -
     )
 
 
-def _pair(read: Sequence[ReadCommand], services: Sequence[Service], load: Load | None) -> ReadCommand:
+def _pair(read: Sequence[ReadCommand], services: Sequence[EngineService], load: Load | None) -> ReadCommand:
     """A prefill and a decode pool as one deployment: a service under a load, else both steps."""
     by_role: dict[PoolRole, ReadCommand] = {next(iter(found.deployment.pools)): found for found in read}
     if set(by_role) != {"prefill", "decode"}:

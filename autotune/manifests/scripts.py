@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from autotune.auditing.commands import ROLES
+from autotune.auditing.commands import ROLE_OF_OPTION
 from autotune.auditing.shell import find_command
 from autotune.errors import ProblemError
 from autotune.manifests.machines import named_hardware
-from autotune.manifests.service import Manifest, Service
+from autotune.manifests.service import EngineService, Manifest
 from cost_models.reading import read_text
 
 DIRECTIVE = re.compile(r"^#SBATCH\s+(--?[\w-]+)(?:[=\s]\s*(\S+))?", re.MULTILINE)
@@ -24,7 +24,7 @@ def read_script(text: str) -> Manifest:
     alone = bool(asked) and not others
     nodes, gpus, gpu = _nodes(asked), _gpus(asked), _gpu(asked)
     services = tuple(
-        Service(
+        EngineService(
             name=f"command {at + 1}",
             text=text,
             environment=_set_by_slurm(asked),
@@ -86,10 +86,10 @@ def read_launch(folder: Path) -> Manifest:
             raise ProblemError(f"{path}: no launch script of autotune (its first lines name hardware, nodes and instances)")
         name = path.name.rpartition("_")[0]
         services.append(
-            Service(
+            EngineService(
                 name=name,
                 text=text,
-                role=ROLES.get(name),
+                role=ROLE_OF_OPTION.get(name),
                 nodes=int(header["nodes"]),
                 gpus_per_node=int(header["gpus"]),
                 instances=int(header["n"]),

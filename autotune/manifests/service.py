@@ -13,7 +13,7 @@ from autotune.errors import ProblemError
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class EngineService:
     """Identical instances of one engine."""
 
     name: str
@@ -42,7 +42,7 @@ class Manifest:
 
     title: str
     """What kind of file, as messages call it."""
-    services: tuple[Service, ...]
+    services: tuple[EngineService, ...]
     hardware: tuple[str, ...] = ()
     """Catalogue names that the file may mean; empty where it does not say."""
     precision: str | None = None
@@ -108,7 +108,7 @@ def listing(value: Any, where: str) -> list[Any]:
     return value
 
 
-def within(value: Any, *path: str) -> dict[str, Any]:
+def inner(value: Any, *path: str) -> dict[str, Any]:
     """The mapping under keys of mappings, empty where one is missing; raises ProblemError for what is no mapping."""
     for at, key in enumerate(path):
         value = mapping(value, ".".join(path[:at]) or "the document").get(key)

@@ -11,14 +11,15 @@ of its history), not from residuals:
   running requests are no lower than the requests in flight, so they do not bind;
 - TensorRT-LLM aggregated: max_num_tokens is concurrency + isl + 64, rounded up to 64, until 2026-01-21 (commit 64af5a771), then at
   least 8,192; images 1.2.0rc6 and later came after that; attention DP has enable_balance with timeout_iters 60;
-- TensorRT-LLM disaggregated: what a prefill rank takes at once is in `PREFILL`, from the recipes of the benchmark (ishandhanani/srt-slurm,
-  Apache-2.0: recipes/trtllm/h200, b200-fp8); elsewhere 4 prompts and 4,608 tokens a step at 1k, one prompt and 8,448 tokens at 8k. H200
-  prefills 8k prompts without attention DP, whatever the decode side does; B200 in FP8 prefills them with attention DP and experts
-  cut by TP. The decode side's max_batch_size per attention-DP rank is as the recipe is named (recipes.csv);
+- TensorRT-LLM disaggregated: what a prefill rank takes at once is in `PREFILL`, from the recipes of the benchmark
+  (ishandhanani/srt-slurm, Apache-2.0: recipes/trtllm/h200, b200-fp8); elsewhere 4 prompts and 4,608 tokens a step at 1k, one prompt
+  and 8,448 tokens at 8k. H200 prefills 8k prompts without attention DP, whatever the decode side does; B200 in FP8 prefills them
+  with attention DP and experts cut by TP. The decode side's max_batch_size per attention-DP rank is as the recipe is named
+  (recipes.csv);
 - FP8 KV cache and attention;
-- all-to-all: TensorRT-LLM's NVLink kernels need an Arm host (tensorrt_llm/_mnnvl_utils.py, supports_mnnvl), so one-sided NVLink on
-  GB200 and GB300 and an all-gather with a reduce-scatter on machines with x86 hosts; DeepEP for SGLang, low latency for decode, normal for
-  prefill.
+- all-to-all: TensorRT-LLM's NVLink kernels need an Arm host (tensorrt_llm/_mnnvl_utils.py, supports_mnnvl), so one-sided
+  NVLink on GB200 and GB300 and an all-gather with a reduce-scatter on machines with x86 hosts; DeepEP for SGLang, low latency for
+  decode, normal for prefill.
 """
 
 from __future__ import annotations

@@ -12,19 +12,20 @@ from autotune.errors import ExportError
 from autotune.exporters import launch_of
 from autotune.exporters.targets.base import TargetOptions
 from autotune.exporters.targets.registry import MODULES, load_target
-from autotune.manifests.judging import Asked, read_manifest
+from autotune.manifests.judging import GivenToo, read_manifest
 from autotune.manifests.kustomize import is_kustomization
 from autotune.manifests.registry import read_file
 
 PREFILL = {"tp": 4, "ep": 4, "max_batched_tokens": 8192, "cuda_graph": False, "instances": 3}
-SERVE = {"batch_per_dp_rank": 8, "max_batched_tokens": 4096}
 DECODE = {"dp": 8, "ep": 8, "batch_per_dp_rank": 64, "all2all_backend": "deepep_low_latency", "instances": 2}
 WIDE = {**DECODE, "dp": 16, "ep": 16}
 PLANS: dict[str, dict[str, Any]] = {
-    "vllm-small": {"model": "qwen3-32b", "precision": "bf16", "pools": {"serve": {"tp": 2, **SERVE}}},
+    "vllm-small": {"model": "qwen3-32b", "precision": "bf16",
+     "pools": {"serve": {"tp": 2, "batch_per_dp_rank": 8, "max_batched_tokens": 4096}}},
     "vllm-pair-nvl72": {"hardware": "gb200-nvl72", "precision": "nvfp4", "pools": {"prefill": PREFILL, "decode": DECODE}},
     "sglang-pair": {"engine": "sglang", "pools": {"prefill": PREFILL, "decode": WIDE}},
-    "sglang-tensor-over-nodes": {"engine": "sglang", "pools": {"serve": {"tp": 16, **SERVE}}},
+    "sglang-tensor-over-nodes": {"engine": "sglang",
+     "pools": {"serve": {"tp": 16, "batch_per_dp_rank": 16, "max_batched_tokens": 4096}}},
 }  # fmt: skip
 FIELDS = ("tp", "dp", "ep", "pp", "instances", "all2all_backend", "redundant_experts", "draft_tokens", "cuda_graph")
 CASES = [
@@ -59,7 +60,7 @@ def test_a_plan_comes_back(tmp_path: Path, name: str, target: str):
     manifests = [path for path in sorted(tmp_path.glob("*.yaml")) if target not in ("bash", "sbatch")]
     manifest = read_file(tmp_path if is_kustomization(tmp_path) or not manifests else manifests[0])
     assert manifest is not None
-    found = read_manifest(manifest, Asked(load=Load(rate_per_s=1.0), isl_tokens=1000, osl_tokens=1000), target)
+    found = read_manifest(manifest, GivenToo(load=Load(rate_per_s=1.0), isl_tokens=1000, osl_tokens=1000), target)
     assert found.conflicts == ()
     back = found.deployment
     assert (back.hardware, back.model, back.precision) == (plan.hardware, plan.model, plan.precision)

@@ -111,13 +111,17 @@ def manifest(name: str, documents: list[Document], about: str) -> Script:
         def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
             return True
 
+    def said(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+    Plain.add_representer(str, said)
     several = len(documents) > 1
     form: dict[str, Any] = {"sort_keys": False, "default_flow_style": False, "width": 10**6, "allow_unicode": True}
     body = str(yaml.dump_all(documents, Dumper=Plain, explicit_start=several, **form))
     return Script(name, f"# {note(about)}; written by autotune.\n{body}", executable=False)
 
 
-def literal(value: object, known: dict[str, str]) -> object:
+def literal_of(value: object, known: dict[str, str]) -> object:
     """A value with a variable that is known put in; as it is where that is not all of it."""
     if not isinstance(value, Shell):
         return value

@@ -16,7 +16,7 @@ from autotune.exporters.targets.base import (
     Target,
     TargetOptions,
     engine_image,
-    literal,
+    literal_of,
     manifest,
     plan_annotations,
     printable,
@@ -30,7 +30,7 @@ from autotune.exporters.targets.pods import FILES, SHARED_MEMORY, PodShape, know
 HEALTHY = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)"
 
 
-def render(launch: Launch, options: TargetOptions) -> list[Script]:
+def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     """compose.yaml, files beside it, and bench.sh."""
     refuse_unlike(launch, "compose")
     node = launch.pools[0].place.per_node * launch.pools[0].place.gpus_per_node
@@ -72,8 +72,8 @@ def _engine(launch: Launch, pool: LaunchPool, options: TargetOptions, name: str,
     process = pool.head
     known = {**known_variables(process, PodShape()), "NODE_ADDRESS": name}
     words: list[object] = [*process.command, *(value for argument in process.arguments for value in argument.words())]
-    settings = {key: literal(value, known) for key, value in process.settings().items()}
-    words = [literal(value, known) for value in words]
+    settings = {key: literal_of(value, known) for key, value in process.settings().items()}
+    words = [literal_of(value, known) for value in words]
     if unknown := [value for value in (*words, *settings.values()) if isinstance(value, Shell) and ONE.search(value)]:
         raise ExportError(f"compose cannot say {unknown[0]}")
     gpus = [str(first + index) for index in range(pool.place.gpus_per_node)]
@@ -101,7 +101,7 @@ def _engine(launch: Launch, pool: LaunchPool, options: TargetOptions, name: str,
 TARGET = Target(
     name="compose",
     title="Docker Compose on one node",
-    render=render,
+    render=_render,
     apply="docker compose up -d",
     validate="docker compose config --quiet",
 )

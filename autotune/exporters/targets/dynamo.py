@@ -13,7 +13,7 @@ from autotune.exporters.targets.base import (
     Document,
     Target,
     TargetOptions,
-    literal,
+    literal_of,
     manifest,
     plan_annotations,
     printable,
@@ -50,7 +50,7 @@ TRANSFER = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_load_fail
 TYPES = {"prefill": "prefill", "decode": "decode", "serve": "worker"}
 
 
-def render(launch: Launch, options: TargetOptions) -> list[Script]:
+def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     """deploy.yaml, and bench.sh."""
     refuse_unlike(launch, "dynamo")
     if launch.engine not in RUNTIMES:
@@ -110,7 +110,7 @@ def _words(launch: Launch, pool: LaunchPool) -> tuple[list[object], list[object]
     words: list[object] = ["--model", known["MODEL"]] if launch.engine == "vllm" else []
     for argument in process.arguments:
         if argument.flag not in PLACED[launch.engine]:
-            words += [literal(value, known) for value in argument.words()]
+            words += [literal_of(value, known) for value in argument.words()]
     if launch.engine == "vllm" and pool.role != "serve":
         words += ["--disaggregation-mode", pool.role, "--kv-transfer-config", json_value(TRANSFER)]
     return ["python3", "-m", RUNTIMES[launch.engine]], words
@@ -119,7 +119,7 @@ def _words(launch: Launch, pool: LaunchPool) -> tuple[list[object], list[object]
 TARGET = Target(
     name="dynamo",
     title="NVIDIA Dynamo DynamoGraphDeployment",
-    render=render,
+    render=_render,
     apply="kubectl apply -f deploy.yaml",
     validate="kubectl apply --dry-run=server -f deploy.yaml",
 )

@@ -14,7 +14,7 @@ from autotune.exporters.targets.base import (
     engine_image,
     escaped,
     kubernetes_text,
-    literal,
+    literal_of,
     plan_annotations,
     printable,
     service_name,
@@ -71,7 +71,7 @@ def known_variables(process: Process, shape: PodShape) -> dict[str, str]:
 def command_of(process: Process, known: dict[str, str]) -> Document:
     """command and args of a container: words as they are, or, where one must be worked out, one line for a shell."""
     arguments = [value for argument in process.arguments for value in argument.words()]
-    return run_of([literal(value, known) for value in process.command], [literal(value, known) for value in arguments])
+    return run_of([literal_of(value, known) for value in process.command], [literal_of(value, known) for value in arguments])
 
 
 def run_of(program: list[object], arguments: list[object]) -> Document:
@@ -96,7 +96,7 @@ def environment_of(pool: LaunchPool, process: Process, shape: PodShape) -> list[
         found += [{"name": name, **source} for name, source in sources.items() if source is not None]
     known = known_variables(process, shape)
     for name, value in (process.settings() | (process.network if pool.place.nodes > 1 else {})).items():
-        text = kubernetes_text(literal(value, known))
+        text = kubernetes_text(literal_of(value, known))
         if text is None:
             raise ExportError(f"{name} is worked out by a shell ({value}), which an environment of a pod is not")
         found.append({"name": name, "value": text})

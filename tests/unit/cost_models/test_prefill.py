@@ -17,6 +17,7 @@ from cost_models.attention.prompt import (
 from cost_models.catalog import calibration_for, load_hardware, load_model, load_recipe
 from cost_models.dispatch import BACKENDS, expected_domains
 from cost_models.machine import Machine
+from cost_models.moe_layer import kernel_variants
 from cost_models.overlap import OVERLAPS
 from cost_models.prefill import prefill_step, prompt_batch
 from cost_models.rows import Rows
@@ -147,3 +148,19 @@ def test_gqa_models_prefill_too(model):
     cost = prefill_step(m, r, PROMPTS)
     assert cost.tokens_per_s_per_gpu[0] > 500
     assert "attention" in cost.operators
+
+
+@pytest.mark.parametrize("backend", ["allgather_reducescatter", "deepep_normal", "deepep_low_latency", "none"])
+def test_tensorrt_llm_on_hopper_has_one_expert_kernel(backend):
+    """DeepGEMM and TRTLLM-gen need Blackwell; vLLM after an all-gather may choose the contiguous kernel."""
+    for phase in ("prefill", "decode"):
+        assert kernel_variants(machine(engine="trtllm"), backend, phase) == ("fp8_block",)
+    assert "fp8_block.contiguous" in kernel_variants(machine(engine="vllm"), "allgather_reducescatter", "prefill")
+    assert "fp8_block.contiguous" in kernel_variants(machine("hgx-b200", engine="trtllm"), "allgather_reducescatter", "prefill")
+
+
+def test_tensorrt_llm_prompts_on_eight_h200_take_what_a_burst_of_them_took():
+    """128 prompts of 7,373 tokens on one TP8 EP8 prefill worker: the last first token after 35.8 s (InferenceX, 2026-03-23)."""
+    row = rows(tp=8, dp=1, backend=BACKENDS.index("none"), batched_tokens=2 * 7373)
+    cost = prefill_step(machine(engine="trtllm"), row, Workload(isl_tokens=7373, osl_tokens=1))
+    assert cost.step_s[0] / 2 == pytest.approx(35.8 / 128, rel=0.1)

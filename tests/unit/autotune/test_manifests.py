@@ -294,3 +294,8 @@ def test_every_reader_keeps_to_its_own_files():
 def test_a_deployment_document_is_none_of_them(tmp_path):
     document = "hardware: hgx-h200\nmodel: deepseek-r1\nprecision: fp8-block\nengine: {name: vllm}\npools: {decode: {tp: 8}}\n"
     assert read_file(written(tmp_path, document)) is None
+
+
+def test_a_tensorrt_llm_command_is_refused_in_words():
+    with pytest.raises(ProblemError, match="TensorRT-LLM's commands are not read here; describe the plan in a deployment file"):
+        read_script("trtllm-serve nvidia/DeepSeek-R1-FP4 --tp_size 8 --extra_llm_api_options extra.yaml")

@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from autotune.documents.results import load_plans
+from cost_models.catalog import load_calibration
 
 pytestmark = pytest.mark.slow
 
@@ -111,10 +112,91 @@ def sound_table(folder: Path) -> int:
     return len(rows)
 
 
+LLAMA = {"hardware": "hgx-h200", "model": "llama-3.1-70b", "gpus": 1, "trials": 0}
+SCENARIOS = [{**LLAMA, "tpot_limit_s": limit_s} for limit_s in (0.05, 0.06, 0.07, 0.08, 0.09, 0.1)]
+FLEET = {
+    "models": [{"name": "chat", "model": "llama-3.1-70b", "rate_per_s": 2, "workload": {"isl_tokens": 200, "osl_tokens": 20}}],
+    "clusters": [{"name": "east", "hardware": "hgx-h200", "racks": 1}],
+}
+DECODE = {
+    "hardware": "hgx-h200", "model": "deepseek-v3", "precision": "fp8-block", "engine": {"name": "vllm"},
+    "workload": {"isl_tokens": 2000, "osl_tokens": 500},
+    "pools": {"decode": {"dp": 16, "ep": 16, "batch_per_dp_rank": 64, "all2all_backend": "deepep_low_latency"}},
+}  # fmt: skip
+MEASURED = {
+    "format": "autotune-cases/1", "title": "mine",
+    "cases": [{"id": "a", "title": "A", "source": "s", "date": "2026-01-01", "deployment": DECODE,
+               "measured": {"tokens_per_s_per_gpu": 2000, "tpot_s": 0.05}}],
+}  # fmt: skip
+TIMINGS = "operator,dtype,gpu,m,n,k,latency_us\n" + "".join(
+    f"dense_gemm,fp8_block,H200,{2**i},{n},7168,{5 + 2**i * n / 5e5:.3f}\n"
+    for i in range(4, 14)
+    for n in (4096, 7168, 2048, 1024, 512)
+)
+INPUTS = {
+    "sweep.yaml": json.dumps(SCENARIOS),
+    "fleet.yaml": json.dumps(FLEET),
+    "cases.yaml": json.dumps(MEASURED),
+    "given.csv": TIMINGS,
+}
+SWEEP = [*AUTOTUNE, "sweep", "sweep.yaml", "--out", "swept", "--workers", "1", "--format", "csv"]
+FLEETS = [*AUTOTUNE, "fleet", "fleet.yaml", "--out", "fleet", "--workers", "1"]
+VALIDATE = [*AUTOTUNE, "validate", "cases.yaml", "--out", "validated"]
+CALIBRATE = [*AUTOTUNE, "calibrate", "given.csv", "--hw", "hgx-h200", "--out", "mine.yaml"]
+
+
+def answers(folder: Path) -> int:
+    """Answers in a sweep's journal: whole lines, but for one that a kill may have cut."""
+    if not (folder / "answers.jsonl").exists():
+        return 0
+    kept = (folder / "answers.jsonl").read_text().split("\n")
+    return sum(isinstance(json.loads(line), dict) for line in kept[:-1])
+
+
+def sound_sweep(folder: Path) -> int:
+    """Answers that a restart goes on from; the table is of all problems or not there."""
+    if (folder / "swept" / "table.csv").exists():
+        with (folder / "swept" / "table.csv").open(newline="") as file:
+            assert len(list(csv.DictReader(file))) >= len(SCENARIOS)
+    return answers(folder / "swept")
+
+
+def sound_fleet(folder: Path) -> int:
+    """Answers of the fleet's sweep; its plan is whole and beside the scripts it names, or not there."""
+    if (folder / "fleet" / "fleet.yaml").exists():
+        assert yaml.safe_load((folder / "fleet" / "fleet.yaml").read_text())["placements"]
+    for script in (folder / "fleet").rglob("*.sh"):
+        assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    return answers(folder / "fleet")
+
+
+def sound_validation(folder: Path) -> int:
+    """Pictures and table of one validation: all of them or none."""
+    out = folder / "validated"
+    if not out.exists() or not any(out.iterdir()):
+        return 0
+    pictures = list(out.glob("*.png"))
+    assert len(pictures) == 2
+    assert all(picture.read_bytes().endswith(b"IEND\xaeB`\x82") for picture in pictures)
+    with (out / "cases.csv").open(newline="") as file:
+        return len(list(csv.DictReader(file)))
+
+
+def sound_calibration(folder: Path) -> int:
+    """Families of a calibration that loads, or none yet."""
+    if not (folder / "mine.yaml").exists():
+        return 0
+    return len(load_calibration(str(folder / "mine.yaml")).families)
+
+
 CASES: dict[str, tuple[list[str], Callable[[Path], int], float]] = {
     "search": (SEARCH, lambda folder: (sound_runs(folder), finished_trials(folder))[1], 12.0),
     "place": (PLACE, sound_maps, 8.0),
     "measure": ([sys.executable, "-c", MEASURE], sound_table, 3.0),
+    "sweep": (SWEEP, sound_sweep, 4.0),
+    "fleet": (FLEETS, sound_fleet, 8.0),
+    "validate": (VALIDATE, sound_validation, 5.0),
+    "calibrate": (CALIBRATE, sound_calibration, 5.0),
 }
 
 
@@ -122,6 +204,8 @@ CASES: dict[str, tuple[list[str], Callable[[Path], int], float]] = {
 def test_killed_at_random_moments(tmp_path, name):
     words, count, longest_s = CASES[name]
     rng = random.Random(name)
+    for file, text in INPUTS.items():
+        (tmp_path / file).write_text(text)
     before = 0
     for _ in range(KILLS if name == "search" else max(KILLS // 2, 2)):
         run(tmp_path, words, kill_after_s=rng.uniform(0.2, longest_s))

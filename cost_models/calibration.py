@@ -7,6 +7,8 @@ inputs it was measured. Datasheet facts are not in here, nor are safety margins.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
@@ -93,7 +95,16 @@ class Calibration(Spec):
         try:
             return kind(**entry.coefficients)
         except TypeError as error:
-            raise MissingFactError(f"calibration {self.id}, {name}: {error}") from error
+            raise MissingFactError(f"calibration {self.id}, {name}: {_not_its_fields(entry.coefficients, kind)}") from error
+
+
+def _not_its_fields(given: Mapping[str, float], kind: type[Any]) -> str:
+    """Which coefficients a cost model has that are not given, and which are given that it has not."""
+    known = dataclasses.fields(kind)
+    needed = [f.name for f in known if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    missing = ", ".join(name for name in needed if name not in given)
+    foreign = ", ".join(sorted(set(given) - {field.name for field in known}))
+    return " and ".join([f"lacks {missing}"] * bool(missing) + [f"does not know {foreign}"] * bool(foreign))
 
 
 def merged(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:

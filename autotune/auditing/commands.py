@@ -27,7 +27,7 @@ from autotune.resolving import choose_recipe, resolve_calibration
 from cost_models.catalog import load_hardware, validated
 from search_spaces.schema import Knob, Value
 
-ROLES: dict[str, PoolRole] = {
+ROLE_OF_OPTION: dict[str, PoolRole] = {
     KV_ROLES["prefill"]: "prefill",
     KV_ROLES["decode"]: "decode",
     "prefill": "prefill",
@@ -224,4 +224,4 @@ def _value(knob: Knob, name: str, text: str | None) -> Value:
 def _role(command: Command) -> PoolRole | None:
     """Which pool of a pair: the KV-transfer role; none for an engine that does both."""
     role = command.role or command.document("--kv-transfer-config").get("kv_role") or command.text("--disaggregation-mode")
-    return ROLES.get(str(role))
+    return ROLE_OF_OPTION.get(str(role))

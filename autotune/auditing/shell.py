@@ -39,6 +39,7 @@ MODULES = {
     "dynamo.vllm": "vllm",
     "dynamo.sglang": "sglang",
 }
+TENSORRT_LLM = re.compile(r"\btrtllm-serve\b|\btrtllm-llmapi-launch\b|\bdynamo\.trtllm\b")
 WRAPPING = ("dynamo.vllm", "dynamo.sglang")
 """Modules that take options of their own beside the engine's."""
 
@@ -93,6 +94,11 @@ def find_command(text: str, environment: Mapping[str, str] | None = None, at: in
             found = Invocation(engine, tuple(_until_end(words[after:])), {**environment, **before}, 0, wrapper)
         else:
             others += 1
+    if found is None and (match := TENSORRT_LLM.search(text)):
+        raise ProblemError(
+            f"{match.group()}: the options of TensorRT-LLM's commands are not read here; describe the plan in a deployment file "
+            "with engine trtllm (autotune schema deployment)"
+        )
     if found is None:
         raise ProblemError(
             "no 'vllm serve ...' or 'python -m sglang.launch_server ...' command found; give the file that starts the engine"

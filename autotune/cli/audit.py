@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autotune.cli import completing
+
 if TYPE_CHECKING:
     from autotune.auditing.commands import ReadCommand
     from autotune.auditing.goals import Goals
     from autotune.documents.deployment import Deployment, Load
-    from autotune.manifests.judging import Beside
+    from autotune.manifests.judging import GivenToo
     from autotune.manifests.service import Manifest
 
 File = Annotated[
     Path,
     typer.Argument(help="Deployment file, run folder, script, or manifest that starts an engine (docs/auditing.md lists them)."),
 ]
-Hardware = Annotated[str | None, typer.Option("--hw", help="For a script: what it runs on.")]
+Hardware = Annotated[str | None, typer.Option("--hw", help="For a script: what it runs on.", autocompletion=completing.hardware)]
 Version = Annotated[str | None, typer.Option(help="For a script: the engine's version; the newest known by default.")]
 Prompt = Annotated[int | None, typer.Option(help="For a script: input tokens (those of the file's benchmark, or 2000).", min=1)]
 Answer = Annotated[int | None, typer.Option(help="For a script: output tokens (those of the file's benchmark, or 2000).", min=1)]
@@ -31,7 +33,12 @@ TtftP95 = Annotated[str | None, typer.Option(help="Limit on the TTFT of 95 % of 
 TtftP99 = Annotated[str | None, typer.Option(help="Limit on the TTFT of 99 % of a service's requests.")]
 Rate = Annotated[float | None, typer.Option(help="Requests/s that a service is sent.", min=0)]
 Clients = Annotated[int | None, typer.Option(help="Requests kept in flight at a service, instead of a rate.", min=1)]
-Model = Annotated[str | None, typer.Option(help="For a script: what it serves (preset, checkpoint, folder or config.json).")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="For a script: what it serves (preset, checkpoint, folder or config.json).", autocompletion=completing.models
+    ),
+]
 Precision = Annotated[
     str | None, typer.Option(help="For a script: what its weights are stored in, where its name does not tell.")
 ]
@@ -250,20 +257,22 @@ def _manifest(file: Path, script: Script) -> Manifest | None:
     """What a script, a manifest or a kustomize folder starts; none for a deployment or a run folder."""
     from autotune.errors import ProblemError
     from autotune.manifests.registry import read_file
-    from autotune.manifests.scripts import read_script
+    from autotune.manifests.scripts import launch_scripts, read_script
     from cost_models.reading import is_folder, read_bytes, reading
 
+    if file.name == "service.sbatch" and launch_scripts(file.parent):
+        return read_file(file.parent, script.hw)
     if is_folder(file) or file.suffix in (".yaml", ".yml", ".json"):
         return read_file(file, script.hw)
     with reading(file, "cannot be read", ProblemError):
         return read_script(read_bytes(file, pipe=True).decode("utf-8", errors="replace"))
 
 
-def _asked(script: Script, load: Load | None) -> Beside:
+def _asked(script: Script, load: Load | None) -> GivenToo:
     from autotune.cli.parsing import rates
-    from autotune.manifests.judging import Beside
+    from autotune.manifests.judging import GivenToo
 
-    return Beside(
+    return GivenToo(
         hardware=script.hw,
         version=script.engine_version,
         isl_tokens=script.isl,

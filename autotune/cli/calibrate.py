@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autotune.cli import completing
+
 if TYPE_CHECKING:
     from autotune.calibrating.fits import FittedEntry
     from autotune.calibrating.inputs import Inputs
@@ -24,12 +26,12 @@ def register(app: typer.Typer) -> None:
 
 
 def calibrate(
-    hw: Annotated[str, typer.Option("--hw", help="Hardware the measurements were taken on.")],
+    hw: Annotated[str, typer.Option("--hw", help="Hardware the measurements were taken on.", autocompletion=completing.hardware)],
     files: Annotated[
         list[Path] | None,
         typer.Argument(help="Timing tables (.csv, .jsonl, .parquet), profiler traces, benchmark results."),
     ] = None,
-    engine: Annotated[str, typer.Option(help="Engine whose kernels were timed.")] = "vllm",
+    engine: Annotated[str, typer.Option(help="Engine whose kernels were timed.", autocompletion=completing.engines)] = "vllm",
     silicon: Annotated[bool, typer.Option("--silicon", help="Add the public silicon database (extra silicon).")] = False,
     infersim: Annotated[Path | None, typer.Option(help="Add InferSim's bench_data folder (H20, H800).")] = None,
     deployment: Annotated[Path | None, typer.Option(help="What ran, for traces and benchmark results.")] = None,

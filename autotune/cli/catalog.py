@@ -6,9 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autotune.cli import completing
+
 if TYPE_CHECKING:
     from cost_models.specs.base import Spec
 
+NAMES_OF = {"hw": completing.hardware, "model": completing.models, "engine": completing.engines}
+"""Completion of each kind of entry."""
 CONTEXTS = (1024, 8192, 65536)
 """Contexts at which `model show` says what a sequence keeps [token]."""
 
@@ -23,7 +27,7 @@ def group(kind: str, help_text: str) -> typer.Typer:
 
     @app.command("show", help="Show one entry with its sources.")
     def show_entry(
-        name: Annotated[str, typer.Argument(help="Catalogue name or path to a file.")],
+        name: Annotated[str, typer.Argument(help="Catalogue name or path to a file.", autocompletion=_completed)],
         json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
         from autotune.documents.results import dump_yaml
@@ -38,6 +42,12 @@ def group(kind: str, help_text: str) -> typer.Typer:
             typer.echo(dump_yaml(data), nl=False)
 
     return app
+
+
+def _completed(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of the kind whose `show` is typed; the group tells which."""
+    kind = ctx.parent.info_name if ctx.parent else None
+    return NAMES_OF[kind](incomplete) if kind in NAMES_OF else []
 
 
 def _names(kind: str) -> list[str]:

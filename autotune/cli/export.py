@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from autotune.cli import completing
+
 FORMATS = "bash, sbatch, compose, lws, llmd, dynamo, srt-slurm, kserve"
 """The targets' registry, which takes too long to import for `--help` (a test holds the two together)."""
 
@@ -17,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder or plan.yaml.")],
+    run: Annotated[Path, typer.Argument(help="Run folder or plan.yaml.", autocompletion=completing.runs)],
     rank: Annotated[int, typer.Option(help="Which plan.")] = 1,
     format: Annotated[
         str, typer.Option("--format", help=f"{FORMATS}; or the engine that the plan was made for (checked; bash).")

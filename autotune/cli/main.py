@@ -113,8 +113,16 @@ def _narrowed(first: list[str]) -> typer.Typer:
     return narrowed
 
 
+def _first_word() -> list[str]:
+    """The command that is typed: in a shell that asks how to complete it, once the word after it has begun."""
+    if "_AUTOTUNE_COMPLETE" not in os.environ:
+        return sys.argv[1:2]
+    words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
+    return words[1:2] if len(words) > 2 or os.environ.get("COMP_WORDS", "").endswith(" ") else []
+
+
 def _run() -> object:
-    command = typer.main.get_command(_narrowed(sys.argv[1:2]))
+    command = typer.main.get_command(_narrowed(_first_word()))
     _bound(command)
     return command.main(standalone_mode=False)
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from autotune.cli import completing
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
@@ -17,14 +19,22 @@ def measure(
     out: Annotated[Path, typer.Option(help="Timing table to write or resume (.csv); provenance lies beside it (.json).")] = Path(
         "timings.csv"
     ),
-    model: Annotated[str, typer.Option(help="Preset or path to a Hugging Face config.json.")] = "deepseek-v3",
+    model: Annotated[
+        str, typer.Option(help="Preset or path to a Hugging Face config.json.", autocompletion=completing.models)
+    ] = "deepseek-v3",
     hw: Annotated[
-        str | None, typer.Option("--hw", help="Hardware file whose GPU name rows get; found by name by default.")
+        str | None,
+        typer.Option(
+            "--hw", help="Hardware file whose GPU name rows get; found by name by default.", autocompletion=completing.hardware
+        ),
     ] = None,
     operators: Annotated[str | None, typer.Option(help="Only these, separated by commas.")] = None,
     tp: Annotated[str, typer.Option(help="Tensor-parallel sizes to cover.")] = "1,4,8",
     ep: Annotated[str, typer.Option(help="Expert-parallel sizes to cover.")] = "8,16,32,64",
-    plan: Annotated[Path | None, typer.Option(help="Run folder or plan.yaml: only what tells most about its choice.")] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Run folder or plan.yaml: only what tells most about its choice.", autocompletion=completing.runs),
+    ] = None,
     budget: Annotated[str, typer.Option(help="Time to spend, e.g. 5m.")] = "10m",
     gpus: Annotated[int | None, typer.Option(help="GPUs for collectives; all by default.", min=1)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be timed; needs no GPU.")] = False,

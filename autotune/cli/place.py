@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autotune.cli import completing
+
 if TYPE_CHECKING:
     from autotune.placement.loads import Loads
     from cost_models.specs.model import ModelSpec
@@ -27,7 +29,9 @@ def place(
     max_moves: Annotated[int, typer.Option(help="Replicas that may move from it, over all layers.", min=0)] = 256,
     synthetic: Annotated[float | None, typer.Option(help="Log-normal loads of this spread instead.", min=0, max=8)] = None,
     apart: Annotated[float, typer.Option(help="How far two synthetic workloads are apart.", min=0, max=8)] = 0.0,
-    model: Annotated[str, typer.Option(help="Preset or path to a Hugging Face config.json.")] = "deepseek-v3",
+    model: Annotated[
+        str, typer.Option(help="Preset or path to a Hugging Face config.json.", autocompletion=completing.models)
+    ] = "deepseek-v3",
     gpus_per_node: Annotated[int, typer.Option(help="For the hierarchical baseline.", min=1)] = 8,
     gather: Annotated[bool, typer.Option("--gather", help="Put experts that tokens choose together on one node.")] = False,
     refine: Annotated[float, typer.Option(help="Seconds for CP-SAT to improve the placement.", min=0)] = 0.0,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from autotune.cli import completing
+
 Open = Annotated[bool, typer.Option("--open", help="Open it in the browser.")]
 
 
@@ -18,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders of `autotune search`.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of `autotune search`.", autocompletion=completing.runs)],
     out: Annotated[Path | None, typer.Option(help="File of the page; report.html in the run folder by default.")] = None,
     sensitivity: Annotated[bool, typer.Option(help="Add what the throughput hangs on (half a second).")] = True,
     show: Open = False,
@@ -42,7 +44,7 @@ def report(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders to hold beside each other.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders to hold beside each other.", autocompletion=completing.runs)],
     out: Annotated[Path | None, typer.Option(help="Write a page as well.")] = None,
     show: Open = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
@@ -74,7 +76,7 @@ def compare(
 
 
 def explain(
-    run: Annotated[Path, typer.Argument(help="Run folder of `autotune search`.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of `autotune search`.", autocompletion=completing.runs)],
     why: Annotated[str, typer.Option(help="Layout to ask about, e.g. ep72, tp8 or 'dp48 ep48'.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:

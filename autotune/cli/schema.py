@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
+
+from autotune.cli.completing import documents
 
 
 def register(app: typer.Typer) -> None:
@@ -15,34 +16,22 @@ def register(app: typer.Typer) -> None:
 
 def schema(
     document: Annotated[
-        str, typer.Argument(help="deployment, problem, fleet, plan, service-plan, hardware, calibration, engine or case.")
-    ],
+        str | None,
+        typer.Argument(
+            help="A file (deployment, problem, fleet, plan, hardware, ...) or what a command prints with --json (search, check, "
+            "hw-list, ...); without one, all of them with their versions.",
+            autocompletion=documents,
+        ),
+    ] = None,
 ) -> None:
-    """Print the JSON schema of a document."""
-    from autotune.documents.deployment import Deployment
-    from autotune.documents.fleet import FleetProblem
-    from autotune.documents.plan import SearchResult
-    from autotune.documents.problem import Problem
-    from autotune.documents.service_plan import ServiceResult
-    from autotune.errors import ProblemError
-    from autotune.validating.cases import CaseFile
-    from cost_models.calibration import Calibration
-    from cost_models.errors import unknown_name
-    from cost_models.specs.base import Spec
-    from cost_models.specs.hardware import HardwareSpec
-    from search_spaces.schema import EngineSpec
+    """Print the JSON schema of a document; its $id holds its version."""
+    import json
 
-    documents: dict[str, type[Spec]] = {
-        "deployment": Deployment,
-        "problem": Problem,
-        "fleet": FleetProblem,
-        "plan": SearchResult,
-        "service-plan": ServiceResult,
-        "hardware": HardwareSpec,
-        "calibration": Calibration,
-        "engine": EngineSpec,
-        "case": CaseFile,
-    }
-    if document not in documents:
-        raise ProblemError(unknown_name("document", document, documents))
-    typer.echo(json.dumps(documents[document].model_json_schema(), indent=2))
+    from autotune.cli.published import ENTRIES, find, schema_of
+
+    if document is None:
+        for entry in ENTRIES:
+            what = f"autotune {entry.command} --json" if entry.command else "file"
+            typer.echo(f"{entry.name:14} {entry.version}  {what}")
+        return
+    typer.echo(json.dumps(schema_of(find(document)), indent=2))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autotune.cli import completing
 from autotune.cli.parsing import duration_s, rates
 
 if TYPE_CHECKING:
@@ -25,13 +26,25 @@ def register(app: typer.Typer) -> None:
 
 
 def search(
-    hw: Annotated[str | None, typer.Option("--hw", help="Catalogue name (autotune hw list) or your own YAML file.")] = None,
+    hw: Annotated[
+        str | None,
+        typer.Option("--hw", help="Catalogue name (autotune hw list) or your own YAML file.", autocompletion=completing.hardware),
+    ] = None,
     target: Annotated[str | None, typer.Option(help="What to plan: decode, prefill or serve.")] = None,
-    model: Annotated[str | None, typer.Option(help="Preset or path to a Hugging Face config.json.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Precision recipe; the best one the hardware runs by default.")] = None,
-    engine: Annotated[str | None, typer.Option(help="vllm, sglang, trtllm or vllm-ascend.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Preset or path to a Hugging Face config.json.", autocompletion=completing.models)
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Precision recipe; the best one the hardware runs by default.", autocompletion=completing.precisions),
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="vllm, sglang, trtllm or vllm-ascend.", autocompletion=completing.engines)
+    ] = None,
     engine_version: Annotated[str | None, typer.Option(help="Newest supported by default.")] = None,
-    calibration: Annotated[Path | None, typer.Option(help="Your own calibration document.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Your own calibration document.", autocompletion=completing.calibrations)
+    ] = None,
     isl: Annotated[int | None, typer.Option(help="Mean input tokens.")] = None,
     osl: Annotated[int | None, typer.Option(help="Mean output tokens.")] = None,
     context: Annotated[float | None, typer.Option(help="Mean context while decoding, where measured.")] = None,
@@ -46,9 +59,14 @@ def search(
     ttft_p99: Annotated[str | None, typer.Option(help="Serve: limit on its 99th percentile; 3 s if none is given.")] = None,
     rate: Annotated[float | None, typer.Option(help="Serve: requests/s to carry; without a load, as many as possible.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Serve: Azure or Mooncake request trace to carry.")] = None,
-    prefill_hw: Annotated[str | None, typer.Option("--prefill-hw", help="Serve: other hardware for the prefill pool.")] = None,
+    prefill_hw: Annotated[
+        str | None,
+        typer.Option("--prefill-hw", help="Serve: other hardware for the prefill pool.", autocompletion=completing.hardware),
+    ] = None,
     prefill_gpus: Annotated[int | None, typer.Option(help="Serve: GPU budget of that hardware.")] = None,
-    prefill_precision: Annotated[str | None, typer.Option(help="Serve: precision recipe of that hardware.")] = None,
+    prefill_precision: Annotated[
+        str | None, typer.Option(help="Serve: precision recipe of that hardware.", autocompletion=completing.precisions)
+    ] = None,
     gpu_hour_usd: Annotated[float | None, typer.Option(help="Serve: price of a GPU hour; ranks by cost.")] = None,
     prefill_gpu_hour_usd: Annotated[float | None, typer.Option(help="Serve: the same of the prefill hardware.")] = None,
     cached: Annotated[float | None, typer.Option(help="Share of input tokens found in the prefix cache.")] = None,

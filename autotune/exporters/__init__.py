@@ -62,7 +62,7 @@ def launch_of(deployment: Deployment, placement: PlannedPlacement | None = None)
         phase=deployment.phase,
         pools=pools,
         router=router_of(deployment, engine.exporter) if pair else None,
-        benchmark=benchmark_of(deployment, engine.exporter, model) if deployment.phase == "serve" else None,
+        benchmark=benchmark_of(deployment, engine.exporter, model, lengths) if deployment.phase == "serve" else None,
         files=files,
     )
 

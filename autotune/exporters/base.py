@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 PHASES: tuple[PoolRole, ...] = ("prefill", "decode", "serve")
-ROLES = {"prefill": "prefill", "decode": "decode", "serve": "aggregated"}
+ROLE_TITLES = {"prefill": "prefill", "decode": "decode", "serve": "aggregated"}
 OTHER_SIDE = {"prefill": "decode", "decode": "prefill"}
 """Of a disaggregated pair."""
 

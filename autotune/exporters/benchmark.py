@@ -5,7 +5,7 @@ from __future__ import annotations
 from autotune.documents.deployment import Deployment, Load, PoolRole
 from autotune.exporters.base import Argument, Required, checkpoint, needed_arguments, served_name
 from autotune.exporters.launch import Benchmark
-from autotune.exporters.lengths import Lengths, lengths_of
+from autotune.exporters.lengths import Lengths
 from autotune.exporters.quoting import Shell
 from autotune.exporters.settings import START_LIMIT_S
 from autotune.predicting.legality import subject_of
@@ -23,13 +23,12 @@ TOOLS = {"vllm": "vllm", "vllm-ascend": "vllm", "sglang": "sglang"}
 COMMANDS = {"vllm": Shell("vllm bench serve"), "sglang": Shell("python3 -m sglang.bench_serving")}
 
 
-def benchmark_of(deployment: Deployment, exporter: str, model: ModelSpec) -> Benchmark:
+def benchmark_of(deployment: Deployment, exporter: str, model: ModelSpec, lengths: Lengths) -> Benchmark:
     """A random-token benchmark of the workload's lengths at the planned rate or concurrency; result in RESULT.
 
     Options: docs.vllm.ai/en/latest/cli/bench/serve, sglang/benchmark/serving.py. A trace is replaced by its mean lengths.
     """
     load = deployment.load or Load(concurrency=1)
-    lengths = lengths_of(deployment, model)
     concurrency = [Argument("--max-concurrency", load.concurrency)] if load.concurrency else []
     rate = [Argument("--request-rate", f"{load.rate_per_s:g}")] if load.rate_per_s else []
     requests = (load.concurrency or 0) * ROUNDS or round((load.rate_per_s or 1.0) * SECONDS)

@@ -19,6 +19,8 @@ from autotune.files import whole_folder
 MARKS = (b"ritten by autotune", b"each checks the variables it needs")
 """In the head of every script, and in the README beside them."""
 MARKED_BYTES = 2048
+ON_KUBERNETES = ("vllm", "sglang")
+"""Engines that every Kubernetes target, or most, can say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +105,24 @@ def launch_readme(plan: Plan | ServicePlan, scripts: list[str], target: Target |
             f"Start it here:\n\n    {target.apply}\n\nCheck it without starting anything:\n\n    {target.validate}\n"
         )
     if isinstance(plan, ServicePlan):
-        return f"# Plan {plan.rank}: {plan.label}\n\n{service_steps(plan, names)}"
+        return f"# Plan {plan.rank}: {plan.label}\n\n{service_steps(plan, names)}{elsewhere(plan)}"
     pool = plan.deployment.pool
     return (
         f"# Plan {plan.rank}: {plan.label}\n\n"
         f"{pool.instances} instance(s) of {pool.layout.gpus} GPUs. Scripts: {names}; each checks the variables it needs.\n\n"
         f"{feed_requirement(plan.deployment, plan.prediction.tokens_per_s)}\n\n"
-        f"Predicted: {plan.prediction.tokens_per_s_per_gpu:,.0f} {_pace(plan)}.\n"
+        f"Predicted: {plan.prediction.tokens_per_s_per_gpu:,.0f} {_pace(plan)}.\n{elsewhere(plan)}"
+    )
+
+
+def elsewhere(plan: Plan | ServicePlan) -> str:
+    """How the same plan starts on Kubernetes, said beside its scripts where it can be."""
+    if plan.deployment.engine.name not in ON_KUBERNETES:
+        return ""
+    router = " --router-image IMAGE" if len(plan.deployment.pools) > 1 else ""
+    return (
+        f"\nOn Kubernetes, from the run folder: `autotune export . --rank {plan.rank} --format lws{router} --out k8s`, then "
+        "`kubectl apply -f k8s/launch.yaml`; other targets: `autotune export --help`.\n"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autotune.documents.deployment import Deployment, Pool
 from autotune.exporters.base import (
     OTHER_SIDE,
-    ROLES,
+    ROLE_TITLES,
     Argument,
     Beside,
     NodePlacement,
@@ -48,7 +48,7 @@ def sglang_processes(deployment: Deployment, subject: Subject, lengths: Lengths)
         beside = [Beside("EXPERT_LOCATION", SGLANG_MAP_FILE, f"the file that '{make}' writes")]
     process = Process(
         name,
-        title=f"{name}.sh: SGLang {ROLES[deployment.phase]} instance, {pool.layout.label()} on {hardware_name(deployment)}",
+        title=f"{name}.sh: SGLang {ROLE_TITLES[deployment.phase]} instance, {pool.layout.label()} on {hardware_name(deployment)}",
         comments=tuple(_comments(where, lengths)),
         required=tuple(_ranks(place)),
         beside=tuple(beside),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from autotune.documents.deployment import Deployment
 from autotune.exporters.base import (
     OTHER_SIDE,
-    ROLES,
+    ROLE_TITLES,
     Argument,
     Required,
     backend_flags,
@@ -69,7 +69,7 @@ class Parts:
         label = deployment.pool.layout.label()
         return Process(
             name,
-            title=f"{name}.sh: vLLM {ROLES[deployment.phase]} instance, {label} on {hardware_name(deployment)}",
+            title=f"{name}.sh: vLLM {ROLE_TITLES[deployment.phase]} instance, {label} on {hardware_name(deployment)}",
             comments=tuple(_comments(self)),
             required=(*_address(deployment), *required),
             optional={

@@ -13,7 +13,7 @@ from autotune.documents.deployment import Deployment, Pool
 from autotune.errors import ExportError
 from autotune.exporters.base import (
     OTHER_SIDE,
-    ROLES,
+    ROLE_TITLES,
     Argument,
     Beside,
     NodePlacement,
@@ -64,7 +64,8 @@ def vllm_ascend_processes(deployment: Deployment, subject: Subject, lengths: Len
     local = place.gpus_per_node // pool.tp
     process = Process(
         name,
-        title=f"{name}.sh: vLLM-Ascend {ROLES[deployment.phase]} instance, {pool.layout.label()} on {hardware_name(deployment)}",
+        title=f"{name}.sh: vLLM-Ascend {ROLE_TITLES[deployment.phase]} instance, {pool.layout.label()} "
+        f"on {hardware_name(deployment)}",
         comments=tuple(_comments(deployment, subject, lengths, place, local)),
         required=tuple(_required(deployment, place)),
         beside=tuple(_beside(pool)),

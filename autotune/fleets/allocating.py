@@ -111,15 +111,18 @@ def allocate(fleet: Fleet) -> Allocation | None:
     for_sale = [site.cluster.for_sale for site in fleet.sites]
     model, v = _model(fleet, FAMILIES, for_sale)
     model.minimize(v.purchase())
-    if (answer := solved(model, fleet.problem.seed, TIME_LIMIT_S)) is None:
+    if (answer := solved(model, fleet.problem.seed, TIME_LIMIT_S, linear=True)) is None:
         return None
     solver, purchase = answer
     spent = sum(fleet.usd(s) * solver.value(n) for s, n in enumerate(v.bought))
+    first = [solver.value(n) for n in (*v.bought, *v.replicas)]
     model, v = _model(fleet, FAMILIES, for_sale)
+    for variable, value in zip((*v.bought, *v.replicas), first, strict=True):
+        model.add_hint(variable, value)  # satisfies all: where time runs out there is an answer
     model.add(v.purchase() <= spent).with_name("cheapest_racks")
     model.minimize(v.running())
-    answer = solved(model, fleet.problem.seed, TIME_LIMIT_S)
-    assert answer is not None  # the first answer satisfies it
+    answer = solved(model, fleet.problem.seed, TIME_LIMIT_S, linear=True)
+    assert answer is not None  # the hint satisfies it
     solver, running = answer
     return Allocation(tuple(map(solver.value, v.replicas)), tuple(map(solver.value, v.bought)), purchase, running)
 
@@ -137,7 +140,7 @@ def growth(fleet: Fleet, racks: Sequence[int]) -> float:
     for m in range(len(fleet.problem.models)):
         model.add(v.of_model(m) * MILLI >= fleet.demand_milli(m) * times)
     model.maximize(times)
-    answer = solved(model, fleet.problem.seed, TIME_LIMIT_S)
+    answer = solved(model, fleet.problem.seed, TIME_LIMIT_S, linear=True)
     return answer[1].objective / MILLI if answer else 0.0
 
 
@@ -155,7 +158,7 @@ def unserved_milli(fleet: Fleet) -> list[int]:
     for m, demand in enumerate(demands):
         model.add(v.of_model(m) + missing[m] >= demand)
     model.minimize(sum(max(round(10**6 / demand * MILLI), 1) * part for demand, part in zip(demands, missing, strict=True)))
-    answer = solved(model, fleet.problem.seed, TIME_LIMIT_S)
+    answer = solved(model, fleet.problem.seed, TIME_LIMIT_S, linear=True)
     assert answer is not None  # serving nothing satisfies it
     return [int(answer[0].value(part)) for part in missing]
 
@@ -164,7 +167,7 @@ def budget_needed(fleet: Fleet) -> float | None:
     """What the racks would cost that serve all loads, were there the money; None when those for sale are too few."""
     model, v = _model(fleet, (gpus_are_there, loads_are_served), [site.cluster.for_sale for site in fleet.sites])
     model.minimize(v.purchase())
-    answer = solved(model, fleet.problem.seed, TIME_LIMIT_S)
+    answer = solved(model, fleet.problem.seed, TIME_LIMIT_S, linear=True)
     return answer[1].objective if answer else None
 
 
@@ -174,7 +177,7 @@ def racks_needed(fleet: Fleet, site: int, most: int) -> int | None:
     for_sale[site] += most
     model, v = _model(fleet, (gpus_are_there, loads_are_served), for_sale)
     model.minimize(v.bought[site])
-    answer = solved(model, fleet.problem.seed, TIME_LIMIT_S)
+    answer = solved(model, fleet.problem.seed, TIME_LIMIT_S, linear=True)
     return None if answer is None else max(int(answer[1].objective) - fleet.sites[site].cluster.for_sale, 0)
 
 

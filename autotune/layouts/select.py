@@ -99,10 +99,13 @@ Named = tuple[str, Any]
 ModelAnswer = tuple["cp_model.CpSolver", Proof]
 
 
-def solved(model: cp_model.CpModel, seed: int, time_limit_s: float, *, presolve: bool = True) -> ModelAnswer | None:
+def solved(
+    model: cp_model.CpModel, seed: int, time_limit_s: float, *, presolve: bool = True, linear: bool = False
+) -> ModelAnswer | None:
     """A solver that holds an answer and its proof, or None when CP-SAT proves that there is none.
 
-    The same seed gives the same answer. Raises RuntimeError when the solver stops without either.
+    linear : bound by the linear relaxation of every constraint, for models that are sums of integers and little else. The same
+    seed gives the same answer. Raises RuntimeError when the solver stops without either.
     """
     from ortools.sat.python import cp_model
 
@@ -110,6 +113,8 @@ def solved(model: cp_model.CpModel, seed: int, time_limit_s: float, *, presolve:
     solver.parameters.num_workers = 1
     solver.parameters.cp_model_presolve = presolve
     solver.parameters.random_seed = seed
+    if linear:
+        solver.parameters.linearization_level = 2
     solver.parameters.max_time_in_seconds = time_limit_s
     status = solver.solve(model)
     if status == cp_model.INFEASIBLE:

@@ -11,7 +11,7 @@ from autotune.manifests.images import engine_version
 from autotune.manifests.kubernetes import role_named
 from autotune.manifests.machines import hardware_in
 from autotune.manifests.pods import Around, container_of, starts
-from autotune.manifests.service import EngineService, Manifest, listing, mapping, whole, within
+from autotune.manifests.service import EngineService, Manifest, inner, listing, mapping, whole
 from autotune.manifests.source import Source
 
 INTERPOLATED = re.compile(r"\$\{\w+:?-(?P<default>[^}]*)\}|\$\$")
@@ -47,7 +47,7 @@ def _service(name: str, service: Mapping[str, Any]) -> Iterator[EngineService]:
     if not starts(container):
         return
     found = container_of(container, {}, Around(where=name))
-    deploy = within(service, "deploy")
+    deploy = inner(service, "deploy")
     yield EngineService(
         name=name,
         text=found.text,
@@ -76,7 +76,7 @@ def _environment(environment: Any, name: str) -> list[dict[str, str]]:
 
 def _gpus(service: Mapping[str, Any], name: str, environment: Mapping[str, str]) -> int | None:
     """GPUs that a service reserves or sees; none where it takes all, or does not say."""
-    reserved = within(service, "deploy", "resources", "reservations").get("devices")
+    reserved = inner(service, "deploy", "resources", "reservations").get("devices")
     for entry in listing(reserved, f"{name}: devices"):
         device = mapping(entry, f"{name}: devices")
         if ids := listing(device.get("device_ids"), "device_ids"):

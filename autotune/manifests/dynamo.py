@@ -11,7 +11,7 @@ from autotune.manifests.images import engine_version
 from autotune.manifests.kubernetes import role_named
 from autotune.manifests.machines import hardware_in
 from autotune.manifests.pods import Around, Container, config_maps, container_of, gpus_of, starts, variables
-from autotune.manifests.service import EngineService, Manifest, listing, mapping, whole, within
+from autotune.manifests.service import EngineService, Manifest, inner, listing, mapping, whole
 from autotune.manifests.source import Source
 
 KIND, GROUP = "DynamoGraphDeployment", "nvidia.com/"
@@ -47,14 +47,14 @@ def _components(graph: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _services(graph: Mapping[str, Any], configs: Mapping[str, Mapping[str, str]]) -> Iterator[EngineService]:
-    shared = variables({"env": within(graph, "spec").get("envs") or within(graph, "spec").get("env")}, Around(configs))
+    shared = variables({"env": inner(graph, "spec").get("envs") or inner(graph, "spec").get("env")}, Around(configs))
     for name, component in _components(graph):
         own = variables({"env": component.get("envs") or component.get("env")}, Around(configs))
         found = _container(component, Around(configs, {**shared, **own}, name))
         count = whole(component.get("replicas", 1), f"{name}: replicas")
         if found is None or count == 0:
             continue
-        nodes = whole(within(component, "multinode").get("nodeCount", 1), f"{name}: nodeCount", 1)
+        nodes = whole(inner(component, "multinode").get("nodeCount", 1), f"{name}: nodeCount", 1)
         gpus = gpus_of(component) or found.gpus
         added = _added(found.text, nodes, gpus)
         role = str(component.get("subComponentType") or component.get("type") or component.get("componentType") or "")
@@ -92,8 +92,8 @@ def _size(text: str, option: str) -> int:
 
 def _container(component: Mapping[str, Any], around: Around) -> Container | None:
     """The main container of a worker; none for what starts no engine."""
-    extra = within(component, "extraPodSpec")
-    template = within(component, "podTemplate", "spec")
+    extra = inner(component, "extraPodSpec")
+    template = inner(component, "podTemplate", "spec")
     containers = [mapping(extra.get("mainContainer"), "mainContainer"), *listing(template.get("containers"), "containers")]
     found = next((c for c in containers if isinstance(c, dict) and c and starts(c)), None)
     return container_of(found, {**template, **extra}, around) if found else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ from cost_models.errors import AutotuneError
 
 USUAL_TOKENS = 2000
 """Of prompt and answer where neither the file nor the user says any."""
+PLACED = re.compile(
+    r"--(?:port|nccl-port|dist-init-addr|base-gpu-id|master-port|data-parallel-rpc-port|disaggregation-bootstrap-port)[=\s]+\S+"
+)
+"""Options in which instances on one machine differ."""
 FORMATS = {
     "fp4": ("nvfp4", "mxfp4"),
     "nvfp4": ("nvfp4",),
@@ -30,7 +35,7 @@ FORMATS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class GivenToo:
     """What is said beside the file."""
 
     hardware: str | None = None
@@ -55,7 +60,7 @@ class ServedModel:
     remark: str = ""
 
 
-def read_manifest(manifest: Manifest, asked: Beside, where: object) -> ReadCommand:
+def read_manifest(manifest: Manifest, asked: GivenToo, where: object) -> ReadCommand:
     """The deployment that a file starts, with what its commands say beside.
 
     Raises ProblemError where the hardware or an engine's version is not said, and where several services are no pair.
@@ -74,7 +79,7 @@ def read_manifest(manifest: Manifest, asked: Beside, where: object) -> ReadComma
     return dataclasses.replace(found, remarks=(*remarks, *found.remarks))
 
 
-def _hardware(manifest: Manifest, asked: Beside, where: object) -> str:
+def _hardware(manifest: Manifest, asked: GivenToo, where: object) -> str:
     if asked.hardware:
         return asked.hardware
     if len(manifest.hardware) == 1:
@@ -84,11 +89,11 @@ def _hardware(manifest: Manifest, asked: Beside, where: object) -> str:
     raise ProblemError(f"{where} does not say what it runs on: give --hw (autotune hw list)")
 
 
-def _chosen(manifest: Manifest, asked: Beside, where: object) -> tuple[EngineService, ...]:
+def _chosen(manifest: Manifest, asked: GivenToo, where: object) -> tuple[EngineService, ...]:
     """One service, or the two of a pair."""
-    services = manifest.services
+    services = _merged(manifest.services)
     if asked.service is not None:
-        named = [service for service in services if service.name == asked.service]
+        named = [service for service in manifest.services if service.name == asked.service]
         if not named:
             raise ProblemError(f"{where} has no service {asked.service}; it has {', '.join(s.name for s in services)}")
         return (named[0],)
@@ -103,6 +108,16 @@ def _chosen(manifest: Manifest, asked: Beside, where: object) -> tuple[EngineSer
         f"{where} starts {len(services)} engines that are not one prefill and one decode pool: "
         f"{', '.join(service.name for service in services[:12])}; say which with --service"
     )
+
+
+def _merged(services: Sequence[EngineService]) -> tuple[EngineService, ...]:
+    """Services that differ in ports and devices alone as the instances of one."""
+    found: dict[tuple[object, ...], EngineService] = {}
+    for service in services:
+        key = (PLACED.sub("", service.text), service.role, service.nodes, service.gpus_per_node, service.version, service.at)
+        first = found.get(key)
+        found[key] = dataclasses.replace(first, instances=first.instances + service.instances) if first else service
+    return tuple(found.values())
 
 
 def _role(service: EngineService) -> str | None:
@@ -126,7 +141,7 @@ def _load(manifest: Manifest) -> Load | None:
     return validated(Load, {"concurrency": manifest.concurrencies[0]}, "the file's benchmark")
 
 
-def _load_remarks(manifest: Manifest, asked: Beside, load: Load | None) -> Iterator[str]:
+def _load_remarks(manifest: Manifest, asked: GivenToo, load: Load | None) -> Iterator[str]:
     if asked.load is None and load is not None:
         yield f"judged with {load.concurrency} requests in flight, as the file's benchmark keeps"
     if asked.load is None and len(manifest.concurrencies) > 1:
@@ -135,7 +150,7 @@ def _load_remarks(manifest: Manifest, asked: Beside, load: Load | None) -> Itera
 
 
 def _read(
-    service: EngineService, manifest: Manifest, services: Sequence[EngineService], asked: Beside, where: object
+    service: EngineService, manifest: Manifest, services: Sequence[EngineService], asked: GivenToo, where: object
 ) -> ReadCommand:
     hardware = str(asked.hardware)
     version = _version(service, asked, where)
@@ -158,7 +173,7 @@ def _read(
     return _placed(found, service, named, hardware)
 
 
-def _version(service: EngineService, asked: Beside, where: object) -> str | None:
+def _version(service: EngineService, asked: GivenToo, where: object) -> str | None:
     """Of the engine; raises ProblemError for an image that does not tell."""
     if asked.version or service.version or service.image is None:
         return asked.version or service.version
@@ -172,7 +187,7 @@ def _named(
     service: EngineService,
     services: Sequence[EngineService],
     manifest: Manifest,
-    asked: Beside,
+    asked: GivenToo,
     hardware: str,
     version: str | None,
 ) -> ServedModel:

@@ -12,12 +12,13 @@ from autotune.errors import ProblemError
 from autotune.manifests.images import engine_version
 from autotune.manifests.machines import hardware_in
 from autotune.manifests.pods import Around, config_maps, container_of, starts
-from autotune.manifests.service import EngineService, Manifest, listing, mapping, whole, within
+from autotune.manifests.service import EngineService, Manifest, inner, listing, mapping, whole
 from autotune.manifests.source import Source
 
 KIND, GROUP = "LLMInferenceService", "serving.kserve.io/"
 VERSIONS = ("serving.kserve.io/v1alpha1", "serving.kserve.io/v1alpha2")
 SIZES = {"tensor": "--tensor-parallel-size", "pipeline": "--pipeline-parallel-size", "data": "--data-parallel-size"}
+LOCAL_RANKS = "--data-parallel-size-local"
 EXTRA = "VLLM_ADDITIONAL_ARGS"
 """Options that the controller's own start script puts behind its own."""
 LOCAL = "/mnt/models"
@@ -39,29 +40,29 @@ def read(source: Source) -> Manifest:
         if resource.get("apiVersion") not in VERSIONS:
             raise ProblemError(f"{KIND} {resource.get('apiVersion')} is not known here; known: {', '.join(VERSIONS)}")
     services = [service for resource in resources for service in _services(resource, configs)]
-    routed = any(within(resource, "spec").get("router") is not None for resource in resources)
+    routed = any(inner(resource, "spec").get("router") is not None for resource in resources)
     remarks = ("router: KServe's scheduler (not judged)",) if routed else ()
     return Manifest("KServe LLMInferenceService", tuple(services), hardware_in(resources), remarks=remarks)
 
 
 def _services(resource: Mapping[str, Any], configs: Mapping[str, Mapping[str, str]]) -> Iterator[EngineService]:
-    name = str(within(resource, "metadata").get("name", KIND))
-    spec = within(resource, "spec")
-    prefill = within(spec, "prefill")
+    name = str(inner(resource, "metadata").get("name", KIND))
+    spec = inner(resource, "spec")
+    prefill = inner(spec, "prefill")
     if based := listing(spec.get("baseRefs"), "baseRefs"):
         raise ProblemError(f"{name}: baseRefs ({len(based)}) lie outside of the file; give the merged resource")
     if prefill:
-        yield _service(f"{name}-prefill", prefill, within(spec, "model"), "prefill", Around(configs, where=name))
-    yield _service(name, spec, within(spec, "model"), "decode" if prefill else None, Around(configs, where=name))
+        yield _service(f"{name}-prefill", prefill, inner(spec, "model"), "prefill", Around(configs, where=name))
+    yield _service(name, spec, inner(spec, "model"), "decode" if prefill else None, Around(configs, where=name))
 
 
 def _service(
     name: str, pool: Mapping[str, Any], model: Mapping[str, Any], role: PoolRole | None, around: Around
 ) -> EngineService:
-    pod = within(pool, "template")
+    pod = inner(pool, "template")
     containers = [mapping(c, f"{name}: containers") for c in listing(pod.get("containers"), f"{name}: containers")]
     main = next((c for c in containers if c.get("name") == "main"), containers[0] if containers else {})
-    parallel = within(pool, "parallelism")
+    parallel = inner(pool, "parallelism")
     if not starts(main) or not main.get("command"):
         words = [*_command(name, parallel, model), *(str(word) for word in listing(main.get("args"), "args"))]
         main = {**main, "command": words, "args": []}
@@ -69,13 +70,16 @@ def _service(
     if extra := found.environment.get(EXTRA):
         kept = {key: value for key, value in found.environment.items() if key != EXTRA}
         found = dataclasses.replace(found, text=f"{found.text} {shlex.join(shlex.split(extra))}", environment=kept)
+    if parallel.get("dataLocal") and "--data-parallel-size" in found.text and LOCAL_RANKS not in found.text:
+        local = whole(parallel["dataLocal"], f"{name}: parallelism.dataLocal", 1)
+        found = dataclasses.replace(found, text=f"{found.text} {LOCAL_RANKS} {local}")
     count = pool.get("replicas", 1)
     return EngineService(
         name=name,
         text=found.text,
         environment=found.environment,
         role=role,
-        nodes=_nodes(name, parallel, bool(within(pool, "worker"))),
+        nodes=_nodes(name, parallel, bool(inner(pool, "worker"))),
         gpus_per_node=found.gpus,
         instances=whole(count, f"{name}: replicas", 1),
         image=found.image,

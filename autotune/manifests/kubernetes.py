@@ -10,7 +10,7 @@ from autotune.documents.deployment import PoolRole
 from autotune.manifests.images import engine_version
 from autotune.manifests.machines import hardware_in
 from autotune.manifests.pods import Around, config_maps, engine_container
-from autotune.manifests.service import EngineService, Manifest, listing, mapping, whole, within
+from autotune.manifests.service import EngineService, Manifest, inner, listing, mapping, whole
 from autotune.manifests.source import Source
 
 WORKLOADS = ("Pod", "Deployment", "StatefulSet", "Job", "ReplicaSet")
@@ -50,7 +50,7 @@ def _services(document: Mapping[str, Any], configs: Mapping[str, Mapping[str, st
         for entry in listing(spec.get("roles"), f"{name}: roles"):
             role = mapping(entry, f"{name}: roles")
             label = str(role.get("name"))
-            yield from _leader_worker(f"{name}-{label}", {**role, **within(role, "spec")}, role_named(label), configs)
+            yield from _leader_worker(f"{name}-{label}", {**role, **inner(role, "spec")}, role_named(label), configs)
     elif document["kind"] == "LeaderWorkerSet":
         yield from _leader_worker(name, spec, None, configs)
     else:
@@ -64,10 +64,10 @@ def _leader_worker(
     name: str, spec: Mapping[str, Any], role: PoolRole | None, configs: Mapping[str, Mapping[str, str]]
 ) -> Iterator[EngineService]:
     """A group's leader tells what it runs; where it has none of its own, any member."""
-    template = within(spec, "leaderWorkerTemplate")
+    template = inner(spec, "leaderWorkerTemplate")
     size = whole(template.get("size", 1), f"{name}: size", 1)
     set_by = {"LWS_GROUP_SIZE": str(size), "LWS_WORKER_INDEX": "0", "LWS_LEADER_ADDRESS": f"{name}-0.{name}"}
-    worker, leader = within(template, "workerTemplate"), within(template, "leaderTemplate")
+    worker, leader = inner(template, "workerTemplate"), inner(template, "leaderTemplate")
     count = whole(spec.get("replicas", 1), f"{name}: replicas")
     for pod in (leader, worker):
         around = Around(configs, set_by, name)
@@ -112,4 +112,4 @@ def role_named(name: str) -> PoolRole | None:
 
 
 def _labels(document: Mapping[str, Any]) -> dict[str, str]:
-    return {key: str(value) for key, value in within(document, "metadata", "labels").items()}
+    return {key: str(value) for key, value in inner(document, "metadata", "labels").items()}

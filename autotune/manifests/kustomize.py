@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import ProblemError
-from autotune.manifests.service import listing, mapping, whole, within
+from autotune.manifests.service import inner, listing, mapping, whole
 from autotune.manifests.source import documents_in, documents_of
 from cost_models.reading import is_folder, parse_yaml, read_text
 
@@ -94,7 +94,7 @@ def _patches(folder: Path, said: Mapping[str, Any]) -> Iterator[tuple[Any, dict[
 
 
 def _patched(documents: Documents, patch: Any, target: Mapping[str, Any], file: Path) -> Documents:
-    target = target or {"kind": patch.get("kind"), "name": within(patch, "metadata").get("name")}
+    target = target or {"kind": patch.get("kind"), "name": inner(patch, "metadata").get("name")}
     hits = [at for at, document in enumerate(documents) if _is_target(document, target)]
     if not hits and not isinstance(patch, list):
         raise ProblemError(f"{file}: a patch of {target.get('kind')} {target.get('name')} has nothing to change")
@@ -105,7 +105,7 @@ def _patched(documents: Documents, patch: Any, target: Mapping[str, Any], file: 
 
 
 def _is_target(document: Mapping[str, Any], target: Mapping[str, Any]) -> bool:
-    name = str(within(document, "metadata").get("name"))
+    name = str(inner(document, "metadata").get("name"))
     if target.get("kind") not in (None, document.get("kind")):
         return False
     return target.get("name") is None or name == target["name"] or re.fullmatch(str(target["name"]), name) is not None
@@ -191,5 +191,5 @@ def _set_replicas(documents: Documents, said: Mapping[str, Any]) -> None:
     for entry in listing(said.get("replicas"), "replicas"):
         change = mapping(entry, "replicas")
         for document in documents:
-            if within(document, "metadata").get("name") == change.get("name"):
+            if inner(document, "metadata").get("name") == change.get("name"):
                 document.setdefault("spec", {})["replicas"] = whole(change.get("count"), "replicas.count")

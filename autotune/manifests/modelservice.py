@@ -10,7 +10,7 @@ from autotune.errors import ProblemError
 from autotune.manifests.images import engine_version
 from autotune.manifests.machines import hardware_in
 from autotune.manifests.pods import Around, container_of
-from autotune.manifests.service import EngineService, Manifest, listing, mapping, whole, within
+from autotune.manifests.service import EngineService, Manifest, inner, listing, mapping, whole
 from autotune.manifests.source import Source
 
 SIZES = {"tensor": "--tensor-parallel-size", "data": "--data-parallel-size"}
@@ -25,21 +25,21 @@ def read(source: Source) -> Manifest:
     """The pools that the chart would create."""
     values = next(document for document in source.documents if "modelArtifacts" in document)
     services = tuple(service for role in ("prefill", "decode") for service in _pool(values, role))
-    if len(services) == 1 and within(values, "prefill").get("create", True) is False:
+    if len(services) == 1 and inner(values, "prefill").get("create", True) is False:
         services = (dataclasses.replace(services[0], role=None),)
-    routed = ("router: the chart's routing proxy (not judged)",) if within(values, "routing") else ()
+    routed = ("router: the chart's routing proxy (not judged)",) if inner(values, "routing") else ()
     return Manifest("llm-d modelservice values", services, hardware_in(values), remarks=routed)
 
 
 def _pool(values: Mapping[str, Any], role: Literal["prefill", "decode"]) -> Iterator[EngineService]:
-    pool = within(values, role)
+    pool = inner(values, role)
     if not pool or pool.get("create") is False or whole(pool.get("replicas", 1), f"{role}.replicas") == 0:
         return
-    parallel = within(pool, "parallelism")
+    parallel = inner(pool, "parallelism")
     containers = [mapping(c, f"{role}.containers") for c in listing(pool.get("containers"), f"{role}.containers")]
     main = next((c for c in containers if c.get("modelCommand")), containers[0] if containers else {})
     around = Around(where=role)
-    found = container_of(_started(main, parallel, within(values, "modelArtifacts"), role), {}, around)
+    found = container_of(_started(main, parallel, inner(values, "modelArtifacts"), role), {}, around)
     ranks, local = (whole(parallel.get(key) or 1, f"{role}.parallelism.{key}", 1) for key in ("data", "dataLocal"))
     tensor = whole(parallel.get("tensor") or 1, f"{role}.parallelism.tensor", 1)
     nodes = whole(parallel.get("workers") or 1, f"{role}.parallelism.workers", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 from autotune.errors import ProblemError
 from autotune.manifests import compose, dynamo, kserve, kubernetes, modelservice, srt_slurm, vllm_recipes
 from autotune.manifests.kustomize import is_kustomization, rendered
+from autotune.manifests.scripts import launch_scripts, read_launch
 from autotune.manifests.service import Manifest
-from autotune.manifests.source import Source, documents_of
+from autotune.manifests.source import Source, annotated, documents_of
 from cost_models.reading import is_folder
 
 
@@ -64,7 +66,8 @@ def read_file(path: Path, hardware: str | None = None) -> Manifest | None:
     if is_kustomization(path):
         source = Source(path, tuple(rendered(path)))
     elif is_folder(path):
-        return None
+        written = not (path / "plan.yaml").exists() and launch_scripts(path)
+        return read_launch(path) if written else None
     else:
         source = Source(path, documents_of(path))
     reader = next((reader for reader in READERS if reader.recognises(source)), None)
@@ -74,7 +77,15 @@ def read_file(path: Path, hardware: str | None = None) -> Manifest | None:
     found = reader.read(source, hardware)
     if not found.services:
         raise ProblemError(f"{path}: {found.title}: no container in it starts vLLM, SGLang or TensorRT-LLM")
-    return found
+    return _as_planned(found, source)
+
+
+def _as_planned(manifest: Manifest, source: Source) -> Manifest:
+    """With the engine's version and the hardware of the plan that a file was written from, as its annotations say them."""
+    said = {key: tuple(dict.fromkeys(annotated(source.documents, f"autotune/{key}"))) for key in ("engine-version", "hardware")}
+    version = said["engine-version"][0] if len(said["engine-version"]) == 1 else None
+    services = tuple(dataclasses.replace(s, version=version or s.version) for s in manifest.services)
+    return dataclasses.replace(manifest, services=services, hardware=said["hardware"] or manifest.hardware)
 
 
 def _check_unknown(source: Source) -> None:

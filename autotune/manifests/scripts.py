@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+from autotune.auditing.commands import ROLE_OF_OPTION
 from autotune.auditing.shell import find_command
+from autotune.errors import ProblemError
 from autotune.manifests.machines import named_hardware
 from autotune.manifests.service import EngineService, Manifest
+from cost_models.reading import read_text
 
 DIRECTIVE = re.compile(r"^#SBATCH\s+(--?[\w-]+)(?:[=\s]\s*(\S+))?", re.MULTILINE)
 SHORT = {"-N": "--nodes", "-C": "--constraint", "-G": "--gpus"}
@@ -57,3 +61,40 @@ def _set_by_slurm(asked: dict[str, str]) -> dict[str, str]:
     """Variables of the first task of a job."""
     nodes = str(_nodes(asked))
     return {"SLURM_NNODES": nodes, "SLURM_JOB_NUM_NODES": nodes, "SLURM_NODEID": "0", "SLURM_PROCID": "0"} if asked else {}
+
+
+STARTED = ("_node.sh", "_head.sh")
+"""How the scripts end that start an instance; workers of the same instance are left out."""
+HEADER = re.compile(
+    r"^# \S+ (?P<version>[\d.a-z]+); (?P<nodes>\d+) node\(s\) x (?P<gpus>\d+) \w+ per instance, (?P<n>\d+) instance", re.M
+)
+HARDWARE = re.compile(r"^# \S+\.sh: .* on (?P<hardware>[\w.-]+)$", re.M)
+
+
+def launch_scripts(folder: Path) -> list[Path]:
+    """Scripts of a folder that `autotune export` wrote, one a pool; empty for other folders."""
+    return sorted(path for path in folder.glob("*.sh") if path.name.endswith(STARTED))
+
+
+def read_launch(folder: Path) -> Manifest:
+    """The pools of a launch folder; raises ProblemError for scripts that do not say their nodes, as those of autotune do."""
+    services, hardware = [], []
+    for path in launch_scripts(folder):
+        text = read_text(path)
+        header, on = HEADER.search(text), HARDWARE.search(text)
+        if header is None or on is None:
+            raise ProblemError(f"{path}: no launch script of autotune (its first lines name hardware, nodes and instances)")
+        name = path.name.rpartition("_")[0]
+        services.append(
+            EngineService(
+                name=name,
+                text=text,
+                role=ROLE_OF_OPTION.get(name),
+                nodes=int(header["nodes"]),
+                gpus_per_node=int(header["gpus"]),
+                instances=int(header["n"]),
+                version=header["version"],
+            )
+        )
+        hardware.append(on["hardware"])
+    return Manifest("launch folder", tuple(services), tuple(dict.fromkeys(hardware)))

@@ -108,7 +108,7 @@ def listing(value: Any, where: str) -> list[Any]:
     return value
 
 
-def within(value: Any, *path: str) -> dict[str, Any]:
+def inner(value: Any, *path: str) -> dict[str, Any]:
     """The mapping under keys of mappings, empty where one is missing; raises ProblemError for what is no mapping."""
     for at, key in enumerate(path):
         value = mapping(value, ".".join(path[:at]) or "the document").get(key)

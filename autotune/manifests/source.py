@@ -45,6 +45,19 @@ def documents_in(text: str, where: object) -> tuple[dict[str, Any], ...]:
     return tuple(flat for document in found if isinstance(document, dict) for flat in _listed(document))
 
 
+def annotated(data: Any, key: str) -> list[str]:
+    """Values of a key anywhere in documents, in no order that means anything."""
+    found, waiting = [], [data]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            found += [str(value[key])] if key in value else []
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+    return found
+
+
 def _listed(document: dict[str, Any]) -> list[dict[str, Any]]:
     """The items of a Kubernetes List, else the document."""
     items = document.get("items")

@@ -10,7 +10,7 @@ from autotune.documents.deployment import PoolRole
 from autotune.errors import ProblemError
 from autotune.manifests.images import engine_version
 from autotune.manifests.machines import named_hardware
-from autotune.manifests.service import EngineService, Manifest, arguments, command_text, mapping, whole, within
+from autotune.manifests.service import EngineService, Manifest, arguments, command_text, inner, mapping, whole
 from autotune.manifests.source import Source
 
 ROLES: dict[str, PoolRole | None] = {"prefill": "prefill", "decode": "decode", "aggregated": None, "agg": None}
@@ -24,14 +24,14 @@ def recognises(source: Source) -> bool:
 
 def _is_recipe(document: Mapping[str, Any]) -> bool:
     first = isinstance(document.get("backend"), dict) and isinstance(document.get("resources"), dict)
-    second = isinstance(document.get("roles"), dict) and isinstance(document.get("engine"), dict)
+    second = isinstance(document.get("roles"), dict) and isinstance(document.get("engine"), dict | str)
     return "apiVersion" not in document and "hardware" not in document and (first or second)
 
 
 def read(source: Source) -> Manifest:
     """The pools of a recipe and the load of its benchmark."""
     recipe = next(document for document in source.documents if _is_recipe(document))
-    resources, benchmark, model = (within(recipe, key) for key in ("resources", "benchmark", "model"))
+    resources, benchmark, model = (inner(recipe, key) for key in ("resources", "benchmark", "model"))
     second = isinstance(recipe.get("roles"), dict)
     services = tuple(_second(recipe) if second else _first(recipe))
     gpu = str(resources.get("gpu_type", ""))
@@ -44,7 +44,7 @@ def read(source: Source) -> Manifest:
         named_hardware(gpu),
         precision=str(model["precision"]) if model.get("precision") else None,
         concurrencies=_counts(benchmark.get("concurrencies")),
-        remarks=(f"router: {within(recipe, 'frontend').get('type', 'dynamo')} (not judged)",),
+        remarks=(f"router: {inner(recipe, 'frontend').get('type', 'dynamo')} (not judged)",),
         **lengths,
     )
 
@@ -58,7 +58,7 @@ def _counts(said: Any) -> tuple[int, ...]:
 
 
 def _first(recipe: Mapping[str, Any]) -> Iterator[EngineService]:
-    backend, resources = within(recipe, "backend"), within(recipe, "resources")
+    backend, resources = inner(recipe, "backend"), inner(recipe, "resources")
     kind = str(backend.get("type", "sglang")).lower()
     options = mapping(backend.get(f"{kind}_config"), f"backend.{kind}_config")
     if not any(role in options for role in ROLES):
@@ -74,8 +74,9 @@ def _first(recipe: Mapping[str, Any]) -> Iterator[EngineService]:
 
 
 def _second(recipe: Mapping[str, Any]) -> Iterator[EngineService]:
-    kind = str(within(recipe, "engine").get("type", "")).lower()
-    for name, value in within(recipe, "roles").items():
+    said = recipe["engine"]
+    kind = str(said if isinstance(said, str) else inner(recipe, "engine").get("type", "")).lower()
+    for name, value in inner(recipe, "roles").items():
         if name not in ROLES:
             raise ProblemError(f"roles.{name} is none of {', '.join(ROLES)}")
         role = mapping(value, f"roles.{name}")
@@ -95,12 +96,12 @@ def _service(
     """sizes : (nodes, workers, GPUs of a worker); nodes are those of all workers."""
     if kind not in STARTS:
         raise ProblemError(f"engine {kind} is not known here; known: {', '.join(STARTS)}")
-    model = within(recipe, "model")
+    model = inner(recipe, "model")
     image = str(model["container"]) if model.get("container") else None
     nodes, per_node, workers = _places(recipe, name, sizes)
     return EngineService(
         name=name,
-        text=command_text([*STARTS[kind], *_words(kind, options, model)]),
+        text=command_text([*STARTS[kind], *_words(kind, options, model), *_placed(kind, options, nodes, per_node)]),
         environment={key: str(value) for key, value in environment.items()},
         role=ROLES[name],
         nodes=nodes,
@@ -114,7 +115,7 @@ def _service(
 def _places(recipe: Mapping[str, Any], name: str, sizes: tuple[Any, Any, Any]) -> tuple[int, int | None, int]:
     """(nodes of a worker, GPUs on each, workers); workers may share a node."""
     count, workers, gpus = sizes
-    told = within(recipe, "resources").get("gpus_per_node")
+    told = inner(recipe, "resources").get("gpus_per_node")
     whole_node = whole(told, "resources.gpus_per_node", 1) if told is not None else None
     number = whole(workers if workers is not None else 1, f"{name}: workers", 1)
     if gpus is not None and whole_node:
@@ -128,9 +129,18 @@ def _places(recipe: Mapping[str, Any], name: str, sizes: tuple[Any, Any, Any]) -
     return 1, (whole_node * nodes // number or None) if whole_node else None, number
 
 
+def _placed(kind: str, options: Mapping[str, Any], nodes: int, per_node: int | None) -> list[str]:
+    """What srtctl adds for a worker of several nodes: vLLM's data-parallel ranks of each (src/srtctl/backends/vllm.py)."""
+    if kind != "vllm" or nodes == 1 or per_node is None or "data-parallel-size" not in options:
+        return []
+    width = whole(options.get("tensor-parallel-size", 1), "tensor-parallel-size", 1)
+    return ["--data-parallel-size-local", str(per_node // width)] if width <= per_node else []
+
+
 def _words(kind: str, options: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
     """Options with the model by the path that the recipe gives it, where they do not."""
     named = next((options[key] for key in ("model-path", "model") if key in options), model.get("path", ""))
+    named = str(named).removeprefix("hf:")
     if kind == "vllm":
         return [str(named), *arguments({key: value for key, value in options.items() if key not in ("model-path", "model")})]
     return arguments({**options, "model-path": named})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.errors import ProblemError
-from autotune.manifests.service import EngineService, Manifest, command_text, listing, mapping, within
+from autotune.manifests.service import EngineService, Manifest, command_text, inner, listing, mapping
 from autotune.manifests.source import Source
 from cost_models.catalog import load_hardware
 
@@ -58,7 +58,7 @@ def read_on(source: Source, hardware: str) -> Manifest:
         raise ProblemError(f"none of the recipe's strategies is known here ({', '.join(strategies)})")
     services = tuple(service for name in known for service in _variants(entry, name, hardware))
     left = [name for name in strategies if name not in STRATEGIES]
-    model = within(entry, "model")
+    model = inner(entry, "model")
     remarks = [f"strategies left out: {', '.join(left)}"] if left else []
     if model.get("min_vllm_version"):
         remarks.append(f"the recipe needs vLLM {model['min_vllm_version']} or newer")
@@ -66,18 +66,18 @@ def read_on(source: Source, hardware: str) -> Manifest:
 
 
 def _variants(entry: Mapping[str, Any], strategy: str, hardware: str) -> Iterator[EngineService]:
-    variants = within(entry, "variants") or {"default": {}}
+    variants = inner(entry, "variants") or {"default": {}}
     for name, value in variants.items():
         variant = mapping(value, f"variants.{name}")
         yield _service(f"{strategy}/{name}", entry, variant, strategy, hardware)
 
 
 def _service(name: str, entry: Mapping[str, Any], variant: Mapping[str, Any], strategy: str, hardware: str) -> EngineService:
-    model, laid = within(entry, "model"), STRATEGIES[strategy]
+    model, laid = inner(entry, "model"), STRATEGIES[strategy]
     gpus = load_hardware(hardware).gpus_per_node
     family = FAMILIES.get(hardware.removeprefix("hgx-")[:1], "")
-    override = within(entry, "hardware_overrides", family) if family else {}
-    own = within(entry, "strategy_overrides", strategy)
+    override = inner(entry, "hardware_overrides", family) if family else {}
+    own = inner(entry, "strategy_overrides", strategy)
     spread = 1 if laid.over_nodes else laid.nodes
     # a recipe's own tensor-parallel size goes before all GPUs of the node
     size = int(variant.get("tp") or own.get("tp") or gpus * spread) if laid.parallel == TENSOR else gpus * spread
@@ -85,10 +85,10 @@ def _service(name: str, entry: Mapping[str, Any], variant: Mapping[str, Any], st
     words += [laid.over_nodes, str(laid.nodes)] if laid.over_nodes else []
     words += [word for part in (variant, override, own) for word in _words(part, "extra_args")]
     environment = {
-        **within(model, "base_env"),
-        **within(variant, "extra_env"),
-        **within(override, "extra_env"),
-        **within(own, "extra_env"),
+        **inner(model, "base_env"),
+        **inner(variant, "extra_env"),
+        **inner(override, "extra_env"),
+        **inner(own, "extra_env"),
     }
     served = str(variant.get("model_id") or model["model_id"])
     return EngineService(

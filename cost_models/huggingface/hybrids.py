@@ -26,6 +26,8 @@ def qwen3_next(config: Config, name: str, source: str) -> ModelSpec:
     period = config.get("full_attention_interval", 4)
     otherwise = [FULL if (layer + 1) % period == 0 else LINEAR for layer in range(layers)]
     kinds = by_type(config, {LINEAR: _gated_delta(config), FULL: gqa(config, qk_norm=True, output_gate=True)}, otherwise)
+    if "full_attention_interval" in config and list(config.get("layer_types") or otherwise) != otherwise:
+        raise ValueError(f"full_attention_interval {period} contradicts layer_types")
     ffn = _qwen_experts(config) if config.get("num_experts") else DenseSpec(intermediate=config["intermediate_size"])
     drafts = config.get("mtp_num_hidden_layers") or config.get("num_nextn_predict_layers") or 0
     return _model(config, name, source, [(kind, ffn) for kind in kinds], mtp_layers=drafts)

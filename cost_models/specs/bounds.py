@@ -23,6 +23,8 @@ OTHERWISE = {"layers": MOST_LAYERS, "experts": MOST_EXPERTS, "vocab": MOST_TOKEN
 """Field -> bound, where it is not MOST_WIDTH."""
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "num_experts_per_tok", "moe_num_experts", "n_shared_experts")
 """Keys of a config.json that count experts."""
+LAYERS = ("first_k_dense_replace", "n_layer")
+"""Keys of a config.json that count layers without saying so."""
 UNCHECKED = ("parameters",)
 """Counts that are only compared."""
 MOST_SECONDS = 3600.0
@@ -62,19 +64,19 @@ def _is_time(name: str) -> bool:
 def check_config(config: dict[str, Any], origin: str) -> None:
     """Raise InputError naming a size in a config.json that no model has, before anything as long as it is made."""
     for place, name, value in _sizes(config, ""):
-        most = MOST_LAYERS if "layers" in name else MOST_EXPERTS if name in EXPERTS else MOST_TOKENS
+        most = MOST_LAYERS if "layer" in name or name in LAYERS else MOST_EXPERTS if name in EXPERTS else MOST_TOKENS
         if abs(value) > most:
             raise InputError(f"{origin}: {place} {value:.6g} is more than any model has (at most {most:,})")
 
 
 def check_model(model: ModelSpec, origin: str) -> ModelSpec:
     """A model from a user's file; raises InputError naming a size that no model has, or two that contradict each other."""
+    if model.dense_layers > model.layers:
+        raise InputError(f"{origin}: {model.dense_layers} dense layers of {model.layers} layers")
     for place, name, value in _sizes(model.model_dump(), ""):
         most = OTHERWISE.get(name, MOST_WIDTH)
         if value > most and name not in UNCHECKED:
             raise InputError(f"{origin}: {place} {value:.6g} is more than any model has (at most {most:,})")
-    if model.dense_layers > model.layers:
-        raise InputError(f"{origin}: {model.dense_layers} dense layers of {model.layers} layers")
     if model.moe is not None and model.moe.top_k > model.moe.experts:
         raise InputError(f"{origin}: {model.moe.top_k} experts per token of {model.moe.experts} experts")
     if model.moe is not None and model.moe.experts < 2:

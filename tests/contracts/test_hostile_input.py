@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import gzip
 import json
 import os
@@ -18,19 +19,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.calibrating.benchmarks import read_benchmark
-from autotune.calibrating.timings import read_timings
+from autotune.calibrating.fits import fit_table
+from autotune.calibrating.timings import TimingTable, read_timings
+from autotune.calibrating.traces import KernelRules
 from autotune.calibrating.traces import read_kernel_trace as read_kernels
 from autotune.cli.main import main
 from autotune.documents.deployment import Deployment
+from autotune.documents.planned_placement import PlannedPlacement
 from autotune.errors import ProblemError
 from autotune.placement.arrays_file import read_npy, read_npz
 from autotune.placement.loads import read_loads
+from autotune.placement.placing import checked_experts
 from autotune.placement.torch_file import read_torch_file
 from autotune.serving.requests import read_trace
 from cost_models import reading
 from cost_models.catalog import _packaged, load_calibration, load_hardware, load_model, raw_calibration, read_yaml
+from cost_models.elementwise import ElementwiseCoefficients
 from cost_models.errors import AutotuneError, InputError
 from cost_models.huggingface import model_from_config
+from cost_models.patterns import compiled, wildcard
 
 MODEL = load_model("deepseek-v3")
 COUNTS = np.arange(58 * 256, dtype=np.int64).reshape(58, 256) + 1
@@ -543,3 +550,143 @@ def test_counts_of_a_config_are_counts(key, value, said):
         return
     with pytest.raises(AutotuneError, match=said):
         model_from_config({**config, key: value}, name="x", source="x")
+
+
+# ---- what a day of mutated documents found, each by its kind
+
+CONFIG = _packaged("models", "deepseek-v3")["config"]
+
+
+def written_config(folder: Path, **changes: object) -> str:
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+    return str(folder / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"n_shared_experts": {"a": 1}}, "n_shared_experts"),
+        ({"moe_intermediate_size": [2048]}, "intermediate"),
+        ({"first_k_dense_replace": 3_000_000}, "first_k_dense_replace 3e"),
+        ({"first_k_dense_replace": 500}, "more dense layers than layers|500 dense layers"),
+        ({"quantization_config": {"quant_method": "fp8", "ignored_layers": ["re:(?!a)b"]}}, "look-around"),
+    ],
+)
+def test_a_value_of_another_kind_in_a_config_is_named(tmp_path, changes, said):
+    with pytest.raises(AutotuneError, match=said) as error:
+        load_model(written_config(tmp_path, **changes))
+    assert "unsupported operand" not in str(error.value)
+
+
+CATASTROPHIC = ["(a+)+$", "(a|a)*b", "(.*a){20}c", "(x+x+)+y", r"^(\w+\s?)*$"]
+"""Each takes time beyond any limit on fifty letters where an engine tries one way after the other."""
+
+
+@pytest.mark.parametrize("pattern", CATASTROPHIC)
+def test_patterns_of_people_take_linear_time(tmp_path, pattern):
+    """That this test ends is the claim: 2^50 steps do not."""
+    rules = KernelRules.model_validate({"rules": [{"pattern": pattern, "family": "ignore"}]})
+    assert rules.family("a" * 50 + "x" * 50 + "!") in (None, "ignore")
+    left_out = {"quant_method": "fp8", "ignored_layers": [f"re:.*{pattern}", "lm_head"]}
+    assert load_model(written_config(tmp_path, quantization_config=left_out)).layers == 61
+
+
+@pytest.mark.parametrize("pattern", ["(", r"(a)\1", "(?<=a)b", "a" * 3000, "((a{1000}){1000}){1000}"])
+def test_a_rule_that_cannot_be_matched_in_linear_time_is_refused(pattern):
+    with pytest.raises(ValueError, match=r"RE2|at most 2000"):
+        KernelRules.model_validate({"rules": [{"pattern": pattern, "family": "ignore"}]})
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text("ab.[]!-*?", max_size=8), st.text("ab.[]!-", max_size=6))
+def test_wildcards_mean_what_they_mean_in_a_shell(pattern, name):
+    expected = re.match(fnmatch.translate(pattern), name) is not None
+    try:
+        found = compiled(wildcard(pattern)).fullmatch(name) is not None
+    except ValueError:  # a range that runs backwards: the shell matches nothing, here it is said
+        return
+    assert found == expected
+
+
+def test_text_that_is_not_utf8_in_a_parquet_file_is_a_message(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    names = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(struct.pack("<ii", 0, 2)), pa.py_buffer(b"g\xff")])
+    table = pa.table({"operator": names, "dtype": ["bf16"], "gpu": ["H200"], "latency_us": [1.0]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(ProblemError, match="cannot be read"):
+        read_timings(tmp_path / "t.parquet")
+
+
+def test_a_table_without_any_row_left_says_what_was_left_out():
+    import pandas as pd
+
+    table = TimingTable(pd.DataFrame(), {"less than one token per expert": 3})
+    with pytest.raises(ProblemError, match=r"no timing is left to fit \(3 of less than one token"):
+        fit_table(table, load_hardware("hgx-h20"), load_calibration("h200-vllm"))
+
+
+def test_a_calibration_that_lacks_coefficients_says_which():
+    calibration = load_calibration("h200-vllm")
+    entry = calibration.entry("elementwise", "default").model_copy(update={"coefficients": {"launch_s": 1.0}})
+    with pytest.raises(AutotuneError, match=r"lacks hidden_passes, .* and does not know launch_s"):
+        calibration.of(entry, ElementwiseCoefficients, "elementwise.default")
+
+
+def lines(*changes: tuple[int, str]) -> tuple[str, ...]:
+    """The map of a model of 58 layers with experts on 32 GPUs, 8 on each, with some layers otherwise."""
+    whole = " | ".join(" ".join(str(8 * gpu + slot) for slot in range(8)) for gpu in range(32))
+    return tuple(dict(changes).get(layer, whole) for layer in range(58))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([(3, lines()[0].replace("255", "0"))], "no replica of expert 255 in layer 6"),
+        ([(0, lines()[0].replace("255", "256"))], "expert 256 in layer 3"),
+        ([(1, lines()[0].rsplit(" | ", 1)[0])], "differ in size"),
+    ],
+)
+def test_the_map_of_an_edited_plan_is_checked_before_an_engine_gets_it(changes, said):
+    assert checked_experts(planned(lines()).experts, MODEL).shape == (58, 32, 8)
+    with pytest.raises(ProblemError, match=said):
+        checked_experts(planned(lines(*changes)).experts, MODEL)
+
+
+@pytest.mark.parametrize("line", ["0 1{50 2", "", "0 |1", "-1 2", "0  1", "٣ 1", "1" * 7])
+def test_a_line_of_a_map_is_numbers(line):
+    with pytest.raises(ValueError, match=r"layers\.0"):
+        planned((line,))
+
+
+def planned(layers: tuple[str, ...]) -> PlannedPlacement:
+    return PlannedPlacement(gpus=32, slots=256, balanced=1.0, eplb_balanced=1.0, median_gap=0.0, layers=layers)
+
+
+@pytest.mark.parametrize("option", ["--compilation-config '[1]'", "--speculative-config 5", "--eplb-config '\"x\"'"])
+def test_a_document_of_another_type_in_an_option_is_refused_by_name(tmp_path, monkeypatch, capsys, option):
+    (tmp_path / "s.sh").write_text(f"vllm serve deepseek-ai/DeepSeek-V3 --tensor-parallel-size 8 --enable-eplb {option}\n")
+    code, err = told(monkeypatch, capsys, "check", str(tmp_path / "s.sh"), "--hw", "hgx-h200")
+    assert code == 1
+    assert f"{option.split()[0]} needs a JSON object" in err
+
+
+def test_a_fault_of_autotunes_own_is_not_called_an_option_of_the_users(tmp_path, monkeypatch, capsys):
+    (tmp_path / "s.sh").write_text("vllm serve deepseek-ai/DeepSeek-V3 --tensor-parallel-size 8\n")
+    monkeypatch.setattr("autotune.auditing.commands.pool_of_command", lambda *_: 1 / 0)
+    code, err = told(monkeypatch, capsys, "check", str(tmp_path / "s.sh"), "--hw", "hgx-h200")
+    assert code == 1
+    assert "a fault of autotune's own" in err
+    assert "ZeroDivisionError" in err
+    monkeypatch.setenv("AUTOTUNE_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+def told(monkeypatch, capsys, *words: str) -> tuple[int, str]:
+    """Exit code and message of a command."""
+    monkeypatch.setattr("sys.argv", ["autotune", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0), capsys.readouterr().err

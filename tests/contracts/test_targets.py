@@ -391,6 +391,9 @@ def test_kserve_s_other_options_are_words_of_a_shell(tmp_path):
         flags = [argument.flag for argument in pool.head.arguments]
         assert [word for word in words if word in flags] == [word for word in shlex.split(line) if word in flags]
         assert "--tensor-parallel-size" not in words
+        over_nodes = spec["parallelism"].get("expert", False)  # only templates for several nodes read it
+        assert over_nodes == (pool.place.nodes > 1) == ("worker" in spec)
+        assert ("--enable-expert-parallel" in words) == (not over_nodes)
 
 
 @pytest.mark.slow
@@ -452,7 +455,7 @@ def test_every_module_of_a_target_is_registered():
     folder = Path(registry.__file__).parent
     found = {path.stem for path in folder.glob("*.py") if "\nTARGET = Target(" in path.read_text()}
     assert found == set(MODULES.values())
-    assert [load_target(name).name for name in MODULES] == list(MODULES)
+    assert [load_target(name).name for name in MODULES] == list(MODULES) == FORMATS.split(", ")
     with pytest.raises(ProblemError, match="known: bash, "):
         load_target("helm")
 

@@ -111,6 +111,10 @@ def manifest(name: str, documents: list[Document], about: str) -> Script:
         def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
             return True
 
+    def said(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+    Plain.add_representer(str, said)
     several = len(documents) > 1
     form: dict[str, Any] = {"sort_keys": False, "default_flow_style": False, "width": 10**6, "allow_unicode": True}
     body = str(yaml.dump_all(documents, Dumper=Plain, explicit_start=several, **form))

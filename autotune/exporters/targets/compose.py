@@ -30,7 +30,7 @@ from autotune.exporters.targets.pods import FILES, SHARED_MEMORY, PodShape, know
 HEALTHY = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)"
 
 
-def render(launch: Launch, options: TargetOptions) -> list[Script]:
+def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     """compose.yaml, files beside it, and bench.sh."""
     refuse_unlike(launch, "compose")
     node = launch.pools[0].place.per_node * launch.pools[0].place.gpus_per_node
@@ -101,7 +101,7 @@ def _engine(launch: Launch, pool: LaunchPool, options: TargetOptions, name: str,
 TARGET = Target(
     name="compose",
     title="Docker Compose on one node",
-    render=render,
+    render=_render,
     apply="docker compose up -d",
     validate="docker compose config --quiet",
 )

@@ -50,7 +50,7 @@ TRANSFER = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_load_fail
 TYPES = {"prefill": "prefill", "decode": "decode", "serve": "worker"}
 
 
-def render(launch: Launch, options: TargetOptions) -> list[Script]:
+def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     """deploy.yaml, and bench.sh."""
     refuse_unlike(launch, "dynamo")
     if launch.engine not in RUNTIMES:
@@ -119,7 +119,7 @@ def _words(launch: Launch, pool: LaunchPool) -> tuple[list[object], list[object]
 TARGET = Target(
     name="dynamo",
     title="NVIDIA Dynamo DynamoGraphDeployment",
-    render=render,
+    render=_render,
     apply="kubectl apply -f deploy.yaml",
     validate="kubectl apply --dry-run=server -f deploy.yaml",
 )

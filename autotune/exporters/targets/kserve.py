@@ -34,17 +34,18 @@ from autotune.exporters.targets.pods import (
     shared_objects,
 )
 
-OWN = (
-    "--port", "--served-model-name", "--tensor-parallel-size", "--data-parallel-size", "--data-parallel-size-local",
-    "--data-parallel-start-rank", "--data-parallel-address", "--data-parallel-rpc-port", "--data-parallel-hybrid-lb",
-    "--enable-expert-parallel",
+OWN = ("--port", "--served-model-name", "--tensor-parallel-size")
+"""Options that every template of KServe sets."""
+SPREAD = (
+    "--data-parallel-size", "--data-parallel-size-local", "--data-parallel-start-rank", "--data-parallel-address",
+    "--data-parallel-rpc-port", "--data-parallel-hybrid-lb", "--enable-expert-parallel",
 )  # fmt: skip
-"""Options that KServe's templates set."""
+"""Options that its templates for data parallelism over nodes set too (config-llm-*-worker-data-parallel.yaml)."""
 RPC_PORT = 13345
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def render(launch: Launch, options: TargetOptions) -> list[Script]:
+def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     """service.yaml, and bench.sh."""
     refuse_unlike(launch, "kserve")
     if launch.engine != "vllm":
@@ -55,7 +56,7 @@ def render(launch: Launch, options: TargetOptions) -> list[Script]:
         if pool.place.nodes > 1 and not pool.every_node_serves:
             raise ExportError("KServe's templates spread data-parallel ranks over nodes, not tensor or pipeline parallelism")
     variables = launch.pools[-1].head.variables()
-    if not REPOSITORY.fullmatch(variables["MODEL"]):
+    if not HUB_NAME.fullmatch(variables["MODEL"]):
         raise ExportError(f"kserve loads a model by URI; {variables['MODEL']} is no repository of Hugging Face: use --format lws")
     main, *other = reversed(launch.pools)  # the decode pool is the service, prefill its part
     model = {"uri": f"hf://{printable(variables['MODEL'], 'the model')}", "name": printable(variables["SERVED_NAME"], "the name")}
@@ -77,13 +78,14 @@ def render(launch: Launch, options: TargetOptions) -> list[Script]:
 
 def _pool(launch: Launch, pool: LaunchPool, options: TargetOptions) -> Document:
     layout = pool.pool.layout
-    parallelism: Document = {"tensor": layout.tp, "expert": layout.ep > 1}
-    if layout.dp > 1:
-        local = layout.dp // pool.place.nodes
-        parallelism |= {"data": layout.dp, "dataLocal": local, "dataRPCPort": RPC_PORT}
+    parallelism: Document = {"tensor": layout.tp}
     pod = _pod(launch, pool, options)
     found: Document = {"replicas": pool.instances, "parallelism": parallelism, "template": pod}
-    return found | ({"worker": pod} if layout.dp > 1 else {})
+    if pool.place.nodes == 1:
+        return found
+    local = layout.dp // pool.place.nodes
+    parallelism |= {"data": layout.dp, "dataLocal": local, "dataRPCPort": RPC_PORT, "expert": layout.ep > 1}
+    return found | {"worker": pod}
 
 
 def _pod(launch: Launch, pool: LaunchPool, options: TargetOptions) -> Document:
@@ -98,14 +100,15 @@ def _pod(launch: Launch, pool: LaunchPool, options: TargetOptions) -> Document:
 
 def additional(pool: LaunchPool) -> str:
     """The other options as words for a shell."""
-    kept = [argument for argument in pool.head.arguments if argument.flag not in OWN]
+    set_by_kserve = OWN + SPREAD if pool.place.nodes > 1 else OWN
+    kept = [argument for argument in pool.head.arguments if argument.flag not in set_by_kserve]
     return escaped(words(value for argument in kept for value in argument.words()))
 
 
 TARGET = Target(
     name="kserve",
     title="KServe LLMInferenceService",
-    render=render,
+    render=_render,
     apply="kubectl apply -f service.yaml",
     validate="kubectl apply --dry-run=server -f service.yaml",
 )

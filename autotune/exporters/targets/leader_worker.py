@@ -38,7 +38,7 @@ SERVES = "autotune/serves"
 """Label of pods that answer requests."""
 
 
-def render(launch: Launch, options: TargetOptions) -> list[Script]:
+def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     """launch.yaml, and bench.sh for a machine that reaches the service."""
     refuse_unlike(launch, "lws")
     documents = shared_objects(launch)
@@ -151,7 +151,7 @@ def _router(launch: Launch, router: Router, options: TargetOptions) -> list[Docu
 TARGET = Target(
     name="lws",
     title="Kubernetes LeaderWorkerSet",
-    render=render,
+    render=_render,
     apply="kubectl apply -f launch.yaml",
     validate="kubectl apply --dry-run=server -f launch.yaml",
 )

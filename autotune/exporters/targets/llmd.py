@@ -23,7 +23,7 @@ PORT = 8000
 SIDECAR = "a routing sidecar (llm-d-routing-sidecar)"
 
 
-def render(launch: Launch, options: TargetOptions) -> list[Script]:
+def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     """modelserver.yaml, kustomization.yaml, router.values.yaml, and bench.sh."""
     refuse_unlike(launch, "llmd")
     if launch.engine != "vllm":
@@ -144,7 +144,7 @@ def _values(launch: Launch, name: str) -> Document:
 TARGET = Target(
     name="llmd",
     title="llm-d (kustomize, DisaggregatedSet, router values)",
-    render=render,
+    render=_render,
     apply="kubectl apply -k .",
     validate="kubectl apply -k . --dry-run=server",
 )

@@ -9,7 +9,7 @@ from autotune.exporters.targets.base import Document, Target, TargetOptions, ser
 from autotune.exporters.targets.bash import bash_scripts
 
 
-def render(launch: Launch, options: TargetOptions) -> list[Script]:
+def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     """service.sbatch, and the scripts that it runs."""
     if options.image is not None:
         raise ExportError("sbatch runs the engine that is installed on the nodes: --image is for targets of containers")
@@ -46,7 +46,7 @@ def _pool(index: int, pool: LaunchPool) -> Document:
 TARGET = Target(
     name="sbatch",
     title="Slurm batch job",
-    render=render,
+    render=_render,
     apply="sbatch service.sbatch",
     validate="sbatch --test-only service.sbatch",
 )

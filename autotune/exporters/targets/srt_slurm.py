@@ -20,7 +20,7 @@ from autotune.exporters.targets.base import (
     service_name,
 )
 from autotune.exporters.targets.dynamo import PLACED
-from autotune.exporters.targets.kserve import REPOSITORY
+from autotune.exporters.targets.kserve import HUB_NAME
 from autotune.exporters.targets.pods import PodShape, known_variables, refuse_unlike
 
 ROLES = {"prefill": "prefill", "decode": "decode", "serve": "agg"}
@@ -29,7 +29,7 @@ PRECISIONS = {"nvfp4": "fp4", "mxfp4": "fp4", "fp8-block": "fp8", "fp8": "fp8", 
 """Recipe -> srt-slurm's word for it."""
 
 
-def render(launch: Launch, options: TargetOptions) -> list[Script]:
+def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     """recipe.yaml."""
     refuse_unlike(launch, "srt-slurm")
     if launch.engine not in PLACED:
@@ -67,7 +67,7 @@ def render(launch: Launch, options: TargetOptions) -> list[Script]:
 
 def _model(name: str) -> str:
     """A repository of Hugging Face is marked so; anything else is an alias of the cluster's or a path."""
-    return f"hf:{name}" if REPOSITORY.fullmatch(name) else printable(name, "the model")
+    return f"hf:{name}" if HUB_NAME.fullmatch(name) else printable(name, "the model")
 
 
 def _role(launch: Launch, pool: LaunchPool) -> Document:
@@ -107,7 +107,7 @@ def _benchmark(launch: Launch) -> Document:
 TARGET = Target(
     name="srt-slurm",
     title="NVIDIA srt-slurm recipe, schema 2",
-    render=render,
+    render=_render,
     apply="srtctl apply -f recipe.yaml",
     validate="srtctl dry-run -f recipe.yaml",
 )

@@ -78,6 +78,33 @@ def test_allocation_agrees_with_brute_force(seed):
     assert found.purchase.gap == found.running.gap == 0
 
 
+def test_two_thousand_gpus_of_three_clusters_are_shared_by_five_models_within_a_percent_of_the_bound():
+    rng = np.random.default_rng(5)
+    clusters = (
+        {"name": "gb200", "hardware": "gb200-nvl72", "racks": 5, "most_racks": 10, "rack_usd": 3.9e6},
+        {"name": "b200", "hardware": "hgx-b200", "rack_gpus": 32, "racks": 10, "most_racks": 20, "rack_usd": 1.9e6},
+        {"name": "h200", "hardware": "hgx-h200", "rack_gpus": 32, "racks": 20},
+    )
+    speed = {"gb200": 2.0, "b200": 1.4, "h200": 0.6}
+    sizes = {one["name"]: Site.of(Cluster(**one)).sizes() for one in clusters}
+    carried = {
+        (m, name, gpus): per_gpu * gpus * rng.uniform(0.6, 1.4)
+        for m in range(5)
+        for name, per_gpu in speed.items()
+        for gpus in sizes[name]
+    }
+    f = fleet_of((540.0, 600.0, 500.0, 580.0, 560.0), carried, clusters=clusters)
+    assert sum(site.most_gpus for site in f.sites) == 2000
+    found = allocate(f)
+    assert sum(found.bought) > 0
+    assert found.purchase.gap <= 0.01
+    assert found.running.gap <= 0.01
+    for m, model in enumerate(f.problem.models):
+        assert sum(
+            o.rate_milli * n for o, n in zip(f.options, found.replicas, strict=True) if o.model == model
+        ) >= f.demand_milli(m)
+
+
 def test_growth_is_what_the_racks_carry_over_what_is_asked():
     # one kind of service: 2 requests/s on 4 GPUs; 8 GPUs carry 4, 16 carry 8, asked are 3
     f = fleet_of((3.0,), {(0, "east", 4): 2.0})

@@ -14,7 +14,7 @@ from autotune.auditing.checking import check
 from autotune.auditing.goals import Goals
 from autotune.documents.deployment import Load
 from autotune.errors import ProblemError
-from autotune.manifests.judging import Asked, read_manifest
+from autotune.manifests.judging import GivenToo, read_manifest
 from autotune.manifests.kustomize import rendered
 from autotune.manifests.registry import READERS, read_file
 from autotune.manifests.scripts import read_script
@@ -27,7 +27,7 @@ FILES = Path(__file__).parents[2] / "fixtures" / "manifests"
 def read(name, **asked):
     path = FILES / name
     manifest = read_script(path.read_text()) if path.suffix == ".sh" else read_file(path, asked.get("hardware"))
-    return read_manifest(manifest, Asked(**asked), name)
+    return read_manifest(manifest, GivenToo(**asked), name)
 
 
 def written(tmp_path, text, name="file.yaml"):
@@ -245,7 +245,7 @@ spec:
           vllm serve Qwen/Qwen3-235B-A22B-FP8 --tensor-parallel-size 4 > {made}
       resources: {{limits: {{nvidia.com/gpu: 4}}}}
 """
-    found = read_manifest(read_file(written(tmp_path, pod)), Asked(hardware="hgx-h200"), "pod")
+    found = read_manifest(read_file(written(tmp_path, pod)), GivenToo(hardware="hgx-h200"), "pod")
     assert found.deployment.pool.tp == 4
     assert not made.exists()
 
@@ -262,19 +262,20 @@ def test_two_roles_of_one_script_are_a_pair():
         f"python3 -m sglang.launch_server --model-path {model} --tp-size 8 --disaggregation-mode {role} &"
         for role in ("prefill", "decode")
     )
-    found = read_manifest(read_script(both), Asked(hardware="hgx-h200"), "script").deployment
+    found = read_manifest(read_script(both), GivenToo(hardware="hgx-h200"), "script").deployment
     assert {role: pool.tp for role, pool in found.pools.items()} == {"prefill": 8, "decode": 8}
 
 
 def test_several_engines_that_are_no_pair_are_asked_about(tmp_path):
     pod = (
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {}}}\n"
-        "spec: {{template: {{spec: {{containers: [{{name: e, command: [vllm, serve, {}]}}]}}}}}}\n"
+        "spec: {{template: {{spec: {{containers: [{{name: e, command: [vllm, serve, {}, --max-num-seqs, '{}']}}]}}}}}}\n"
     )
-    path = written(tmp_path, "---\n".join(pod.format(name, "Qwen/Qwen3-235B-A22B-FP8") for name in ("one", "two", "three")))
+    model = "Qwen/Qwen3-235B-A22B-FP8"
+    path = written(tmp_path, "---\n".join(pod.format(n, model, size) for n, size in (("one", 8), ("two", 16), ("three", 32))))
     with pytest.raises(ProblemError, match="one, two, three; say which with --service"):
-        read_manifest(read_file(path), Asked(hardware="hgx-h200"), path.name)
-    alone = read_manifest(read_file(path), Asked(hardware="hgx-h200", service="two", size=4), path.name)
+        read_manifest(read_file(path), GivenToo(hardware="hgx-h200"), path.name)
+    alone = read_manifest(read_file(path), GivenToo(hardware="hgx-h200", service="two", size=4), path.name)
     assert alone.deployment.pool.tp == 1
 
 
@@ -293,3 +294,8 @@ def test_every_reader_keeps_to_its_own_files():
 def test_a_deployment_document_is_none_of_them(tmp_path):
     document = "hardware: hgx-h200\nmodel: deepseek-r1\nprecision: fp8-block\nengine: {name: vllm}\npools: {decode: {tp: 8}}\n"
     assert read_file(written(tmp_path, document)) is None
+
+
+def test_a_tensorrt_llm_command_is_refused_in_words():
+    with pytest.raises(ProblemError, match="TensorRT-LLM's commands are not read here; describe the plan in a deployment file"):
+        read_script("trtllm-serve nvidia/DeepSeek-R1-FP4 --tp_size 8 --extra_llm_api_options extra.yaml")

@@ -44,6 +44,14 @@ KIMI: dict[str, Any] = {
     },
 }  # fmt: skip
 
+QWEN: dict[str, Any] = {
+    "architectures": ["Qwen3NextForCausalLM"], "hidden_size": 2048, "num_hidden_layers": 4, "vocab_size": 151936,
+    "max_position_embeddings": 262144, "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256,
+    "intermediate_size": 5120, "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "full_attention_interval": 4,
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+}  # fmt: skip
+
 
 def read(config: dict[str, Any], **changes: Any) -> ModelSpec:
     return model_from_config({**copy.deepcopy(config), **changes}, name="model", source="config.json")
@@ -154,11 +162,23 @@ def test_a_dense_network_without_a_gate_has_two_matrices():
         (KIMI, {"linear_attn_config": {**KIMI["linear_attn_config"], "full_attn_layers": []}}, "layer 4 is in neither"),
         (KIMI, {"linear_attn_config": {**KIMI["linear_attn_config"], "full_attn_layers": [5]}}, "layer 5 is not one of 4"),
         (KIMI, {"q_lora_rank": None}, "q_lora_rank null"),
+        (QWEN, {"full_attention_interval": 2}, "full_attention_interval 2 contradicts layer_types"),
+        (QWEN, {"layer_types": ["linear_attention"] * 4}, "full_attention_interval 4 contradicts layer_types"),
+        (QWEN, {"layer_types": ["linear_attention"] * 3}, "layer_types has 3 entries"),
     ],
 )
 def test_contradictions_are_named(config, changes, said):
     with pytest.raises(UnsupportedModelError, match=said):
         read(config, **changes)
+
+
+def test_layers_of_a_hybrid_come_from_the_list_or_the_interval():
+    by_list = read(
+        {key: value for key, value in QWEN.items() if key != "full_attention_interval"}, layer_types=QWEN["layer_types"]
+    )
+    by_interval = read({key: value for key, value in QWEN.items() if key != "layer_types"})
+    assert by_list.attentions == by_interval.attentions == read(QWEN).attentions
+    assert list(read(QWEN).attentions.values()) == [3, 1]
 
 
 def test_a_missing_indexer_field_is_named():

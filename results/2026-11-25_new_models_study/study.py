@@ -1,0 +1,190 @@
+"""TPOT of the models of 2026, and of DeepSeek-R1 on MI355X, beside the cost models.
+
+usage: python study.py sample_other_models.csv inferencex_2026.csv published_2026.yaml > errors.csv
+
+Three tables of public measurements, not kept here (Apache-2.0; sources in README.md). A closed loop as a fluid: every step
+decodes the sequences in flight and the prompts that take the place of those that finished,
+    TPOT = step(B) + B / OSL * prefill_s(ISL),    B = in flight per worker and attention-DP rank.
+So it judges steps, not scheduling. B is at most what memory holds. What is left out is printed with its reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import yaml
+
+from cost_models.catalog import calibration_for, load_hardware, load_model, recipe_of
+from cost_models.dispatch import BACKENDS
+from cost_models.errors import AutotuneError
+from cost_models.machine import Machine
+from cost_models.memory import decode_memory
+from cost_models.prefill import prefill_step
+from cost_models.rows import Rows
+from cost_models.specs.workload import Workload
+from cost_models.step import decode_step
+
+HARDWARE = {"b200_sxm": "hgx-b200", "b300_sxm": "hgx-b300", "h200_sxm": "hgx-h200", "h100_sxm": "hgx-h100", "mi355x": "mi355x"}
+MODELS = {
+    "MiniMaxAI/MiniMax-M2.5": "minimax-m2",
+    "moonshotai/Kimi-K2.5": "kimi-k2.5",
+    "Qwen/Qwen3.5-397B-A17B": "qwen3.5-397b-a17b",
+    "zhipuai/GLM-5": "glm-5",
+}
+RECIPES = {"fp8": "fp8-block", "fp4": "nvfp4", "int4": "int4", "bf16": "bf16"}
+PUBLISHED = {
+    "MiniMaxAI/MiniMax-M2.5 (FP8 block)": ("minimax-m2", "fp8-block"),
+    "Qwen/Qwen3.5-397B-A17B (BF16)": ("qwen3.5-397b-a17b", "bf16"),
+    "nvidia/Kimi-K2.5-NVFP4": ("kimi-k2.5", "nvfp4"),
+}
+PUBLISHED_HARDWARE = {"H200": "hgx-h200", "B200": "hgx-b200"}
+NOMINAL = 0.9
+"""Mean length over the nominal one where lengths are uniform in 0.8 to 1.0 of it."""
+RANDOM_TOKENS = 1.57
+"""Popularity of experts under random prompts, as these benchmarks send them."""
+STEP_TOKENS = 8192
+LARGEST_TP = 8
+MEMORY_FRACTION = 0.9
+"""Of device memory that engines fill; requests beyond it wait, which is not TPOT."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One point of a closed loop; lengths in tokens, per-worker layout of the decoding pool."""
+
+    id: str
+    model: str
+    recipe: str
+    hardware: str
+    engine: str
+    isl: int
+    osl: int
+    in_flight: float
+    tp: int
+    dp: int
+    ep: int
+    tpot_ms: float
+
+
+@cache
+def machine_of(hardware: str, model: str, engine: str, recipe: str) -> Machine:
+    """A row's machine."""
+    system, spec = load_hardware(hardware), load_model(model)
+    exact = recipe_of(recipe, spec).on(system.gpu.architecture)
+    return Machine(spec, system, exact, calibration_for(system.gpu.name, engine), RANDOM_TOKENS)
+
+
+def tpot_ms(row: Measured) -> float:
+    """Predicted TPOT of a row."""
+    machine = machine_of(row.hardware, row.model, row.engine, row.recipe)
+    asked = max(round(row.in_flight / row.dp), 1)
+    backend = BACKENDS.index("none" if row.dp == 1 else "allgather_reducescatter")
+    rows = Rows.of(tp=row.tp, dp=row.dp, ep=row.ep, batch=asked, backend=backend)
+    workload = Workload(isl_tokens=row.isl, osl_tokens=row.osl)
+    memory = decode_memory(machine, rows, workload)
+    room = MEMORY_FRACTION * machine.hardware.gpu.hbm_visible_bytes.value - memory.without_kv_bytes
+    batch = max(min(asked, int(memory.sequence.fitting(room)[0])), 1)
+    rows = rows.replace(batch=batch)
+    step_s = decode_step(machine, rows, workload.context_tokens).step_s[0]
+    prompts = prefill_step(machine, rows.replace(batched_tokens=STEP_TOKENS, graph_tokens=0), workload)
+    return float(step_s + batch / row.osl * row.isl * prompts.step_s[0] / STEP_TOKENS) * 1e3
+
+
+def of_table(row: dict[str, str], model: str) -> Measured | str:
+    """A row of the tables, or why it is left out."""
+    if row["mode"] != "agg":
+        return "disaggregated"
+    if row["note"] or not row["concurrency"] or not row["tpot_ms"]:
+        return "noted, or without concurrency or mean TPOT"
+    if int(float(row["d_tp"])) > LARGEST_TP:
+        return "tensor parallelism beyond a host"
+    if row["system"] not in HARDWARE:
+        return f"hardware {row['system']}"
+    tp, dp, ep, workers = (int(float(row[f"d_{name}"] or 1)) for name in ("tp", "dp", "ep", "workers"))
+    if tp == dp > 1 and ep == tp * dp:  # attention DP over n GPUs, recorded as n x n: 16 GPUs of a host that has 8
+        tp, ep = 1, dp
+    recipe = RECIPES[row["precision"]]
+    return Measured(
+        row["id"], model, recipe, HARDWARE[row["system"]], row["engine"], int(NOMINAL * int(row["isl"])),
+        int(NOMINAL * int(row["osl"])), int(row["concurrency"]) / workers, tp, dp, ep, float(row["tpot_ms"]),
+    )  # fmt: skip
+
+
+def of_amd(row: dict[str, str]) -> Measured | str:
+    """A row of DeepSeek-R1 on MI355X, or why it is left out."""
+    if row["engine"] != "sglang":
+        return "MI355X: engine atom"
+    if row["spec"] == "mtp":
+        return "MI355X: draft depth and acceptance not recorded"
+    if row["precision"] == "fp4":
+        return "MI355X: MXFP4 weights and activations have no recipe"
+    return of_table(row, "deepseek-r1")
+
+
+def of_published(case: dict[str, Any]) -> Iterator[Measured | str]:
+    """Points of a published case, or why it is left out."""
+    points = case.get("points") or []
+    if not case["phase"].startswith("e2e aggregated") or not points or not isinstance(case.get("isl"), int):
+        yield f"published: {case['phase']}, {'no' if not points else 'other'} points"
+        return
+    if case.get("mtp"):
+        yield "published: acceptance not recorded"
+        return
+    model, recipe = PUBLISHED[case["model"]]
+    for point in points:
+        measured = point.get("tpot_ms") or point["tpot_p50_ms"]
+        yield Measured(
+            f"{case['id']}-c{point['concurrency']}", model, recipe, PUBLISHED_HARDWARE[case["gpu"]], "vllm", case["isl"],
+            case["osl"], point["concurrency"], case["tp"], case["dp"], case["ep"], measured,
+        )  # fmt: skip
+
+
+def rows_of(others: str, amd: str, published: str) -> Iterator[tuple[str, Measured | str]]:
+    """Every row of the three tables with the table's name."""
+    with open(others, newline="", encoding="utf-8") as file:
+        yield from (("sample", of_table(row, MODELS[row["model"]])) for row in csv.DictReader(file) if row["model"] in MODELS)
+    with open(amd, newline="", encoding="utf-8") as file:
+        yield from (("mi355x", of_amd(row)) for row in csv.DictReader(file) if row["system"] == "mi355x")
+    with open(published, encoding="utf-8") as file:
+        for case in yaml.safe_load(file):
+            yield from (("published", one) for one in of_published(case))
+
+
+def main() -> None:
+    """Print a line per priced row, and to stderr what they come to and what is left out."""
+    out = csv.writer(sys.stdout)
+    out.writerow(["id", "table", "model", "precision", "hardware", "engine", "in_flight", "measured_ms", "predicted_ms", "error"])
+    errors: dict[tuple[str, ...], list[float]] = {}
+    left_out: Counter[str] = Counter()
+    for table, row in rows_of(*sys.argv[1:4]):
+        if isinstance(row, str):
+            left_out[row] += 1
+            continue
+        try:
+            predicted = tpot_ms(row)
+        except AutotuneError as error:
+            left_out[f"{row.model} {row.recipe} on {row.hardware}: {error}"[:150]] += 1
+            continue
+        error = predicted / row.tpot_ms - 1
+        key = (table, row.model, row.recipe, row.hardware, row.engine)
+        out.writerow([row.id, *key, row.in_flight, row.tpot_ms, f"{predicted:.3f}", f"{error:+.4f}"])
+        errors.setdefault(key, []).append(error)
+    for table in ("sample", "mi355x", "published"):
+        errors[table, "all"] = [e for key, part in errors.items() if key[0] == table and key[1] != "all" for e in part]
+    for key, found in sorted(errors.items()):
+        sizes = np.abs(found)
+        text = f"mean {sizes.mean():.1%} median {np.median(sizes):.1%} bias {np.mean(found):+.1%}"
+        print(*key, len(found), text, file=sys.stderr)
+    for why, count in left_out.most_common():
+        print(f"left out: {count} {why}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

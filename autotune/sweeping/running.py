@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,18 @@ def _answers(
             alike[one.key] = alike.get(one.key, 0) + 1
     answers = dict(known)
     for key, text in executor.results(list(tasks.values())) if tasks else ():
-        answers[key] = Found.model_validate_json(text)
+        answers[key] = Found.model_validate_json(as_typed(text, tasks[key].typed))
         if journal:
             journal.add(key, answers[key])
         watch.tell(answers[key], alike[key])
     return answers, len(tasks)
+
+
+def as_typed(text: str, typed: Mapping[str, str]) -> str:
+    """A worker's answer (JSON) with file names as they were typed: tables are passed on, folders of the user's are not."""
+    for absolute in sorted(typed, key=len, reverse=True):
+        text = text.replace(json.dumps(absolute)[1:-1], json.dumps(typed[absolute])[1:-1])
+    return text
 
 
 def _row(entry: ScenarioEntry, task: Task | Found, answers: dict[str, Found]) -> SweptRow:

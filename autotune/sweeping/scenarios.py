@@ -54,6 +54,8 @@ class Task:
     """The same for problems that have the same answer, whoever solves them."""
     problem: str
     """As JSON."""
+    typed: Mapping[str, str] = field(default_factory=dict)
+    """Absolute path -> what was typed, of the files that the problem names."""
 
 
 def read_scenarios(path: Path) -> list[ScenarioEntry]:
@@ -155,16 +157,16 @@ def task_of(asked: dict[str, Any]) -> Task | Found:
     """
     try:
         problem = validated(Problem, {**DEFAULTS, **asked}, "problem")
-        problem, contents = _with_files(problem)
+        problem, typed, contents = _with_files(problem)
     except AutotuneError as error:
         return Found(status="bad", message=str(error).removeprefix("problem: "))
     text = problem.model_dump_json(exclude={"storage"})
     identity = json.dumps([text, contents, installed_version("moe-autotune")])
-    return Task(hashlib.sha256(identity.encode()).hexdigest()[:32], text)
+    return Task(hashlib.sha256(identity.encode()).hexdigest()[:32], text, typed)
 
 
-def _with_files(problem: Problem) -> tuple[Problem, list[str]]:
-    """The problem with absolute paths, and the digests of its files."""
+def _with_files(problem: Problem) -> tuple[Problem, dict[str, str], list[str]]:
+    """The problem with absolute paths, what was typed by absolute path, and the digests of its files."""
     named = {
         name: value
         for name in ("hardware", "model", "prefill_hardware")
@@ -177,8 +179,8 @@ def _with_files(problem: Problem) -> tuple[Problem, list[str]]:
         changes["expert_load"] = tuple(str(Path(name).resolve()) for name in problem.expert_load)
     if problem.load is not None and problem.load.trace:
         changes["load"] = problem.load.model_copy(update={"trace": str(Path(problem.load.trace).resolve())})
-    problem = problem.model_copy(update=changes)
-    files = [*(changes.get(name) for name in named), problem.calibration.file, *problem.expert_load]
-    files.append(problem.load.trace if problem.load else None)
+    files = [*named.values(), problem.calibration.file, *problem.expert_load, problem.load.trace if problem.load else None]
+    typed = {str(Path(name).resolve()): name for name in files if name}
     limit = Limit(2**33, "bytes")
-    return problem, [hashlib.sha256(read_bytes(Path(name), limit)).hexdigest() for name in files if name]
+    digests = [hashlib.sha256(read_bytes(Path(name), limit)).hexdigest() for name in files if name]
+    return problem.model_copy(update=changes), typed, digests

@@ -48,20 +48,32 @@ def run_folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
-def test_commands_reach_no_network(run_folder):
+@pytest.fixture(scope="module")
+def passed_on(run_folder) -> Path:
+    """What every other command writes of that run, none of which may reach a network."""
     (run,) = (run_folder / "results").iterdir()
-    command(run_folder, "export", str(run), "--out", "scripts")
-    command(run_folder, "place", "--synthetic", "1", "--gpus", "8", "--model", "qwen3-235b-a22b")
-    command(run_folder, "sensitivity", str(run))
-    command(run_folder, "model", "list")
+    out = run_folder / "passed_on"
+    folder = str(run)
+    command(run_folder, "export", folder, "--out", "passed_on/bash")
+    command(run_folder, "export", folder, "--format", "sbatch", "--out", "passed_on/sbatch")
+    image = ("--image", "registry.example/vllm:v0.33.0", "--router-image", "registry.example/router:1")
+    command(run_folder, "export", folder, "--format", "lws", *image, "--out", "passed_on/lws")
+    command(run_folder, "report", folder, "--out", "passed_on/page.html")
+    command(run_folder, "compare", folder, folder, "--out", "passed_on/both.html")
+    problem = {"hardware": "./hw.yaml", "model": "./mine/config.json", "precision": "bf16", "gpus": 16, "trials": 0}
+    (run_folder / "sweep.yaml").write_text(json.dumps([problem]))
+    command(run_folder, "sweep", "sweep.yaml", "--workers", "1", "--format", "csv", "--out", "passed_on/sweep")
+    (out / "explained.txt").write_text(command(run_folder, "explain", folder, "--why", "tp1"))
+    (out / "sensitivity.txt").write_text(command(run_folder, "sensitivity", folder))
+    (out / "placed.txt").write_text(command(run_folder, "place", "--synthetic", "1", "--gpus", "8", "--model", "qwen3-235b-a22b"))
+    return out
 
 
 @pytest.mark.slow
-def test_a_run_folder_says_nothing_of_the_machine(run_folder):
-    """No folder above what was typed, no host, no user; nor in what is exported from it."""
-    files = [path for path in (run_folder / "results").rglob("*") if path.is_file()]
-    assert len(files) > 5
+def test_commands_reach_no_network_and_nothing_says_where_they_ran(run_folder, passed_on):
+    """No folder above what was typed, no host, no user: in a run folder, and in what is made from it."""
+    files = [path for folder in (run_folder / "results", passed_on) for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".yaml", ".json", ".html", ".sh", ".csv", ".txt", ".sbatch"}
     user = getpass.getuser()
     foreign = [str(run_folder), str(Path.home()) + "/", sys.prefix, f"/home/{user}/", f"{user}@"]
     foreign += [host for host in [socket.gethostname()] if len(host) > SHORT]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -106,7 +107,7 @@ def whole_number(text: str) -> int | None:
         return None
     number, unit, binary = found.groups()
     value = float(number) * (1024 if binary or unit.isupper() else 1000) ** UNITS.index(unit.lower())
-    return int(value) if value == int(value) else None
+    return int(value) if math.isfinite(value) and value == int(value) else None
 
 
 def engine_for(command_line: str, vendor: str) -> EngineSpec:

@@ -21,6 +21,7 @@ from autotune.documents.deployment import MAX_BATCH, Deployment
 from autotune.errors import ProblemError
 from autotune.predicting.step import predict_decode, resolve
 from cost_models.calibration import Entry, FitReport
+from cost_models.catalog import validated
 from cost_models.errors import InputError
 from cost_models.reading import RESULT, parse_json, read_text, reading
 from cost_models.specs.workload import MAX_LENGTH_TOKENS, Workload
@@ -302,8 +303,8 @@ def fit_host(results: Sequence[HostPoint], base: Entry, dp: int) -> tuple[Entry,
         median_error=round(float(np.median(errors)), 4),
         p90_error=round(float(np.quantile(errors, 0.9)), 4),
     )
-    entry = Entry(coefficients=coefficients, status="measured", source="; ".join(sources), box=_box(batch), fit=report)
-    return entry, warnings
+    fields = {"coefficients": coefficients, "status": "measured", "source": "; ".join(sources), "box": _box(batch), "fit": report}
+    return validated(Entry, fields, "the fit of host times"), warnings
 
 
 def _box(batch: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, tuple[float, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,13 +20,19 @@ from cost_models.specs.base import Spec
 PUBLISHED = ("published_decode.yaml", "published_prefill.yaml", "published_service.yaml")
 
 
+MeasuredRate = Annotated[float, Field(ge=1e-6, le=1e12)]
+"""[1/s]; errors are relative to it."""
+MeasuredTime = Annotated[float, Field(ge=1e-9, le=1e9)]
+"""[s]."""
+
+
 class Measured(Spec):
     """What was measured; at least the throughput."""
 
-    tokens_per_s_per_gpu: float = Field(gt=0)
+    tokens_per_s_per_gpu: MeasuredRate
     """Generated tokens of a decode pool, prompt tokens of a prefill pool."""
-    tpot_s: float | None = Field(default=None, gt=0)
-    ttft_s: float | None = Field(default=None, gt=0)
+    tpot_s: MeasuredTime | None = None
+    ttft_s: MeasuredTime | None = None
     """Mean time to first token of a service."""
 
 

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autotune.auditing.commands import read_command
 from autotune.calibrating.benchmarks import read_benchmark
 from autotune.calibrating.fits import fit_table
 from autotune.calibrating.timings import TimingTable, read_timings
@@ -32,6 +33,7 @@ from autotune.placement.loads import read_loads
 from autotune.placement.placing import checked_experts
 from autotune.placement.torch_file import read_torch_file
 from autotune.serving.requests import read_trace
+from autotune.validating.cases import Measured
 from cost_models import reading
 from cost_models.catalog import _packaged, load_calibration, load_hardware, load_model, raw_calibration, read_yaml
 from cost_models.elementwise import ElementwiseCoefficients
@@ -698,3 +700,16 @@ def test_families_of_a_calibration_are_mappings(tmp_path, families):
     path.write_text(json.dumps({"id": "mine", "inherits": "h200-vllm", "families": families}))
     with pytest.raises(AutotuneError, match="must be a mapping"):
         load_calibration(str(path))
+
+
+@pytest.mark.parametrize("length", ["9" * 400, "9" * 400 + "k", "1e999"])
+def test_lengths_beyond_any_number_are_one_message(length):
+    text = f"vllm serve deepseek-ai/DeepSeek-R1 --tensor-parallel-size 8 --max-model-len {length}"
+    with pytest.raises(AutotuneError, match="max-model-len"):
+        read_command(text, hardware="hgx-h200", version="0.24", isl_tokens=100, osl_tokens=100)
+
+
+@pytest.mark.parametrize(("name", "value"), [("tpot_s", 1e-320), ("ttft_s", 1e300), ("tokens_per_s_per_gpu", 1e-300)])
+def test_measurements_that_no_engine_has_are_named(name, value):
+    with pytest.raises(ValueError, match=name):
+        Measured(**{"tokens_per_s_per_gpu": 100.0, name: value})

@@ -123,10 +123,10 @@ def place(model: str, gpus: int, redundant_experts: int, gpus_per_node: int, loa
 
 def explain(bench: Workbench, run: str, layout: str) -> Data:
     """Why a layout was chosen or not, from what the search weighed."""
-    from autotune.report.asking import explain_layout
+    from autotune.report.asking_services import explain_run
     from autotune.report.page.folder import read_page
 
-    return explain_layout(read_page(bench.folder(run)), layout).model_dump(mode="json")
+    return explain_run(read_page(bench.folder(run)), layout).model_dump(mode="json")
 
 
 def export(bench: Workbench, run: str, rank: int) -> Data:

@@ -77,12 +77,15 @@ def compare(
 
 def explain(
     run: Annotated[Path, typer.Argument(help="Run folder of `autotune search`.", autocompletion=completing.runs)],
-    why: Annotated[str, typer.Option(help="Layout to ask about, e.g. ep72, tp8 or 'dp48 ep48'.")],
+    why: Annotated[
+        str,
+        typer.Option(help="Layout, e.g. ep72, tp8 or 'dp48 ep48'; of a service also (dis)aggregated."),
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Why a layout was chosen or not, from what the search weighed: its best size, what it loses and where."""
-    from autotune.report.asking import explain_layout
+    """Why a layout or kind of service was chosen or not, from what the search kept: what it loses and where."""
+    from autotune.report.asking_services import explain_run
     from autotune.report.page.folder import read_page
 
-    answer = explain_layout(read_page(run), why)
+    answer = explain_run(read_page(run), why)
     typer.echo(answer.model_dump_json(indent=2) if json else answer.text)

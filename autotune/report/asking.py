@@ -45,19 +45,18 @@ def explain_layout(page: RunPage, asked: str) -> Explanation:
     candidates = page.candidates
     best = page.result.best
     if candidates is None or not isinstance(best, Plan):
-        raise ProblemError(
-            "this run kept no candidates: services and runs of older versions do not; search a decode or prefill pool again"
-        )
+        raise ProblemError("this run kept no candidates: runs of older versions do not; search the pool again")
     wanted = {name.upper(): int(size) for name, size in SIZE.findall(asked)}
     if not wanted or SIZE.sub("", asked).strip(" ,+"):
         raise ProblemError(f"cannot read {asked!r} as a layout; write sizes like ep72, tp8 or 'dp48 ep48'")
-    fitting = [i for i, name in enumerate(candidates.layouts) if _fits(name, wanted)]
+    fitting = [i for i, name in enumerate(candidates.layouts) if fits_sizes(name, wanted)]
     if not fitting:
         raise ProblemError(f"no layout with {asked} was among those weighed: {', '.join(sorted(candidates.layouts)[:12])}, ...")
     return _answer(candidates, np.isin(candidates.layout, fitting), asked)
 
 
-def _fits(layout: str, wanted: dict[str, int]) -> bool:
+def fits_sizes(layout: str, wanted: dict[str, int]) -> bool:
+    """Whether a layout's label has the sizes asked for; a letter that it does not name is 1."""
     sizes = {name.upper(): int(size) for name, size in SIZE.findall(layout.partition("(")[0])}
     return all(sizes.get(name, 1) == size for name, size in wanted.items())
 

@@ -13,6 +13,7 @@ UNSURE = 0.8
 NEARLY_FULL = 0.97
 """Share of the memory limit that counts as full."""
 BUSY = 0.9
+SECONDS_PER_HOUR = 3600.0
 
 
 def layout_words(layout: Layout, *, moe: bool = True) -> list[str]:
@@ -65,10 +66,19 @@ def _service_sizing(plan: ServicePlan) -> list[str]:
             f"{summary.phase}: {summary.label} on {summary.gpus} GPUs of {summary.hardware}, "
             f"{load:.0%} of what its steps could serve"
         )
+        if summary.phase != "prefill":
+            seen = plan.prediction
+            lines[-1] += (
+                f"; {seen.decode_sequences / pool.instances:,.0f} sequences decode at once on each instance, "
+                f"{seen.decode_slots / pool.instances:,.0f} fit"
+            )
         lines += [f"{summary.phase}: {words}" for words in layout_words(pool.layout)]
     lines.append(f"what keeps it from serving more: {plan.bound_by}")
     if plan.usd_per_million_tokens:
-        lines.append(f"{plan.usd_per_million_tokens:,.2f} USD per million output tokens at the prices given")
+        per_hour = plan.usd_per_million_tokens * plan.prediction.tokens_per_s * SECONDS_PER_HOUR / 1e6
+        lines.append(
+            f"{plan.usd_per_million_tokens:,.2f} USD per million output tokens, {per_hour:,.2f} USD an hour at the prices given"
+        )
     return lines
 
 

@@ -20,8 +20,9 @@ IMPROVES = 2e-5
 
 
 def normalised(loads: Floats) -> Floats:
-    """Loads (scenarios, experts) as shares of each scenario's total."""
-    return as_floats(loads / loads.sum(axis=1, keepdims=True))
+    """Loads (scenarios, experts) as shares of each scenario's total; equal ones where nothing was chosen at all."""
+    total = loads.sum(axis=1, keepdims=True)
+    return as_floats(np.where(total > 0, loads / np.where(total > 0, total, 1.0), 1.0 / loads.shape[1]))
 
 
 def replicate(loads: Floats, slots: int) -> Ints:

@@ -135,3 +135,10 @@ def test_slots_go_to_the_layers_that_need_them():
     placed = np.array([[1.0, 0.5], [1.0, 0.5], [1.0, 1.0]])
     assert shared_out(placed, 1) == 1.0
     assert shared_out(placed, 0) == 0.75
+
+
+def test_experts_that_no_token_chose_are_packed_like_any_others():
+    # of one node's experts nothing was chosen: equal shares, so that each of four GPUs gets two of the eight
+    placed = place_layer(np.zeros((1, 8)), 8, 4)
+    assert sorted(placed.ravel()) == list(range(8))
+    assert placed.shape == (4, 2)

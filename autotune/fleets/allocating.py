@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autotune.documents.fleet import FleetProblem
+from autotune.errors import ProblemError
 from autotune.fleets.options import MILLI, FleetOption, Site
-from autotune.layouts.select import Named, Proof, solved
+from autotune.layouts.select import ModelAnswer, Named, Proof, solved
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -106,12 +107,24 @@ def within_budget(fleet: Fleet, v: FleetVariables) -> Iterable[Named]:
 FAMILIES = (gpus_are_there, loads_are_served, within_budget)
 
 
+def _answer(model: cp_model.CpModel, fleet: Fleet) -> ModelAnswer | None:
+    """As `solved`; raises ProblemError where time runs out with neither an answer nor a proof that there is none."""
+    try:
+        return solved(model, fleet.problem.seed, TIME_LIMIT_S, linear=True)
+    except RuntimeError as error:
+        raise ProblemError(
+            f"{len(fleet.options)} services of {len(fleet.problem.models)} models on {len(fleet.sites)} clusters: within "
+            f"{TIME_LIMIT_S:g} s the solver neither found a fleet nor proved that there is none; let each model run on fewer "
+            "clusters, or plan them apart"
+        ) from error
+
+
 def allocate(fleet: Fleet) -> Allocation | None:
     """The cheapest racks, and the cheapest use of them; None when CP-SAT proves that the loads cannot be served."""
     for_sale = [site.cluster.for_sale for site in fleet.sites]
     model, v = _model(fleet, FAMILIES, for_sale)
     model.minimize(v.purchase())
-    if (answer := solved(model, fleet.problem.seed, TIME_LIMIT_S, linear=True)) is None:
+    if (answer := _answer(model, fleet)) is None:
         return None
     solver, purchase = answer
     spent = sum(fleet.usd(s) * solver.value(n) for s, n in enumerate(v.bought))
@@ -121,7 +134,7 @@ def allocate(fleet: Fleet) -> Allocation | None:
         model.add_hint(variable, value)  # satisfies all: where time runs out there is an answer
     model.add(v.purchase() <= spent).with_name("cheapest_racks")
     model.minimize(v.running())
-    answer = solved(model, fleet.problem.seed, TIME_LIMIT_S, linear=True)
+    answer = _answer(model, fleet)
     assert answer is not None  # the hint satisfies it
     solver, running = answer
     return Allocation(tuple(map(solver.value, v.replicas)), tuple(map(solver.value, v.bought)), purchase, running)
@@ -140,7 +153,7 @@ def growth(fleet: Fleet, racks: Sequence[int]) -> float:
     for m in range(len(fleet.problem.models)):
         model.add(v.of_model(m) * MILLI >= fleet.demand_milli(m) * times)
     model.maximize(times)
-    answer = solved(model, fleet.problem.seed, TIME_LIMIT_S, linear=True)
+    answer = _answer(model, fleet)
     return answer[1].objective / MILLI if answer else 0.0
 
 
@@ -158,7 +171,7 @@ def unserved_milli(fleet: Fleet) -> list[int]:
     for m, demand in enumerate(demands):
         model.add(v.of_model(m) + missing[m] >= demand)
     model.minimize(sum(max(round(10**6 / demand * MILLI), 1) * part for demand, part in zip(demands, missing, strict=True)))
-    answer = solved(model, fleet.problem.seed, TIME_LIMIT_S, linear=True)
+    answer = _answer(model, fleet)
     assert answer is not None  # serving nothing satisfies it
     return [int(answer[0].value(part)) for part in missing]
 
@@ -167,7 +180,7 @@ def budget_needed(fleet: Fleet) -> float | None:
     """What the racks would cost that serve all loads, were there the money; None when those for sale are too few."""
     model, v = _model(fleet, (gpus_are_there, loads_are_served), [site.cluster.for_sale for site in fleet.sites])
     model.minimize(v.purchase())
-    answer = solved(model, fleet.problem.seed, TIME_LIMIT_S, linear=True)
+    answer = _answer(model, fleet)
     return answer[1].objective if answer else None
 
 
@@ -177,7 +190,7 @@ def racks_needed(fleet: Fleet, site: int, most: int) -> int | None:
     for_sale[site] += most
     model, v = _model(fleet, (gpus_are_there, loads_are_served), for_sale)
     model.minimize(v.bought[site])
-    answer = solved(model, fleet.problem.seed, TIME_LIMIT_S, linear=True)
+    answer = _answer(model, fleet)
     return None if answer is None else max(int(answer[1].objective) - fleet.sites[site].cluster.for_sale, 0)
 
 

@@ -9,17 +9,8 @@ from autotune.documents.deployment import Load
 from autotune.documents.fleet import ClusterUse, FleetPlacement, FleetProblem, FleetResult, NextRack
 from autotune.documents.plan import SolverSummary
 from autotune.documents.sweep import SweptRow
-from autotune.errors import NoFeasiblePlan, ProblemError
-from autotune.fleets.allocating import (
-    TIME_LIMIT_S,
-    Allocation,
-    Fleet,
-    allocate,
-    budget_needed,
-    growth,
-    racks_needed,
-    unserved_milli,
-)
+from autotune.errors import NoFeasiblePlan
+from autotune.fleets.allocating import Allocation, Fleet, allocate, budget_needed, growth, racks_needed, unserved_milli
 from autotune.fleets.options import MILLI, Asked, Site, asked_of, options_of
 from autotune.progress import Progress
 from autotune.sweeping.executors import Executor
@@ -55,7 +46,7 @@ def fleet(
     chosen = Fleet(problem, tuple(Site.of(cluster) for cluster in problem.clusters), tuple(options))
     _check_every_model_runs(chosen, asked, swept.rows)
     with progress.stage("allocate"):
-        found = _allocated(chosen)
+        found = allocate(chosen)
     if found is None:
         raise NoFeasiblePlan(_what_is_missing(chosen))
     with progress.stage("next rack"):
@@ -66,17 +57,6 @@ def fleet(
         ]
         now = growth(chosen, racks)
     return _result(chosen, found, now, more, progress.seconds)
-
-
-def _allocated(chosen: Fleet) -> Allocation | None:
-    try:
-        return allocate(chosen)
-    except RuntimeError as error:
-        raise ProblemError(
-            f"{len(chosen.options)} services of {len(chosen.problem.models)} models on {len(chosen.sites)} clusters: within "
-            f"{TIME_LIMIT_S:g} s the solver neither found a fleet nor proved that there is none; let each model run on fewer "
-            "clusters, or plan them apart"
-        ) from error
 
 
 def _result(chosen: Fleet, found: Allocation, now: float, more: list[NextRack], seconds: dict[str, float]) -> FleetResult:

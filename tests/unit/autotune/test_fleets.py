@@ -16,7 +16,7 @@ from autotune.exporters import has_exporter
 from autotune.fleets.allocating import Fleet, allocate, budget_needed, growth, racks_needed, unserved_milli
 from autotune.fleets.folders import write_fleet
 from autotune.fleets.options import Asked, FleetOption, Site, asked_of
-from autotune.fleets.planning import _allocated, _what_is_missing, fleet
+from autotune.fleets.planning import _what_is_missing, fleet
 from autotune.sweeping.executors import Serial
 from cost_models.catalog import hardware_names
 from cost_models.errors import AutotuneError
@@ -105,15 +105,19 @@ def test_two_thousand_gpus_of_three_clusters_are_shared_by_five_models_within_a_
         ) >= f.demand_milli(m)
 
 
-def test_a_solver_that_runs_out_of_time_is_one_message(monkeypatch):
-    def unknown(_):
+QUESTIONS = [allocate, unserved_milli, budget_needed, lambda f: growth(f, [1, 1]), lambda f: racks_needed(f, 0, 1)]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_solver_that_runs_out_of_time_is_one_message(monkeypatch, question):
+    def unknown(*_, **__):
         raise RuntimeError("CP-SAT stopped with UNKNOWN")
 
-    monkeypatch.setattr("autotune.fleets.planning.allocate", unknown)
+    monkeypatch.setattr("autotune.fleets.allocating.solved", unknown)
     with pytest.raises(
         ProblemError, match=r"1 services of 1 models on 2 clusters: within 8 s .* neither found .* fewer clusters"
     ):
-        _allocated(fleet_of((1.0,), {(0, "east", 8): 1.0}))
+        question(fleet_of((1.0,), {(0, "east", 8): 1.0}))
 
 
 def test_growth_is_what_the_racks_carry_over_what_is_asked():

@@ -203,7 +203,7 @@ def _named(
             pass
         else:
             return ServedModel(None, asked.precision)
-    others = [_said(other, hardware, version) for other in services]
+    others = (_said(other, hardware, version) for other in services)
     public = served or next((name for path, name in others if path == said and name), None)
     checkpoint = find_checkpoint(public or said)
     if checkpoint is None:

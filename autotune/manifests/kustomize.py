@@ -10,7 +10,8 @@ from typing import Any
 
 from autotune.errors import ProblemError
 from autotune.manifests.service import inner, listing, mapping, whole
-from autotune.manifests.source import documents_in, documents_of
+from autotune.manifests.source import documents_in, documents_of, mappings_in
+from cost_models.patterns import compiled
 from cost_models.reading import is_folder, parse_yaml, read_text
 
 NAMES = ("kustomization.yaml", "kustomization.yml", "Kustomization")
@@ -108,7 +109,15 @@ def _is_target(document: Mapping[str, Any], target: Mapping[str, Any]) -> bool:
     name = str(inner(document, "metadata").get("name"))
     if target.get("kind") not in (None, document.get("kind")):
         return False
-    return target.get("name") is None or name == target["name"] or re.fullmatch(str(target["name"]), name) is not None
+    return target.get("name") is None or name == target["name"] or _matches(str(target["name"]), name)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a target's name, an expression of RE2 as for kustomize itself, is all of a name."""
+    try:
+        return compiled(pattern).fullmatch(name) is not None
+    except ValueError as error:
+        raise ProblemError(f"the name of a patch's target: {error}") from error
 
 
 def _merged(value: Any, patch: Any) -> Any:
@@ -165,15 +174,9 @@ def _operate(document: Any, op: str, path: list[str], value: Any) -> None:
 
 def _set_images(documents: Documents, said: Mapping[str, Any]) -> None:
     changes = [mapping(entry, "images") for entry in listing(said.get("images"), "images")]
-    waiting: list[Any] = list(documents) if changes else []
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            if isinstance(value.get("image"), str):
-                value["image"] = _image(value["image"], changes)
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
+    for found in mappings_in(documents) if changes else ():
+        if isinstance(found.get("image"), str):
+            found["image"] = _image(found["image"], changes)
 
 
 def _image(image: str, changes: list[dict[str, Any]]) -> str:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from autotune.manifests.source import mappings_in
+
 KEYS = re.compile(
     r"(gpu[._-]?(product|type|model|family)|accelerator|instance-type|accelerator-type|gpu\.present|machine-type|compute-class)$",
     re.IGNORECASE,
@@ -45,15 +47,7 @@ def hardware_in(data: Any) -> tuple[str, ...]:
 
 def _selected(data: Any) -> Iterator[str]:
     """Values of keys that name machines, anywhere in a document."""
-    waiting = [data]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            if KEYS.search(str(value.get("key", ""))) and value.get("operator", "In") == "In":
-                yield from (str(item) for item in value.get("values") or ())
-            for key, inside in value.items():
-                if KEYS.search(str(key)) and isinstance(inside, str):
-                    yield inside
-                waiting.append(inside)
-        elif isinstance(value, list):
-            waiting += value
+    for found in mappings_in(data):
+        if KEYS.search(str(found.get("key", ""))) and found.get("operator", "In") == "In":
+            yield from (str(item) for item in found.get("values") or ())
+        yield from (inside for key, inside in found.items() if KEYS.search(str(key)) and isinstance(inside, str))

@@ -12,7 +12,7 @@ from typing import Any
 
 from autotune.errors import ProblemError
 from autotune.manifests.images import is_server
-from autotune.manifests.service import arguments, command_text, listing, mapping, whole
+from autotune.manifests.service import arguments, listing, mapping, whole
 from autotune.manifests.source import documents_in
 
 SHELLS = ("sh", "bash", "dash", "zsh")
@@ -100,7 +100,7 @@ def text_of(words: Sequence[str], environment: Mapping[str, str], files: Mapping
         raise ProblemError(
             f"{where}: '{lost[:60]}' goes to the engine as it stands, for no shell replaces its variable; write $(NAME)"
         )
-    return _with_configs(command_text(words), files, where)
+    return _with_configs(shlex.join(words), files, where)
 
 
 def _script(words: Sequence[str]) -> str | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,11 +71,6 @@ def _argument(name: str, value: Any) -> Iterator[str]:
         yield from (str(item) for item in value)
     else:
         yield json.dumps(value) if isinstance(value, dict) else str(value)
-
-
-def command_text(words: Sequence[str]) -> str:
-    """Words that no shell reads, as shell text."""
-    return shlex.join(words)
 
 
 def whole(value: Any, where: str, least: int = 0) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,17 +46,21 @@ def documents_in(text: str, where: object) -> tuple[dict[str, Any], ...]:
     return tuple(flat for document in found if isinstance(document, dict) for flat in _listed(document))
 
 
-def annotated(data: Any, key: str) -> list[str]:
-    """Values of a key anywhere in documents, in no order that means anything."""
-    found, waiting = [], [data]
+def mappings_in(data: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping anywhere in documents, in no order that means anything."""
+    waiting = [data]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
-            found += [str(value[key])] if key in value else []
+            yield value
             waiting += value.values()
         elif isinstance(value, list | tuple):
             waiting += value
-    return found
+
+
+def annotated(data: Any, key: str) -> list[str]:
+    """Values of a key anywhere in documents."""
+    return [str(found[key]) for found in mappings_in(data) if key in found]
 
 
 def _listed(document: dict[str, Any]) -> list[dict[str, Any]]:

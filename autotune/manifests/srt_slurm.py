@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from autotune.documents.deployment import PoolRole
 from autotune.errors import ProblemError
 from autotune.manifests.images import engine_version
 from autotune.manifests.machines import named_hardware
-from autotune.manifests.service import EngineService, Manifest, arguments, command_text, inner, mapping, whole
+from autotune.manifests.service import EngineService, Manifest, arguments, inner, mapping, whole
 from autotune.manifests.source import Source
 
 ROLES: dict[str, PoolRole | None] = {"prefill": "prefill", "decode": "decode", "aggregated": None, "agg": None}
@@ -101,7 +102,7 @@ def _service(
     nodes, per_node, workers = _places(recipe, name, sizes)
     return EngineService(
         name=name,
-        text=command_text([*STARTS[kind], *_words(kind, options, model), *_placed(kind, options, nodes, per_node)]),
+        text=shlex.join([*STARTS[kind], *_words(kind, options, model), *_placed(kind, options, nodes, per_node)]),
         environment={key: str(value) for key, value in environment.items()},
         role=ROLES[name],
         nodes=nodes,

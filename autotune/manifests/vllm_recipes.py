@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from autotune.errors import ProblemError
-from autotune.manifests.service import EngineService, Manifest, command_text, inner, listing, mapping
+from autotune.manifests.service import EngineService, Manifest, inner, listing, mapping
 from autotune.manifests.source import Source
 from cost_models.catalog import load_hardware
 
@@ -93,7 +94,7 @@ def _service(name: str, entry: Mapping[str, Any], variant: Mapping[str, Any], st
     served = str(variant.get("model_id") or model["model_id"])
     return EngineService(
         name=name,
-        text=command_text(["vllm", "serve", served, *_once(words)]),
+        text=shlex.join(["vllm", "serve", served, *_once(words)]),
         environment={key: str(value) for key, value in environment.items()},
         nodes=laid.nodes,
         gpus_per_node=gpus,

@@ -6,6 +6,7 @@ kserve/kserve, NVIDIA/srt-slurm, vllm-project/recipes).
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,29 @@ def test_a_kustomization_that_reaches_elsewhere_is_refused(tmp_path):
     written(tmp_path, "resources: ['https://example.com/base?ref=v1']\n", "kustomization.yaml")
     with pytest.raises(ProblemError, match="is not fetched; give the output of kustomize build"):
         read_file(tmp_path)
+
+
+@pytest.mark.parametrize(("pattern", "replaced"), [("w.*", 3), ("(a|aa|w)+(a+)+$", 3), ("(a+)+$", 1), ("x", 1)])
+def test_targets_of_patches_are_named_by_expressions_matched_in_linear_time(tmp_path, pattern, replaced):
+    # "(a+)+$" on 5,000 letters would take longer than there is time, where an engine goes back and tries again
+    name = "w" + "a" * 5000
+    document = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": {"replicas": 1}}
+    patch = [{"op": "replace", "path": "/spec/replicas", "value": 3}]
+    written(tmp_path, json.dumps(document), "a.yaml")
+    said = {"resources": ["a.yaml"], "patches": [{"patch": json.dumps(patch), "target": {"kind": "Deployment", "name": pattern}}]}
+    written(tmp_path, json.dumps(said), "kustomization.yaml")
+    assert rendered(tmp_path)[0]["spec"]["replicas"] == replaced
+
+
+def test_a_target_that_is_no_expression_is_one_message(tmp_path):
+    written(tmp_path, json.dumps({"kind": "Pod", "metadata": {"name": "a"}}), "a.yaml")
+    written(
+        tmp_path,
+        json.dumps({"resources": ["a.yaml"], "patches": [{"patch": "[]", "target": {"name": "("}}]}),
+        "kustomization.yaml",
+    )
+    with pytest.raises(ProblemError, match="the name of a patch's target: .* is no regular expression"):
+        rendered(tmp_path)
 
 
 @pytest.mark.parametrize(

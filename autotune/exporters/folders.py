@@ -11,9 +11,10 @@ from autotune.documents.plan import Plan
 from autotune.documents.prediction import Prediction
 from autotune.documents.service_plan import ServicePlan
 from autotune.errors import ExportError
-from autotune.exporters import MAP_FILES, Launch, Script, export, feed_requirement, has_exporter, launch_of
+from autotune.exporters import MAP_FILES, Launch, Script, feed_requirement, has_exporter, launch_of
 from autotune.exporters.base import plain_name
 from autotune.exporters.targets.base import Target, TargetOptions
+from autotune.exporters.targets.bash import bash_scripts
 from autotune.files import whole_folder
 
 MARKS = (b"ritten by autotune", b"each checks the variables it needs")
@@ -57,7 +58,7 @@ def write_launches(folder: Path, launches: Launches) -> None:
 
 def plan_scripts(plan: Plan | ServicePlan) -> list[Script]:
     """Everything that launches a plan, its expert map included."""
-    return export(plan.deployment, plan.placement if isinstance(plan, Plan) else None)
+    return bash_scripts(plan_launch(plan))
 
 
 def plan_launch(plan: Plan | ServicePlan) -> Launch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autotune.exporters.base import Script, render_script, render_template
-from autotune.exporters.launch import Benchmark, Launch, Process, Router
+from autotune.exporters.launch import Launch, Process, Router
 from autotune.exporters.quoting import Shell, words
 from autotune.exporters.targets.base import Target
 
@@ -13,9 +13,7 @@ def bash_scripts(launch: Launch) -> list[Script]:
     scripts = [node_script(process) for pool in launch.pools for process in pool.processes]
     if launch.router is not None:
         scripts.append(router_script(launch.router))
-    if launch.benchmark is not None:
-        scripts.append(bench_script(launch.benchmark))
-    return [*scripts, *launch.files]
+    return [*scripts, *bench_scripts(launch), *launch.files]
 
 
 def node_script(process: Process) -> Script:
@@ -80,8 +78,11 @@ def router_script(router: Router) -> Script:
     return Script("router.sh", text)
 
 
-def bench_script(benchmark: Benchmark) -> Script:
-    """bench.sh: waits for the service, then sends the planned load."""
+def bench_scripts(launch: Launch) -> list[Script]:
+    """bench.sh, of a service: waits for it, then sends the planned load."""
+    benchmark = launch.benchmark
+    if benchmark is None:
+        return []
     text = render_template(
         "bench.sh.j2",
         title="bench.sh: the load that the service was planned for",
@@ -91,7 +92,7 @@ def bench_script(benchmark: Benchmark) -> Script:
         command=benchmark.command,
         arguments=[argument.rendered() for argument in benchmark.arguments],
     )
-    return Script("bench.sh", text)
+    return [Script("bench.sh", text)]
 
 
 TARGET = Target(

@@ -23,7 +23,7 @@ from autotune.exporters.targets.base import (
     router_image,
     service_name,
 )
-from autotune.exporters.targets.bash import bench_script
+from autotune.exporters.targets.bash import bench_scripts
 from autotune.exporters.targets.leader_worker import router_words
 from autotune.exporters.targets.pods import FILES, SHARED_MEMORY, PodShape, known_variables, refuse_unlike
 
@@ -60,7 +60,7 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
         next(iter(services.values()))["ports"] = [f"{port}:{port}"]
     document = {"name": service_name(launch), "services": services}
     files = [manifest("compose.yaml", [document], f"{launch.engine} {launch.version} on one node"), *launch.files]
-    return files + ([bench_script(launch.benchmark)] if launch.benchmark else [])
+    return [*files, *bench_scripts(launch)]
 
 
 def _literal(value: object) -> str:

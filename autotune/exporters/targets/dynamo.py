@@ -19,7 +19,7 @@ from autotune.exporters.targets.base import (
     printable,
     service_name,
 )
-from autotune.exporters.targets.bash import bench_script
+from autotune.exporters.targets.bash import bench_scripts
 from autotune.exporters.targets.pods import (
     SHARED_MEMORY,
     PodShape,
@@ -29,6 +29,7 @@ from autotune.exporters.targets.pods import (
     metadata,
     pod_spec,
     probes,
+    refuse_lone_pool,
     refuse_unlike,
     run_of,
     shared_objects,
@@ -60,8 +61,7 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
             "dynamo needs an image of its own runtime, whose version no plan holds: name one with --image "
             f"(nvcr.io/nvidia/ai-dynamo/{launch.engine}-runtime:<its version>, one that holds {launch.engine} {launch.version})"
         )
-    if launch.phase != "serve":
-        raise ExportError(f"dynamo starts whole services: this plan holds a {launch.phase} pool alone; use --format lws")
+    refuse_lone_pool(launch, "dynamo", "lws")
     components = [_frontend(options), *(_component(launch, pool, options) for pool in launch.pools)]
     graph = {
         "apiVersion": "nvidia.com/v1beta1",
@@ -71,7 +71,7 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     }
     about = f"Dynamo graph of {launch.engine} {launch.version}"
     files = [manifest("deploy.yaml", [*shared_objects(launch), graph], about)]
-    return files + ([bench_script(launch.benchmark)] if launch.benchmark else [])
+    return [*files, *bench_scripts(launch)]
 
 
 def _frontend(options: TargetOptions) -> Document:

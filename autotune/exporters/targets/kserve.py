@@ -22,7 +22,7 @@ from autotune.exporters.targets.base import (
     printable,
     service_name,
 )
-from autotune.exporters.targets.bash import bench_script
+from autotune.exporters.targets.bash import bench_scripts
 from autotune.exporters.targets.pods import (
     SHARED_MEMORY,
     PodShape,
@@ -30,6 +30,7 @@ from autotune.exporters.targets.pods import (
     labels,
     metadata,
     pod_spec,
+    refuse_lone_pool,
     refuse_unlike,
     shared_objects,
 )
@@ -50,8 +51,7 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     refuse_unlike(launch, "kserve")
     if launch.engine != "vllm":
         raise ExportError(f"KServe's LLMInferenceService starts vLLM, not {launch.engine}: use --format lws")
-    if launch.phase != "serve":
-        raise ExportError(f"kserve starts whole services: this plan holds a {launch.phase} pool alone; use --format lws")
+    refuse_lone_pool(launch, "kserve", "lws")
     for pool in launch.pools:
         if pool.place.nodes > 1 and not pool.every_node_serves:
             raise ExportError("KServe's templates spread data-parallel ranks over nodes, not tensor or pipeline parallelism")
@@ -73,7 +73,7 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
         "spec": spec,
     }
     files = [manifest("service.yaml", [*shared_objects(launch), service], f"LLMInferenceService of vLLM {launch.version}")]
-    return files + ([bench_script(launch.benchmark)] if launch.benchmark else [])
+    return [*files, *bench_scripts(launch)]
 
 
 def _pool(launch: Launch, pool: LaunchPool, options: TargetOptions) -> Document:

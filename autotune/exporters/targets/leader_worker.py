@@ -19,7 +19,7 @@ from autotune.exporters.targets.base import (
     router_image,
     service_name,
 )
-from autotune.exporters.targets.bash import bench_script
+from autotune.exporters.targets.bash import bench_scripts
 from autotune.exporters.targets.pods import (
     LEADER_WORKER,
     PodShape,
@@ -49,7 +49,7 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     else:
         documents += _router(launch, launch.router, options)
     files = [manifest("launch.yaml", documents, f"LeaderWorkerSets of {launch.engine} {launch.version}")]
-    return files + ([bench_script(launch.benchmark)] if launch.benchmark else [])
+    return [*files, *bench_scripts(launch)]
 
 
 def group_spec(launch: Launch, pool: LaunchPool, options: TargetOptions, shape: PodShape = LEADER_WORKER) -> Document:

@@ -13,7 +13,7 @@ from autotune.errors import ExportError
 from autotune.exporters.base import Script
 from autotune.exporters.launch import Launch, LaunchPool
 from autotune.exporters.targets.base import Document, Target, TargetOptions, manifest, router_image, service_name
-from autotune.exporters.targets.bash import bench_script
+from autotune.exporters.targets.bash import bench_scripts
 from autotune.exporters.targets.leader_worker import SERVES, group_spec
 from autotune.exporters.targets.pods import LEADER_WORKER, PodShape, labels, metadata, refuse_unlike, shared_objects
 
@@ -40,7 +40,7 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
         manifest("kustomization.yaml", [kustomization], "kubectl apply -k ."),
         manifest("router.values.yaml", [_values(launch, name)], "Values of the llm-d router chart"),
     ]
-    return files + ([bench_script(launch.benchmark)] if launch.benchmark else [])
+    return [*files, *bench_scripts(launch)]
 
 
 def _one(launch: Launch, pool: LaunchPool, options: TargetOptions) -> Document:

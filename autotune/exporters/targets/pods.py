@@ -62,6 +62,12 @@ def refuse_unlike(launch: Launch, target: str) -> None:
             )
 
 
+def refuse_lone_pool(launch: Launch, target: str, instead: str) -> None:
+    """Raises ExportError for one side of a pair, where a target starts whole services."""
+    if launch.phase != "serve":
+        raise ExportError(f"{target} starts whole services: this plan holds a {launch.phase} pool alone; use --format {instead}")
+
+
 def known_variables(process: Process, shape: PodShape) -> dict[str, str]:
     """Variables whose values are written where they are used."""
     files = {item.name: f"{FILES}/{item.file}" for item in process.beside}

@@ -21,7 +21,7 @@ from autotune.exporters.targets.base import (
 )
 from autotune.exporters.targets.dynamo import PLACED
 from autotune.exporters.targets.kserve import HUB_NAME
-from autotune.exporters.targets.pods import PodShape, known_variables, refuse_unlike
+from autotune.exporters.targets.pods import PodShape, known_variables, refuse_lone_pool, refuse_unlike
 
 ROLES = {"prefill": "prefill", "decode": "decode", "serve": "agg"}
 DROPPED = ("--model-path", "--disaggregation-bootstrap-port")
@@ -34,8 +34,7 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     refuse_unlike(launch, "srt-slurm")
     if launch.engine not in PLACED:
         raise ExportError(f"srt-slurm is written for {', '.join(PLACED)}, not for {launch.engine}")
-    if launch.phase != "serve":
-        raise ExportError(f"srt-slurm starts whole services: this plan holds a {launch.phase} pool alone; use --format bash")
+    refuse_lone_pool(launch, "srt-slurm", "bash")
     hardware = {pool.hardware for pool in launch.pools}
     if len(hardware) > 1:
         raise ExportError(f"an srt-slurm recipe has one kind of GPU, this plan {len(hardware)}: {', '.join(sorted(hardware))}")

@@ -282,15 +282,24 @@ class _Loader(_Base):  # type: ignore[misc]  # a base chosen at run time
         return super().construct_mapping(node, deep)
 
 
-def parse_yaml(text: str, where: object) -> Any:
-    """YAML to plain data; raises InputError with the position of a fault, for a key that stands twice and beyond NODES."""
+@contextmanager
+def _yaml(where: object) -> Iterator[None]:
+    """PyYAML's faults as InputErrors with their position."""
     try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506  (a safe loader)
+        yield
+    except InputError:
+        raise
     except yaml.YAMLError as error:
         said = " ".join(str(error).split()).replace("unhashable key", "a key that is a list or a mapping")
         raise InputError(f"{where}: not valid YAML: {said}") from error
     except Exception as error:  # PyYAML's constructors raise ValueError, KeyError, AttributeError, ... for !!int abc and the like
         raise InputError(f"{where}: not valid YAML: {first_line(error)}") from error
+
+
+def parse_yaml(text: str, where: object) -> Any:
+    """YAML to plain data; raises InputError with the position of a fault, for a key that stands twice and beyond NODES."""
+    with _yaml(where):
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506  (a safe loader)
     _bounded(data, where)
     return data
 
@@ -298,17 +307,10 @@ def parse_yaml(text: str, where: object) -> Any:
 def parse_yaml_documents(text: str, where: object, most: Limit) -> list[Any]:
     """All documents of a YAML text; raises InputError as parse_yaml does, and for more than `most`."""
     found: list[Any] = []
-    try:
+    with _yaml(where):
         for document in yaml.load_all(text, Loader=_Loader):
             found.append(document)
             most.check(len(found), where, "split the file")
-    except yaml.YAMLError as error:
-        said = " ".join(str(error).split()).replace("unhashable key", "a key that is a list or a mapping")
-        raise InputError(f"{where}: not valid YAML: {said}") from error
-    except InputError:
-        raise
-    except Exception as error:  # as in parse_yaml
-        raise InputError(f"{where}: not valid YAML: {first_line(error)}") from error
     _bounded(found, where)
     return found
 

@@ -41,9 +41,7 @@ class Workbench:
 def search(bench: Workbench, problem: Data) -> Data:
     """Plan a deployment and write its run folder: the best plan, its intervals and odds, and the folder's name."""
     from autotune.documents.problem import Problem
-    from autotune.exporters.folders import launches_of
-    from autotune.records import write_run
-    from autotune.report.page.folder import files_of
+    from autotune.report.page.folder import save_run
     from autotune.searching.pools import run_search
     from autotune.searching.services.searching import search_services
     from cost_models.catalog import validated
@@ -56,9 +54,7 @@ def search(bench: Workbench, problem: Data) -> Data:
         run = run_search(asked)
         result = run.result
         trials, candidates = run.trials, run.candidates
-    launches = launches_of(result.plans)
-    files = files_of(asked, result, candidates, [], launches)
-    record = write_run(bench.runs, asked, result, trials, [], launches, files)
+    record = save_run(bench.runs, asked, result, trials, candidates, [])
     return {"run": record.folder.name, "launch_note": record.launch_note, **summary(result)}
 
 

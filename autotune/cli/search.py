@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from autotune.documents.problem import Problem
     from autotune.documents.service_plan import ServiceResult
     from autotune.flags.study import TrialRow
-    from autotune.records import RunRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -132,7 +131,11 @@ def search(
     if save:
         check_writable(out)
     result, rows, candidates = _run_services(asked) if serve else _run(asked, quiet=json, keep=save)
-    record = _saved(out, asked, result, rows, candidates) if save else None
+    record = None
+    if save:
+        from autotune.report.page.folder import save_run
+
+        record = save_run(out, asked, result, rows, candidates, sys.argv)
     if json:
         typer.echo(result.model_dump_json(indent=2))
         return
@@ -171,23 +174,6 @@ def _target_of(file: Path) -> str | None:
 
     data: Any = read_yaml(file)
     return data.get("target") if isinstance(data, dict) else None
-
-
-def _saved(
-    out: Path,
-    asked: Problem,
-    result: SearchResult | ServiceResult,
-    trials: dict[int, tuple[TrialRow, ...]],
-    candidates: Candidates | None,
-) -> RunRecord:
-    """The run folder, with its page and what it draws."""
-    from autotune.exporters.folders import launches_of
-    from autotune.records import shown_command, write_run
-    from autotune.report.page.folder import files_of
-
-    launches = launches_of(result.plans)
-    files = files_of(asked, result, candidates, shown_command(sys.argv), launches)
-    return write_run(out, asked, result, trials, sys.argv, launches, files)
 
 
 Run = tuple["SearchResult | ServiceResult", dict[int, tuple["TrialRow", ...]], "Candidates | None"]

@@ -34,29 +34,30 @@ class Service:
 
     def at(self, load: Load) -> ServicePrediction:
         """What requests see under a load; raises ProblemError for a bad trace."""
+        return self._seen(load, self._state(load))
+
+    def unless_full(self, load: Load) -> ServicePrediction | None:
+        """The same; None, before anything is replayed, where the decode batch does not settle within its slots."""
+        state = self._state(load)
+        return None if state and state.overload else self._seen(load, state)
+
+    def _state(self, load: Load) -> Settled | None:
+        """Where the decode batch settles under an endless open loop; none for other loads."""
+        if not load.rate_per_s or load.trace or load.requests:
+            return None
+        built = self.built
+        rate_per_s = load.rate_per_s / built.instances
+        return settled(self.deployment.workload, built.model, built.slots, rate_per_s, load.shortest)
+
+    def _seen(self, load: Load, state: Settled | None) -> ServicePrediction:
         workload, built = self.deployment.workload, self.built
         requests = requests_of(workload, load, built.instances)
         computed = requests.without_cached(workload.prefix_cache_hit_rate)
-        if settles(load):
-            seen = _settled(workload, built, _settled_at(self, load), load)
+        if state is not None:
+            seen = _settled(workload, built, state, load)
         else:
             seen = _replayed(requests, computed, built, uncut_requests(load, built.instances))
         return _prediction(built, requests, computed, seen)
-
-    def holds_answers(self, load: Load) -> bool:
-        """Whether the decode batch settles within its slots, without a replay; true of loads that do not settle at all."""
-        return not (settles(load) and _settled_at(self, load).overload)
-
-
-def settles(load: Load) -> bool:
-    """Whether a load is an endless open loop, which has a steady state."""
-    return bool(load.rate_per_s and not load.trace and not load.requests)
-
-
-def _settled_at(service: Service, load: Load) -> Settled:
-    assert load.rate_per_s
-    built, workload = service.built, service.deployment.workload
-    return settled(workload, built.model, built.slots, load.rate_per_s / built.instances, load.shortest)
 
 
 def service_of(deployment: Deployment) -> Service:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autotune.documents.candidates import Candidates
 from autotune.documents.plan import Plan
@@ -12,15 +13,19 @@ from autotune.documents.problem import Problem
 from autotune.documents.results import CANDIDATES, Result, load_candidates, load_plans
 from autotune.errors import ProblemError
 from autotune.exporters.folders import Launches, launches_of
+from autotune.records import RunRecord, shown_command, write_run
 from autotune.report.page.page import RunPage, ShownScript, render_page
 from autotune.versions import installed_version
 from cost_models.catalog import validated
 from cost_models.reading import parse_json, read_text
 
+if TYPE_CHECKING:
+    from autotune.flags.study import TrialRow
+
 PAGE = "report.html"
 
 
-def files_of(
+def _files_of(
     problem: Problem, result: Result, candidates: Candidates | None, command: Sequence[str], launches: Launches
 ) -> dict[str, str]:
     """Files of a run folder beside its plan: the page, and the candidates it draws."""
@@ -28,6 +33,20 @@ def files_of(
     if candidates is not None:
         files[CANDIDATES] = candidates.model_dump_json() + "\n"
     return files
+
+
+def save_run(
+    out: Path,
+    problem: Problem,
+    result: Result,
+    trials: dict[int, tuple[TrialRow, ...]],
+    candidates: Candidates | None,
+    command: list[str],
+) -> RunRecord:
+    """The run folder with its scripts, its page and what it draws; raises OutputError where it cannot be written."""
+    launches = launches_of(result.plans)
+    files = _files_of(problem, result, candidates, shown_command(command), launches)
+    return write_run(out, problem, result, trials, command, launches, files)
 
 
 def page_of(

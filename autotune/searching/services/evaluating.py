@@ -50,7 +50,7 @@ def goodput(pools: Pools, candidate: Candidate, halvings: int = HALVINGS) -> Eva
     try:
         service = service_of(deployment)
         if load is not None:
-            return at_load(pools, candidate, service, load)
+            return _evaluated(pools, candidate, service, load, service.at(load))
         return _largest(pools, candidate, service, halvings)
     except ProblemError:
         return None
@@ -62,7 +62,8 @@ def _largest(pools: Pools, candidate: Candidate, service: Service, halvings: int
     share, best = 1.0, None
     for _ in range(halvings + 1):
         load = Load(rate_per_s=candidate.requests_per_s * share)
-        found = at_load(pools, candidate, service, load) if service.holds_answers(load) else None
+        prediction = service.unless_full(load)
+        found = _evaluated(pools, candidate, service, load, prediction) if prediction else None
         if found and found.holds:
             low, best = share, found
         else:
@@ -71,9 +72,8 @@ def _largest(pools: Pools, candidate: Candidate, service: Service, halvings: int
     return best
 
 
-def at_load(pools: Pools, candidate: Candidate, service: Service, load: Load) -> Evaluated:
-    """The candidate under a load."""
-    prediction = service.at(load)
+def _evaluated(pools: Pools, candidate: Candidate, service: Service, load: Load, prediction: ServicePrediction) -> Evaluated:
+    """The candidate under a load, held against the limits."""
     deployment = service.deployment.model_copy(update={"load": load})
     return Evaluated(candidate, deployment, prediction, objectives_of(pools.decode, prediction))
 

@@ -222,7 +222,7 @@ def test_a_target_that_is_no_expression_is_one_message(tmp_path):
         json.dumps({"resources": ["a.yaml"], "patches": [{"patch": "[]", "target": {"name": "("}}]}),
         "kustomization.yaml",
     )
-    with pytest.raises(ProblemError, match="the name of a patch's target: .* is no regular expression"):
+    with pytest.raises(ProblemError, match=r"the name of a patch's target: .* is no regular expression"):
         rendered(tmp_path)
 
 

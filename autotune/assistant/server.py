@@ -84,7 +84,8 @@ def build_server(runs: Path) -> Any:
         synthetic: float | None = None,
     ) -> Data:
         """Place expert replicas on GPUs and say how balanced they are, beside EPLB and a lower bound."""
-        return answered(lambda: tools.place(model, gpus, redundant_experts, gpus_per_node, loads or [], synthetic))
+        asked = {"model": model, "gpus": gpus, "redundant_experts": redundant_experts, "gpus_per_node": gpus_per_node}
+        return answered(lambda: tools.place({**asked, "loads": loads or [], "synthetic": synthetic}))
 
     @server.tool()
     def explain(run: str, layout: str) -> Data:

@@ -10,8 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from autotune.documents.problem import DEFAULT_LENGTH_TOKENS, MAX_GPUS
 from autotune.documents.results import Result
 from autotune.errors import ProblemError
+from cost_models.specs.base import Spec
+from cost_models.specs.workload import MAX_LENGTH_TOKENS
 
 Data = dict[str, Any]
 FILES = ("plan.yaml", "run.json", "report.html", "candidates.json")
@@ -26,16 +31,42 @@ class Workbench:
 
     def folder(self, run: str) -> Path:
         """A run folder by its name; raises ProblemError for names that are none of this bench."""
-        folder = self.runs / run
-        if Path(run).name != run or not (folder / "plan.yaml").is_file():
-            known = ", ".join(self.names()[-5:]) or "none yet"
-            raise ProblemError(f"no run {run!r} under {self.runs.name}; the last ones: {known}")
-        return folder
+        known = self.names()
+        if run not in known:
+            last = ", ".join(known[-5:]) or "none yet"
+            raise ProblemError(f"no run {run[:80]!r} under {self.runs.name}; the last ones: {last}")
+        return self.runs / run
 
     def names(self) -> list[str]:
         """Run folders, oldest first."""
         found = [path.parent for path in self.runs.glob("*/plan.yaml")] if self.runs.is_dir() else []
         return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime, path.name))]
+
+
+class About(Spec):
+    """What the command line of an engine does not say."""
+
+    hardware: str
+    version: str | None = None
+    isl_tokens: int = Field(default=DEFAULT_LENGTH_TOKENS, gt=0, le=MAX_LENGTH_TOKENS)
+    osl_tokens: int = Field(default=DEFAULT_LENGTH_TOKENS, gt=0, le=MAX_LENGTH_TOKENS)
+    size: int | None = Field(default=None, gt=0, le=MAX_LENGTH_TOKENS)
+    """Sequences (decode) or tokens (prefill) per attention-DP rank."""
+    model: str | None = None
+    precision: str | None = None
+
+
+class Placing(Spec):
+    """Experts of which model go on how many GPUs, from which loads."""
+
+    model: str
+    gpus: int = Field(gt=0, le=MAX_GPUS)
+    redundant_experts: int = Field(default=0, ge=0, le=MAX_GPUS)
+    gpus_per_node: int = Field(default=8, gt=0, le=MAX_GPUS)
+    loads: tuple[str, ...] = ()
+    """Files of recorded loads, one per workload."""
+    synthetic: float | None = None
+    """Spread of loads drawn instead; 1.7 is DeepSeek-R1's."""
 
 
 def search(bench: Workbench, problem: Data) -> Data:
@@ -79,14 +110,8 @@ def check(deployment: Data | None, command: str | None, goals: Data | None, scri
     if command is None:
         found = ReadCommand(validated(Deployment, deployment, "deployment"))
     else:
-        about = script or {}
-        unknown = sorted(set(about) - {"hardware", "version", "isl_tokens", "osl_tokens", "size", "model", "precision"})
-        if unknown or "hardware" not in about:
-            raise ProblemError(
-                "a command needs `script` with its hardware, and may have version, isl_tokens, osl_tokens, size, model and "
-                f"precision there{'; unknown: ' + ', '.join(unknown) if unknown else ''}"
-            )
-        found = read_command(command, **{"isl_tokens": 2000, "osl_tokens": 2000, **about})
+        about = validated(About, script or {}, "script (what the command does not say)")
+        found = read_command(command, **about.model_dump())
     return judge(found.deployment, wanted, found).model_dump(mode="json")
 
 
@@ -102,18 +127,20 @@ def predict(deployment: Data) -> Data:
     return found.model_dump(mode="json")
 
 
-def place(model: str, gpus: int, redundant_experts: int, gpus_per_node: int, loads: list[str], spread: float | None) -> Data:
+def place(asked: Data) -> Data:
     """Expert replicas on GPUs, from recorded loads or from synthetic ones, with bound and gap; without the map itself."""
     from autotune.placement.loads import read_loads
     from autotune.placement.placing import place as solve
     from autotune.placement.synthetic import synthetic_loads
-    from cost_models.catalog import load_model
+    from cost_models.catalog import load_model, validated
 
-    spec = load_model(model)
-    if bool(loads) == (spread is not None):
-        raise ProblemError("give either files of recorded loads or `synthetic`, the spread of synthetic ones (1.0 is usual)")
-    recorded = read_loads([Path(name) for name in loads], spec) if loads else synthetic_loads(spec, spread or 0.0)
-    placement = solve(recorded, spec, gpus, redundant_experts, gpus_per_node)
+    wanted = validated(Placing, asked, "placement")
+    spec = load_model(wanted.model)
+    if bool(wanted.loads) == (wanted.synthetic is not None):
+        raise ProblemError("give either files of recorded loads or `synthetic`, a spread to draw them with (1.7 is usual)")
+    drawn = wanted.synthetic is not None
+    loads = synthetic_loads(spec, wanted.synthetic or 0.0) if drawn else read_loads([Path(n) for n in wanted.loads], spec)
+    placement = solve(loads, spec, wanted.gpus, wanted.redundant_experts, wanted.gpus_per_node)
     return placement.model_dump(mode="json", exclude={"experts", "layers"})
 
 

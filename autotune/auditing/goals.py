@@ -8,27 +8,29 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction
+from autotune.documents.problem import MAX_GOAL
 from autotune.predicting.uncertainty import step_factors
 from autotune.serving.errors import probability_below
 from cost_models.arrays import Floats, as_floats
 from cost_models.specs.base import Spec
+from cost_models.specs.bounds import MOST_SECONDS
 
 
 class Goals(Spec):
     """Limits and targets; none where nothing is asked."""
 
-    tpot_s: float | None = Field(default=None, gt=0)
+    tpot_s: float | None = Field(default=None, gt=0, le=MOST_SECONDS)
     """Mean over requests, of a service."""
-    ttft_s: float | None = Field(default=None, gt=0)
+    ttft_s: float | None = Field(default=None, gt=0, le=MOST_SECONDS)
     """Of one prompt when nothing waits (prefill pools), mean (services)."""
-    ttft_p50_s: float | None = Field(default=None, gt=0)
-    ttft_p95_s: float | None = Field(default=None, gt=0)
-    ttft_p99_s: float | None = Field(default=None, gt=0)
-    tokens_per_s: float | None = Field(default=None, gt=0)
+    ttft_p50_s: float | None = Field(default=None, gt=0, le=MOST_SECONDS)
+    ttft_p95_s: float | None = Field(default=None, gt=0, le=MOST_SECONDS)
+    ttft_p99_s: float | None = Field(default=None, gt=0, le=MOST_SECONDS)
+    tokens_per_s: float | None = Field(default=None, gt=0, le=MAX_GOAL)
     """All instances together: generated, or of prompts for a prefill pool."""
-    concurrency: int | None = Field(default=None, gt=0)
+    concurrency: int | None = Field(default=None, gt=0, le=MAX_GOAL)
     """Sequences decoding at once."""
-    context_tokens: int | None = Field(default=None, gt=0)
+    context_tokens: int | None = Field(default=None, gt=0, le=MAX_GOAL)
     """Tokens of every sequence that the KV cache must hold at once."""
 
 

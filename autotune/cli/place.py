@@ -27,8 +27,8 @@ def place(
     redundant: Annotated[int, typer.Option(help="Redundant experts.", min=0)] = 0,
     current: Annotated[Path | None, typer.Option("--from", help="placement.json to change instead of placing afresh.")] = None,
     max_moves: Annotated[int, typer.Option(help="Replicas that may move from it, over all layers.", min=0)] = 256,
-    synthetic: Annotated[float | None, typer.Option(help="Log-normal loads of this spread instead.", min=0, max=8)] = None,
-    apart: Annotated[float, typer.Option(help="How far two synthetic workloads are apart.", min=0, max=8)] = 0.0,
+    synthetic: Annotated[float | None, typer.Option(help="Log-normal loads of this spread instead.")] = None,
+    apart: Annotated[float, typer.Option(help="How far two synthetic workloads are apart.")] = 0.0,
     model: Annotated[
         str, typer.Option(help="Preset or path to a Hugging Face config.json.", autocompletion=completing.models)
     ] = "deepseek-v3",

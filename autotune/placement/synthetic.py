@@ -10,6 +10,8 @@ from cost_models.arrays import as_floats
 from cost_models.specs.model import ModelSpec
 
 TOKENS = 1_000_000
+MAX_SPREAD = 8.0
+"""Beyond it the experts on the average carry nothing: one in 3,000 has 10^12 times the load of the median one."""
 CAPPING_ROUNDS = 20
 
 
@@ -21,6 +23,8 @@ def synthetic_loads(model: ModelSpec, spread: float, workloads: int = 1, apart: 
     """
     if model.moe is None:
         raise ProblemError(f"{model.name} has no experts to place")
+    if not (0 <= spread <= MAX_SPREAD and 0 <= apart <= MAX_SPREAD):
+        raise ProblemError(f"synthetic loads have a spread between 0 and {MAX_SPREAD:g}, not {spread:g} ({apart:g} apart)")
     own = apart / np.sqrt(2.0)
     if own > spread:
         raise ProblemError(

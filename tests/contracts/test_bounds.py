@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from autotune.assistant.tools import About
+from autotune.auditing.goals import Goals
 from autotune.documents.deployment import Deployment
 from autotune.documents.fleet import FleetProblem
 from autotune.documents.problem import Problem
 
-DOCUMENTS = (Deployment, Problem, FleetProblem)
+DOCUMENTS = (Deployment, Problem, FleetProblem, Goals, About)
 WITH_BOUNDS_OF_THEIR_OWN = {"Pool.flags.*"}
 """Knobs, whose ranges the engine's file gives; nothing is as long as one of them."""
 UPPER = {"maximum", "exclusiveMaximum"}

@@ -40,11 +40,11 @@ def distinct_rows(*columns: ArrayLike) -> tuple[Ints, Ints]:
 
     first : positions of one row of each combination; inverse : (rows,) which combination a row has.
     """
-    code, size = _ranks(np.atleast_1d(np.asarray(columns[0])))
-    for column in columns[1:]:
-        rank, count = _ranks(np.asarray(column))
-        if count == 1:
-            continue
+    arrays = [np.atleast_1d(np.asarray(column)) for column in columns]
+    varying = [array for array in arrays if not _alike(array)]
+    code, size = _ranks(varying[0]) if varying else (np.zeros(len(arrays[0]), dtype=np.int64), min(len(arrays[0]), 1))
+    for array in varying[1:]:
+        rank, count = _ranks(array)
         if size * count >= MAX_CODE:
             code, size = _ranks(code)
         code = code * count + rank
@@ -53,6 +53,13 @@ def distinct_rows(*columns: ArrayLike) -> tuple[Ints, Ints]:
     first = np.empty(count, dtype=np.int64)
     first[inverse[::-1]] = np.arange(len(inverse) - 1, -1, -1)
     return first, inverse
+
+
+def _alike(column: NDArray[np.generic]) -> bool:
+    """Whether a column has one value only; NaNs are alike."""
+    if not len(column):
+        return True
+    return bool((column == column[0]).all() or (column != column).all())
 
 
 def _ranks(column: NDArray[np.generic]) -> tuple[Ints, int]:

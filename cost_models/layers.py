@@ -104,7 +104,7 @@ def finished(
     Kernels queue up while the GPU works, so eager launches cost only what exceeds it, unless dispatch makes the host
     wait for its counts (DeepEP normal): then one microbatch's launches are exposed.
     """
-    scaled = {name: timing.scaled(halves) for name, timing in operators.items()}
+    scaled = {name: timing.scaled(halves) for name, timing in operators.items()} if (halves != 1).any() else dict(operators)
     busy = sum((t.time_s for t in scaled.values()), np.zeros(len(halves)))
     launched = sum((t.time_s > 0 for t in operators.values()), np.zeros(len(halves)))
     graph_s = halves * small * host.small_kernel_s

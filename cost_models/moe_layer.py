@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
-from cost_models.arrays import Floats, as_floats, evaluate_distinct
+from cost_models.arrays import Floats, as_floats, distinct_rows, evaluate_distinct
 from cost_models.attention.base import Phase
 from cost_models.balance import (
     busiest_active_experts,
@@ -36,6 +37,13 @@ from cost_models.specs.model import MoeSpec
 
 RECORDED_STEPS = 10_000
 """Steps that a recording which experts are placed from once holds: its noise is negligible."""
+FEW_ROWS = 64
+"""Fewer are priced one by one: looking for what they share costs as much."""
+OUTSIDE = (
+    "pp", "batch", "drafts", "overlap", "graph_tokens", "output_chunk", "api_servers", "batched_tokens",
+    "offload_group_size", "offload_in_group", "offload_prefetch_step",
+)  # fmt: skip
+"""Columns that an MoE layer does not depend on, but for the tokens that it is given."""
 POINT_TO_POINT = ("deepep_low_latency", "deepep_normal", "nvlink_one_sided")
 
 
@@ -101,7 +109,18 @@ def moe_operators(machine: Machine, rows: Rows, tokens: Floats, phase: Phase = "
     tokens : per attention-DP rank in this microbatch. With DP attention each TP rank feeds its share
     of the tokens into the experts (sequence-parallel MoE); with TP alone every rank holds all tokens
     and an all-reduce joins the results. phase : prefill may use kernels that a CUDA graph cannot hold.
+    Rows that differ only in what is OUTSIDE the layer are priced once.
     """
+    if len(rows) < FEW_ROWS:
+        return _distinct_operators(machine, rows, tokens, phase)
+    inside = [getattr(rows, field.name) for field in dataclasses.fields(rows) if field.name not in OUTSIDE]
+    first, inverse = distinct_rows(tokens, *inside)
+    found = _distinct_operators(machine, rows.take(first), tokens[first], phase)
+    return {name: Timing(timing.time_s[inverse], timing.bound_s[inverse]) for name, timing in found.items()}
+
+
+def _distinct_operators(machine: Machine, rows: Rows, tokens: Floats, phase: Phase) -> dict[str, Timing]:
+    """The same of every row."""
     moe = machine.model.moe
     assert moe is not None
     spread = rows.dp > 1

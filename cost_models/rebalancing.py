@@ -7,6 +7,8 @@ picks as tokens made in it, and holds until the next one.
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,13 +58,20 @@ def _shares(experts: int, sigma: float, top_k: int) -> Floats:
 def replica_level(slots: ArrayLike, experts: int, sigma: float, top_k: int) -> Floats:
     """lambda of `slot_loads`: the load of the heaviest replica, as a share of all picks."""
     slots = as_floats(slots)
+    return as_floats([_level(each, experts, sigma, top_k) for each in slots.ravel().tolist()]).reshape(slots.shape)
+
+
+@functools.cache
+def _level(slots: float, experts: int, sigma: float, top_k: int) -> float:
     shares = _shares(experts, sigma, top_k)
-    low, high = np.full(slots.shape, 1e-9), np.full(slots.shape, float(shares.max()))
+    low, high = 1e-9, float(shares.max())
     for _ in range(BISECTIONS):  # the number of replicas falls with the level
-        level = np.sqrt(low * high)
-        above = np.maximum(shares / level[..., None], 1).sum(axis=-1) > slots
-        low, high = np.where(above, level, low), np.where(above, high, level)
-    return as_floats(high)
+        level = math.sqrt(low * high)
+        if np.maximum(shares / level, 1).sum() > slots:
+            low = level
+        else:
+            high = level
+    return high
 
 
 def placed_max_over_mean(ranks: ArrayLike, slots: ArrayLike, experts: int, top_k: int, sigma: float) -> Floats:

@@ -140,22 +140,25 @@ def flag_space(resolved: ResolvedProblem, row: Rows, fitting_size: int) -> FlagS
 
     row : the chosen layout with its step; fitting_size : largest step that fits memory.
     """
-    version = resolved.version
-    analytic = _analytic(resolved, row)
-    values: dict[str, tuple[Value, ...]] = {}
-    defaults: Params = {}
-    for knob in resolved.engine.knobs:
-        if knob.spelling(version) is None or knob.name not in analytic:
-            continue
-        default = _default(resolved, knob, row)
-        options = _options(resolved, knob, row, fitting_size)
-        values[knob.name] = tuple(dict.fromkeys([default, analytic[knob.name], *options]))
-        defaults[knob.name] = default
-    return FlagSpace(values, defaults, {name: analytic[name] for name in values})
+    analytic = analytic_params(resolved, row)
+    knobs = [knob for knob in resolved.engine.knobs if knob.name in analytic]
+    defaults = {knob.name: _default(resolved, knob, row) for knob in knobs}
+    values = {
+        knob.name: tuple(dict.fromkeys([defaults[knob.name], analytic[knob.name], *_options(resolved, knob, row, fitting_size)]))
+        for knob in knobs
+    }
+    return FlagSpace(values, defaults, analytic)
+
+
+def analytic_params(resolved: ResolvedProblem, row: Rows) -> Params:
+    """Knobs of the version with the values that realise one layout row; those without effect here are left out."""
+    found = _analytic(resolved, row)
+    known = (knob.name for knob in resolved.engine.knobs if knob.spelling(resolved.version) is not None)
+    return {name: found[name] for name in known if name in found}
 
 
 def _analytic(resolved: ResolvedProblem, row: Rows) -> Params:
-    """Knob values that realise the layout row; knobs without effect here are left out."""
+    """Knob values that realise the layout row, of any version."""
     params = _prefill_analytic(row) if resolved.phase == "prefill" else _decode_analytic(resolved, row)
     params["gpu_memory_fraction"] = _needed_fraction(resolved, row)
     params["kv_cache_dtype"] = kv_value(resolved, resolved.machine.recipe.kv_cache)

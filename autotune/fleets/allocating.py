@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from autotune.cp_sat import load_cp_model
 from autotune.documents.fleet import FleetProblem
 from autotune.errors import ProblemError
 from autotune.fleets.options import MILLI, FleetOption, Site
@@ -142,8 +143,7 @@ def allocate(fleet: Fleet) -> Allocation | None:
 
 def growth(fleet: Fleet, racks: Sequence[int]) -> float:
     """How many times larger all loads could be, served by so many racks of every site."""
-    from ortools.sat.python import cp_model
-
+    cp_model = load_cp_model()
     more = [count - site.cluster.racks for count, site in zip(racks, fleet.sites, strict=True)]
     model = cp_model.CpModel()
     v = FleetVariables(model, fleet, more)
@@ -159,8 +159,7 @@ def growth(fleet: Fleet, racks: Sequence[int]) -> float:
 
 def unserved_milli(fleet: Fleet) -> list[int]:
     """Requests of every model that stay unserved when as large a share of all loads as possible is served [mHz]."""
-    from ortools.sat.python import cp_model
-
+    cp_model = load_cp_model()
     model = cp_model.CpModel()
     v = FleetVariables(model, fleet, [site.cluster.for_sale for site in fleet.sites])
     for family in (gpus_are_there, within_budget):
@@ -195,8 +194,7 @@ def racks_needed(fleet: Fleet, site: int, most: int) -> int | None:
 
 
 def _model(fleet: Fleet, families: Iterable[Any], for_sale: Sequence[int]) -> tuple[cp_model.CpModel, FleetVariables]:
-    from ortools.sat.python import cp_model
-
+    cp_model = load_cp_model()
     model = cp_model.CpModel()
     v = FleetVariables(model, fleet, for_sale)
     for family in families:

@@ -24,6 +24,8 @@ class Domains:
 
         An instance lies inside one domain, or takes whole domains for itself.
         """
+        if max(first_size, second_size) <= self.size:
+            return int(self._inside(first_size, first_count, second_size)[first_count])
         whole, rest = divmod(self.budget, self.size)
         if first_size > self.size:
             whole -= first_count * (first_size // self.size)
@@ -34,11 +36,22 @@ class Domains:
             beyond_rest = first_count - min(first_count, rest // first_size)
             spare = whole - -(-beyond_rest // (self.size // first_size))
             return spare // (second_size // self.size) if spare >= 0 else IMPOSSIBLE
-        best = np.full(first_count + 1, IMPOSSIBLE, dtype=np.int64)
+        return int(Domains(whole * self.size + rest, self.size)._inside(1, 0, second_size)[0])
+
+    def most_beside_each(self, first_size: int, largest: int, second_size: int) -> Ints:
+        """The same beside 0, 1, ... `largest` of the first, (largest + 1,)."""
+        if max(first_size, second_size) <= self.size:
+            return self._inside(first_size, largest, second_size)
+        return np.array([self.most_beside(first_size, count, second_size) for count in range(largest + 1)])
+
+    def _inside(self, first_size: int, largest: int, second_size: int) -> Ints:
+        """The same of two sizes that lie inside domains."""
+        best = np.full(largest + 1, IMPOSSIBLE, dtype=np.int64)
         best[0] = 0
+        whole, rest = divmod(self.budget, self.size)
         for gpus in [*([self.size] * whole), rest]:
             best = _with_domain(best, gpus, first_size, second_size)
-        return int(best[first_count])
+        return best
 
 
 def _with_domain(best: Ints, gpus: int, first: int, second: int) -> Ints:

@@ -1,8 +1,8 @@
 """CP-SAT selection of a prefill and a decode pool together: layouts, instance counts and request rate.
 
-Requests per second are the common currency: the service takes what the slower pool takes. Ratios (requests per GPU, or
-per dollar) are maximised by Dinkelbach's method: with the best R*, C* so far, maximise R C* - R* C until nothing is
-gained. Everything is an integer, so the method ends with equality and the last proof is a proof of the ratio.
+Requests per second are the common currency: the service takes what the slower pool takes. The largest ratio (requests per
+GPU, or per dollar) is enumerated (`best_ratio.py`), exactly, since everything is an integer; among the pairs close to it
+CP-SAT chooses the one that serves most.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from autotune.cp_sat import load_cp_model
+from autotune.layouts.best_ratio import RateAndCost, best_ratio
 from autotune.layouts.packing import Domains
 from autotune.layouts.select import Named, Proof, solved
 from cost_models.arrays import Ints
@@ -155,43 +157,32 @@ class PairSolver:
         """Best pair, or None when there is none; raises RuntimeError when the solver stops without an answer."""
         if not (len(self.pair.prefill) and len(self.pair.decode)):
             return None
-        found = self._solve(1, 0)
-        if found is None or goal == "total":
-            return found
-        for _ in range(MOST_ROUNDS):
-            better = self._solve(found.cost, found.rate)
-            if better is None or better.rate * found.cost <= found.rate * better.cost:
-                break
-            found = better
-        return self._solve(1, 0, at_least=found) or found
+        return self._solve(best_ratio(self.pair, self.excluded) if goal == "ratio" else None)
 
     def exclude(self, selection: PairSelection) -> None:
         """Never return its pair of layouts again."""
         prefill, decode = selection.rows
         self.excluded.append((int(self.pair.prefill.layout[prefill]), int(self.pair.decode.layout[decode])))
 
-    def _solve(self, rate_weight: int, cost_weight: int, at_least: PairSelection | None = None) -> PairSelection | None:
-        """Maximise rate_weight x rate - cost_weight x cost (then less cost), with packing cuts as they are found."""
+    def _solve(self, ratio: RateAndCost | None) -> PairSelection | None:
+        """The largest rate (then less cost) close to a ratio, with packing cuts as they are found."""
         for _ in range(MOST_ROUNDS):
-            selection = self._solve_once(rate_weight, cost_weight, at_least)
+            selection = self._solve_once(ratio)
             if selection is None or self._packs(selection):
                 return selection
         raise RuntimeError("no placement in scale-up domains found within the rounds allowed")
 
-    def _solve_once(self, rate_weight: int, cost_weight: int, at_least: PairSelection | None) -> PairSelection | None:
-        from ortools.sat.python import cp_model
-
+    def _solve_once(self, ratio: RateAndCost | None) -> PairSelection | None:
+        cp_model = load_cp_model()
         model = cp_model.CpModel()
         v = PairVariables(model, self.pair)
         for family in FAMILIES:
             for name, constraint in family(self.pair, v):
                 model.add(constraint).with_name(name)
         self._add_cuts(model, v)
-        if at_least is not None:
-            model.add(1000 * at_least.cost * v.rate >= (1000 - SLACK_PER_MILLE) * at_least.rate * v.cost).with_name("ratio")
-        if cost_weight:
-            model.maximize(rate_weight * v.rate - cost_weight * v.cost)
-        elif self.pair.required_rate:  # of the cheapest the one with most room
+        if ratio is not None:
+            model.add(1000 * ratio.cost * v.rate >= (1000 - SLACK_PER_MILLE) * ratio.rate * v.cost).with_name("ratio")
+        if self.pair.required_rate:  # of the cheapest the one with most room
             room = v.total(0, self.pair.prefill.rate) + v.total(1, self.pair.decode.rate)
             most = sum(int(np.max(s.rate * np.maximum(s.most_units, 0))) for s in v.sides) + 1
             model.maximize(room - most * v.cost)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autotune.cp_sat import load_cp_model
 from autotune.documents.plan import SolverSummary
 from autotune.documents.problem import Objective
 from autotune.layouts.families import Limits
@@ -107,8 +108,7 @@ def solved(
     linear : bound by the linear relaxation of every constraint, for models that are sums of integers and little else. The same
     seed gives the same answer. Raises RuntimeError when the solver stops without either.
     """
-    from ortools.sat.python import cp_model
-
+    cp_model = load_cp_model()
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.cp_model_presolve = presolve

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from autotune.cp_sat import load_cp_model
 from autotune.errors import ProblemError
 from autotune.placement.loads import Choices, Loads
 from autotune.placement.repack import best_within
@@ -107,8 +108,7 @@ def gathered(shares: Floats, pairs: Floats, home: Ints) -> Ints:
 
 def solved_homes(shares: Floats, chosen: Ints, home: Ints, seconds: float) -> Ints:
     """CP-SAT, hinted with the given homes: fewest nodes of sampled tokens; kept only if all tokens agree."""
-    from ortools.sat.python import cp_model
-
+    cp_model = load_cp_model()
     nodes, experts = int(home.max()) + 1, len(home)
     sample = np.random.default_rng(0).permutation(chosen)[:SAMPLED_TOKENS]
     model = cp_model.CpModel()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from autotune.cp_sat import load_cp_model
 from autotune.placement.solve import counts_of, gpu_loads, lower_bound, normalised, worst_gpu
 from cost_models.arrays import Floats, Ints
 
@@ -91,8 +92,7 @@ def packed(share: Floats, placed: Ints, seconds: float, held: Held | None = None
 
     share : (scenarios, experts), load of one replica. held : what these GPUs hold now, and how much of it may move.
     """
-    from ortools.sat.python import cp_model
-
+    cp_model = load_cp_model()
     model = cp_model.CpModel()
     gpus, slots = placed.shape
     experts, counts = np.unique(placed, return_counts=True)
@@ -125,8 +125,7 @@ def packed(share: Floats, placed: Ints, seconds: float, held: Held | None = None
 
 def best_within(model: cp_model.CpModel, seconds: float) -> cp_model.CpSolver | None:
     """A solver that holds the best answer of that time; None where it found none. Nothing has to be proven."""
-    from ortools.sat.python import cp_model
-
+    cp_model = load_cp_model()
     solver = cp_model.CpSolver()
     solver.parameters.max_time_in_seconds = max(seconds, 0.01)
     solver.parameters.num_workers = WORKERS

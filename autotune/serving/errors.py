@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 from pydantic import Field
@@ -62,8 +63,9 @@ class ServiceErrors(Spec):
         return bands.get(engine, bands["default"])
 
 
+@functools.cache
 def service_errors() -> ServiceErrors:
-    """Load the bands."""
+    """Load the bands, once."""
     return packaged(ServiceErrors, "service_errors.yaml")
 
 

@@ -10,8 +10,7 @@ from autotune.documents.deployment import Deployment, EngineChoice, Load, Pool, 
 from autotune.documents.prediction import Interval, ServicePrediction
 from autotune.documents.service_plan import LimitOutcome
 from autotune.errors import ProblemError
-from autotune.flags.space import Params, flag_space
-from autotune.layouts.table import largest_fitting_size
+from autotune.flags.space import Params, analytic_params
 from autotune.resolving import ResolvedProblem
 from autotune.searching.realising import pool_of, precision_of
 from autotune.searching.services.choosing import Candidate, Chosen
@@ -103,8 +102,7 @@ def service_deployment(pools: Pools, candidate: Candidate, load: Load) -> Deploy
 
 
 def _params(chosen: Chosen) -> Params:
-    space = flag_space(chosen.resolved, chosen.row, int(largest_fitting_size(chosen.resolved, chosen.row)[0]))
-    params = dict(space.analytic)
+    params = analytic_params(chosen.resolved, chosen.row)
     if chosen.resolved.pool == "serve" and "max_num_batched_tokens" in params:
         params["max_num_batched_tokens"] = int(chosen.row.batched_tokens[0])
     return params

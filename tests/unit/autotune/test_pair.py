@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autotune.layouts.best_ratio import best_ratio
 from autotune.layouts.packing import Domains
 from autotune.layouts.pair import SLACK_PER_MILLE, Pair, PairSide, PairSolver
 
@@ -119,6 +120,28 @@ def test_the_best_ratio_is_found_and_then_the_largest_service(seed):
     assert Fraction(found.rate, found.cost) >= close
     assert found.rate == max(rate for rate, cost, _ in everything if Fraction(rate, cost) >= close)
     assert found.gap == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0, 0, 40, 200]))
+def test_the_enumerated_ratio_is_the_best_of_all_that_are_not_excluded(seed, required):
+    pair = random_pair(seed, required)
+    out = (int(pair.prefill.layout[0]), int(pair.decode.layout[-1]))
+    rows = (0, len(pair.decode) - 1)
+    ratios = [Fraction(rate, cost) for rate, cost, chosen in every_pair(pair) if chosen != rows]
+    found = best_ratio(pair, [out])
+    assert (found is None) == (not ratios)
+    if found:
+        assert Fraction(found.rate, found.cost) == max(ratios)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.sampled_from([1, 2, 4, 8, 16]), st.integers(0, 6), st.sampled_from([1, 2, 4, 8, 16]))
+def test_packing_beside_each_number_is_that_beside_every_one(budget, first, largest, second):
+    domains = Domains(budget, 8)
+    assert domains.most_beside_each(first, largest, second).tolist() == [
+        domains.most_beside(first, count, second) for count in range(largest + 1)
+    ]
 
 
 @settings(max_examples=40, deadline=None)

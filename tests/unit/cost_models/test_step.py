@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models.dispatch import BACKENDS
+from cost_models.moe_layer import FEW_ROWS, OUTSIDE, moe_operators
 from cost_models.operators import gemm
 from cost_models.overlap import OVERLAPS
 from cost_models.provenance import operator_provenance
@@ -29,6 +30,22 @@ def test_operators_and_layer_kinds_both_sum_to_the_step(gb200):
     step = decode_step(gb200, rows, 3000)
     assert sum(t.time_s for t in step.operators.values()) == pytest.approx(step.step_s)
     assert sum(step.layer_kinds.values()) == pytest.approx(step.step_s)
+
+
+def test_an_moe_layer_is_priced_once_for_rows_that_differ_outside_it(gb200):
+    # every row with columns OUTSIDE of its own, many rows: a column that the layer did depend on would show
+    rng = np.random.default_rng(0)
+    count = 4 * FEW_ROWS
+    outside = {name: rng.integers(1, 5, count) for name in OUTSIDE}
+    rows = Rows.of(dp=8, ep=8, backend=LL, eplb=1, eplb_interval_steps=rng.choice([0, 3000], count), **outside)
+    tokens = rng.choice([4.0, 17.5], count)
+    together = moe_operators(gb200, rows, tokens)
+    for at in range(0, count, 7):
+        one = np.array([at])
+        alone = moe_operators(gb200, rows.take(one), tokens[one])
+        assert {name: (t.time_s[at], t.bound_s[at]) for name, t in together.items()} == {
+            name: (t.time_s[0], t.bound_s[0]) for name, t in alone.items()
+        }
 
 
 def test_costing_rows_together_equals_costing_them_alone(gb200):

@@ -34,8 +34,8 @@ class PoolSummary(Spec):
     label: str
     hardware: str
     gpus: int
-    capacity_requests_per_s: float
-    """What its steps can serve, steady and full."""
+    planned_requests_per_s: float
+    """What it was planned for: full steps less room for Poisson arrivals. A replay may find that it carries more, or less."""
     transfer_requests_per_s: float | None
     """What its links can hand over; none for an aggregated pool."""
 

@@ -79,14 +79,14 @@ def _limits_table(plan: ServicePlan) -> Table:
 
 def _pools_table(plan: ServicePlan) -> Table:
     table = new_table("Pools")
-    for name in ("pool", "instances", "hardware", "GPUs", "requests/s it takes", "requests/s its links take", "step"):
+    for name in ("pool", "instances", "hardware", "GPUs", "requests/s planned", "requests/s its links take", "step"):
         table.add_column(name, justify="left" if name in ("pool", "instances", "hardware", "step") else "right")
     for pool in plan.pools:
         deployed = plan.deployment.pools[pool.phase]
         step = f"{deployed.max_batched_tokens:,} tokens per rank" if pool.phase == "prefill" else ""
         step = step or f"{deployed.batch_per_dp_rank:,} sequences per rank"
         links = "-" if pool.transfer_requests_per_s is None else f"{pool.transfer_requests_per_s:,.0f}"
-        numbers = (str(pool.gpus), f"{pool.capacity_requests_per_s:,.1f}", links)
+        numbers = (str(pool.gpus), f"{pool.planned_requests_per_s:,.1f}", links)
         table.add_row(pool.phase, pool.label, pool.hardware, *numbers, step)
     return table
 

@@ -61,10 +61,10 @@ def _service_sizing(plan: ServicePlan) -> list[str]:
     lines = []
     for summary in plan.pools:
         pool = plan.deployment.pools[summary.phase]
-        load = plan.prediction.requests_per_s / summary.capacity_requests_per_s if summary.capacity_requests_per_s else 0.0
+        load = plan.prediction.requests_per_s / summary.planned_requests_per_s
         lines.append(
             f"{summary.phase}: {summary.label} on {summary.gpus} GPUs of {summary.hardware}, "
-            f"{load:.0%} of what its steps could serve"
+            f"{load:.0%} of the rate that it was planned for"
         )
         if summary.phase != "prefill":
             seen = plan.prediction

@@ -81,7 +81,7 @@ def _disaggregated_reason(pools: Pools, evaluated: Evaluated) -> str:
     left = f", {idle} of {whole} GPUs left over" if idle else ""
     return (
         f"Disaggregated: {prefill.gpus} GPUs prefill and {decode.gpus} decode, at {rate / prefill.requests_per_s:.0%} and "
-        f"{rate / decode.requests_per_s:.0%} of what they take, with {per_gpu:,.0f} sequences per decode GPU{left}."
+        f"{rate / decode.requests_per_s:.0%} of the rates planned for them, with {per_gpu:,.0f} sequences per decode GPU{left}."
     )
 
 

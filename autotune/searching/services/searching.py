@@ -17,7 +17,7 @@ from autotune.resolving import resolve_problem
 from autotune.searching.confident import confidence_note, search_until_sure
 from autotune.searching.services.choosing import Candidate, Chosen, aggregated, disaggregated
 from autotune.searching.services.comparing import bound_by, pareto, service_kind_of, verdict
-from autotune.searching.services.evaluating import SEARCHED, Evaluated, goodput, objectives_of, room_for_errors
+from autotune.searching.services.evaluating import Evaluated, goodput, most_share, objectives_of, room_for_errors
 from autotune.searching.services.sides import (
     Pools,
     SideCandidates,
@@ -28,7 +28,7 @@ from autotune.searching.services.sides import (
 )
 from cost_models.specs.layout import Layout
 
-RUNNER_UP_HALVINGS = 1
+RUNNER_UP_RESOLUTION = 0.15
 HEADROOM = (1.0, 1.3, 1.7, 2.2, 3.0, 4.0)
 """Capacities over the asked mean rate that are tried until the limits hold: traces come in bursts."""
 SECONDS_PER_HOUR = 3600.0
@@ -121,9 +121,9 @@ def _evaluated(pools: Pools, kinds: list[Tried]) -> list[Evaluated]:
     for candidate in rest:
         worths = sorted((_worth(pools, e) for e in found if e.holds), reverse=True)
         wanted = pools.decode.problem.top_k
-        if len(worths) >= wanted and _claimed(pools, candidate) * SEARCHED[1] < worths[wanted - 1]:
+        if len(worths) >= wanted and _claimed(pools, candidate) * most_share(pools, candidate) < worths[wanted - 1]:
             break
-        evaluated = goodput(pools, candidate, RUNNER_UP_HALVINGS)
+        evaluated = goodput(pools, candidate, RUNNER_UP_RESOLUTION)
         found += [evaluated] if evaluated else []
     return sorted(found, key=lambda e: (not e.holds, -_worth(pools, e)))
 
@@ -182,7 +182,7 @@ def _pool_summary(chosen: Chosen) -> PoolSummary:
         label=f"{chosen.instances} x {layout.label()}",
         hardware=chosen.resolved.hardware.name,
         gpus=chosen.gpus,
-        capacity_requests_per_s=chosen.requests_per_s,
+        planned_requests_per_s=chosen.requests_per_s,
         transfer_requests_per_s=chosen.transfer_per_s if finite else None,
     )
 

@@ -167,10 +167,9 @@ def prefill_candidates(pools: Pools) -> SideCandidates:
     """Prefill rows: as many requests as their steps take, less what must be free for Poisson arrivals."""
     resolved = pools.prefill
     table, rows = _feasible_rows(resolved)
-    new_tokens = max(pools.traffic.isl_tokens * (1 - resolved.problem.workload.prefix_cache_hit_rate), 1.0)
-    prompts = np.maximum(rows.rows.batched_tokens * rows.rows.dp / new_tokens, 1.0)
-    share = 1 - PREFILL_SIGMAS / np.sqrt(prompts + 1)
-    rate = rows.instance_tokens_per_s / new_tokens * (1.0 if pools.traffic.concurrency else share)
+    rate = rows.instance_tokens_per_s / new_tokens(pools, resolved)
+    if pools.traffic.concurrency is None:
+        rate = rate * planned_share(pools, resolved, rows.rows)
     return SideCandidates(resolved, table, rows, as_floats(rate), transfer_per_s(pools, resolved, rows))
 
 
@@ -178,13 +177,13 @@ def decode_candidates(pools: Pools) -> SideCandidates:
     """Decode rows at their batch, less what must be free for it to fluctuate."""
     resolved = pools.decode
     table, rows = _feasible_rows(resolved)
-    return SideCandidates(resolved, table, rows, _answered(pools, rows), transfer_per_s(pools, resolved, rows))
+    return SideCandidates(resolved, table, rows, _answered(pools, resolved, rows), transfer_per_s(pools, resolved, rows))
 
 
 def aggregated_candidates(pools: Pools) -> SideCandidates:
     """Aggregated rows at their batch."""
     table, rows = _feasible_rows(pools.aggregated)
-    return SideCandidates(pools.aggregated, table, rows, _answered(pools, rows), np.full(len(rows), np.inf))
+    return SideCandidates(pools.aggregated, table, rows, _answered(pools, pools.aggregated, rows), np.full(len(rows), np.inf))
 
 
 def _feasible_rows(resolved: ResolvedProblem) -> tuple[LayoutTable, LayoutTable]:
@@ -192,9 +191,26 @@ def _feasible_rows(resolved: ResolvedProblem) -> tuple[LayoutTable, LayoutTable]
     return table, table.take(feasible(table, Limits.of(resolved))) if len(table) else table
 
 
-def _answered(pools: Pools, rows: LayoutTable) -> Floats:
-    share = 1 - DECODE_SIGMAS / np.sqrt(rows.instance_sequences + DECODE_SIGMAS**2)
+def _answered(pools: Pools, resolved: ResolvedProblem, rows: LayoutTable) -> Floats:
+    share = planned_share(pools, resolved, rows.rows)
     return as_floats(rows.instance_tokens_per_s / pools.traffic.osl_tokens * share)
+
+
+def new_tokens(pools: Pools, resolved: ResolvedProblem) -> float:
+    """Of a mean prompt, without its cached prefix."""
+    return max(pools.traffic.isl_tokens * (1 - resolved.problem.workload.prefix_cache_hit_rate), 1.0)
+
+
+def planned_share(pools: Pools, resolved: ResolvedProblem, rows: Rows) -> Floats:
+    """Share of what an instance's full steps give that a service is planned for, (rows,): Poisson arrivals need the rest.
+
+    Of n sequences that decode, DECODE_SIGMAS standard deviations stay free: 1 - 3 / sqrt(n + 9). Of the n prompts of a
+    prefill step PREFILL_SIGMAS: 1 - 1 / sqrt(n + 1).
+    """
+    if resolved.pool == "prefill":
+        prompts = np.maximum(rows.batched_tokens * rows.dp / new_tokens(pools, resolved), 1.0)
+        return as_floats(1 - PREFILL_SIGMAS / np.sqrt(prompts + 1))
+    return as_floats(1 - DECODE_SIGMAS / np.sqrt(rows.batch * rows.dp + DECODE_SIGMAS**2))
 
 
 def transfer_per_s(pools: Pools, resolved: ResolvedProblem, table: LayoutTable) -> Floats:

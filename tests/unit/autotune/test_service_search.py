@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from autotune.documents.deployment import Load
 from autotune.documents.problem import Problem
 from autotune.documents.service_plan import ServiceResult
 from autotune.errors import NoFeasiblePlan, ProblemError
@@ -14,6 +15,7 @@ from autotune.layouts.phases import AGGREGATED
 from autotune.resolving import resolve_problem
 from autotune.searching.pools import search
 from autotune.searching.services.choosing import aggregated, disaggregated
+from autotune.searching.services.evaluating import service_deployment
 from autotune.searching.services.searching import search_services
 from autotune.searching.services.sides import (
     aggregated_candidates,
@@ -51,9 +53,37 @@ def test_predict_gives_a_plan_its_own_prediction(default):
 
 def test_the_service_serves_what_its_slower_pool_takes(default):
     for plan in (p for p in default.plans if p.kind == "disaggregated"):
-        slower = min(pool.capacity_requests_per_s for pool in plan.pools)
-        assert plan.prediction.requests_per_s <= 1.2 * slower  # a replay may find the margin for fluctuations too careful
+        slower = min(pool.planned_requests_per_s for pool in plan.pools)
+        assert (
+            0.5 * slower <= plan.prediction.requests_per_s <= 1.5 * slower
+        )  # a replay may find the margin for fluctuations too careful
         assert plan.solver.gap == 0
+
+
+@pytest.mark.parametrize(
+    ("hardware", "model", "tpot_limit_s"), [("hgx-h100", "llama-3.1-8b", 0.01), ("hgx-h200", "qwen3-30b-a3b", 0.012)]
+)
+def test_a_small_service_is_planned_for_all_that_it_carries(hardware, model, tpot_limit_s):
+    """With a dozen sequences the margin for fluctuations is most of the batch, so the planned rate says little."""
+    problem = service(
+        hardware, 1, model=model, tpot_limit_s=tpot_limit_s, top_k=1, workload={"isl_tokens": 1024, "osl_tokens": 256}
+    )
+    (plan,) = search_services(problem).plans
+    assert plan.meets_limits
+    assert plan.prediction.requests_per_s > 1.2 * plan.pools[0].planned_requests_per_s
+    more = predict_service(plan.deployment.model_copy(update={"load": Load(rate_per_s=1.15 * plan.prediction.requests_per_s)}))
+    limits = {o.name: o.limit for o in plan.objectives}
+    assert more.overloaded or more.tpot_s.mean > limits["mean TPOT"] or more.ttft_s.p99 > limits["TTFT P99"]
+
+
+def test_slots_are_half_as_many_again_as_a_planned_step_holds_where_they_fit():
+    pools = pools_of(resolve_problem(service("hgx-h100", 1, model="llama-3.1-8b", tpot_limit_s=0.01)))
+    (candidate,) = aggregated(pools, aggregated_candidates(pools), 1)
+    batch = int(candidate.pools[0].row.batch[0])
+    open_loop = service_deployment(pools, candidate, Load(rate_per_s=1.0)).pools["serve"]
+    closed_loop = service_deployment(pools, candidate, Load(concurrency=batch)).pools["serve"]
+    assert open_loop.batch_per_dp_rank == open_loop.flags["max_num_seqs"] == -(-3 * batch // 2)
+    assert closed_loop.batch_per_dp_rank == batch
 
 
 def test_both_kinds_are_compared(default):
@@ -144,9 +174,6 @@ def test_an_aggregated_engine_is_slower_than_its_decode_steps_alone():
 def test_the_closed_form_of_an_aggregated_engine_agrees_with_its_replay():
     pools = pools_of(resolve_problem(service()))
     found = aggregated(pools, aggregated_candidates(pools), 3)
-    from autotune.documents.deployment import Load
-    from autotune.searching.services.evaluating import service_deployment
-
     for candidate in found:
         load = Load(rate_per_s=candidate.requests_per_s)
         replayed = predict_service(service_deployment(pools, candidate, load))

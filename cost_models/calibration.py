@@ -15,13 +15,15 @@ from pydantic import AfterValidator, Field
 
 from cost_models.errors import CatalogError, MissingFactError
 from cost_models.specs.base import Spec
-from cost_models.specs.bounds import check_coefficients
+from cost_models.specs.bounds import check_coefficients, check_interval, check_ratios
 
 Status = Literal["measured", "transferred", "assumed", "datasheet"]
 """measured: fitted to timings of this GPU and kernel. transferred: fitted on a sibling GPU or
 kernel and scaled by datasheet. assumed: from a published statement or a hand count.
 datasheet: no measurement behind it."""
 
+Range = Annotated[tuple[float, float], AfterValidator(check_interval)]
+"""Lower and upper end."""
 C = TypeVar("C")
 
 
@@ -36,7 +38,7 @@ class FitReport(Spec):
     p90_error: float
     bias: float | None = None
     """Geometric mean of predicted / measured on held-out rows, minus one."""
-    measured_over_predicted_80: tuple[float, float] | None = None
+    measured_over_predicted_80: Annotated[tuple[float, float], AfterValidator(check_ratios)] | None = None
     """Conformal interval: 80 % of held-out rows lie between these ratios."""
 
 
@@ -46,9 +48,9 @@ class Entry(Spec):
     coefficients: Annotated[dict[str, float], AfterValidator(check_coefficients)]
     status: Status
     source: str
-    box: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    box: dict[str, Range] = Field(default_factory=dict)
     """Range of each input covered by the measurements; empty where there were none."""
-    ci95: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    ci95: dict[str, Range] = Field(default_factory=dict)
     """95 % interval of each coefficient, where it was fitted here."""
     fit: FitReport | None = None
 

@@ -17,8 +17,8 @@ from autotune.exporters.targets.base import Target, TargetOptions
 from autotune.exporters.targets.bash import bash_scripts
 from autotune.files import whole_folder
 
-MARKS = (b"ritten by autotune", b"each checks the variables it needs")
-"""In the head of every script, and in the README beside them."""
+MARK = "ritten by autotune"
+"""In the head of every file of an export, whatever else it is, and in the README beside them."""
 MARKED_BYTES = 2048
 ON_KUBERNETES = ("vllm", "sglang")
 """Engines that every Kubernetes target, or most, can say."""
@@ -94,22 +94,23 @@ def _exported(path: Path) -> bool:
     if path.name in MAP_FILES:
         return True
     with path.open("rb") as file:
-        return any(mark in file.read(MARKED_BYTES) for mark in MARKS)
+        return MARK.encode() in file.read(MARKED_BYTES)
 
 
 def launch_readme(plan: Plan | ServicePlan, scripts: list[str], target: Target | None = None) -> str:
     """What to run where, and what must feed it; target : one other than scripts for every node."""
     names = ", ".join(f"`{name}`" for name in scripts)
+    title = f"# Plan {plan.rank}: {plan.label}\n\nWritten by autotune.\n\n"
     if target is not None and target.name != "bash":
         return (
-            f"# Plan {plan.rank}: {plan.label}\n\n{target.title}: {names}; written by autotune.\n\n"
+            f"{title}{target.title}: {names}.\n\n"
             f"Start it here:\n\n    {target.apply}\n\nCheck it without starting anything:\n\n    {target.validate}\n"
         )
     if isinstance(plan, ServicePlan):
-        return f"# Plan {plan.rank}: {plan.label}\n\n{service_steps(plan, names)}{elsewhere(plan)}"
+        return f"{title}{service_steps(plan, names)}{elsewhere(plan)}"
     pool = plan.deployment.pool
     return (
-        f"# Plan {plan.rank}: {plan.label}\n\n"
+        f"{title}"
         f"{pool.instances} instance(s) of {pool.layout.gpus} GPUs. Scripts: {names}; each checks the variables it needs.\n\n"
         f"{feed_requirement(plan.deployment, plan.prediction.tokens_per_s)}\n\n"
         f"Predicted: {plan.prediction.tokens_per_s_per_gpu:,.0f} {_pace(plan)}.\n{elsewhere(plan)}"

@@ -57,6 +57,21 @@ def check_coefficients(coefficients: dict[str, float]) -> dict[str, float]:
     return coefficients
 
 
+def check_interval(interval: tuple[float, float]) -> tuple[float, float]:
+    """An interval; raises ValueError where its ends are in the wrong order."""
+    low, high = interval
+    if not low <= high:
+        raise ValueError(f"goes from {low:g} to {high:g}; the lower end comes first")
+    return interval
+
+
+def check_ratios(interval: tuple[float, float]) -> tuple[float, float]:
+    """An interval of ratios of two times; raises ValueError where one is none."""
+    if not 0 < interval[0] <= interval[1] <= MOST_COEFFICIENT:
+        raise ValueError(f"{interval[0]:g} to {interval[1]:g} are no ratios of two times, the smaller one first")
+    return interval
+
+
 def _is_time(name: str) -> bool:
     return name.endswith("_s") and not name.endswith("_per_s")
 

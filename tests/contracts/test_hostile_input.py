@@ -702,6 +702,25 @@ def test_families_of_a_calibration_are_mappings(tmp_path, families):
         load_calibration(str(path))
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("fit", {"measured_over_predicted_80": [-0.9, 1.1]}, "-0.9 to 1.1 are no ratios"),
+        ("fit", {"measured_over_predicted_80": [1.1, 0.9]}, "1.1 to 0.9 are no ratios"),
+        ("box", {"n": [8, 4]}, "goes from 8 to 4"),
+        ("ci95", {"compute_efficiency": [0.9, 0.8]}, "goes from 0.9 to 0.8"),
+    ],
+)
+def test_intervals_of_a_calibration_have_their_lower_end_first(tmp_path, part, value, said):
+    raw = raw_calibration("h200-vllm")
+    raw = json.loads(json.dumps(raw))
+    entry = raw["families"]["dense_gemm"]["bf16"]
+    entry[part] = {**entry[part], **value}
+    (tmp_path / "c.yaml").write_text(json.dumps(raw))
+    with pytest.raises(AutotuneError, match=said):
+        load_calibration(str(tmp_path / "c.yaml"))
+
+
 @pytest.mark.parametrize("length", ["9" * 400, "9" * 400 + "k", "1e999"])
 def test_lengths_beyond_any_number_are_one_message(length):
     text = f"vllm serve deepseek-ai/DeepSeek-R1 --tensor-parallel-size 8 --max-model-len {length}"

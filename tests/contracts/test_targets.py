@@ -18,8 +18,9 @@ import yaml
 from autotune.cli.export import FORMATS
 from autotune.documents.deployment import Deployment
 from autotune.errors import ExportError, ProblemError
-from autotune.exporters import launch_of
+from autotune.exporters import MAP_FILES, launch_of
 from autotune.exporters.base import Argument
+from autotune.exporters.folders import MARK, MARKED_BYTES
 from autotune.exporters.launch import Launch
 from autotune.exporters.targets import registry
 from autotune.exporters.targets.base import TargetOptions
@@ -449,6 +450,14 @@ def test_images_are_the_plan_s_version_or_asked_for():
     assert f"image: vllm/vllm-openai:v{launch('vllm-small').version}.0" in text
     text = load_target("lws").render(launch("sglang-small"), TargetOptions())[0].text
     assert f"image: lmsysorg/sglang:v{launch('sglang-small').version}" in text
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("target", MODULES)
+def test_the_next_export_knows_every_file_of_this_one(target, name):
+    """By the mark in its head, or it would count as the user's own and stay beside the next plan's."""
+    strange = [file for file, text in files(target, launch(name)).items() if MARK not in text[:MARKED_BYTES]]
+    assert [file for file in strange if file not in MAP_FILES] == []
 
 
 def test_every_module_of_a_target_is_registered():

@@ -13,6 +13,7 @@ import yaml
 
 from autotune.cli.main import main
 from autotune.documents.plan import SearchResult
+from autotune.exporters.folders import _exported
 
 FAST = ["--trials", "6"]
 
@@ -218,6 +219,7 @@ def test_a_service_is_searched_recorded_and_exported(run, tmp_path):
     code, text, _ = run("export", str(folder), "--out", str(scripts))
     assert code == 0
     assert sorted(path.name for path in scripts.iterdir()) == sorted(p.name for p in (folder / "launch" / "plan-1").iterdir())
+    assert all(_exported(path) for path in scripts.iterdir())  # so that the next export takes its place in one step
 
 
 def test_experts_are_placed_and_written_for_every_engine(run, tmp_path):

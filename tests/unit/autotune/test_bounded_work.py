@@ -9,10 +9,7 @@ import pytest
 
 from autotune.auditing import shell
 from autotune.auditing.shell import find_command
-from autotune.documents.deployment import Deployment
 from autotune.errors import ProblemError
-from autotune.exporters import MAP_FILES, export
-from autotune.exporters.folders import MARKED_BYTES, MARKS
 from autotune.placement.loads import Loads
 from autotune.placement.placing import Placement, place, place_again
 from autotune.searching.pools import search
@@ -90,18 +87,3 @@ def test_an_engine_without_knobs_is_searched():
 
     plan = search(Problem(hardware="hgx-h200", target="prefill", engine="trtllm", trials=3)).plans[0]
     assert plan.flags.space_size == 1
-
-
-def test_every_exported_file_is_known_by_the_next_export():
-    """What the next export removes: by its name, or by the mark in its head."""
-    pool = {"dp": 8, "ep": 8, "batch_per_dp_rank": 8, "all2all_backend": "allgather_reducescatter"}
-    document = {
-        "hardware": "hgx-h200", "model": "deepseek-v3", "precision": "fp8-block", "phase": "serve", "load": {"rate_per_s": 1.0},
-        "workload": {"isl_tokens": 100, "osl_tokens": 100},
-        "pools": {"prefill": {**pool, "max_batched_tokens": 4096}, "decode": pool},
-    }  # fmt: skip
-    scripts = export(Deployment.model_validate({**document, "engine": {"name": "vllm"}}))
-    assert len(scripts) >= 4
-    for script in scripts:
-        head = script.text.encode()[:MARKED_BYTES]
-        assert script.name in MAP_FILES or any(mark in head for mark in MARKS), script.name

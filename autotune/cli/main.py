@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
+import gc
 import math
 import os
 import sys
@@ -69,12 +71,15 @@ LONGEST_MESSAGE = 2500
 """Characters."""
 MOST_WHOLE = 2**31 - 1
 """Of a whole number in an option: seeds and sizes of solvers are 32-bit."""
+YOUNG_OBJECTS = 200_000
+"""Made before Python looks for garbage in cycles: a command makes most of its objects once and keeps them to its end."""
 TRACEBACK = "AUTOTUNE_TRACEBACK"
 """Environment variable that shows where a fault of autotune's own lies."""
 
 
 def main() -> None:
     """Run a command; every failure is one message and a non-zero exit."""
+    _collect_seldom()
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for some reads what every installed package declares
     if not sys.warnoptions:  # warnings of libraries are for who develops, not for who plans
         warnings.simplefilter("ignore")
@@ -100,6 +105,12 @@ def main() -> None:
             raise
         code = _failed(_described(error), 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _collect_seldom() -> None:
+    """Looking for garbage is a sixth of a short command: through what it imports, and once more through all of it at the end."""
+    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
+    atexit.register(gc.freeze)
 
 
 def _narrowed(first: list[str]) -> typer.Typer:

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
 from cost_models.attention.base import Phase
+from cost_models.attention.block_sparse import BlockSparseSpec
+from cost_models.attention.blocks import BLOCK_DECODE, BLOCK_PREFILL
 from cost_models.attention.compressed import CompressedSpec
 from cost_models.attention.dsa import DsaSpec
 from cost_models.attention.indexing import SPARSE_DECODE, SPARSE_PREFILL, SparseCoefficients
 from cost_models.calibration import Calibration
 from cost_models.catalog import load_recipe
 from cost_models.elementwise import ElementwiseCoefficients
-from cost_models.fitting import Fit, fit_coefficients, held_out_mask
+from cost_models.fitting import Coefficient, Fit, fit_coefficients, held_out_mask
 from cost_models.host import HostCoefficients
 from cost_models.machine import Machine
 from cost_models.operators import traffic
@@ -35,11 +37,12 @@ COMPRESSED_DIMS = (
     "heads", "hidden", "head_dim", "rope_dim", "q_lora_rank", "o_lora_rank", "o_groups", "window_tokens", "ratio",
     "index_heads", "index_dim", "top_k",
 )  # fmt: skip
+BLOCK_DIMS = ("heads", "hidden", "kv_heads", "head_dim", "block_tokens", "top_blocks", "index_heads", "index_dim")
 DECODE_COLUMNS = ("sequences", "context_tokens")
 PREFILL_COLUMNS = ("sequences", "new_tokens", "prefix_tokens")
 
 
-Kind = DsaSpec | CompressedSpec
+Kind = DsaSpec | CompressedSpec | BlockSparseSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +54,18 @@ class Module:
     """Columns that describe it; heads are those of the rank."""
     recipe: str
     """What the weights of the rows that are read are stored in."""
+    ranges: Mapping[Phase, Mapping[str, Coefficient]]
+    """Of what a coefficient may be, by phase."""
 
     def columns(self, phase: Phase) -> tuple[str, ...]:
         """Shape columns of a timing table."""
         return (*(DECODE_COLUMNS if phase == "decode" else PREFILL_COLUMNS), *self.dims)
 
 
-DSA = Module(DsaSpec, DSA_DIMS, "bf16")
-COMPRESSED = Module(CompressedSpec, COMPRESSED_DIMS, "fp8-block")
+SELECTED: dict[Phase, Mapping[str, Coefficient]] = {"decode": SPARSE_DECODE, "prefill": SPARSE_PREFILL}
+DSA = Module(DsaSpec, DSA_DIMS, "bf16", SELECTED)
+COMPRESSED = Module(CompressedSpec, COMPRESSED_DIMS, "fp8-block", SELECTED)
+BLOCK_SPARSE = Module(BlockSparseSpec, BLOCK_DIMS, "bf16", {"decode": BLOCK_DECODE, "prefill": BLOCK_PREFILL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +104,7 @@ def fit_module(
 
     names = module.columns(phase)
     shapes = np.stack([columns[name] for name in names[: names.index("hidden")]], axis=1).tolist()
-    coefficients = SPARSE_DECODE if phase == "decode" else SPARSE_PREFILL
-    return fit_coefficients(predict_s, latency_s, coefficients, held_out_mask(shapes))
+    return fit_coefficients(predict_s, latency_s, module.ranges[phase], held_out_mask(shapes))
 
 
 def _parts(

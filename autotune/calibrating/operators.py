@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.calibrating.attention_modules import COMPRESSED, DSA, Module, fit_module
+from autotune.calibrating.attention_modules import BLOCK_SPARSE, COMPRESSED, DSA, Module, fit_module
 from cost_models import hyper_connections
 from cost_models.attention.base import Phase
 from cost_models.attention.decode import fit_gqa_decode, fit_mla_decode
@@ -231,6 +231,7 @@ OPERATORS: dict[str, Operator] = {
     },
     **_modules("dsa", DSA),
     **_modules("compressed", COMPRESSED),
+    **_modules("block_sparse", BLOCK_SPARSE),
     "all_reduce": Operator(("message_bytes", "ranks"), "all_reduce", _all_reduce, variant="default"),
     **{
         f"{backend}.{direction}": Operator(TRANSFER_COLUMNS, "dispatch", _transfer(backend), variant=f"{backend}.{direction}")

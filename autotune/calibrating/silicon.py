@@ -114,7 +114,23 @@ def attention_sources(engine: str, blackwell: bool) -> tuple[SiliconSource, ...]
         ),
         SiliconSource("sparse_attention", "dsa_context_module_perf.parquet", attention.dsa_prefill, owner=prefill, package=NEWER),
         *(_compressed(part, phase, prefill) for part in ("csa", "hca") for phase in ("generation", "context")),
+        *_block_sparse(engine),
         SiliconSource("mhc", "mhc_module_perf.parquet", attention.hyper_connections, owner=prefill, versions=2, package=NEWER),
+    )
+
+
+def _block_sparse(engine: str) -> tuple[SiliconSource, ...]:
+    """Tables of MiniMax-M3's modules: vLLM's for SGLang too.
+
+    SGLang's carry an eager launch of a millisecond in prefill, and jump by 0.3 ms from 512 sequences on in decode.
+    TensorRT-LLM's are not read: on Hopper they time a fallback that scores every pair (2.3 s of a layer at 1,024 sequences of
+    32,768 tokens, against 2.4 ms), and on Blackwell eager launches of 2 to 3 ms in prefill.
+    """
+    if engine == "trtllm":
+        return ()
+    return (
+        SiliconSource("msa", "msa_generation_module_perf.parquet", attention.block_sparse_decode, owner="vllm", package=NEWER),
+        SiliconSource("msa", "msa_context_module_perf.parquet", attention.block_sparse_prefill, owner="vllm", package=NEWER),
     )
 
 

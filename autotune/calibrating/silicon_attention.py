@@ -169,6 +169,48 @@ def _compressed(raw: pd.DataFrame, operator: str, tokens: Callable[[pd.DataFrame
     return median_of_duplicates(rows, ["operator", "dtype", "sequences", "heads", *dims, *tokens(kept)], dropped), dropped
 
 
+M3 = {"head_dim": 128, "hidden": 6144, "block_tokens": 128, "top_blocks": 16, "index_dim": 128}
+M3_HEADS = (8, 16, 32, 64)
+"""Query heads of a rank at TP 8 to 1; tables have others, of which the KV heads are not stated."""
+M3_GROUP = 16
+"""Query heads of a KV head, which has one index head."""
+
+
+def block_sparse_decode(raw: pd.DataFrame, _engine: str) -> TableRows:
+    """Block-sparse attention modules of MiniMax-M3 in decode."""
+    return _block_sparse(raw, "block_sparse_decode", lambda kept: {"context_tokens": kept.step + 1})
+
+
+def block_sparse_prefill(raw: pd.DataFrame, _engine: str) -> TableRows:
+    """Block-sparse attention modules of MiniMax-M3 over prompts."""
+    long = raw[raw.isl >= SMALLEST_PROMPT]
+    return _block_sparse(long, "block_sparse_prefill", lambda kept: {"new_tokens": kept.isl, "prefix_tokens": kept.step})
+
+
+def _block_sparse(raw: pd.DataFrame, operator: str, tokens: Callable[[pd.DataFrame], dict[str, pd.Series]]) -> TableRows:
+    known = raw.num_heads.isin(M3_HEADS) & raw.kv_cache_dtype.isin(KV_DTYPES)
+    plain = raw.gemm_type == "bfloat16"
+    dropped = {
+        f"{operator}: head counts of no rank, or other caches": int((~known).sum()),
+        f"{operator}: weights in other dtypes than BF16": int((known & ~plain).sum()),
+    }
+    kept = raw[known & plain]
+    groups = (kept.num_heads // M3_GROUP).clip(lower=1)
+    rows = kept.assign(
+        operator=operator,
+        dtype=kept.kv_cache_dtype.map(KV_DTYPES),
+        sequences=kept.batch_size,
+        heads=kept.num_heads,
+        kv_heads=groups,
+        index_heads=groups,
+        latency_ms=kept.latency,
+        **M3,
+        **tokens(kept),
+    )
+    keys = ["operator", "dtype", "sequences", "heads", "kv_heads", "index_heads", *M3, *tokens(kept)]
+    return median_of_duplicates(rows, keys, dropped), dropped
+
+
 def hyper_connections(raw: pd.DataFrame, _engine: str) -> TableRows:
     """Mixing of residual streams before and after both blocks of a layer; rows of one block are left out."""
     parts = raw.op_name.isin(("pre", "post")) & (raw.num_sites == 2)

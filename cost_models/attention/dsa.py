@@ -41,27 +41,36 @@ class DsaSpec(LatentKind):
     index_heads: int = Field(gt=0)
     index_dim: int = Field(gt=0)
     top_k: int = Field(gt=0)
+    key_pool: int = Field(default=1, gt=0)
+    """Tokens that one index key stands for (GLM-5.3-Flash); top_k still counts tokens."""
     computes_index: bool = True
     """False: the layer attends to what an earlier layer selected, and keeps no index keys."""
 
     @property
     def index(self) -> IndexShape:
-        return IndexShape(self.index_heads, self.index_dim, self.top_k)
+        return IndexShape(self.index_heads, self.index_dim, self.top_k // self.key_pool)
+
+    @property
+    def pools_keys(self) -> bool:
+        """Whether index keys are gated sums over key_pool tokens."""
+        return self.key_pool > 1
 
     def matrices(self, hidden: int, layers: int) -> list[Matrix]:
+        """A pooled key has a gate of its width beside it."""
         found = super().matrices(hidden, layers)
         if not self.computes_index:
             return found
         return [
             *found,
             Matrix("index_q", "q_b", self.index_heads * self.index_dim, self.q_lora_rank, layers, "replicated"),
-            Matrix("index_k", "attention_in", self.index_dim, hidden, layers, "replicated"),
+            Matrix("index_k", "attention_in", self.index_dim * (1 + self.pools_keys), hidden, layers, "replicated"),
             Matrix("index_weights", "attention_in", self.index_heads, hidden, layers, "replicated"),
         ]
 
     def vector_parameters(self, layers: int) -> int:
-        """The latent norms, and scale and bias of the index key's norm."""
-        return super().vector_parameters(layers) + (2 * self.index_dim * layers if self.computes_index else 0)
+        """The latent norms, scale and bias of the index key's norm, and the positions inside a pool."""
+        own = self.index_dim * (2 + (self.key_pool if self.pools_keys else 0))
+        return super().vector_parameters(layers) + (own * layers if self.computes_index else 0)
 
     def decode(self, machine: Machine, sequences: Floats, query_tokens: Floats, tp: Floats, context_tokens: float) -> Operators:
         c = machine.coefficients("dsa_decode", machine.recipe.kv_cache, SparseCoefficients)
@@ -88,8 +97,9 @@ class DsaSpec(LatentKind):
         columns = (sequences, context, heads, query_tokens)
         core = sparse_decode_time_s(*columns, top_k=self.top_k, coefficients=c, **shape)
         result: Operators = {"sparse_attention": (core, sparse_decode_bound_s(*columns, top_k=self.top_k, **shape))}
-        keys = sequences * context
-        return result | self._index(machine, c, keys, keys * query_tokens, keys * query_tokens, context)
+        pools = context / self.key_pool
+        keys = sequences * pools
+        return result | self._index(machine, c, keys, keys * query_tokens, keys * query_tokens, pools)
 
     def prefill(self, machine: Machine, sequences: Floats, new_tokens: Floats, prefix_tokens: Floats, tp: Floats) -> Operators:
         c = machine.coefficients("dsa_prefill", machine.recipe.kv_cache, SparseCoefficients)
@@ -110,8 +120,8 @@ class DsaSpec(LatentKind):
         columns = (sequences * new_tokens, selected, heads)
         core = sparse_prefill_time_s(sequences, *columns, coefficients=c, **shape)
         result: Operators = {"sparse_attention": (core, sparse_prefill_bound_s(*columns, **shape))}
-        last = new_tokens + prefix_tokens
-        pairs = sequences * seen_pairs(new_tokens, prefix_tokens)
+        last = (new_tokens + prefix_tokens) / self.key_pool
+        pairs = sequences * seen_pairs(new_tokens, prefix_tokens) / self.key_pool
         keys = sequences * last
         return result | self._index(machine, c, keys, pairs, sequences * new_tokens * keys, last)
 
@@ -135,7 +145,8 @@ class DsaSpec(LatentKind):
         latent = self.cache_elements_per_token * DTYPES[recipe.kv_cache].weight_bytes
         if recipe.kv_cache == "fp8":
             latent = self.kv_lora_rank + 4 * -(-self.kv_lora_rank // 128) + 2 * self.qk_rope_dim
-        return as_floats(context * (latent + (self.index.key_bytes if self.computes_index else 0)))
+        own = self.index.key_bytes / self.key_pool if self.computes_index else 0.0
+        return as_floats(context * (latent + own))
 
     def activation_elements(self, phase: Phase, tp: Floats) -> Floats:
         """Query and output over latents: prefill is absorbed like decode."""

@@ -10,58 +10,32 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 
 from cost_models.arrays import Floats, as_floats
-from cost_models.attention.base import AttentionKind, Operators, OperatorSource, Phase, Requirement, per_head_rank
+from cost_models.attention.base import Operators, OperatorSource, Phase, Requirement, per_head_rank
 from cost_models.attention.decode import DecodeAttentionCoefficients, gqa_decode_bound_s, gqa_decode_time_s
+from cost_models.attention.grouped import GroupedKind
 from cost_models.attention.prompt import PrefillAttentionCoefficients, prefill_attention_bound_s, prefill_attention_time_s
-from cost_models.specs.matrix import Matrix
 from cost_models.specs.precision import DTYPES, PrecisionRecipe
 
 if TYPE_CHECKING:
     from cost_models.machine import Machine
 
 
-class GqaSpec(AttentionKind):
-    """Keys and values of kv_heads heads; kv_heads = heads is multi-head, kv_heads = 1 multi-query attention."""
+class GqaSpec(GroupedKind):
+    """Every query sees all tokens before it, or those of a window."""
 
     kind: Literal["gqa"] = "gqa"
-    heads: int = Field(gt=0)
-    kv_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
     window_tokens: int | None = Field(default=None, gt=0)
     """Tokens back that a query sees; none: all."""
-    bias: bool = False
-    qk_norm: bool = False
-    sinks: bool = False
-    output_gate: bool = False
-    """The output of every head is gated by a projection of the layer's input, fused with the query's."""
-
-    @property
-    def shardable_heads(self) -> int:
-        return self.heads
 
     @property
     def core(self) -> str:
         """Name of the core operator: layers with a window are listed apart from those without."""
         return "window_attention" if self.window_tokens else "attention"
 
-    def matrices(self, hidden: int, layers: int) -> list[Matrix]:
-        query, shared = (1 + self.output_gate) * self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim
-        parts = ((query, self.heads), (shared, self.kv_heads))
-        return [
-            Matrix("qkv", "attention_in", query + shared, hidden, layers, "column", parts=parts),
-            Matrix("o_proj", "o_proj", hidden, self.heads * self.head_dim, layers, "row"),
-        ]
-
-    def vector_parameters(self, layers: int) -> int:
-        """Biases, per-head norms and sinks."""
-        qkv_bias = (self.heads + 2 * self.kv_heads) * self.head_dim if self.bias else 0
-        norms = 2 * self.head_dim if self.qk_norm else 0
-        return layers * (qkv_bias + norms + (self.heads if self.sinks else 0))
-
     def decode(self, machine: Machine, sequences: Floats, query_tokens: Floats, tp: Floats, context_tokens: float) -> Operators:
         result = self.projections(machine, sequences * query_tokens, tp)
         shape: dict[str, Any] = {
-            "head_dim": self.head_dim,
+            "head_dim": self.mean_dim,
             "kv_bytes": machine.dtype_info("kv_cache").weight_bytes,
             "peak_flops_per_s": machine.peak_flops_per_s("attention_compute"),
             "hbm_bytes_per_s": machine.hbm_bytes_per_s,
@@ -77,7 +51,7 @@ class GqaSpec(AttentionKind):
         result = self.projections(machine, sequences * new_tokens, tp)
         shape: dict[str, Any] = {
             "qk_dim": self.head_dim,
-            "v_dim": self.head_dim,
+            "v_dim": self.v_dim,
             "window_tokens": self.window_tokens or np.inf,
             "peak_flops_per_s": machine.hardware.gpu.peak_flops_per_s("bf16"),
             "hbm_bytes_per_s": machine.hbm_bytes_per_s,
@@ -94,21 +68,12 @@ class GqaSpec(AttentionKind):
 
     def state_bytes(self, context_tokens: ArrayLike, tp: ArrayLike, recipe: PrecisionRecipe) -> Floats:
         """Keys and values of what a query can still see; tensor parallelism beyond the KV heads replicates them."""
-        elements = 2 * self.kv_heads * self.head_dim * DTYPES[recipe.kv_cache].weight_bytes
+        elements = self.cache_elements_per_token * DTYPES[recipe.kv_cache].weight_bytes
         shards = np.minimum(as_floats(tp), self.kv_heads)
         return as_floats(self._seen(context_tokens) * elements / shards)
 
     def state_copies(self, tp: float) -> float:
         return tp / min(tp, self.kv_heads)
-
-    def elementwise_elements(self, phase: Phase, tp: Floats) -> Floats:
-        """Queries, keys and values."""
-        return as_floats((self.heads / tp + 2 * per_head_rank(self.kv_heads, tp)) * self.head_dim)
-
-    def activation_elements(self, phase: Phase, tp: Floats) -> Floats:
-        """Query and output of every head; in prefill keys and values too, before they are in the cache."""
-        width = 2 * self.heads / tp
-        return as_floats((width + 2 * per_head_rank(self.kv_heads, tp) if phase == "prefill" else width) * self.head_dim)
 
     def timing_columns(self, phase: Phase, tp: int) -> dict[str, int]:
         shared = {"kv_heads": max(self.kv_heads // tp, 1)} if phase == "decode" else {}

@@ -30,11 +30,13 @@ class IndexShape:
     heads: int
     dim: int
     top_k: int
+    stored_bytes: int | None = None
+    """Of one index key; none: an FP8 key and its scale."""
 
     @property
     def key_bytes(self) -> int:
-        """An FP8 index key and its scale."""
-        return self.dim + SCALE_BYTES
+        """What one index key takes in its cache."""
+        return self.stored_bytes or self.dim + SCALE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,8 @@ def index_time_s(
         t = t_i + (F_i^4/e_c^4 + (B_i/e_m)^4)^{1/4} + c_s\,4S/W + [s > k]\,t_s
 
     keys : index keys read; pairs P : (query, key) pairs scored; scores S : entries of the score matrix, which in prefill
-    has a column for every key of the step; longest s : context of a query. F = 2 P heads dim FLOP in
-    FP8, B = keys (dim + 4) bytes. Nothing is selected where top_k or fewer tokens are there. Returns seconds.
+    has a column for every key of the step; longest s : context of a query. F = 2 P heads dim FLOP, B = keys times
+    the bytes of an index key. Nothing is selected where top_k or fewer tokens are there. Returns seconds.
     """
     count, scored, entries, context = (as_floats(x) for x in np.broadcast_arrays(keys, pairs, scores, longest))
     c = coefficients

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from cost_models.attention.base import AttentionKind
+from cost_models.attention.block_sparse import BlockSparseSpec
 from cost_models.attention.compressed import CompressedSpec
 from cost_models.attention.dsa import DsaSpec
 from cost_models.attention.gated_delta import GatedDeltaSpec
@@ -13,6 +14,6 @@ from cost_models.attention.kda import KdaSpec
 from cost_models.attention.mamba2 import Mamba2Spec
 from cost_models.attention.mla import MlaSpec
 
-Attention = MlaSpec | GqaSpec | DsaSpec | CompressedSpec | GatedDeltaSpec | KdaSpec | Mamba2Spec
+Attention = MlaSpec | GqaSpec | BlockSparseSpec | DsaSpec | CompressedSpec | GatedDeltaSpec | KdaSpec | Mamba2Spec
 
 KINDS: dict[str, type[AttentionKind]] = {kind.model_fields["kind"].default: kind for kind in get_args(Attention)}

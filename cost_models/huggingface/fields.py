@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from cost_models.attention.gqa import GqaSpec
 from cost_models.specs.bounds import MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
@@ -22,6 +22,7 @@ COUNTS = {
 }  # fmt: skip
 """Fields that some architectures have, some of them as a list over layers."""
 Config = Mapping[str, Any]
+K = TypeVar("K")
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 VISION = "images: the vision tower's memory and time are not modelled"
@@ -38,6 +39,8 @@ def flat(config: Config) -> dict[str, Any]:
     if isinstance(text, Mapping):
         both |= {key: value for key, value in text.items() if key not in ("architectures", "model_type")}
     fields = {key: value for key, value in both.items() if value is not None}
+    if fields.get("head_dim") == 0 and fields.get("kv_lora_rank"):
+        del fields["head_dim"]  # latent attention has no head width of its own
     for key, value in fields.items():
         if isinstance(value, str) and value.strip().isdigit():
             raise ValueError(f"{key} must be a number, found the text '{value}'")
@@ -99,6 +102,16 @@ def windowed(config: Config, full: GqaSpec, otherwise: Sequence[str] = ()) -> li
         return [full] * layers
     near = full.model_copy(update={"window_tokens": window(config)})
     return [near if kind == SLIDING else full for kind in kinds]
+
+
+def layer_kinds(layers: int, key: str, names: Sequence[Any], kinds: Mapping[Any, K]) -> list[K]:
+    """What a list names for each layer; raises ValueError for another length and for names that are not known."""
+    if not isinstance(names, Sequence) or isinstance(names, str) or len(names) != layers:
+        count = len(names) if isinstance(names, Sequence) and not isinstance(names, str) else "no list of"
+        raise ValueError(f"{key} has {count} entries, num_hidden_layers is {layers}")
+    if other := sorted({str(name) for name in names if name not in kinds}):
+        raise ValueError(f"{key}: {', '.join(other)} is not modelled here; known: {', '.join(map(str, kinds))}")
+    return [kinds[name] for name in names]
 
 
 def window(config: Config, key: str = "sliding_window") -> int:

@@ -1,4 +1,4 @@
-"""Models that mix recurrent layers with attention: Qwen3-Next and 3.5, Kimi Linear and K3, Nemotron-H."""
+"""Models that mix recurrent layers with attention: Qwen3-Next and 3.5, Kimi Linear and K3, GLM-5.3-Flash, Nemotron-H."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from cost_models.attention.base import AttentionKind
+from cost_models.attention.dsa import DsaSpec
 from cost_models.attention.gated_delta import GatedDeltaSpec
 from cost_models.attention.kda import KdaSpec
 from cost_models.attention.mamba2 import Mamba2Spec
 from cost_models.attention.mla import MlaSpec
-from cost_models.huggingface.fields import FULL, Config, common, gqa, only
+from cost_models.huggingface.fields import FULL, Config, common, gqa, layer_kinds, only
 from cost_models.specs.model import DenseSpec, FeedForward, ModelSpec, MoeSpec
 
 K = TypeVar("K")
-LINEAR = "linear_attention"
+LINEAR, SPARSE = "linear_attention", "deepseek_sparse_attention"
 PREFIXES = "a prefix is cached at block ends only in recurrent layers; hits are priced as if they were whole"
 """Flag of every model with recurrent layers."""
 RESIDUALS = "attention over the residuals of earlier blocks is not modelled"
@@ -97,6 +98,43 @@ def kimi_linear(config: Config, name: str, source: str) -> ModelSpec:
     return _model(config, name, source, pattern, flags=flags, mtp_layers=config.get("num_nextn_predict_layers") or 0)
 
 
+def glm5_next(config: Config, name: str, source: str) -> ModelSpec:
+    """GLM-5.3-Flash: Kimi delta attention in three of four layers, sparse latent attention without rope in the others."""
+    linear, layers = config["linear_attn_config"], config["num_hidden_layers"]
+    delta = KdaSpec(heads=linear["num_heads"], head_dim=linear["head_dim"], conv=linear["short_conv_kernel_size"])
+    latent = DsaSpec(
+        heads=config["num_attention_heads"],
+        q_lora_rank=config["q_lora_rank"],
+        kv_lora_rank=config["kv_lora_rank"],
+        qk_nope_dim=config["qk_nope_head_dim"],
+        qk_rope_dim=config["qk_rope_head_dim"],
+        v_dim=config["v_head_dim"],
+        index_heads=config["index_n_heads"],
+        index_dim=config["index_head_dim"],
+        top_k=config["index_topk"],
+        key_pool=config.get("index_kpool") or 1,
+    )
+    only(config, "indexer_types", ["full"] * layers)
+    kinds: list[AttentionKind] = by_type(config, {LINEAR: delta, SPARSE: latent})
+    if said := [layer for layer in linear.get("kda_layers", ()) if not 0 <= layer < layers or kinds[layer] is not delta]:
+        raise ValueError(f"linear_attn_config.kda_layers: layer {said[0]} is not linear_attention in layer_types")
+    width, dense = config["moe_intermediate_size"], DenseSpec(intermediate=config["intermediate_size"])
+    moe = MoeSpec(
+        experts=config["n_routed_experts"],
+        top_k=config["num_experts_per_tok"],
+        intermediate=width,
+        shared_intermediate=config["n_shared_experts"] * width,
+        groups=config.get("n_group") or 1,
+        top_k_groups=config.get("topk_group") or 1,
+        correction_bias=True,
+    )
+    first = config["first_k_dense_replace"]
+    pattern = [(kind, dense if layer < first else moe) for layer, kind in enumerate(kinds)]
+    streams = (config.get("hc_mult") or 1) if config.get("mhc") else 1
+    drafts = config.get("num_nextn_predict_layers") or 0
+    return _model(config, name, source, pattern, mtp_layers=drafts, residual_streams=streams)
+
+
 def nemotron_h(config: Config, name: str, source: str) -> ModelSpec:
     """Blocks of one mixer each: M a Mamba-2 layer, * attention, E experts, - a dense network; squared ReLU without a gate."""
     state = Mamba2Spec(
@@ -151,12 +189,7 @@ def _nemotron_experts(config: Config) -> MoeSpec:
 
 def by_type(config: Config, kinds: Mapping[str, K], otherwise: Sequence[str] = ()) -> list[K]:
     """What `layer_types` says of each layer; raises ValueError for another length and for types that are not known."""
-    names, layers = config.get("layer_types") or otherwise, config["num_hidden_layers"]
-    if len(names) != layers:
-        raise ValueError(f"layer_types has {len(names)} entries, num_hidden_layers is {layers}")
-    if other := sorted({str(name) for name in names} - set(kinds)):
-        raise ValueError(f"layer_types: {', '.join(other)} is not modelled here; known: {', '.join(kinds)}")
-    return [kinds[name] for name in names]
+    return layer_kinds(config["num_hidden_layers"], "layer_types", config.get("layer_types") or otherwise, kinds)
 
 
 def _by_lists(layers: int, named: Mapping[str, tuple[Sequence[int], K]]) -> list[K]:
@@ -181,6 +214,6 @@ def _model(
     pattern: Sequence[tuple[AttentionKind | None, FeedForward | None]],
     *,
     flags: tuple[str, ...] = (),
-    mtp_layers: int = 0,
+    **document: int,
 ) -> ModelSpec:
-    return ModelSpec.of_layers(pattern, **common(config, name, source), flags=(PREFIXES, *flags), mtp_layers=mtp_layers)
+    return ModelSpec.of_layers(pattern, **common(config, name, source), flags=(PREFIXES, *flags), **document)

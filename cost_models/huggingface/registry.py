@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from cost_models.errors import UnsupportedModelError
-from cost_models.huggingface import dense, experts, hybrids, latent
+from cost_models.huggingface import dense, experts, hybrids, latent, mixed
 from cost_models.huggingface.fields import VISION, Config, flat
 from cost_models.reading import kind_of
 from cost_models.specs.model import ModelSpec
@@ -47,7 +47,10 @@ NEMOTRON_H = {
     "experts": "mixer.experts.0.down_proj",
     "shared_expert": "mixer.shared_experts.down_proj",
 }
+GLM5_NEXT = {**LATENT, "kda:attention_in": "self_attn.q_proj"}
+GEMMA4 = {**MODULES, "experts": "experts", "shared_expert": "mlp.down_proj"}
 SPARSE_BLOCK = {**MODULES, "experts": "block_sparse_moe.experts.0.w1"}
+MINIMAX_M3 = {**SPARSE_BLOCK, "shared_expert": "block_sparse_moe.shared_experts.down_proj"}
 LLAMA4 = {
     **MODULES,
     "dense_ffn": "feed_forward.down_proj",
@@ -69,6 +72,7 @@ class Architecture:
 
 ARCHITECTURES: dict[str, Architecture] = {
     "BailingMoeV2ForCausalLM": Architecture(experts.bailing_moe),
+    "DeciLMForCausalLM": Architecture(mixed.nemotron_nas),
     "DeepseekV2ForCausalLM": Architecture(latent.deepseek_v2, LATENT),
     "DeepseekV4ForCausalLM": Architecture(latent.deepseek_v4, DEEPSEEK_V4),
     "DeepseekV32ForCausalLM": Architecture(latent.deepseek_v32, LATENT),
@@ -77,9 +81,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Ernie4_5_MoeForCausalLM": Architecture(experts.ernie45_moe),
     "Gemma3ForCausalLM": Architecture(dense.gemma3),
     "Gemma3ForConditionalGeneration": Architecture(dense.gemma3, flags=(VISION,)),
+    "Gemma4ForConditionalGeneration": Architecture(mixed.gemma4, GEMMA4, (VISION,)),
     "Glm4MoeForCausalLM": Architecture(experts.glm4_moe),
     "Glm4vMoeForConditionalGeneration": Architecture(experts.glm4_moe, flags=(VISION,)),
     "Glm4ForCausalLM": Architecture(dense.llama),
+    "Glm5NextForConditionalGeneration": Architecture(hybrids.glm5_next, GLM5_NEXT, (VISION,)),
     "GlmMoeDsaForCausalLM": Architecture(latent.deepseek_v32, LATENT),
     "GptOssForCausalLM": Architecture(experts.gpt_oss, {**MODULES, "experts": "mlp.experts.down_proj"}),
     "HunYuanMoEV1ForCausalLM": Architecture(experts.hunyuan_moe, {**MODULES, "shared_expert": "mlp.shared_mlp.down_proj"}),
@@ -90,7 +96,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Llama4ForConditionalGeneration": Architecture(experts.llama4, LLAMA4, (VISION,)),
     "LlamaForCausalLM": Architecture(dense.llama),
     "MiMoForCausalLM": Architecture(dense.mimo),
+    "MiMoV2FlashForCausalLM": Architecture(mixed.mimo_v2),
     "MiniMaxM2ForCausalLM": Architecture(experts.minimax_m2, SPARSE_BLOCK),
+    "MiniMaxM3ForCausalLM": Architecture(mixed.minimax_m3, MINIMAX_M3),
+    "MiniMaxM3SparseForCausalLM": Architecture(mixed.minimax_m3, MINIMAX_M3),
+    "MiniMaxM3SparseForConditionalGeneration": Architecture(mixed.minimax_m3, MINIMAX_M3, (VISION,)),
     "Mistral3ForConditionalGeneration": Architecture(dense.mistral, flags=(VISION,)),
     "MistralForCausalLM": Architecture(dense.mistral),
     "MixtralForCausalLM": Architecture(experts.mixtral, SPARSE_BLOCK),
@@ -114,20 +124,13 @@ ARCHITECTURES: dict[str, Architecture] = {
 NOT_MODELLED: dict[str, str] = {
     "AfmoeForCausalLM": "gated attention with windows and without rope",
     "BailingMoeLinearV2ForCausalLM": "linear attention",
-    "DeciLMForCausalLM": "layers of different widths, some without attention",
     "DeepseekV41ForCausalLM": "compressed attention shared between layers, n-gram tables and hyper-connections",
     "Ernie4_5_VLMoeForConditionalGeneration": "separate experts for text and images",
-    "Gemma4ForConditionalGeneration": "full-attention layers with other heads than windowed ones",
-    "Glm5NextForConditionalGeneration": "delta attention (KDA), sparse attention and hyper-connections",
     "JambaForCausalLM": "state-space layers (Mamba)",
     "Lfm2ForCausalLM": "convolution layers",
     "Lfm2MoeForCausalLM": "convolution layers",
     "LongcatFlashForCausalLM": "zero-computation experts and two attention blocks per layer",
-    "MiMoV2FlashForCausalLM": "full-attention layers with other heads than windowed ones, values narrower than keys",
     "MiniMaxM1ForCausalLM": "linear (lightning) attention",
-    "MiniMaxM3ForCausalLM": "block-sparse attention",
-    "MiniMaxM3SparseForCausalLM": "block-sparse attention",
-    "MiniMaxM3SparseForConditionalGeneration": "block-sparse attention",
     "MuseGlimmerForConditionalGeneration": "its layers (norms after blocks, scaled queries), whose weights are not published",
 }
 """Architecture -> the part of it that the cost models do not describe."""
@@ -177,7 +180,7 @@ def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
     entry = ARCHITECTURES[architecture]
     try:
         fields = flat(config)
-        if fields.get("index_topk") and entry.read not in (latent.deepseek_v32, latent.deepseek_v4):
+        if fields.get("index_topk") and entry.read not in (latent.deepseek_v32, latent.deepseek_v4, hybrids.glm5_next):
             raise ValueError("index_topk is set: sparse attention (DSA) is not modelled for this architecture")
         model = entry.read(fields, name, source)
     except KeyError as missing:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models.attention.base import AttentionKind
+from cost_models.attention.block_sparse import BlockSparseSpec
 from cost_models.attention.compressed import CompressedSpec
 from cost_models.attention.dsa import DsaSpec
 from cost_models.attention.gated_delta import GatedDeltaSpec
@@ -45,8 +46,16 @@ EXAMPLES: dict[str, AttentionKind] = {
     "gqa": GqaSpec(heads=64, kv_heads=8, head_dim=128, bias=True, qk_norm=True, sinks=True),
     "gqa with a window": GqaSpec(heads=64, kv_heads=8, head_dim=64, window_tokens=128),
     "gqa with a gate": GqaSpec(heads=32, kv_heads=2, head_dim=256, qk_norm=True, output_gate=True),
+    "gqa with narrow values": GqaSpec(heads=64, kv_heads=4, head_dim=192, value_dim=128, sinks=True),
+    "gqa whose keys are values": GqaSpec(heads=32, kv_heads=4, head_dim=512, qk_norm=True, keys_are_values=True),
+    "block_sparse": BlockSparseSpec(
+        heads=64, kv_heads=4, head_dim=128, qk_norm=True, block_tokens=128, top_blocks=16, index_heads=4, index_dim=128
+    ),
     "dsa": DsaSpec(**LATENT, index_heads=64, index_dim=128, top_k=2048),
     "dsa that reuses an index": DsaSpec(**LATENT, index_heads=32, index_dim=128, top_k=2048, computes_index=False),
+    "dsa with pooled keys, without rope": DsaSpec(
+        **{**LATENT, "qk_rope_dim": 0}, index_heads=32, index_dim=128, top_k=2048, key_pool=4
+    ),
     "compressed with an indexer": CompressedSpec(**STREAM, ratio=4, index_heads=64, index_dim=128, top_k=1024),
     "compressed": CompressedSpec(**STREAM, ratio=128),
     "window alone": CompressedSpec(**STREAM, ratio=0),

@@ -35,14 +35,43 @@ STEP = {
     "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "sliding_attention"],
 }  # fmt: skip
 LLAMA4 = {**LOCAL, "intermediate_size_mlp": 96, "interleave_moe_layer_step": 2, "attention_chunk_size": 1024}
+M3 = {
+    **LOCAL, "shared_intermediate_size": 32, "n_shared_experts": 1, "dense_intermediate_size": 96, "moe_layer_freq": [0, 1, 1, 1],
+    "use_qk_norm": True, "use_routing_bias": True,
+    "sparse_attention_config": {
+        "sparse_attention_freq": [0, 1, 1, 1], "sparse_block_size": 128, "sparse_topk_blocks": 16, "sparse_num_index_heads": 2,
+        "sparse_index_dim": 8, "sparse_init_block": 0, "sparse_local_block": 1, "sparse_score_type": "max",
+    },
+}  # fmt: skip
+MIMO = {
+    **GQA, "v_head_dim": 8, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_head_dim": 16, "swa_v_head_dim": 8,
+    "sliding_window": 128, "hybrid_layer_pattern": [0, 1, 1, 0], "moe_layer_freq": [0, 1, 1, 1], "n_routed_experts": 8,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 32, "intermediate_size": 96, "add_swa_attention_sink_bias": True,
+}  # fmt: skip
+GEMMA4 = {
+    **EXPERTS, "intermediate_size": 96, "enable_moe_block": True, "sliding_window": 1024, "attention_k_eq_v": True,
+    "global_head_dim": 32, "num_global_key_value_heads": 1,
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+}  # fmt: skip
+NAS = {
+    **{key: value for key, value in GQA.items() if key != "num_key_value_heads"},
+    "block_configs": [
+        {"attention": {"n_heads_in_group": 2, "no_op": False}, "ffn": {"ffn_mult": 6.0, "no_op": False}},
+        {"attention": {"n_heads_in_group": None, "no_op": True}, "ffn": {"ffn_mult": 1.0, "no_op": False}},
+        {"attention": {"n_heads_in_group": 2, "no_op": False}, "ffn": {"ffn_mult": None, "no_op": True}},
+        {"attention": {"n_heads_in_group": 2, "no_op": False}, "ffn": {"ffn_mult": 6.0, "no_op": False}},
+    ],
+}  # fmt: skip
 CONFIGS = {
     "BailingMoeV2ForCausalLM": BAILING,
+    "DeciLMForCausalLM": NAS,
     "DeepseekV2ForCausalLM": LATENT,
     "DeepseekV3ForCausalLM": LATENT,
     "Dots1ForCausalLM": GLM,
     "Ernie4_5_MoeForCausalLM": ERNIE,
     "Gemma3ForCausalLM": {**DENSE, "sliding_window": 1024},
     "Gemma3ForConditionalGeneration": {"text_config": {**DENSE, "sliding_window": 1024}},
+    "Gemma4ForConditionalGeneration": {"text_config": GEMMA4},
     "Glm4ForCausalLM": DENSE,
     "Glm4MoeForCausalLM": GLM,
     "Glm4vMoeForConditionalGeneration": {"text_config": GLM},
@@ -53,7 +82,10 @@ CONFIGS = {
     "Llama4ForConditionalGeneration": {"text_config": LLAMA4},
     "LlamaForCausalLM": DENSE,
     "MiMoForCausalLM": DENSE,
+    "MiMoV2FlashForCausalLM": MIMO,
     "MiniMaxM2ForCausalLM": LOCAL,
+    "MiniMaxM3ForCausalLM": M3,
+    "MiniMaxM3SparseForConditionalGeneration": {"text_config": M3},
     "Mistral3ForConditionalGeneration": {"text_config": DENSE},
     "MistralForCausalLM": {**DENSE, "sliding_window": 512},
     "MixtralForCausalLM": LOCAL,
@@ -118,6 +150,45 @@ def test_experts_counted_by_hand():
     assert shared.moe.shared_intermediate == 48
 
 
+def test_block_sparse_layers_counted_by_hand():
+    # dense layer: qkv 64 x (4 + 2 x 2) x 16 = 8192, o 4096, norms of heads 32, network 3 x 64 x 96 = 18432, two norms 128
+    # sparse: the same attention, index queries 64 x 2 x 8 = 1024, key 64 x 8 = 512, their norms 16; 8 experts and a shared one
+    # of 3 x 64 x 32 = 6144 each, router 512, correction 8, two norms 128; embedding and head 2 x 6400, last norm 64
+    _, model = read("MiniMaxM3ForCausalLM")
+    attention = 8192 + 4096 + 32
+    sparse = attention + 1024 + 512 + 16 + 9 * 6144 + 512 + 8 + 128
+    assert model.parameters() == attention + 18432 + 128 + 3 * sparse + 12800 + 64
+    assert [group.attention.kind for group in model.in_order()] == ["gqa", *["block_sparse"] * 3]
+
+
+def test_values_narrower_than_keys_and_other_heads_in_windows_counted_by_hand():
+    # full: 64 x (4 x 16 + 2 x (16 + 8)) = 7168, o 64 x 4 x 8 = 2048; windowed: 64 x (64 + 4 x 24) = 10240, o 2048, 4 sinks
+    _, model = read("MiMoV2FlashForCausalLM")
+    full, near = 7168 + 2048, 10240 + 2048 + 4
+    moe = 8 * 6144 + 512
+    assert model.parameters() == 2 * full + 2 * near + 18432 + 3 * moe + 4 * 128 + 12800 + 64
+    cache = model.state_bytes(1000, catalog.load_recipe("bf16"))
+    assert cache == 2 * (1000 * 2 * 24 * 2) + 2 * (128 * 4 * 24 * 2)  # two full layers, two with 128 tokens
+
+
+def test_full_layers_of_gemma_4_have_no_value_projection():
+    # windowed: 64 x (64 + 2 x 32) + 4096 + 32 = 12320; full: 64 x (4 x 32 + 1 x 32) = 10240, o 64 x 128 = 8192, norms 64
+    # experts 8 x 6144, router 512, dense network beside them 18432; one tied embedding 6400
+    _, model = read("Gemma4ForConditionalGeneration")
+    moe = 8 * 6144 + 512 + 18432
+    assert model.parameters() == 3 * 12320 + 10240 + 8192 + 64 + 4 * (moe + 128) + 6400 + 64
+    assert model.in_order()[3].attention.cache_elements_per_token == 64  # keys and values are both cached
+
+
+def test_layers_of_an_architecture_search_lack_what_the_file_says():
+    # widths: 2 x 6 x 64 / 3 = 256; 2 x 1 x 64 / 3 = 42, rounded up to 256
+    _, model = read("DeciLMForCausalLM")
+    parts = [(group.attention is not None, group.ffn is not None) for group in model.in_order()]
+    assert parts == [(True, True), (False, True), (True, False), (True, True)]
+    assert {ffn.intermediate for ffn in model.ffns} == {256}
+    assert model.in_order()[0].attention.kv_heads == 2
+
+
 def test_windows_are_where_the_config_says():
     windows = {name: [g.attention.window_tokens for g in read(name)[1].in_order()] for name in
                ("Step3p5ForCausalLM", "MistralForCausalLM", "GptOssForCausalLM", "Llama4ForConditionalGeneration")}  # fmt: skip
@@ -130,6 +201,28 @@ def test_windows_are_where_the_config_says():
 def test_llama_4_has_experts_in_every_second_layer():
     _, model = read("Llama4ForConditionalGeneration")
     assert model.moe_positions == (1, 3)
+
+
+CONFIGS_IN_A_PUBLIC_PACKAGE = {
+    "DeciLMForCausalLM": 1, "DeepseekV32ForCausalLM": 2, "DeepseekV3ForCausalLM": 4, "DeepseekV41ForCausalLM": 1,
+    "DeepseekV4ForCausalLM": 6, "Gemma4ForConditionalGeneration": 3, "Glm5NextForConditionalGeneration": 2,
+    "GlmMoeDsaForCausalLM": 12, "GptOssForCausalLM": 2, "KimiK25ForConditionalGeneration": 4,
+    "KimiK3ForConditionalGeneration": 1, "Llama4ForConditionalGeneration": 2, "LlamaForCausalLM": 4, "MiMoForCausalLM": 1,
+    "MiMoV2FlashForCausalLM": 1, "MiniMaxM2ForCausalLM": 4, "MiniMaxM3ForCausalLM": 1,
+    "MiniMaxM3SparseForConditionalGeneration": 1, "MixtralForCausalLM": 2, "MuseGlimmerForConditionalGeneration": 1,
+    "NemotronHForCausalLM": 9, "Qwen3ForCausalLM": 6, "Qwen3MoeForCausalLM": 6,
+    "Qwen3VLForConditionalGeneration": 5, "Qwen3VLMoeForConditionalGeneration": 2, "Qwen3_5ForConditionalGeneration": 2,
+    "Qwen3_5MoeForCausalLM": 2, "Qwen3_5MoeForConditionalGeneration": 6, "Step3p7FlashForCausalLM": 2,
+}  # fmt: skip
+"""Architecture -> config.json files of it in aisimulate 0.13.0.dev202610270000000085 (Apache-2.0)."""
+
+
+def test_how_many_public_configs_are_read():
+    # 95 files of 29 architectures; DeepSeek-V4.1-Flash and Muse-Glimmer-30B are refused by part, the other 93 read
+    read_files = sum(count for name, count in CONFIGS_IN_A_PUBLIC_PACKAGE.items() if name in ARCHITECTURES)
+    assert (len(CONFIGS_IN_A_PUBLIC_PACKAGE), sum(CONFIGS_IN_A_PUBLIC_PACKAGE.values()), read_files) == (29, 95, 93)
+    refused = {name for name in CONFIGS_IN_A_PUBLIC_PACKAGE if name not in ARCHITECTURES}
+    assert refused == {"DeepseekV41ForCausalLM", "MuseGlimmerForConditionalGeneration"} <= set(NOT_MODELLED)
 
 
 @pytest.mark.parametrize("architecture", sorted(NOT_MODELLED))
@@ -153,6 +246,25 @@ def test_what_is_not_modelled_is_refused_by_the_name_of_its_part(architecture):
         ("DeepseekV3ForCausalLM", {"q_lora_rank": None}, "q_lora_rank null"),
         ("HunYuanMoEV1ForCausalLM", {"moe_topk": [2, 2, 4, 2]}, r"moe_topk: layers that differ \(2, 4\)"),
         ("MiniMaxM2ForCausalLM", {"attn_type_list": [1, 0, 1, 1]}, "lightning attention"),
+        ("MiniMaxM3ForCausalLM", {"moe_layer_freq": [0, 1]}, "moe_layer_freq has 2 entries, num_hidden_layers is 4"),
+        (
+            "MiniMaxM3ForCausalLM",
+            {"sparse_attention_config": {**M3["sparse_attention_config"], "sparse_num_index_heads": 4}},
+            "sparse_num_index_heads 4 is not num_key_value_heads 2",
+        ),
+        (
+            "MiniMaxM3ForCausalLM",
+            {"sparse_attention_config": {**M3["sparse_attention_config"], "sparse_score_type": "mean"}},
+            "sparse_score_type other than max",
+        ),
+        ("MiMoV2FlashForCausalLM", {"hybrid_layer_pattern": [0, 1, 2, 0]}, "hybrid_layer_pattern: 2 is not modelled here"),
+        (
+            "Gemma4ForConditionalGeneration",
+            {"text_config": {**GEMMA4, "hidden_size_per_layer_input": 8}},
+            "hidden_size_per_layer_input: embeddings of every layer",
+        ),
+        ("Gemma4ForConditionalGeneration", {"text_config": {**GEMMA4, "num_kv_shared_layers": 2}}, "num_kv_shared_layers"),
+        ("DeciLMForCausalLM", {"block_configs": NAS["block_configs"][:3]}, "block_configs must describe each of the 4 layers"),
         ("Step3p5ForCausalLM", {"attention_other_setting": {"num_attention_heads": 6}}, "attention_other_setting"),
     ],
 )

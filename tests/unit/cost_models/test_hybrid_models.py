@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 
+from cost_models.attention.block_sparse import BlockSparseSpec
 from cost_models.attention.dsa import DsaSpec
 from cost_models.attention.gated_delta import GatedDeltaSpec
 from cost_models.attention.kda import KdaSpec
-from cost_models.catalog import load_model, load_recipe
+from cost_models.catalog import calibration_for, load_hardware, load_model, load_recipe
 from cost_models.errors import UnsupportedModelError
 from cost_models.huggingface import model_from_config
 from cost_models.hyper_connections import mixed_bytes
+from cost_models.machine import Machine
 from cost_models.specs.model import DenseSpec, ModelSpec
 
 CARDS = {
@@ -24,6 +27,10 @@ CARDS = {
     "qwen3.5-397b-a17b": (397e9, 17e9),
     "qwen3.5-122b-a10b": (122e9, 10e9),
     "kimi-k3": (2.8e12, None),
+    "glm-5.3-flash": (313.3e9, 18e9),  # card: 320B with 7.43B of the MTP layer, without the vision tower's 0.56B
+    "minimax-m3": (427e9, 26e9),
+    "mimo-v2-flash": (309e9, 15e9),
+    "gemma-4-26b-a4b": (25.2e9, 3.8e9),
     "nemotron-3-super-120b-a12b": (120e9, 12e9),
     "nemotron-3-ultra-550b-a55b": (550e9, 55e9),
 }
@@ -70,6 +77,44 @@ def test_layers_of_glm_that_share_an_index_keep_no_index_keys():
     model = read(GLM)
     assert [group.attention.computes_index for group in model.in_order()] == [True, False, False, True]
     assert model.state_bytes(1000, load_recipe("bf16")) == 1000 * (4 * 576 * 2 + 2 * 132)
+
+
+GLM_NEXT: dict[str, Any] = {
+    **{key: value for key, value in GLM.items() if key != "indexer_types"},
+    "architectures": ["Glm5NextForConditionalGeneration"], "qk_rope_head_dim": 0, "qk_nope_head_dim": 256, "head_dim": 0,
+    "index_kpool": 4, "mhc": True, "hc_mult": 4, "layer_types": ["linear_attention"] * 3 + ["deepseek_sparse_attention"],
+    "linear_attn_config": {"num_heads": 64, "head_dim": 128, "short_conv_kernel_size": 4, "kda_layers": [0, 1, 2]},
+}  # fmt: skip
+
+
+def test_pooled_index_keys_take_a_quarter_of_the_cache():
+    # one sparse layer: 512 latents without rope in BF16, and 132 B of index key and scale per 4 tokens; the delta layers' state
+    # does not grow
+    model = read(GLM_NEXT)
+    grown = model.state_bytes(3000, load_recipe("bf16")) - model.state_bytes(1000, load_recipe("bf16"))
+    assert grown == pytest.approx(2000 * (512 * 2 + 132 / 4))
+    assert (model.residual_streams, model.in_order()[3].attention.index.top_k) == (4, 512)  # pools of the 2,048 tokens
+
+
+def test_layers_that_a_list_of_delta_layers_contradicts_are_named():
+    linear = {**GLM_NEXT["linear_attn_config"], "kda_layers": [0, 1, 3]}
+    with pytest.raises(UnsupportedModelError, match="layer 3 is not linear_attention in layer_types"):
+        read(GLM_NEXT, linear_attn_config=linear)
+
+
+def test_block_sparse_decode_reads_sixteen_blocks_and_every_index_key():
+    # one KV head of a rank at TP 4, 64 sequences of 131,072 tokens on GB200: the core reads (16 - 1/2) x 128 = 1,984 tokens of
+    # 2 x 128 x 2 B each, 65 MB, the indexer 131,072 keys of 256 B for each sequence, 2.1 GB
+    spec = load_model("minimax-m3").in_order()[-1].attention
+    assert isinstance(spec, BlockSparseSpec)
+    hardware = load_hardware("gb200-nvl72")
+    model, recipe = load_model("minimax-m3"), load_recipe("bf16")
+    machine = Machine(model, hardware, recipe, calibration_for("GB200", "vllm"))
+    inputs = (np.array([64.0]), np.array([1.0]), np.array([4.0]), 131_072.0)
+    operators = spec.decode(machine, *inputs)
+    bandwidth = machine.hbm_bytes_per_s
+    assert operators["block_attention"][1] == pytest.approx(64 * 1984 * 512 / bandwidth)
+    assert operators["indexer"][1] == pytest.approx(64 * 131_072 * 256 / bandwidth)
 
 
 def test_an_fp8_latent_of_sparse_attention_is_656_bytes():

@@ -15,7 +15,8 @@ T = TypeVar("T")
 INSTRUCTIONS = """\
 Plans and judges deployments of large language models from calibrated cost models; nothing is started.
 Order of work: search (a problem as `schema` describes it) -> explain what was not chosen -> export its scripts.
-For a command line that somebody has: check. Say what a result assumes, and its interval, with every figure."""
+For a command line or a manifest that somebody has: check; for what it measured: verify.
+Say what a result assumes, and its interval, with every figure."""
 
 
 def serve(runs: Path) -> None:
@@ -64,10 +65,30 @@ def build_server(runs: Path) -> Any:
 
     @server.tool()
     def check(
-        deployment: Data | None = None, command: str | None = None, goals: Data | None = None, script: Data | None = None
+        deployment: Data | None = None,
+        command: str | None = None,
+        manifest: str | None = None,
+        goals: Data | None = None,
+        script: Data | None = None,
     ) -> Data:
-        """Judge a deployment, or an engine's command line with script {"hardware": ...}; goals e.g. {"tpot_s": 0.05}."""
-        return answered(lambda: tools.check(deployment, command, goals, script))
+        """Judge a deployment, an engine's command line, or the text of a manifest (Kubernetes, LeaderWorkerSet, llm-d, Dynamo,
+        KServe, srt-slurm, compose, a vLLM recipe); goals e.g. {"tpot_s": 0.05}. What a command or manifest leaves out goes into
+        script: {"hardware": ...} (a command needs it), version, isl_tokens, osl_tokens, size, model, precision, service, load;
+        a message's --hw or --service means its entry there."""
+        return answered(lambda: tools.check(tools.Given(deployment, command, manifest, script), goals))
+
+    @server.tool()
+    def verify(
+        results: list[str],
+        deployment: Data | None = None,
+        command: str | None = None,
+        manifest: str | None = None,
+        limits: Data | None = None,
+        script: Data | None = None,
+    ) -> Data:
+        """Compare measured runs (paths of vllm bench serve or latency, SGLang bench_serving results) with what is predicted for
+        what ran, given as in check; limits e.g. {"ttft_p99_s": 2.0}."""
+        return answered(lambda: tools.verify(results, tools.Given(deployment, command, manifest, script), limits))
 
     @server.tool()
     def predict(deployment: Data) -> Data:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from autotune.documents.problem import DEFAULT_LENGTH_TOKENS, MAX_GPUS
+from autotune.documents.deployment import Load
+from autotune.documents.problem import MAX_GPUS
 from autotune.documents.results import Result
 from autotune.errors import ProblemError
 from cost_models.specs.base import Spec
 from cost_models.specs.workload import MAX_LENGTH_TOKENS
+
+if TYPE_CHECKING:
+    from autotune.auditing.commands import ReadCommand
 
 Data = dict[str, Any]
 FILES = ("plan.yaml", "run.json", "report.html", "candidates.json")
@@ -44,16 +48,56 @@ class Workbench:
 
 
 class About(Spec):
-    """What the command line of an engine does not say."""
+    """What the command line of an engine or a manifest does not say."""
 
-    hardware: str
+    hardware: str | None = None
+    """A manifest may name it; a command does not."""
     version: str | None = None
-    isl_tokens: int = Field(default=DEFAULT_LENGTH_TOKENS, gt=0, le=MAX_LENGTH_TOKENS)
-    osl_tokens: int = Field(default=DEFAULT_LENGTH_TOKENS, gt=0, le=MAX_LENGTH_TOKENS)
+    """Of the engine; a manifest's image may say it."""
+    isl_tokens: int | None = Field(default=None, gt=0, le=MAX_LENGTH_TOKENS)
+    """Those of the manifest's benchmark, or 2,000, when absent."""
+    osl_tokens: int | None = Field(default=None, gt=0, le=MAX_LENGTH_TOKENS)
     size: int | None = Field(default=None, gt=0, le=MAX_LENGTH_TOKENS)
     """Sequences (decode) or tokens (prefill) per attention-DP rank."""
     model: str | None = None
     precision: str | None = None
+    service: str | None = None
+    """Which engine of a manifest that starts several."""
+    load: Load | None = None
+    """What a service is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What is judged: one of a deployment document, a command line, and a manifest's text."""
+
+    deployment: Data | None = None
+    command: str | None = None
+    manifest: str | None = None
+    script: Data | None = None
+
+    def read(self) -> ReadCommand:
+        """As the command line reads it; raises AutotuneError for none or several, and for what cannot be read."""
+        from autotune.auditing.commands import ReadCommand
+        from autotune.documents.deployment import Deployment
+        from autotune.manifests.judging import GivenToo, read_manifest
+        from autotune.manifests.registry import read_manifest_text
+        from autotune.manifests.scripts import read_script
+        from cost_models.catalog import validated
+
+        if sum(part is not None for part in (self.deployment, self.command, self.manifest)) != 1:
+            raise ProblemError("give one of: a deployment, the command line of an engine, or the text of a manifest")
+        if self.deployment is not None:
+            if self.script:
+                raise ProblemError("`script` is for a command or a manifest: a deployment says everything itself")
+            return ReadCommand(validated(Deployment, self.deployment, "deployment"))
+        about = validated(About, self.script or {}, "script (what the command does not say)")
+        if self.command is not None:
+            if about.hardware is None:
+                raise ProblemError("a command needs `script` with its hardware (see catalog), and may have more there")
+            return read_manifest(read_script(self.command), GivenToo(**dict(about)), "the command")
+        found = read_manifest_text(self.manifest or "", about.hardware)
+        return read_manifest(found, GivenToo(**dict(about)), "the manifest")
 
 
 class Placing(Spec):
@@ -96,23 +140,32 @@ def summary(result: Result) -> Data:
     return {"best": best, "plans": plans, "assumed": list(result.assumed), "notes": list(result.notes)}
 
 
-def check(deployment: Data | None, command: str | None, goals: Data | None, script: Data | None) -> Data:
-    """Judge a deployment document or an engine's command line: does it start, fit and meet its goals, and what would help."""
+def check(given: Given, goals: Data | None) -> Data:
+    """Judge a deployment document, a command line or a manifest: does it start, fit, meet its goals, and what would help."""
     from autotune.auditing.checking import check as judge
-    from autotune.auditing.commands import ReadCommand, read_command
     from autotune.auditing.goals import Goals
-    from autotune.documents.deployment import Deployment
     from cost_models.catalog import validated
 
-    if (deployment is None) == (command is None):
-        raise ProblemError("give either a deployment or the command line of an engine")
     wanted = validated(Goals, goals or {}, "goals")
-    if command is None:
-        found = ReadCommand(validated(Deployment, deployment, "deployment"))
-    else:
-        about = validated(About, script or {}, "script (what the command does not say)")
-        found = read_command(command, **about.model_dump())
+    found = given.read()
     return judge(found.deployment, wanted, found).model_dump(mode="json")
+
+
+def verify(results: list[str], given: Given, limits: Data | None) -> Data:
+    """Measured runs beside what is predicted for them: what lies outside the error bars or over a limit, and why it may."""
+    from autotune.auditing.goals import Goals
+    from autotune.auditing.verifying import verify as compare
+    from cost_models.catalog import validated
+
+    if not results:
+        raise ProblemError("give the files of at least one benchmark (vllm bench serve or latency, SGLang bench_serving)")
+    found = given.read()
+    points = compare([Path(name) for name in results], found.deployment, validated(Goals, limits or {}, "limits"))
+    return {
+        "passed": all(point.passed for point in points),
+        "points": [point.model_dump(mode="json") for point in points],
+        "not_modelled": [option.line() for option in found.unmodelled],
+    }
 
 
 def predict(deployment: Data) -> Data:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from autotune.cli import completing
+from autotune.cli.short import uncollected
 
 FORMATS = "bash, sbatch, compose, lws, llmd, dynamo, srt-slurm, kserve"
 """The targets' registry, which takes too long to import for `--help` (a test holds the two together)."""
@@ -18,6 +19,7 @@ def register(app: typer.Typer) -> None:
     app.command("export")(export)
 
 
+@uncollected()
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder or plan.yaml.", autocompletion=completing.runs)],
     rank: Annotated[int, typer.Option(help="Which plan.")] = 1,

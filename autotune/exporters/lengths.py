@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autotune.documents.deployment import Deployment
 from autotune.errors import ProblemError
-from autotune.predicting.step import predict
+from autotune.predicting.step import kv_capacity_tokens
 from autotune.serving.requests import Requests
 from autotune.serving.traffic import requests_of
 from cost_models.errors import AutotuneError
@@ -45,13 +45,13 @@ def lengths_of(deployment: Deployment, model: ModelSpec) -> Lengths:
 def kv_room_tokens(deployment: Deployment) -> int:
     """Tokens that the KV cache of every pool's ranks holds: engines refuse to start where the longest request does not fit.
 
-    0 where a pool cannot be priced.
+    0 where a pool's memory is not known.
     """
     found = []
     for phase, pool in deployment.pools.items():
         alone = deployment.alone("prefill" if phase == "prefill" else "decode", pool)
         try:
-            found.append(predict(alone).kv_capacity_tokens)
+            found.append(kv_capacity_tokens(alone))
         except AutotuneError:
             return 0
     return int(min(found))

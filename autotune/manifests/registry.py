@@ -12,7 +12,7 @@ from autotune.manifests import compose, dynamo, kserve, kubernetes, modelservice
 from autotune.manifests.kustomize import is_kustomization, rendered
 from autotune.manifests.scripts import launch_scripts, read_launch
 from autotune.manifests.service import Manifest
-from autotune.manifests.source import Source, annotated, documents_of
+from autotune.manifests.source import Source, annotated, documents_in, documents_of
 from cost_models.reading import is_folder
 
 
@@ -70,13 +70,28 @@ def read_file(path: Path, hardware: str | None = None) -> Manifest | None:
         return read_launch(path) if written else None
     else:
         source = Source(path, documents_of(path))
+    return _manifest_of(source, hardware)
+
+
+def read_manifest_text(text: str, hardware: str | None = None) -> Manifest:
+    """What the text of a file starts. Raises AutotuneError as read_file, and for text that is of no kind here."""
+    source = Source(Path("the manifest"), documents_in(text, "the manifest"))
+    found = _manifest_of(source, hardware)
+    if found is None:
+        known = "; ".join(reader.what for reader in READERS)
+        raise ProblemError(f"the manifest is of no kind that starts an engine here; known: {known}")
+    return found
+
+
+def _manifest_of(source: Source, hardware: str | None) -> Manifest | None:
+    """What documents start; none for those of no kind here."""
     reader = next((reader for reader in READERS if reader.recognises(source)), None)
     if reader is None:
         _check_unknown(source)
         return None
     found = reader.read(source, hardware)
     if not found.services:
-        raise ProblemError(f"{path}: {found.title}: no container in it starts vLLM, SGLang or TensorRT-LLM")
+        raise ProblemError(f"{source.path}: {found.title}: no container in it starts vLLM, SGLang or TensorRT-LLM")
     return _as_planned(found, source)
 
 

@@ -164,6 +164,24 @@ def predict_prefill(resolved: Resolved) -> PrefillPrediction:
     )
 
 
+def kv_capacity_tokens(deployment: Deployment) -> float:
+    """Tokens that the KV cache of one attention-DP rank holds, without pricing a step; raises AutotuneError as `resolve` does."""
+    resolved = resolve(deployment)
+    needed = prefill_memory if resolved.phase == "prefill" else decode_memory
+    memory = needed(resolved.machine, resolved.rows, resolved.workload)
+    return _capacity_tokens(resolved, memory, _kv_room_bytes(resolved, memory))
+
+
+def _kv_room_bytes(resolved: Resolved, memory: Memory) -> float:
+    """What the limit leaves beside everything that is no KV cache [B]."""
+    lines = {name: float(line[0]) for name, line in memory.lines.items()}
+    return max(memory_limit_bytes(resolved.machine, resolved.pool) - (sum(lines.values()) - lines["kv_cache"]), 0.0)
+
+
+def _capacity_tokens(resolved: Resolved, memory: Memory, room_bytes: float) -> float:
+    return room_bytes / float(memory.sequence.mean[0]) * resolved.workload.context_tokens
+
+
 def prediction_of(resolved: Resolved, step: StepCost, memory: Memory) -> Prediction:
     """The first row of a costed decode step as a prediction document."""
     pool = resolved.pool
@@ -195,7 +213,7 @@ def _common(
     shown = _operator_lines(operators, provenance, step_s)
     total = sum(lines.values())
     limit = memory_limit_bytes(machine, pool)
-    room = max(limit - (total - lines["kv_cache"]), 0.0)
+    room = _kv_room_bytes(resolved, memory)
     busy = max((line for line in shown if line.name != "overlap"), key=lambda line: line.time_s)
     return {
         "step_s": step_s,
@@ -205,7 +223,7 @@ def _common(
         "memory": tuple(MemoryLine(name=name, bytes=value) for name, value in lines.items()),
         "memory_total_bytes": total,
         "memory_limit_bytes": limit,
-        "kv_capacity_tokens": room / float(memory.sequence.mean[0]) * resolved.workload.context_tokens,
+        "kv_capacity_tokens": _capacity_tokens(resolved, memory, room),
         "kv_sequences": int(memory.sequence.fitting(room)[0]),
         "fits": total <= limit,
         "bottleneck": f"{busy.name} ({busy.share:.0%} of the step)",

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.assistant import tools
-from autotune.assistant.tools import Workbench
+from autotune.assistant.tools import Given, Workbench
 from autotune.errors import ProblemError
 from cost_models.errors import AutotuneError
 
@@ -26,11 +26,25 @@ DEPLOYMENT = {
 }  # fmt: skip
 COMMAND = "vllm serve deepseek-ai/DeepSeek-R1-0528 --tensor-parallel-size 8"
 SCRIPT = {"hardware": "hgx-h200", "version": "0.24", "isl_tokens": 9, "osl_tokens": 9, "size": 8, "model": "", "precision": ""}
+POD = {
+    "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+    "spec": {"containers": {"0": {}}, "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H200"}},
+}  # fmt: skip
 GOALS = {"tpot_s": 0.05, "concurrency": 4}
 ASKED: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, Any]]] = {
     "predict": (lambda a: tools.predict(a["deployment"]), {"deployment": DEPLOYMENT}),
-    "deployment": (lambda a: tools.check(a["deployment"], None, a["goals"], None), {"deployment": DEPLOYMENT, "goals": GOALS}),
-    "command": (lambda a: tools.check(None, COMMAND, a["goals"], a["script"]), {"goals": GOALS, "script": SCRIPT}),
+    "deployment": (
+        lambda a: tools.check(Given(deployment=a["deployment"]), a["goals"]),
+        {"deployment": DEPLOYMENT, "goals": GOALS},
+    ),
+    "command": (
+        lambda a: tools.check(Given(command=COMMAND, script=a["script"]), a["goals"]),
+        {"goals": GOALS, "script": SCRIPT},
+    ),
+    "manifest": (
+        lambda a: tools.check(Given(manifest=json.dumps(a["pod"]), script=a["script"]), None),
+        {"pod": POD, "script": SCRIPT},
+    ),
     "place": (tools.place, {"model": "deepseek-v3", "gpus": 16, "redundant_experts": 0, "gpus_per_node": 8, "synthetic": 1.0}),
 }
 VALUES = st.one_of(
@@ -73,7 +87,7 @@ def test_a_spread_that_no_traffic_has_is_named(spread):
 
 
 def test_what_a_command_does_not_say_is_named_where_it_is_wrong():
-    with pytest.raises(AutotuneError, match="hardware"):
-        tools.check(None, COMMAND, None, None)
+    with pytest.raises(AutotuneError, match="needs `script` with its hardware"):
+        tools.check(Given(command=COMMAND), None)
     with pytest.raises(AutotuneError, match="sise: unknown key"):
-        tools.check(None, COMMAND, None, {"hardware": "hgx-h200", "sise": 8})
+        tools.check(Given(command=COMMAND, script={"hardware": "hgx-h200", "sise": 8}), None)

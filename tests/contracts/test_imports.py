@@ -88,3 +88,8 @@ def test_the_main_job_needs_neither_solver_nor_sampler_nor_placement(tmp_path):
     assert code == 0
     assert packages <= MODELS | REPORT | SCRIPTS
     assert not rooms & {"placement", "measuring", "calibrating", "auditing", "validating"}
+    (run,) = tmp_path.iterdir()
+    code, packages, rooms = imported("export", str(run), "--format", "lws", "--out", str(tmp_path / "out"))
+    assert code == 0
+    assert packages <= MODELS | SCRIPTS
+    assert not rooms & {"searching", "layouts", "report", "placement", "auditing", "manifests"}

@@ -105,7 +105,9 @@ def manifest(name: str, documents: list[Document], about: str) -> Script:
     """A YAML file under a line that says what it is."""
     import yaml
 
-    class Plain(yaml.SafeDumper):
+    emitter: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+    class Plain(emitter):  # type: ignore[misc]  # which of the two is known when it runs
         """Without anchors: people read these files."""
 
         def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002

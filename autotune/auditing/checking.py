@@ -17,8 +17,6 @@ from autotune.documents.deployment import Deployment, PoolRole
 from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction
 from autotune.errors import ProblemError
 from autotune.predicting.step import predict
-from autotune.serving.full import full_steps
-from autotune.serving.predicting import predict_service
 from cost_models.catalog import load_model
 from cost_models.errors import AutotuneError
 from search_spaces.loader import load_engine, version_notes
@@ -242,6 +240,9 @@ def _priced(deployment: Deployment, goals: Goals, held: tuple[str, ...], *, trie
             return PlanOutcome(deployment, {}, None, (), held, refusal=str(error))
         lines = pool_goals(goals, step, deployment.pool.dp * deployment.pool.instances, odds=not tried)
         return PlanOutcome(deployment, {deployment.phase: step, **others}, None, lines, held)
+    from autotune.serving.full import full_steps
+    from autotune.serving.predicting import predict_service
+
     try:
         service = predict_service(deployment)
     except ProblemError as error:

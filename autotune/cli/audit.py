@@ -256,14 +256,14 @@ def _read(file: Path, script: Script, load: Load | None = None) -> ReadCommand:
 def _manifest(file: Path, script: Script) -> Manifest | None:
     """What a script, a manifest or a kustomize folder starts; none for a deployment or a run folder."""
     from autotune.errors import ProblemError
-    from autotune.manifests.registry import read_file
     from autotune.manifests.scripts import launch_scripts, read_script
     from cost_models.reading import is_folder, read_bytes, reading
 
-    if file.name == "service.sbatch" and launch_scripts(file.parent):
-        return read_file(file.parent, script.hw)
-    if is_folder(file) or file.suffix in (".yaml", ".yml", ".json"):
-        return read_file(file, script.hw)
+    of_a_run = file.name == "service.sbatch" and launch_scripts(file.parent)
+    if of_a_run or is_folder(file) or file.suffix in (".yaml", ".yml", ".json"):
+        from autotune.manifests.registry import read_file
+
+        return read_file(file.parent if of_a_run else file, script.hw)
     with reading(file, "cannot be read", ProblemError):
         return read_script(read_bytes(file, pipe=True).decode("utf-8", errors="replace"))
 

@@ -141,12 +141,13 @@ def flag_space(resolved: ResolvedProblem, row: Rows, fitting_size: int) -> FlagS
     row : the chosen layout with its step; fitting_size : largest step that fits memory.
     """
     analytic = analytic_params(resolved, row)
+    backends = _admissible_backends(resolved, row) if "all2all_backend" in analytic else []
     knobs = [knob for knob in resolved.engine.knobs if knob.name in analytic]
-    defaults = {knob.name: _default(resolved, knob, row) for knob in knobs}
-    values = {
-        knob.name: tuple(dict.fromkeys([defaults[knob.name], analytic[knob.name], *_options(resolved, knob, row, fitting_size)]))
-        for knob in knobs
-    }
+    defaults = {knob.name: _default(resolved, knob, row, backends) for knob in knobs}
+    values = {}
+    for knob in knobs:
+        options = _options(resolved, knob, row, fitting_size, backends)
+        values[knob.name] = tuple(dict.fromkeys([defaults[knob.name], analytic[knob.name], *options]))
     return FlagSpace(values, defaults, analytic)
 
 
@@ -261,7 +262,7 @@ def _highest_fraction(resolved: ResolvedProblem, row: Rows) -> float:
     return (resolved.memory_limit_bytes - float(kept_free_bytes(resolved, row)[0])) / visible
 
 
-def _default(resolved: ResolvedProblem, knob: Knob, row: Rows) -> Value:
+def _default(resolved: ResolvedProblem, knob: Knob, row: Rows, backends: Sequence[str]) -> Value:
     """The version's default, with what the engine derives at run time filled in."""
     default = knob.default(resolved.version)
     tokens = step_tokens(resolved, row)
@@ -272,7 +273,7 @@ def _default(resolved: ResolvedProblem, knob: Knob, row: Rows) -> Value:
         default = LARGE_GPU_BATCHED_TOKENS if large else default
         default = LOW_LATENCY_BATCHED_TOKENS if BACKENDS[int(row.backend[0])] == "deepep_low_latency" else default
         default = default if resolved.phase == "prefill" else max(int(default or 0), tokens)
-    if knob.name == "all2all_backend" and default not in _admissible_backends(resolved, row):
+    if knob.name == "all2all_backend" and default not in backends:
         default = backend_value(resolved, BACKENDS[int(row.backend[0])])
     if knob.name in ("redundant_experts", "enable_eplb") and resolved.model.moe:
         fewest = -resolved.model.moe.experts % int(row.ep[0])  # without them the layout does not start
@@ -282,7 +283,7 @@ def _default(resolved: ResolvedProblem, knob: Knob, row: Rows) -> Value:
     return default
 
 
-def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, fitting_size: int) -> list[Value]:
+def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, fitting_size: int, backends: Sequence[str]) -> list[Value]:
     if knob.name == "max_num_seqs":
         batches = [int(round(int(row.batch[0]) * factor / 8) * 8) or 1 for factor in BATCH_FACTORS]
         return [batch for batch in [*batches, fitting_size] if 1 <= batch <= fitting_size]
@@ -296,7 +297,7 @@ def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, fitting_size: int
         experts, ep = resolved.model.moe.experts, int(row.ep[0])
         return [int(c) + (-(experts + int(c))) % ep for c in knob.candidates]
     if knob.name == "all2all_backend":
-        return list(_admissible_backends(resolved, row))
+        return list(backends)
     if knob.name == "kv_cache_dtype":
         fp8 = resolved.machine.recipe.with_kv_cache("fp8")
         needed = [need for kind in resolved.model.attentions for need in kind.requirements(fp8, "decode")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
@@ -13,10 +15,11 @@ from autotune.documents.plan import Plan, SearchResult, Setting
 from autotune.documents.planned_placement import PlannedPlacement
 from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction, StepPrediction, Uncertainty
 from autotune.documents.problem import DEFAULT_TRIALS
-from autotune.exporters import feed_requirement
 from autotune.predicting.uncertainty import uncertainty
-from autotune.report.page.comparing import Comparison
 from search_spaces.schema import Value
+
+if TYPE_CHECKING:
+    from autotune.report.page.comparing import Comparison
 
 GB = 1e9
 SMALL_SHARE = 0.01
@@ -272,6 +275,8 @@ def paragraph(title: str, text: str) -> RenderableType:
 
 def search_report(result: SearchResult) -> RenderableType:
     """The whole report of a search."""
+    from autotune.exporters import feed_requirement
+
     best = result.best
     chosen = best.deployment.pool.flags
     flags = "  ".join(f"{name}={flag_value(value)}" for name, value in chosen.items())

@@ -75,11 +75,18 @@ def test_predict_needs_neither_solver_nor_sampler_nor_templates(deployment):
     assert packages <= MODELS
 
 
+def test_a_printed_prediction_needs_neither_exporters_nor_a_page_nor_layouts(deployment):
+    code, packages, rooms = imported("predict", str(deployment))
+    assert code == 0
+    assert packages <= MODELS | REPORT
+    assert rooms == {"cli", "errors", "documents", "predicting", "report", "resolving"}
+
+
 def test_check_needs_neither_solver_nor_sampler():
     code, packages, rooms = imported("check", str(RECIPE), "--hw", "hgx-h200")
     assert code == 0
     assert packages <= MODELS | REPORT | SCRIPTS
-    assert not rooms & {"placement", "measuring", "calibrating"}
+    assert not rooms & {"placement", "measuring", "calibrating", "searching", "flags", "layouts", "cp_sat"}
 
 
 @pytest.mark.slow
@@ -93,3 +100,11 @@ def test_the_main_job_needs_neither_solver_nor_sampler_nor_placement(tmp_path):
     assert code == 0
     assert packages <= MODELS | SCRIPTS
     assert not rooms & {"searching", "layouts", "report", "placement", "auditing", "manifests"}
+
+
+@pytest.mark.slow
+def test_a_service_is_searched_with_the_solver_and_without_its_tables(tmp_path):
+    code, packages, rooms = imported("search", "--hw", "hgx-b200", "--target", "serve", "--out", str(tmp_path))
+    assert code == 0
+    assert packages <= MODELS | REPORT | SCRIPTS | {"ortools"}
+    assert not rooms & {"placement", "measuring", "calibrating", "auditing", "validating"}

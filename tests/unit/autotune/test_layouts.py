@@ -15,7 +15,7 @@ from autotune.layouts.families import FAMILIES, Limits, excess, feasible
 from autotune.layouts.phases import DECODE
 from autotune.layouts.prune import prune
 from autotune.layouts.select import Instance, Selection, instance_of, select_top
-from autotune.layouts.table import LayoutTable, build_table
+from autotune.layouts.table import LayoutTable, build_table, largest_within
 from autotune.resolving import resolve_problem
 from autotune.searching.pools import search
 from cost_models.catalog import load_hardware, load_model
@@ -259,3 +259,20 @@ def test_losing_layouts_say_why(small_problem):
     others = {a.kind: a for a in alternatives(small_problem, table, chosen)}
     assert "copies of each KV cache" in others["TP attention, TP experts"].reason
     assert others["TP attention, TP experts"].tokens_per_s_per_gpu < table.tokens_per_s_per_gpu[chosen]
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 40)), min_size=1, max_size=6))
+def test_the_largest_size_within_a_limit_is_that_of_trying_every_one(rows):
+    # whatever a size needs beyond the one before it: nothing for long, or a lot at once
+    most = np.array([min(highest, len(growth)) for growth, highest in rows])
+    needs = [np.cumsum(growth) for growth, _ in rows]
+    asked = []
+
+    def used(which, size):
+        asked.append(len(which))
+        return np.array([float(needs[row][at - 1]) for row, at in zip(which, size, strict=True)])
+
+    found = largest_within(used, 30.0, most)
+    for row, highest in enumerate(most.tolist()):
+        assert found[row] == max((n for n in range(1, highest + 1) if needs[row][n - 1] <= 30), default=1)
+    assert len(asked) <= 2 + 3 * 6

@@ -56,7 +56,7 @@ def test_exact_names_are_their_models(name, document, recipe):
     [
         ("arcee-ai/Trinity-Large-Thinking", "not modelled: gated attention with windows"),
         ("baidu/ERNIE-4.5-VL-28B-A3B-PT", "not modelled: separate experts for text and images"),
-        ("nvidia/Llama-3_3-Nemotron-Super-49B-v1", "not modelled: layers of different widths"),
+        ("LiquidAI/LFM2.5-8B-A1B", "not modelled: convolution layers"),
         ("someone/DeepSeek-R1", "deepseek-ai/DeepSeek-R1, unsloth/DeepSeek-R1 have the same name"),
         ("/models/DeepSeek-R1-mine", "other models and are not taken for it"),
         ("deepseek-ai/DeepSeek-V9", "not taken for it"),

@@ -147,10 +147,11 @@ def choose_recipe(name: str | None, model: ModelSpec, hardware: HardwareSpec, ca
 
 
 def usable_recipes(model: ModelSpec, hardware: HardwareSpec, calibration: Calibration) -> list[str]:
-    """Recipes with a checkpoint that the hardware and calibration support, best first."""
-    names = [n for n in RECIPE_PREFERENCE if n in model.checkpoints]
+    """Recipes with a checkpoint that the hardware and calibration support, best first; those without tensor cores last."""
     on = hardware.gpu.architecture
-    return [n for n in names if why_not(catalog.recipe_of(n, model).on(on), model, hardware, calibration) is None]
+    recipes = {n: catalog.recipe_of(n, model) for n in RECIPE_PREFERENCE if n in model.checkpoints}
+    found = [n for n, recipe in recipes.items() if why_not(recipe.on(on), model, hardware, calibration) is None]
+    return sorted(found, key=lambda n: recipes[n].widened_on(on))
 
 
 def why_not(recipe: PrecisionRecipe, model: ModelSpec, hardware: HardwareSpec, calibration: Calibration) -> str | None:

@@ -89,6 +89,8 @@ def sources(engine: str, gpu: str) -> tuple[SiliconSource, ...]:
     borrowed = [SiliconSource("moe", "moe_perf.parquet", kernels.expert_rows, owner="sglang" if blackwell else engine)]
     foreign_prefill = "sglang" if engine == "sglang" and blackwell else "trtllm"
     borrowed.append(SiliconSource("mla", "context_mla_perf.parquet", kernels.mla_prefill, owner=foreign_prefill))
+    int4 = "vllm" if engine == "trtllm" else engine
+    borrowed.append(SiliconSource("moe", "moe_perf.parquet", kernels.int4_experts, owner=int4, package=NEWER))
     if engine == "vllm":
         borrowed.append(SiliconSource("mla", "generation_mla_perf.parquet", kernels.mla_decode_rows, owner="trtllm"))
         borrowed.append(SiliconSource("gemm", "gemm_perf.parquet", kernels.block_gemm, owner="trtllm"))
@@ -179,9 +181,11 @@ def _tables(base: Path, source: SiliconSource, gpu: str, engine: str) -> list[Ti
 
 
 def _newest_first(folder: Path, file: str) -> list[Path]:
+    """Tables of releases; builds that are named by a commit have no place in the order and are left out."""
     from packaging.version import Version
 
-    return sorted(folder.glob(f"*/{file}"), key=lambda path: Version(path.parent.name), reverse=True)
+    released = [path for path in folder.glob(f"*/{file}") if path.parent.name[:1].isdigit()]
+    return sorted(released, key=lambda path: Version(path.parent.name), reverse=True)
 
 
 def _table(path: Path, gpu: str, engine: str, source: SiliconSource) -> TimingTable:

@@ -9,6 +9,7 @@ not take for whole prompts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,10 @@ MOE_LAYERS = (
 )
 """(hidden, width, experts, top k) of the SwiGLU layers that a fit sees together: one kernel, whatever the model."""
 GPT_OSS_LAYERS = ((2880, 2880, 128, 4),)
-MOE_DTYPES = {**DTYPES, "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4_mxfp8"}
+INT4 = "int4_wo"
+INT4_LAYERS = ((7168, 2048, 384, 8),)
+"""Kimi-K2 alone: other models' rows are of older releases, whose kernels took two to three times as long."""
+MOE_DTYPES = {**DTYPES, INT4: "int4_g32", "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4_mxfp8"}
 MOE_SHAPES = {**dict.fromkeys(DTYPES, MOE_LAYERS), **dict.fromkeys(("w4a16_mxfp4", "w4a8_mxfp4_mxfp8"), GPT_OSS_LAYERS)}
 """dtype -> the layers read for it: those of models that are served in it."""
 MOE_MAX_TOKENS = 16384
@@ -212,7 +216,16 @@ def _prefill_rows(raw: pd.DataFrame, operator: str, more_keys: list[str], droppe
 
 def expert_rows(raw: pd.DataFrame, _engine: str) -> TableRows:
     """Routed experts of the busiest rank under power-law loads."""
-    shape = np.logical_or.reduce([_is_layer(raw, dtype, layer) for dtype, layers in MOE_SHAPES.items() for layer in layers])
+    return _power_law_experts(raw, MOE_SHAPES)
+
+
+def int4_experts(raw: pd.DataFrame, _engine: str) -> TableRows:
+    """Experts with INT4 weights in groups of 32 and BF16 activations (Marlin)."""
+    return _power_law_experts(raw[raw.moe_dtype == INT4], {INT4: INT4_LAYERS})
+
+
+def _power_law_experts(raw: pd.DataFrame, shapes: Mapping[str, tuple[tuple[int, int, int, int], ...]]) -> TableRows:
+    shape = np.logical_or.reduce([_is_layer(raw, dtype, layer) for dtype, layers in shapes.items() for layer in layers])
     power = raw.distribution.str.startswith("power_law")
     small = (raw.num_tokens <= MOE_MAX_TOKENS) & (raw.moe_ep_size <= MOE_MAX_EP)
     dropped = {

@@ -32,12 +32,22 @@ class DtypeInfo:
     """GPU architectures whose tensor cores take it; empty: any with the compute dtype."""
     elsewhere: str | None = None
     """What engines run the same weights in on other architectures; none where they do not."""
+    elsewhere_on: tuple[str, ...] = ()
+    """The other architectures on which they do; empty: all."""
     hidden_multiple: int = 1
     """What expert kernels pad the hidden size of their weights to."""
     width_multiple: int = 1
     """What expert kernels pad an expert's width on one rank to."""
 
+    def instead_on(self, architecture: str) -> str | None:
+        """What engines run the same weights in on an architecture that lacks this dtype; none where it has it, or they do not."""
+        if self.elsewhere is None or architecture in self.architectures:
+            return None
+        return self.elsewhere if not self.elsewhere_on or architecture in self.elsewhere_on else None
 
+
+FP4_ARCHITECTURES = ("blackwell", "rubin")
+"""Whose tensor cores take NVFP4."""
 MX_ARCHITECTURES = ("blackwell", "rubin", "cdna4")
 """Whose tensor cores scale blocks of 32 themselves."""
 MXFP4_PADDING: dict[str, Any] = {"hidden_multiple": 256, "width_multiple": 128}
@@ -48,17 +58,20 @@ DTYPES: dict[str, DtypeInfo] = {
     "fp8": DtypeInfo(1.0, 1.0, "fp8", kernels=("fp8_block",)),
     "fp8_block": DtypeInfo(1.0 + 4 / 128**2, 1.0 + 4 / 128, "fp8"),
     "int8": DtypeInfo(1.0, 1.0, "int8"),
-    # Weight-only: weights are widened to BF16 in the kernel, as with mxfp4, whose kernels are the nearest that were timed.
+    # Weight-only: weights are widened to BF16 in the kernel; groups of 32 were timed (Marlin), the nearest else is mxfp4.
     "int4_g32": DtypeInfo(0.5 + 2 / 32, 2.0, "bf16", kernels=("mxfp4", "bf16")),
-    "int4_g64": DtypeInfo(0.5 + 2 / 64, 2.0, "bf16", kernels=("mxfp4", "bf16")),
-    "int4_g128": DtypeInfo(0.5 + 2 / 128, 2.0, "bf16", kernels=("mxfp4", "bf16")),
+    "int4_g64": DtypeInfo(0.5 + 2 / 64, 2.0, "bf16", kernels=("int4_g32", "mxfp4", "bf16")),
+    "int4_g128": DtypeInfo(0.5 + 2 / 128, 2.0, "bf16", kernels=("int4_g32", "mxfp4", "bf16")),
     "mxfp8": DtypeInfo(1.0 + 1 / 32, 1.0 + 1 / 32, "fp8", kernels=("fp8_block", "fp8"), architectures=MX_ARCHITECTURES),
     "mxfp4": DtypeInfo(0.5 + 1 / 32, 2.0, "bf16", kernels=("bf16",), **MXFP4_PADDING),
     "mxfp4_mxfp8": DtypeInfo(
         0.5 + 1 / 32, 1.0 + 1 / 32, "fp8", kernels=("mxfp4",), architectures=MX_ARCHITECTURES, elsewhere="mxfp4", **MXFP4_PADDING
     ),
-    "nvfp4": DtypeInfo(0.5 + 1 / 16, 0.5 + 1 / 16, "nvfp4"),
-    "nvfp4_a16": DtypeInfo(0.5 + 1 / 16, 2.0, "bf16", kernels=("mxfp4", "bf16")),
+    # On Hopper engines widen NVFP4 weights to BF16 in the kernel (Marlin), whatever the checkpoint says of its activations.
+    "nvfp4": DtypeInfo(
+        0.5 + 1 / 16, 0.5 + 1 / 16, "nvfp4", architectures=FP4_ARCHITECTURES, elsewhere="nvfp4_a16", elsewhere_on=("hopper",)
+    ),
+    "nvfp4_a16": DtypeInfo(0.5 + 1 / 16, 2.0, "bf16", kernels=("int4_g32", "mxfp4", "bf16")),
 }
 
 
@@ -102,15 +115,21 @@ class PrecisionRecipe(Spec):
         return next((d for d in used if DTYPES[d].architectures and architecture not in DTYPES[d].architectures), None)
 
     def on(self, architecture: str) -> PrecisionRecipe:
-        """The recipe as engines run it on a GPU architecture: MXFP4 experts take BF16 activations where MX tensor cores lack."""
-        changed = {
-            name: info.elsewhere
-            for name in ("attention_in", "q_b", "o_proj", "dense_ffn", "shared_expert", "experts")
-            if (info := DTYPES[getattr(self, name)]).elsewhere and architecture not in info.architectures
-        }
+        """The recipe as engines run it on a GPU architecture: 4-bit weights take BF16 activations where tensor cores lack them.
+
+        MXFP4 experts do everywhere, NVFP4 on Hopper, whose attention kernels compute in BF16 over an FP8 cache.
+        """
+        fields = ("attention_in", "q_b", "o_proj", "dense_ffn", "shared_expert", "experts")
+        changed = {name: other for name in fields if (other := DTYPES[getattr(self, name)].instead_on(architecture))}
         if changed and DTYPES[self.dispatch].architectures:
             changed["dispatch"] = "bf16"
+        if DTYPES["nvfp4"].elsewhere in changed.values():
+            changed["attention_compute"] = "bf16"
         return self.model_copy(update=changed) if changed else self
+
+    def widened_on(self, architecture: str) -> bool:
+        """Whether the experts (of a dense model its networks) are of a dtype that the architecture has to widen."""
+        return any(DTYPES[d].elsewhere_on and DTYPES[d].instead_on(architecture) for d in (self.experts, self.dense_ffn))
 
     def with_kv_cache(self, kv_cache: KvDtype) -> PrecisionRecipe:
         """The same recipe with another KV-cache dtype; FP8 attention compute needs an FP8 cache."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cost_models.specs.precision import FP4_ARCHITECTURES
 from search_spaces.rules.rule import Rule
 from search_spaces.rules.subject import Bools, Subject
 
@@ -40,7 +41,45 @@ def _clips(subject: Subject) -> bool:
     return subject.model.moe is not None and any(getattr(kind, "sinks", False) for kind in subject.model.attentions)
 
 
+def _widened(subject: Subject) -> Bools:
+    """NVFP4 weights on a GPU without FP4 tensor cores: they are widened to BF16 in the kernel."""
+    fields = (subject.experts, subject.recipe.dense_ffn, subject.recipe.o_proj)
+    return subject.all("nvfp4_a16" in fields and subject.hardware.gpu.architecture not in FP4_ARCHITECTURES)
+
+
 RULES = (
+    Rule(
+        name="nvfp4_without_tensor_cores",
+        says="NVFP4 weights need FP4 tensor cores.",
+        source="TensorRT-LLM's support matrix of precisions: NVFP4 on Blackwell only",
+        engines=("trtllm",),
+        broken=_widened,
+        because=lambda s: f"TensorRT-LLM runs NVFP4 weights on Blackwell only, not on {s.hardware.gpu.name}: another --precision",
+    ),
+    Rule(
+        name="nvfp4_without_tensor_cores",
+        says="NVFP4 weights need FP4 tensor cores.",
+        source="sglang#19491 (0.5.8 says that it is not supported and stops)",
+        engines=("sglang",),
+        until="0.5.8",
+        broken=_widened,
+        because=lambda s: (
+            f"SGLang {s.version} has no kernels for NVFP4 weights on {s.hardware.gpu.name}: 0.5.12 or another --precision"
+        ),
+    ),
+    Rule(
+        name="nvfp4_without_tensor_cores",
+        says="NVFP4 experts without FP4 tensor cores are widened by Marlin, with reports of wrong text.",
+        source="sglang#19652 adds the Marlin fallback; sglang#29931: wrong text with experts on Hopper (closed unmerged)",
+        engines=("sglang",),
+        since="0.5.9",
+        effect="unsure",
+        broken=lambda s: _widened(s) & (s.model.moe is not None),
+        because=lambda s: (
+            f"SGLang widens NVFP4 experts to BF16 on {s.hardware.gpu.name} (Marlin); sglang#29931 reports wrong text from it: "
+            "try it before you rely on it, or take vLLM"
+        ),
+    ),
     Rule(
         name="eplb_needs_expert_parallelism",
         says="Experts are rebalanced over expert-parallel ranks; without expert parallelism there is nothing to move.",

@@ -12,7 +12,8 @@ from autotune.auditing.naming import is_run_of, served_model, served_precision
 from autotune.cli.main import app
 from autotune.documents.problem import Problem
 from autotune.errors import ProblemError
-from autotune.resolving import resolve_problem
+from autotune.resolving import resolve_problem, usable_recipes
+from cost_models import catalog
 from cost_models.errors import AutotuneError, UnsupportedModelError
 
 V3 = {
@@ -56,7 +57,7 @@ def test_exact_names_are_their_models(name, document, recipe):
     [
         ("arcee-ai/Trinity-Large-Thinking", "not modelled: gated attention with windows"),
         ("baidu/ERNIE-4.5-VL-28B-A3B-PT", "not modelled: separate experts for text and images"),
-        ("nvidia/Llama-3_3-Nemotron-Super-49B-v1", "not modelled: layers of different widths"),
+        ("LiquidAI/LFM2.5-8B-A1B", "not modelled: convolution layers"),
         ("someone/DeepSeek-R1", "deepseek-ai/DeepSeek-R1, unsloth/DeepSeek-R1 have the same name"),
         ("/models/DeepSeek-R1-mine", "other models and are not taken for it"),
         ("deepseek-ai/DeepSeek-V9", "not taken for it"),
@@ -126,8 +127,10 @@ def test_search_takes_modelopts_precision_from_the_file_beside_the_config(tmp_pa
         resolved = resolve_problem(Problem(hardware="hgx-b200", model=model, trials=0))
         assert resolved.machine.recipe.name == "nvfp4"
         assert resolved.machine.recipe.kv_cache == "fp8"
-    with pytest.raises(ProblemError, match="no checkpoint in a precision that hgx-h200 runs; checkpoints: nvfp4"):
-        resolve_problem(Problem(hardware="hgx-h200", model=str(tmp_path), trials=0))
+    on_hopper = resolve_problem(Problem(hardware="hgx-h200", model=str(tmp_path), trials=0)).machine.recipe
+    assert (on_hopper.name, on_hopper.experts) == ("nvfp4", "nvfp4_a16")  # widened, for want of FP4 tensor cores
+    with pytest.raises(ProblemError, match="no checkpoint in a precision that mi355x runs; checkpoints: nvfp4"):
+        resolve_problem(Problem(hardware="mi355x", model=str(tmp_path), trials=0))
 
 
 def test_mxfp8_needs_tensor_cores_that_scale_blocks():
@@ -178,3 +181,9 @@ def test_the_installed_command_says_so(tmp_path, command, arguments, code, said)
     assert said in text
     assert isinstance(result.exception, UnsupportedModelError | AutotuneError | None | SystemExit)
     assert result.exit_code in ({0} if code == 0 else {1, 2})
+
+
+def test_a_checkpoint_that_must_be_widened_is_the_last_choice():
+    hardware, model = catalog.load_hardware("hgx-h200"), catalog.load_model("deepseek-r1")
+    usable = usable_recipes(model, hardware, catalog.calibration_for("H200", "vllm"))
+    assert (usable[0], usable[-1]) == ("fp8-block", "nvfp4")

@@ -412,3 +412,13 @@ def test_the_recipe_of_a_model_is_as_its_checkpoint_is_stored():
         recipe = catalog.recipe_of("int4", model)
         assert (recipe.experts, recipe.attention_in, recipe.shared_expert) == ("int4_g32", "bf16", "bf16")
     assert catalog.load_recipe("int4").experts == "int4_g128"
+
+
+def test_nvfp4_on_hopper_is_weight_only_and_elsewhere_as_the_checkpoint_says():
+    # no FP4 tensor cores: weights widened to BF16 in the kernel, attention in BF16 over the FP8 cache, tokens dispatched in BF16
+    recipe = catalog.load_recipe("nvfp4")
+    widened = recipe.on("hopper")
+    assert {widened.experts, widened.shared_expert, widened.dense_ffn, widened.o_proj} == {"nvfp4_a16"}
+    assert (widened.kv_cache, widened.attention_compute, widened.dispatch) == ("fp8", "bf16", "bf16")
+    assert recipe.on("blackwell") is recipe
+    assert recipe.on("cdna4").foreign_dtype("cdna4") == "nvfp4"  # engines do not widen there

@@ -61,6 +61,10 @@ BREAKING = {
     "expert_blocks_recut": ({**QWEN, "tp": 8}, {**QWEN, "tp": 8, "ep": 8}),
     # the shared expert: 2,048 / 32 = 64
     "projection_blocks": ({"tp": 32, "ep": 32}, {"tp": 16, "ep": 16}),
+    "nvfp4_without_tensor_cores": (
+        {**SGLANG, "recipe": "nvfp4-w4a16", "tp": 8, "version": "0.5.8"},
+        {"recipe": "nvfp4-w4a16", "tp": 8},
+    ),
     "eplb_needs_expert_parallelism": ({"tp": 8, "eplb": 1}, {"tp": 8, "ep": 8, "eplb": 1}),
     "redundant_experts_need_eplb": ({**SPREAD, "redundant_experts": 16}, {**SPREAD, "redundant_experts": 16, "eplb": 1}),
     "offload_without_eplb": ({**SPREAD, "eplb": 1, "offload_group_size": 2}, {**SPREAD, "offload_group_size": 2}),

@@ -123,7 +123,8 @@ class Pool(Spec):
     moe_tp: int | None = Field(default=None, gt=0, le=MAX_RANKS)
     instances: int = Field(default=1, gt=0, le=MAX_RANKS)
     batch_per_dp_rank: int = Field(default=0, ge=0, le=MAX_BATCH)
-    """Sequences decoding at once on each attention-DP rank; a decode pool needs it."""
+    """Sequences decoding at once on each attention-DP rank; a decode pool needs it. Of a service's prefill pool, prompts that a
+    rank takes in one step at most; 0 no limit but its tokens."""
     redundant_experts: int = Field(default=0, ge=0, le=MAX_REDUNDANT)
     all2all_backend: BackendName = "none"
     overlap: OverlapName = "none"

@@ -148,6 +148,7 @@ def _prefill_pool(side: PricedPool, prompts: Workload, longest: float) -> PoolMo
         prompt_s=prompt_times(side.machine, side.prefill_rows, prompts, side.policy, top, c.prefill_switch_s, np.zeros(1)),
         workers=side.pool.instances,
         ranks=side.pool.dp,
+        slots=side.pool.batch_per_dp_rank or UNLIMITED_SLOTS,
         budget_tokens=float(side.budget_tokens),
     )
 

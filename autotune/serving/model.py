@@ -10,7 +10,7 @@ import numpy as np
 from autotune.serving.policies import Policy
 from cost_models.arrays import Floats, as_floats
 from cost_models.machine import Machine
-from cost_models.prefill import prefill_step
+from cost_models.prefill import prefill_step, prompt_batch
 from cost_models.rows import Rows
 from cost_models.serving import core_s, prefill_kernels, prompt_step
 from cost_models.specs.workload import Workload
@@ -55,9 +55,11 @@ def prompt_times(
     cores : attention of decoding sequences by their number, (n,) [s].
     """
     top = max(most_tokens, workload.isl_tokens, 2 * TOKENS)
-    sizes = np.unique(np.rint(np.geomspace(TOKENS, top, GRID))).astype(np.int64)
-    rows = prefill_kernels(row).replace(batch=1, batched_tokens=sizes, graph_tokens=policy.captured_tokens, moe_chunk_tokens=0)
-    parts = prompt_step(prefill_step(machine, rows, workload))
+    prompt = max(math.ceil(workload.isl_tokens * (1 - workload.prefix_cache_hit_rate)), 1)
+    budgets = np.unique(np.rint([*np.geomspace(TOKENS, top, GRID), prompt])).astype(np.int64)
+    rows = prefill_kernels(row).replace(batch=1, batched_tokens=budgets, graph_tokens=policy.captured_tokens, moe_chunk_tokens=0)
+    sizes, first = np.unique(prompt_batch(rows, workload).tokens, return_index=True)  # budgets below a prompt are cut evenly
+    parts = prompt_step(prefill_step(machine, rows.take(first), workload))
     at = np.arange(0, math.ceil(top / TOKENS) + 1) * TOKENS
     own, shared, gaps = (np.interp(at, sizes, y).tolist() for y in (parts.own_s, parts.shared_s, parts.gaps_s))
     cached = workload.isl_tokens * workload.prefix_cache_hit_rate

@@ -31,8 +31,10 @@ class Policy:
     """A prompt that does not fit the budget is cut; else it waits for a step that it fits in."""
     deals: Dealing
     """Among the attention-DP ranks of an aggregated engine, when a request reaches it."""
-    deals_apart: Dealing
-    """The same in the pools of a disaggregated service."""
+    deals_prefill: Dealing
+    """The same in the prefill pool of a disaggregated service."""
+    deals_decode: Dealing
+    """And in its decode pool."""
     reserve: float
     """Share of the longest answer whose KV cache is set aside when a prompt is let in [-]; what outgrows it preempts."""
     slot_first: bool
@@ -77,7 +79,8 @@ VLLM_V1 = Policy(
     mixes=True,
     cuts=True,
     deals="balanced",
-    deals_apart="balanced",
+    deals_prefill="balanced",
+    deals_decode="balanced",
     reserve=0.0,
     slot_first=False,
     first_seen="by_first_step",
@@ -92,7 +95,8 @@ SGLANG = Policy(
     mixes=False,
     cuts=True,
     deals="round_robin",
-    deals_apart="random",  # by the bootstrap room, a random number
+    deals_prefill="random",  # by the bootstrap room, a random number, unless --load-balance-method says otherwise
+    deals_decode="round_robin",
     reserve=0.1,  # new_token_ratio once it has decayed
     slot_first=True,
     first_seen="at_entry",
@@ -106,7 +110,8 @@ TENSORRT_LLM = Policy(
     mixes=True,
     cuts=False,
     deals="balanced",
-    deals_apart="balanced",
+    deals_prefill="balanced",
+    deals_decode="balanced",
     reserve=1.0,  # GUARANTEED_NO_EVICT
     slot_first=False,
     first_seen="with_first_step",

@@ -125,7 +125,7 @@ class Run:
 
     def _workers(self, pool: PoolModel, role: str) -> list[Worker]:
         policy = self.model.policy
-        dealing = policy.deals if role == "serve" else policy.deals_apart
+        dealing = {"serve": policy.deals, "prefill": policy.deals_prefill, "decode": policy.deals_decode}[role]
         return [Worker(pool, policy, self.jobs, self, dealer(dealing, number), role) for number in range(pool.workers)]
 
     def to_the_end(self) -> Replay:

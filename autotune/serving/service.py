@@ -22,7 +22,7 @@ class PoolModel:
     workers: int = 1
     ranks: int = 1
     slots: int = UNLIMITED_SLOTS
-    """Sequences of one rank at most."""
+    """Sequences of one rank at most: that decode, and prompts begun; of a pool that only prefills, prompts of one step."""
     budget_tokens: float = 8192.0
     """Of one rank and step."""
     kv_tokens: float = float("inf")

@@ -11,15 +11,15 @@ of its history), not from residuals:
   running requests are no lower than the requests in flight, so they do not bind;
 - TensorRT-LLM aggregated: max_num_tokens is concurrency + isl + 64, rounded up to 64, until 2026-01-21 (commit 64af5a771), then at
   least 8,192; images 1.2.0rc6 and later came after that; attention DP has enable_balance with timeout_iters 60;
-- TensorRT-LLM disaggregated: what a prefill rank takes at once is in `PREFILL`, from the recipes of the benchmark
-  (ishandhanani/srt-slurm, Apache-2.0: recipes/trtllm/h200, b200-fp8); elsewhere 4 prompts and 4,608 tokens a step at 1k, one prompt
-  and 8,448 tokens at 8k. H200 prefills 8k prompts without attention DP, whatever the decode side does; B200 in FP8 prefills them
-  with attention DP and experts cut by TP. The decode side's max_batch_size per attention-DP rank is as the recipe is named
-  (recipes.csv);
+- disaggregated: layouts, tokens and prompts that a prefill rank takes in a step, decode slots of a rank and polling are those of the
+  recipe (deployments.csv, by recipes.py) of the same engine, GPU, precision, lengths, workers and decode layout: the one that
+  names the run's concurrency, else the first. Runs of December 2025 are older than the recipes: SGLang ones without a recipe take
+  16,384 tokens a step, TensorRT-LLM ones 4,608 at 1k and one prompt at 8k; decode slots of TensorRT-LLM then come from the names
+  of the benchmark's recipes (recipes.csv);
 - FP8 KV cache and attention;
 - all-to-all: TensorRT-LLM's NVLink kernels need an Arm host (tensorrt_llm/_mnnvl_utils.py, supports_mnnvl), so one-sided
   NVLink on GB200 and GB300 and an all-gather with a reduce-scatter on machines with x86 hosts; DeepEP for SGLang, low latency for
-  decode, normal for prefill.
+  decode, normal for prefill where the recipe has it, else an all-gather.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ HARDWARE = {
 ARM_HOSTS = ("gb200", "gb300")
 FP8_CACHE = {"kv_cache": "fp8", "attention_compute": "fp8", "prefill_attention": "fp8"}
 SOURCE = "https://github.com/SemiAnalysisAI/InferenceX"
-PREFILL = {("h200_sxm", "1024"): 8192, ("h200_sxm", "8192"): 16640, ("b200_sxm", "1024"): 16384, ("b200_sxm", "8192"): 8320}
-"""Tokens that a TensorRT-LLM prefill rank of FP8 recipes takes in a step."""
 AFTER_MAX_TOKENS = ("1.2.0rc6", "1.3")
 """TensorRT-LLM images that ran with at least 8,192 tokens a step."""
 
@@ -53,41 +51,59 @@ def number(row: dict[str, str], name: str, default: int = 1) -> int:
 
 
 @functools.cache
-def recipes() -> dict[tuple[str, ...], int]:
-    """Decode slots per attention-DP rank by system, precision, lengths, concurrency and workers."""
-    with (Path(__file__).parent / "recipes.csv").open(newline="", encoding="utf-8") as file:
-        return {tuple(list(row.values())[:7]): int(row["slots_per_rank"]) for row in csv.DictReader(file)}
+def table(name: str) -> tuple[dict[str, str], ...]:
+    """One of the tables beside this file."""
+    with (Path(__file__).parent / name).open(newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))
+
+
+def recipe(row: dict[str, str]) -> dict[str, str] | None:
+    """The recipe that a disaggregated point was launched with; none where none is known."""
+    workers = {f"{side}_workers": str(number(row, f"{side}_workers")) for side in "pd"}
+    gpus = str(number(row, "d_tp") * number(row, "d_dp"))
+    wanted = {name: row[name] for name in ("engine", "precision", "isl", "osl")} | workers
+    wanted |= {"system": row["system"].removesuffix("_sxm"), "d_gpus": gpus, "d_dp": str(number(row, "d_dp"))}
+    alike = [r for r in table("deployments.csv") if wanted.items() <= r.items()]
+    named = [r for r in alike if r["concurrency"] == str(number(row, "concurrency"))]
+    return next(iter(named or alike), None)
 
 
 def slots(row: dict[str, str]) -> int:
-    """Decode slots per rank of a disaggregated TensorRT-LLM point; 0 where no recipe is known."""
+    """Decode slots per rank of a disaggregated TensorRT-LLM point by the name of its recipe; 0 where no recipe is known."""
     system = row["system"].removesuffix("_sxm")
-    named = (row["isl"], row["osl"], str(number(row, "concurrency")), row["p_workers"], row["d_workers"])
-    return recipes().get((system, row["precision"], *named), 0)
+    key = (system, row["precision"], row["isl"], row["osl"], str(number(row, "concurrency")), row["p_workers"], row["d_workers"])
+    return next((int(r["slots_per_rank"]) for r in table("recipes.csv") if tuple(list(r.values())[:7]) == key), 0)
 
 
-def pool(row: dict[str, str], side: str, role: str) -> dict:
-    tp, dp, ep, workers = (number(row, f"{side}_{name}") for name in ("tp", "dp", "ep", "workers"))
+def layout(row: dict[str, str], side: str) -> tuple[int, int, int]:
+    """(TP of attention, attention-DP ranks, EP) as recorded; attention DP without EP is TP4 on four ranks, EP over all on more."""
+    tp, dp, ep = (number(row, f"{side}_{name}") for name in ("tp", "dp", "ep"))
     if dp > 1 and ep == 1:
-        tp, dp, ep = (dp, 1, 1) if dp <= 4 else (tp, dp, dp)
-    deepep = "deepep_normal" if role == "prefill" else "deepep_low_latency"
-    gathers = "nvlink_one_sided" if row["system"] in ARM_HOSTS else "allgather_reducescatter"
-    backend = "none" if dp == 1 else gathers if row["engine"] == "trtllm" else deepep
+        return (dp, 1, 1) if dp <= 4 else (tp, dp, dp)
+    return tp, dp, ep
+
+
+def pool(row: dict[str, str], side: str, role: str, sizes: tuple[int, int, int], deepep: bool, placed: bool) -> dict:
+    tp, dp, ep = sizes
+    gathers = "nvlink_one_sided" if row["system"] in ARM_HOSTS and row["engine"] == "trtllm" else "allgather_reducescatter"
+    kernels = "deepep_normal" if role == "prefill" else "deepep_low_latency"
+    backend = "none" if dp == 1 else kernels if deepep else gathers
     return {
         "tp": tp,
         "dp": dp,
         "ep": ep,
-        "instances": workers,
+        "instances": number(row, f"{side}_workers"),
         "all2all_backend": backend,
         "redundant_experts": -256 % ep,
-        "expert_balance": {"kind": "eplb" if dp > 1 and ep >= 16 else "none"},
+        "expert_balance": {"kind": "eplb" if dp > 1 and ep >= 16 and placed else "none"},
         "max_batched_tokens": 16384 if role != "decode" else 0,
     }
 
 
 def aggregated(row: dict[str, str], concurrency: int) -> dict:
     """One engine with the limits of its launch script."""
-    one = pool(row, "d" if row["d_tp"] else "p", "serve")
+    side = "d" if row["d_tp"] else "p"
+    one = pool(row, side, "serve", layout(row, side), row["engine"] == "sglang", placed=True)
     gpus, fp8 = one["tp"] * one["dp"], row["precision"] == "fp8"
     if row["engine"] == "sglang":
         one["admission_interval_steps"] = 30 if concurrency >= 16 and not (fp8 and gpus == 4) else 10
@@ -101,17 +117,21 @@ def aggregated(row: dict[str, str], concurrency: int) -> dict:
 
 
 def disaggregated(row: dict[str, str]) -> dict:
-    pools = {"prefill": pool(row, "p", "prefill"), "decode": pool(row, "d", "decode")}
-    if row["engine"] == "trtllm":
-        prefill = pools["prefill"]
-        prefill["max_batched_tokens"] = 4608 if int(row["isl"]) <= 1024 else int(row["isl"]) + 256
-        if row["precision"] == "fp8" and (row["system"], row["isl"]) in PREFILL:
-            prefill["max_batched_tokens"] = PREFILL[row["system"], row["isl"]]
-            if row["system"] == "h200_sxm" and row["isl"] == "8192":
-                prefill |= {"tp": 8, "dp": 1, "ep": 8, "all2all_backend": "none"}
-            if row["system"] == "b200_sxm" and row["isl"] == "8192":
-                prefill |= {"tp": 1, "dp": 8, "ep": 1, "all2all_backend": "allgather_reducescatter"}
-        pools["decode"]["batch_per_dp_rank"] = slots(row)
+    """A prefill and a decode pool as the recipe has them, or by rule where none is known."""
+    found, sglang = recipe(row), row["engine"] == "sglang"
+    if found is None:
+        pools = {name: pool(row, name[0], name, layout(row, name[0]), sglang, placed=True) for name in ("prefill", "decode")}
+        if not sglang:
+            pools["prefill"]["max_batched_tokens"] = 4608 if int(row["isl"]) <= 1024 else int(row["isl"]) + 256
+            pools["decode"]["batch_per_dp_rank"] = slots(row)
+        return pools
+    pools = {}
+    for name, deepep in (("prefill", found["prefill_deepep"] == "1"), ("decode", sglang)):
+        gpus, dp, ep = (int(found[f"{name[0]}_{size}"]) for size in ("gpus", "dp", "ep"))
+        placed = found[f"{name[0]}_placed"] == "1"
+        pools[name] = pool(row, name[0], name, (gpus // dp, dp, ep), deepep, placed)
+    pools["prefill"] |= {"max_batched_tokens": int(found["prefill_tokens"]), "batch_per_dp_rank": int(found["prefill_prompts"])}
+    pools["decode"] |= {"batch_per_dp_rank": int(found["decode_slots"]), "admission_interval_steps": int(found["look_steps"])}
     return pools
 
 

@@ -29,7 +29,7 @@ PER_TOKEN_S = 1e-4
 """A 1,000-token prompt takes 0.1 s."""
 AT_ONCE = dataclasses.replace(VLLM_V1, first_seen="at_entry")
 """Nothing is composed ahead, and a prefilled sequence is seen when it enters the decode batch."""
-ALONE = dataclasses.replace(SGLANG, runs_ahead=0, deals_apart="balanced", handover_steps=0)
+ALONE = dataclasses.replace(SGLANG, runs_ahead=0, deals_prefill="balanced", deals_decode="balanced", handover_steps=0)
 """Prompts in steps of their own, composed when they start."""
 
 
@@ -120,6 +120,8 @@ def test_prompts_share_a_step_up_to_its_budget_and_ranks_work_side_by_side():
     assert replay(burst, _apart(prefill=_pool(budget_tokens=2000))).ttft_s == pytest.approx([0.2, 0.2, 0.4, 0.4])
     assert replay(burst, _apart(prefill=_pool(ranks=4))).ttft_s == pytest.approx([0.1] * 4, abs=0.011)
     assert replay(burst, _apart(prefill=_pool(workers=2))).ttft_s == pytest.approx([0.1, 0.1, 0.2, 0.2], abs=0.011)
+    one_each = _pool(budget_tokens=4000, slots=1)  # however many tokens there would be room for
+    assert replay(burst, _apart(prefill=one_each)).ttft_s == pytest.approx([0.1, 0.2, 0.3, 0.4])
     longer = _requests((0, 5000, 10), (0, 1000, 10))
     whole = dataclasses.replace(TENSORRT_LLM, first_seen="at_entry", runs_ahead=0, handover_steps=0)
     assert replay(longer, _apart(whole)).ttft_s == pytest.approx([0.5, 0.6])  # beyond the budget: alone
@@ -134,6 +136,17 @@ def test_a_client_sees_its_first_token_when_the_sequence_enters_the_decode_batch
     assert apart.finished_s == pytest.approx([1.1, 2.1])
     together = replay(pair, _together(slots=1))
     assert together.first_token_s == pytest.approx([0.1, 1.1 + 0.1])
+
+
+def test_sglang_deals_decode_ranks_in_turn_and_prefill_ranks_by_a_random_number():
+    # eight prompts at once on four ranks of each pool: in turn two sequences each; by chance one has three or more
+    burst = _requests(*[(0, 1000, 50)] * 8)
+    busiest = []
+    at_once = dataclasses.replace(SGLANG, runs_ahead=0, handover_steps=0)
+    model = _apart(at_once, prefill=_pool(ranks=4, slots=1), ranks=4, decode_s=lambda n: busiest.append(n) or STEP_S)
+    firsts = replay(burst, model).first_token_s
+    assert max(busiest) == 2
+    assert firsts.max() > 0.29  # in turn all would be prefilled by 0.2
 
 
 def test_sglang_takes_the_decode_slot_before_it_prefills_and_others_after():

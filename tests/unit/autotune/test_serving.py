@@ -115,12 +115,30 @@ def _service(pools: dict, load: dict | None, **changes) -> Deployment:
 
 def test_tpot_of_a_disaggregated_service_is_the_decode_step_between_its_mean_batch_and_that_of_the_busiest_rank():
     service = predict_service(_service({"prefill": {**PREFILL, "instances": 8}, "decode": DECODE}, {"concurrency": 256}))
-    # SGLang's ranks are chosen by a random number: the busiest of 8 has about 32 + 1.42 sqrt(32) = 40 sequences, 48 where it has
-    # most, and all run padded to it
-    batches = (int(service.decode_sequences / 8), 48)
+    # SGLang's decode ranks are dealt sequences in turn: 256 over 8 are 32 each, 40 at most where short answers end at one rank
+    # first, and all run padded to the busiest
+    batches = (int(service.decode_sequences / 8), 40)
     fixed = [{"decode": {**DECODE, "batch_per_dp_rank": batch}} for batch in batches]
     low, high = (predict(_service(pools, None, phase="decode")) for pools in fixed)
     assert low.tpot_s * 0.99 <= service.tpot_s.p50 <= high.tpot_s * 1.01
+
+
+def test_a_prompt_shorter_than_the_longest_is_priced_at_its_own_length():
+    # what a step takes beyond one of 400 tokens is what prefill steps of those prompts differ by: launches and host are the same
+    model = service_of(_service({"prefill": PREFILL, "decode": DECODE}, {"concurrency": 4})).built.model
+    lengths = (400, 1200, 1600, 2040)
+    table_s = np.array([model.prefill.prompt_s(tokens, tokens, tokens * tokens / 2, 0) for tokens in lengths])
+    alone = [
+        _service(
+            {"prefill": {**PREFILL, "max_batched_tokens": tokens}},
+            None,
+            phase="prefill",
+            workload={"isl_tokens": tokens, "osl_tokens": 8},
+        )
+        for tokens in lengths
+    ]
+    steps_s = np.array([predict(one).step_s for one in alone])
+    assert table_s[1:] - table_s[0] == pytest.approx(steps_s[1:] - steps_s[0], rel=0.05)
 
 
 def test_apart_decode_is_undisturbed_and_together_it_is_not():

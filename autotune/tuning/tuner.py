@@ -41,11 +41,11 @@ class Budget:
     seconds: float | None = None
     """Of this session."""
 
-    def spent(self, trials: int, since: float) -> str:
-        """Why no more may be begun; empty where more may."""
+    def spent(self, trials: int, since: float, longest_s: float) -> str:
+        """Why no more may be begun; empty where more may. longest_s : of the trials of this session: another takes as long."""
         if self.trials is not None and trials >= self.trials:
             return f"the budget of {self.trials} trials is spent"
-        if self.seconds is not None and time.monotonic() - since >= self.seconds:
+        if self.seconds is not None and time.monotonic() - since + longest_s >= self.seconds:
             return f"the budget of {self.seconds / 60:,.3g} minutes is spent; go on with --resume"
         return ""
 
@@ -60,6 +60,8 @@ class Tuner:
     budget: Budget
     watch: TuneWatch | None = None
     began: float = field(default_factory=time.monotonic)
+    longest_s: float = 0.0
+    """Of the trials of this session."""
 
     @property
     def limits(self) -> Mapping[str, float]:
@@ -74,14 +76,16 @@ class Tuner:
                 claim = self.journal.left_behind()
                 if claim is None:
                     history = self.journal.history()
-                    if why := self.budget.spent(len(history), self.began):
+                    if why := self.budget.spent(len(history), self.began, self.longest_s):
                         return why
                     proposal = self._proposal(history)
                     if isinstance(proposal, Stop):
                         return proposal.reason
                     predicted = self.adviser.guesses.of(proposal.candidate) or {} if proposal else {}
                     claim = self.journal.claim(proposal, predicted)
+                since = time.monotonic()
                 self._try(claim)
+                self.longest_s = max(self.longest_s, time.monotonic() - since)
                 self._check_all_failed()
         finally:
             self.bench.close()

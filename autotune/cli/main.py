@@ -28,6 +28,7 @@ from autotune.cli import (
     schema,
     search,
     sweep,
+    tune,
     validate,
 )
 from autotune.errors import ProblemError
@@ -47,6 +48,7 @@ def _application() -> typer.Typer:
 app = _application()
 search.register(app)
 sweep.register(app)
+tune.register(app)
 fleet.register(app)
 predict.register(app)
 export.register(app)

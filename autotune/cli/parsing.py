@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from autotune.errors import ProblemError
 
@@ -29,4 +30,19 @@ def rates(text: str) -> tuple[float, ...]:
         raise ProblemError(f"'{text[:80]}' is not a list of numbers such as 0.8,0.6") from error
     if not all(0 <= rate <= 1 for rate in found):
         raise ProblemError(f"'{text[:80]}': rates lie between 0 and 1")
+    return found
+
+
+def limits_of(texts: Sequence[str]) -> dict[str, float]:
+    """['ttft-p99=2s', 'tpot=50ms'] -> {'ttft_p99_s': 2.0, 'tpot_s': 0.05}; raises ProblemError for other text."""
+    found: dict[str, float] = {}
+    for text in texts:
+        for part in text.split(","):
+            name, given, value = part.partition("=")
+            if not given or not name.strip():
+                raise ProblemError(f"--slo '{part[:80]}' is not of the form ttft-p99=2s")
+            limit_s = duration_s(value)
+            if limit_s <= 0:
+                raise ProblemError(f"--slo '{part[:80]}': a limit is longer than nothing")
+            found[f"{name.strip().replace('-', '_')}_s"] = limit_s
     return found

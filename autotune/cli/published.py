@@ -49,11 +49,13 @@ ENTRIES: tuple[Published, ...] = (
     Published("calibration", 1, ("cost_models.calibration:Calibration",)),
     Published("engine", 1, ("search_spaces.schema:EngineSpec",)),
     Published("case", 1, ("autotune.validating.cases:CaseFile",)),
+    Published("trial", 1, ("autotune.documents.tuned:TrialRecord",)),
     # what commands print
     Published(
         "search", 2, ("autotune.documents.plan:SearchResult", "autotune.documents.service_plan:ServiceResult"), command="search"
     ),
     Published("sweep", 1, ("autotune.documents.sweep:SweepResult",), command="sweep", sparse=True),
+    Published("tune", 1, ("autotune.documents.tuned:TuneResult",), command="tune"),
     Published("fleet-result", 1, ("autotune.documents.fleet:FleetResult",), command="fleet"),
     Published(
         "predict",

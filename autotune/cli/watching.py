@@ -1,15 +1,17 @@
-"""A progress bar for those who watch."""
+"""Progress for those who watch."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from autotune.documents.sweep import Found
+    from autotune.documents.tuned import TunedTrial
     from autotune.sweeping.running import OnAnswer
+    from autotune.tuning.tuner import TuneWatch
 
 
 @contextmanager
@@ -32,3 +34,28 @@ def watched(*, quiet: bool) -> Iterator[OnAnswer | None]:
             bar.update(task, completed=done, total=total, description=text)
 
         yield advance
+
+
+@contextmanager
+def tuning_watched(limits: dict[str, float], *, quiet: bool) -> Iterator[TuneWatch | None]:
+    """A table of the trials on the error stream when someone watches it; lines where it goes to a file."""
+    if quiet:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        yield lambda event, _: print(event, file=sys.stderr, flush=True)  # noqa: T201
+        return
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    from autotune.report.tuning import trials_table
+
+    with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
+
+        def show(event: str, trials: Sequence[TunedTrial]) -> None:
+            feasible = [trial for trial in trials if trial.feasible]
+            best = max(feasible, key=lambda trial: trial.measured["tokens_per_s_per_gpu"], default=None)
+            live.update(Group(trials_table(trials, limits, best.number if best else None), Text(event, style="dim")))
+
+        yield show

@@ -10,7 +10,11 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("autotune", "cost_models", "search_spaces")
 FACADES = ("autotune/cli/", "autotune/assistant/")
 """Commands and tools are called what the function behind them is called."""
-ENTRIES = {"autotune/manifests/": ("read", "recognises"), "autotune/exporters/targets/": ("render",)}
+ENTRIES = {
+    "autotune/manifests/": ("read", "recognises"),
+    "autotune/exporters/targets/": ("render",),
+    "autotune/tuning/generators/": ("command", "read"),
+}
 """Registries whose entries are modules: each has the same names."""
 
 

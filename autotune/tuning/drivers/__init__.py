@@ -1,0 +1,1 @@
+"""Drivers: who starts and stops the servers that are measured."""

@@ -1,0 +1,1 @@
+"""Load generators: public tools, by their own command lines and result files."""

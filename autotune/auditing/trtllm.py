@@ -71,7 +71,8 @@ def split_settings(invocation: Invocation, engine: EngineSpec, version: str | No
         )
     split = _Words(engine, load_options("trtllm", release), invocation.wrapper)
     split.read(invocation.words)
-    fields = Fields(split.listed, f"{engine.title} {release}", {**split.fields})
+    moved = {renamed.name: renamed.now for renamed in engine.renamed}
+    fields = Fields(split.listed, f"{engine.title} {release}", {**split.fields}, moved)
     for text in split.settings:
         fields.take(_mapping(settings_text(text, invocation.files, folder), text))
     _balancer(fields, invocation.files, folder)
@@ -98,7 +99,7 @@ def settings_text(said: str, files: Mapping[str, str], folder: Path | None) -> s
     if held is not None:
         return held
     places = [] if folder is None else [folder / said, folder / name] if "$" not in said else [folder / name]
-    found = next((place for place in places if place.is_file()), None)
+    found = next((place for place in places if _is_file(place)), None)
     if found is None:
         where = f" {folder}" if folder is not None else ""
         raise ProblemError(
@@ -106,6 +107,13 @@ def settings_text(said: str, files: Mapping[str, str], folder: Path | None) -> s
             "without it nothing is known of what the engine does"
         )
     return read_text(found)
+
+
+def _is_file(place: Path) -> bool:
+    try:
+        return place.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _mapping(text: str, where: str) -> dict[str, Any]:
@@ -212,13 +220,19 @@ class Fields:
     listed: OptionList
     title: str
     values: dict[str, str] = field(default_factory=dict)
+    moved: Mapping[str, str] = field(default_factory=dict)
+    """Fields of older releases and what took their place."""
     conflicts: list[str] = field(default_factory=list)
 
     def take(self, document: Mapping[str, Any]) -> None:
         """The fields of a settings file take the place of what was said before."""
         for path, value in _leaves(document, self._closed):
             self._check(path, value)
-            self.values[path] = as_text(value)
+            option = self.listed.find(path)
+            if value is None and option is not None and "document" not in option.type:
+                self.values.pop(path, None)  # the engine's own default
+            else:
+                self.values[path] = as_text(value)
 
     def _closed(self, path: str) -> bool:
         """Whether a mapping is one value: its keys are the user's own."""
@@ -232,7 +246,8 @@ class Fields:
         known = [o.flags[0] for o in self.listed.options if not o.flags[0].startswith("-")]
         near = difflib.get_close_matches(path, known, n=1)
         had = [release for release in releases_with("trtllm", path) if not path.startswith("-")]
-        elsewhere = f" (release {', '.join(had)} has it)" if had else f"; did you mean {near[0]}?" if near else ""
+        instead = f" (now {self.moved[path]})" if path in self.moved else f" (do you mean {near[0]}?)" if near else ""
+        elsewhere = f" (release {', '.join(had)} has it)" if had else instead
         self.conflicts.append(f"{self.title} has no field {path[:120]}{elsewhere}: it refuses the settings file")
 
 

@@ -78,7 +78,8 @@ def variables(engine: str) -> list[str]:
 
 def key(release: str) -> tuple[int, ...]:
     """What releases sort by."""
-    return tuple(int(part) for part in release.replace("post", "").split(".") if part.isdigit())
+    parts = release.replace("post", "").replace("0rc", "-1.").split(".")  # 1.3.0rc9 < 1.3.0rc29 < 1.3.0
+    return tuple(int(part) for part in parts if part.lstrip("-").isdigit())
 
 
 def merged(engine: str, how: str, dumps: list[dict[str, Any]]) -> dict[str, Any]:

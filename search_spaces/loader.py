@@ -65,6 +65,8 @@ def version_notes(engine: EngineSpec, version: str | None) -> tuple[str, ...]:
     notes = []
     if version not in (None, known.version, known.release):
         notes.append(f"{engine.title} {version} has no list of options here: that of {known.release} was used")
+    if known.options_of:
+        notes.append(f"{engine.title} {found} is held against the options of {known.options_of}: its own are not known here")
     if known.priced_as:
         notes.append(f"{engine.title} {found} is priced with times of {known.priced_as}")
     return tuple(notes)

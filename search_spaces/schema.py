@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field
@@ -11,9 +12,18 @@ from cost_models.specs.base import Spec
 Value = bool | int | float | str
 
 
+CANDIDATE = re.compile(r"\d+rc(\d+)")
+
+
 def version_key(version: str) -> tuple[int, ...]:
-    """'0.33' -> (0, 33); post-releases compare by their numbers."""
-    return tuple(int(part) for part in version.replace("post", "").split(".") if part.isdigit())
+    """'0.33' -> (0, 33); post-releases compare by their numbers, candidates too: 1.3.0rc9 < 1.3.0rc29 < 1.3.0."""
+    found: list[int] = []
+    for part in version.replace("post", "").split("."):
+        if part.isdigit():
+            found.append(int(part))
+        elif candidate := CANDIDATE.fullmatch(part):
+            found += [-1, int(candidate.group(1))]
+    return tuple(found)
 
 
 class Ranged(Spec):
@@ -170,6 +180,10 @@ class EngineVersion(Spec):
     release: str
     scripts: bool = True
     """Whether launch scripts are written for it, as its engine has an exporter; others are judged and predicted."""
+    commands: bool = True
+    """Whether its commands are read; false where no list of options is known that they could be held against."""
+    options_of: str | None = None
+    """Release whose list of options stands for its own, where that is not known."""
     priced_as: str | None = None
     """Releases whose kernels and gaps its times stand on, where none of its own generation were measured."""
     api_servers_per: Literal["node", "dp_rank"] = "node"
@@ -225,6 +239,11 @@ class EngineSpec(Spec):
     def release(self, version: str) -> str:
         """The release that a supported version's options were read from."""
         return next(v.release for v in self.versions if v.version == version)
+
+    def options_of(self, version: str) -> str | None:
+        """The release whose list of options a supported version's commands are held against; none where none is known."""
+        known = next(v for v in self.versions if v.version == version)
+        return (known.options_of or known.release) if known.commands else None
 
     def api_servers_per(self, version: str) -> str:
         return next((v.api_servers_per for v in self.versions if v.version == version), "node")

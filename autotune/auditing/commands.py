@@ -1,4 +1,4 @@
-"""A `vllm serve` or SGLang command line, or a launch script that ends in one, as a deployment.
+"""A `vllm serve`, SGLang or TensorRT-LLM command line, or a launch script that ends in one, as a deployment.
 
 Read: layout, sizes, precision of the checkpoint, KV cache, all-to-all, overlap, EPLB, drafts, graphs, role. Options that no model
 depends on are named, not guessed at.
@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from autotune.auditing.capacity import as_it_runs, with_cache_of
@@ -19,12 +20,13 @@ from autotune.auditing.naming import served_model, served_precision
 from autotune.auditing.options import Command, engine_for, split_options, whole_number
 from autotune.auditing.shell import find_command
 from autotune.auditing.sizing import pool_of_command
+from autotune.auditing.trtllm_sizing import FREE_FRACTION, USUAL_TOKENS, pool_of_settings, unpriced_backend
 from autotune.auditing.unmodelled import Unmodelled, harmless, unmodelled
 from autotune.documents.deployment import Deployment, Load, PoolRole
 from autotune.errors import ProblemError
 from autotune.exporters.vllm import KV_ROLES
 from autotune.resolving import choose_recipe, resolve_calibration
-from cost_models.catalog import load_hardware, validated
+from cost_models.catalog import load_hardware, load_recipe, validated
 from search_spaces.schema import Knob, Value
 
 ROLE_OF_OPTION: dict[str, PoolRole] = {
@@ -33,8 +35,14 @@ ROLE_OF_OPTION: dict[str, PoolRole] = {
     "prefill": "prefill",
     "decode": "decode",
 }
-CACHE_SIZES: dict[str, Literal["bytes", "tokens"]] = {"--kv-cache-memory-bytes": "bytes", "--max-total-tokens": "tokens"}
-"""Options that size the KV cache of an attention-DP rank; vLLM's takes the place of the memory fraction, SGLang's is a limit."""
+CACHE_SIZES: dict[str, Literal["bytes", "tokens"]] = {
+    "--kv-cache-memory-bytes": "bytes",
+    "--max-total-tokens": "tokens",
+    "kv_cache_config.max_tokens": "tokens",
+}
+"""Options that size the KV cache of an attention-DP rank; vLLM's takes the place of the memory fraction, others are limits."""
+CACHE_DTYPES = ("--kv-cache-dtype", "kv_cache_config.dtype")
+LONGEST = ("--max-model-len", "--context-length", "max_seq_len")
 ASSUMED_ACCEPTANCE = 0.8
 """Of a draft token: 70 % in CloudMatrix384 (arXiv 2506.12708), 85-90 % in the DeepSeek-V3 report (arXiv 2412.19437)."""
 TRUE, FALSE = ("", "1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -77,6 +85,7 @@ def read_command(
     role: PoolRole | None = None,
     environment: Mapping[str, str] | None = None,
     at: int = 0,
+    folder: Path | None = None,
 ) -> ReadCommand:
     """The deployment that a command line or script starts.
 
@@ -84,12 +93,12 @@ def read_command(
     a decode batch is a limit, and what fits in memory is taken. mtp_acceptance : of drafts, assumed where the command drafts and
     none is given. load : what an engine without a role is sent; without one it is judged as it decodes. model, precision : what
     is served, where the command's own name for it does not tell. role, environment : what a file around the command says of its
-    pool, and sets for it; at : which of the text's commands. Raises ProblemError for
+    pool, and sets for it; at : which of the text's commands; folder : where its settings files lie. Raises ProblemError for
     text without a command, unknown or repeated options, and values that are none.
     """
     machine = load_hardware(hardware)
     invocation = find_command(text, environment, at)
-    command = split_options(invocation, engine_for(invocation.engine, machine.gpu.vendor), version)
+    command = split_options(invocation, engine_for(invocation.engine, machine.gpu.vendor), version, folder)
     engine, known = command.engine, command.version
     flags, strange = _flags(command)
     served = served_model(model or command.model)
@@ -102,14 +111,21 @@ def read_command(
         remarks.append(f"{invocation.others} more engine commands in the file: only the first was read")
     own = _role(command) or role
     phase: PoolRole = own or ("serve" if load else "decode")
+    if own is None and command.text("cache_transceiver_config.backend"):
+        remarks.append("it hands caches over, but nothing says which side of a pair it is: judged as an engine that does both")
+    if engine.command_line == "trtllm":
+        pool = pool_of_settings(command, flags, phase, spec, size, machine, calibration)
+        strange += [Unmodelled(*found) for found in unpriced_backend(command, flags, pool, spec, machine)]
+    else:
+        pool = pool_of_command(command, flags, phase, spec, size, machine.gpu.hbm_visible_bytes.value)
     document: dict[str, Any] = {
         "hardware": hardware,
         "model": served.document,
-        "precision": _precision(recipe, command.text("--kv-cache-dtype")),
+        "precision": _precision(recipe, _cache(command, recipe)),
         "engine": {"name": engine.name, "version": known},
         "phase": phase,
         "workload": {"isl_tokens": isl_tokens, "osl_tokens": osl_tokens, "mtp_acceptance": mtp_acceptance},
-        "pools": {phase: (pool := pool_of_command(command, flags, phase, spec, size, machine.gpu.hbm_visible_bytes.value))},
+        "pools": {phase: pool},
         "load": load if phase == "serve" else None,
     }
     if pool["draft_tokens"] and not mtp_acceptance:
@@ -120,7 +136,7 @@ def read_command(
         deployment,
         ignored=harmless(command),
         unmodelled=(*unmodelled(command, spec), *strange),
-        longest_tokens=command.whole("--max-model-len") or command.whole("--context-length"),
+        longest_tokens=next((tokens for name in LONGEST if (tokens := command.whole(name))), None),
         conflicts=command.conflicts,
         remarks=tuple(remarks),
         aggregated=own is None,
@@ -156,6 +172,13 @@ def _sized(found: ReadCommand, command: Command, flags: dict[str, Value], size: 
 
 def _of_memory(command: Command, flags: dict[str, Value], found: ReadCommand) -> Said:
     """What the command says of its memory."""
+    if command.engine.command_line == "trtllm":
+        return Said(
+            free_fraction=_free_fraction(command),
+            budget_tokens=command.whole("max_num_tokens", least=1) or USUAL_TOKENS,
+            longest_tokens=found.longest_tokens,
+            aggregated=found.aggregated,
+        )
     fraction, budget, running = (flags.get(name) for name in ("gpu_memory_fraction", "max_num_batched_tokens", "max_num_seqs"))
     chunk = command.text("--chunked-prefill-size")
     return Said(
@@ -166,6 +189,27 @@ def _of_memory(command: Command, flags: dict[str, Value], found: ReadCommand) ->
         as_long_as_fits=command.text("--max-model-len") in ("auto", "-1"),
         aggregated=found.aggregated,
     )
+
+
+def _free_fraction(command: Command) -> float:
+    """Share of the memory that weights and a step leave which TensorRT-LLM gives to caches; raises ProblemError for none."""
+    said = command.text("kv_cache_config.free_gpu_memory_fraction")
+    if said in (None, "null"):
+        return FREE_FRACTION
+    try:
+        value = float(str(said))
+    except ValueError as error:
+        raise ProblemError(f"kv_cache_config.free_gpu_memory_fraction needs a number, '{said}' was given") from error
+    if not 0 < value <= 1:
+        raise ProblemError(f"kv_cache_config.free_gpu_memory_fraction must lie between 0 and 1, {said} was given")
+    return value
+
+
+def _cache(command: Command, recipe: str) -> str | None:
+    """The dtype that the KV cache is asked to have; none where that is the recipe's own (TensorRT-LLM's files say it always)."""
+    said = next((said for name in CACHE_DTYPES if (said := command.text(name))), None)
+    own = command.engine.command_line == "trtllm" and load_recipe(recipe).kv_cache == said
+    return None if own else said
 
 
 def _precision(recipe: str, cache: str | None) -> str | dict[str, str]:
@@ -183,7 +227,7 @@ def _flags(command: Command) -> tuple[dict[str, Value], list[Unmodelled]]:
     flags: dict[str, Value] = {}
     strange: list[Unmodelled] = []
     for knob in command.engine.knobs:
-        if knob.name == "draft_tokens":  # in a document (vLLM), or counting the token itself (SGLang)
+        if knob.name == "draft_tokens":  # in a document (vLLM), counting the token itself (SGLang), of one kind (TensorRT-LLM)
             continue
         for spelling in knob.spellings:
             said = command.said(spelling)

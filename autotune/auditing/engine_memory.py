@@ -36,6 +36,8 @@ class Said:
     """What a command says of memory; none where it leaves that to the engine."""
 
     fraction: float | None = None
+    free_fraction: float | None = None
+    """kv_cache_config.free_gpu_memory_fraction (TensorRT-LLM): of what everything but caches leaves."""
     budget_tokens: int | None = None
     """--max-num-batched-tokens (vLLM), --chunked-prefill-size over all attention-DP ranks (SGLang)."""
     running: int | None = None
@@ -56,6 +58,8 @@ def in_engine_memory(deployment: Deployment, said: Said) -> Deployment:
     engine = load_engine(deployment.engine.name)
     version = version_key(resolve_version(engine, deployment.engine.version))
     pool = deployment.pool
+    if engine.command_line == "trtllm":
+        return _of_what_is_left(deployment, said) if said.free_fraction else deployment
     if engine.memory_fraction_covers == "weights_and_kv":
         fraction = said.fraction or sglang_fraction(deployment, version, said)
         return _covering(
@@ -73,6 +77,20 @@ def in_engine_memory(deployment: Deployment, said: Said) -> Deployment:
     outside = ("cuda graphs",) if version < GRAPHS_COUNTED_SINCE else ()
     covered = _covering(deployment, float(said.fraction or default or 1.0), beside=outside)
     return _less(covered, _startup_sampling_bytes(covered, version))
+
+
+def _of_what_is_left(deployment: Deployment, said: Said) -> Deployment:
+    """A memory fraction of everything, given that of what a step of the whole token budget leaves.
+
+    _torch/pyexecutor/_util.py _cal_max_memory (1.3.0rc3): (total - peak of a step of max_num_tokens) x fraction.
+    """
+    pool, own = deployment.pool, _own(deployment)
+    budget = max(pool.max_batched_tokens, said.budget_tokens or 0)
+    deployment = deployment.with_pool(own, max_batched_tokens=budget)
+    kept = sum(line.bytes for line in predict(_of_one(deployment)).memory if line.name != "kv_cache")
+    visible = _visible_bytes(deployment)
+    left = max(visible - kept, 0.0) * float(said.free_fraction or 0.0)
+    return deployment.with_pool(own, memory_fraction=min((kept + left) / visible, 1.0))
 
 
 def _startup_sampling_bytes(deployment: Deployment, version: tuple[int, ...]) -> float:

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from autotune.auditing.shell import Invocation
@@ -64,7 +65,8 @@ class Command:
         if spelling.off is not None and spelling.off in self.options:
             return "false"
         name, _, field = spelling.name.partition(".")
-        if not field:
+        if not field or spelling.name in self.options:
+            name = spelling.name
             return (self.options[name] or spelling.value or "") if name in self.options else None
         value = self.document(name).get(field)
         return value if value is None or isinstance(value, str) else json.dumps(value)
@@ -119,11 +121,17 @@ def engine_for(command_line: str, vendor: str) -> EngineSpec:
     raise ProblemError(f"{command_line} is not known on hardware of {vendor}")
 
 
-def split_options(invocation: Invocation, engine: EngineSpec, version: str | None) -> Command:
+def split_options(invocation: Invocation, engine: EngineSpec, version: str | None, folder: Path | None = None) -> Command:
     """The options of a command by their names in a version.
+
+    folder : where the command's files lie.
 
     Raises ProblemError for options that no version has, that are given twice, or that lack their value.
     """
+    if engine.command_line == "trtllm":
+        from autotune.auditing.trtllm import split_settings
+
+        return split_settings(invocation, engine, version, folder)
     known = resolve_version(engine, version)
     split = _Split(engine, load_options(invocation.engine, engine.release(known)), WRAPPERS.get(invocation.wrapper or "", {}))
     split.read(invocation.words)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import bisect
 import operator
+import posixpath
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autotune.errors import ProblemError
 
@@ -16,6 +17,9 @@ ASSIGNMENT = re.compile(r"^(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(\S.*|)$")
 DEFAULTED = re.compile(r"\$\{([A-Za-z_]\w{0,99}):-([^}]{0,1000})\}")
 VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
 ARITHMETIC = re.compile(r"\$\(\(([^()]{0,20000})\)\)")
+OWN_FOLDER = re.compile(r"\$\(dirname (?:-- )?['\"]?\$(?:0|\{0\}|BASH_SOURCE|\{BASH_SOURCE(?:\[0\])?\})['\"]?\)")
+"""Where the script itself lies."""
+WENT_THERE = re.compile(r"\$\(cd (?:-- )?['\"]?\.['\"]? (?:&& |; )pwd\)")
 NAME = re.compile(r"[A-Za-z_]\w*")
 CONTINUED = re.compile(r"\\\n")
 BLANKS = re.compile(r"\s")
@@ -23,6 +27,10 @@ COMMAND_ENDS = re.compile(r"^(\|\|?|&&?|;|\d*[<>].*)$")
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv}
 HERE = re.compile(r"<<-?[ \t]*(?P<quote>['\"]?)(?P<word>\w+)(?P=quote)")
 """Where a here-document begins."""
+INTO = re.compile(
+    r"(?:(?<![0-9&>])>>?|\btee)[ \t]+['\"]?(?P<path>[^\s'\"<>|;&-][^\s'\"<>|;&]*)|(?<![0-9&>])>(?P<joined>[^\s'\"<>|;&]+)"
+)
+"""The file that a line writes."""
 MOST_UNCLOSED = 4
 """Quotes that never close, after which none is looked for beyond its line."""
 MOST_EXPANDED = 1_000_000
@@ -38,9 +46,12 @@ MODULES = {
     "vllm.entrypoints.openai.api_server": "vllm",
     "dynamo.vllm": "vllm",
     "dynamo.sglang": "sglang",
+    "dynamo.trtllm": "trtllm",
 }
-TENSORRT_LLM = re.compile(r"\btrtllm-serve\b|\btrtllm-llmapi-launch\b|\bdynamo\.trtllm\b")
-WRAPPING = ("dynamo.vllm", "dynamo.sglang")
+TRTLLM_SERVE = "trtllm-serve"
+ORCHESTRATES = ("disaggregated", "disaggregated_mpi_worker", "mm_embedding_serve")
+"""Commands of trtllm-serve that start no engine by themselves, or none that generates."""
+WRAPPING = ("dynamo.vllm", "dynamo.sglang", "dynamo.trtllm")
 """Modules that take options of their own beside the engine's."""
 
 
@@ -57,6 +68,8 @@ class Invocation:
     """Further engine commands in the text."""
     wrapper: str | None = None
     """The module that starts the engine, where it takes options of its own."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Texts that here-documents write, by path."""
 
 
 def find_command(text: str, environment: Mapping[str, str] | None = None, at: int = 0) -> Invocation:
@@ -94,16 +107,34 @@ def find_command(text: str, environment: Mapping[str, str] | None = None, at: in
             found = Invocation(engine, tuple(_until_end(words[after:])), {**environment, **before}, 0, wrapper)
         else:
             others += 1
-    if found is None and (match := TENSORRT_LLM.search(text)):
-        raise ProblemError(
-            f"{match.group()}: the options of TensorRT-LLM's commands are not read here; describe the plan in a deployment file "
-            "with engine trtllm (autotune schema deployment)"
-        )
     if found is None:
         raise ProblemError(
-            "no 'vllm serve ...' or 'python -m sglang.launch_server ...' command found; give the file that starts the engine"
+            "no 'vllm serve ...', 'python -m sglang.launch_server ...' or 'trtllm-serve ...' command found; give the file that "
+            "starts the engine"
         )
-    return Invocation(found.engine, found.words, found.environment, others, found.wrapper)
+    return Invocation(found.engine, found.words, found.environment, others, found.wrapper, written_files(text, environment))
+
+
+def written_files(text: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Texts of here-documents that a script writes into files, by path; variables are filled in where the word is not quoted."""
+    found: dict[str, str] = {}
+    lines = text.splitlines()
+    ends: dict[str, list[int]] = {}
+    for number, line in enumerate(lines):
+        ends.setdefault(line.strip(" \t"), []).append(number)
+    at = 0
+    while at < len(lines):
+        match, into = HERE.search(lines[at]), INTO.search(lines[at])
+        after = ends.get(match["word"], []) if match else []
+        place = bisect.bisect_right(after, at)
+        if match is None or into is None or place == len(after):
+            at += 1
+            continue
+        body = "\n".join(lines[at + 1 : after[place]])
+        path = _expanded(into["path"] or into["joined"], environment)
+        found[path] = body if match["quote"] else _expanded(body, environment)
+        at = after[place] + 1
+    return found
 
 
 def _logical_lines(text: str) -> Iterator[str]:
@@ -197,6 +228,8 @@ def _engine_of(words: list[str]) -> tuple[str | None, int]:
             return MODULES[word], at + 1
         if IMAGE.search(word):
             return "vllm", at + 1
+        if posixpath.basename(word) == TRTLLM_SERVE and words[at + 1 : at + 2] and words[at + 1] not in ORCHESTRATES:
+            return "trtllm", at + (2 if words[at + 1] == "serve" else 1)
         if word in SERVE and words[at + 1 : at + 2] == ["serve"]:
             return word, at + 2
     return None, 0
@@ -207,6 +240,7 @@ def _expanded(line: str, environment: Mapping[str, str]) -> str:
 
     Raises ProblemError for variables of variables that grow beyond MOST_EXPANDED.
     """
+    line = WENT_THERE.sub(".", OWN_FOLDER.sub(".", line))
     line = _substituted(DEFAULTED, line, lambda m: environment.get(m.group(1), m.group(2)))
     line = _substituted(VARIABLE, line, lambda m: environment.get(m.group(1), m.group(0)))
     return _substituted(ARITHMETIC, line, lambda m: _computed(m.group(1), environment))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from autotune.auditing.options import Command
+from autotune.auditing.trtllm_sizing import unmodelled_settings
 from cost_models.specs.model import ModelSpec
 from search_spaces.effects import Effects, Part, load_effects
 
@@ -32,6 +33,9 @@ def unmodelled(command: Command, model: ModelSpec) -> tuple[Unmodelled, ...]:
     """What a command says that is not modelled."""
     effects = load_effects(str(command.engine.command_line))
     found = (_of(effects, name, value, model) for name, value in command.options.items())
+    if command.engine.command_line == "trtllm":
+        own = (Unmodelled(*setting) for setting in unmodelled_settings(command, model))
+        return tuple(line for line in (*found, *own) if line)
     return tuple(
         line
         for line in (*found, *_given_outside(command), *_drafts(command, model), *_offloaded(command), *_graphs(command))
@@ -42,7 +46,7 @@ def unmodelled(command: Command, model: ModelSpec) -> tuple[Unmodelled, ...]:
 def harmless(command: Command) -> tuple[str, ...]:
     """Options that no part of a verdict depends on."""
     effects = load_effects(str(command.engine.command_line))
-    knobs = {s.name.partition(".")[0] for knob in command.engine.knobs for s in knob.spellings}
+    knobs = {name for knob in command.engine.knobs for s in knob.spellings for name in (s.name, s.name.partition(".")[0])}
     return tuple(
         name
         for name in command.options

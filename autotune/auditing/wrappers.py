@@ -38,7 +38,25 @@ DYNAMO = {
     "--is-decode-worker": Wrapped(takes_value=False, roles={"": "decode"}),
 }  # fmt: skip
 """dynamo/components/src/dynamo/{vllm,sglang}/args.py."""
+DYNAMO_TRTLLM = {
+    **DYNAMO,
+    **dict.fromkeys(
+        (
+            "--encode-endpoint", "--modality", "--allowed-local-media-path", "--max-file-size-mb", "--model-loader-extra-config",
+            "--conversation-affinity-dp-rank-source",
+        ),
+        Wrapped(),
+    ),
+    **dict.fromkeys(
+        ("--publish-events-and-metrics", "--publish-kv-events", "--conversation-affinity", "--no-enable-local-indexer"),
+        Wrapped(takes_value=False),
+    ),
+    "--disaggregation-mode": Wrapped(roles={**ROLE_OF_WORKER, "pd": ""}),
+    "--disaggregation-strategy": Wrapped(),
+}  # fmt: skip
+"""dynamo/components/src/dynamo/trtllm/backend_args.py, beside those that are fields of the engine."""
 WRAPPERS: Mapping[str, Mapping[str, Wrapped]] = {
     "dynamo.vllm": {**DYNAMO, "--disaggregation-mode": Wrapped(roles=ROLE_OF_WORKER)},
     "dynamo.sglang": DYNAMO,
+    "dynamo.trtllm": DYNAMO_TRTLLM,
 }

@@ -265,7 +265,7 @@ def _manifest(file: Path, script: Script) -> Manifest | None:
 
         return read_file(file.parent if of_a_run else file, script.hw)
     with reading(file, "cannot be read", ProblemError):
-        return read_script(read_bytes(file, pipe=True).decode("utf-8", errors="replace"))
+        return read_script(read_bytes(file, pipe=True).decode("utf-8", errors="replace"), file.parent)
 
 
 def _asked(script: Script, load: Load | None) -> GivenToo:

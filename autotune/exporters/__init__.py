@@ -50,6 +50,9 @@ def launch_of(deployment: Deployment, placement: PlannedPlacement | None = None)
     pools = tuple(_pool(part, pool_processes, lengths) for part in single_pools(deployment))
     pair = {"prefill", "decode"} <= set(deployment.pools)
     files: tuple[Script, ...] = ()
+    if engine.exporter == "trtllm":
+        pools = _with_map(pools, placement, model)
+        files = _settings(pools)
     if placement is not None and engine.exporter in MAPS:
         _check_map(placement, model)
         files = (MAPS[engine.exporter](placement, model),)
@@ -144,5 +147,35 @@ def _sglang_map(placement: PlannedPlacement, model: ModelSpec) -> Script:
 MAPS: dict[str, Callable[[PlannedPlacement, ModelSpec], Script]] = {"sglang": _sglang_map, "vllm-ascend": _ascend_map}
 MAP_FILES = ("sglang_expert_location.json", "vllm_ascend_expert_map.json")
 """Names of the maps that lie beside scripts."""
+
+
+def _trtllm() -> PoolProcesses:
+    from autotune.exporters.trtllm import trtllm_processes
+
+    return trtllm_processes
+
+
+def _with_map(pools: tuple[LaunchPool, ...], placement: PlannedPlacement | None, model: ModelSpec) -> tuple[LaunchPool, ...]:
+    """Pools of TensorRT-LLM, whose settings hold the plan's map of experts."""
+    from autotune.exporters.trtllm import with_map
+
+    if placement is None:
+        return pools
+    _check_map(placement, model)
+    return with_map(pools, placement, model)
+
+
+def _settings(pools: tuple[LaunchPool, ...]) -> tuple[Script, ...]:
+    """Settings files of TensorRT-LLM's pools."""
+    from autotune.exporters.trtllm import settings_files
+
+    return settings_files(pools)
+
+
 PoolProcesses = Callable[[Deployment, Subject, Lengths], list[Process]]
-PROCESSES: dict[str, Callable[[], PoolProcesses]] = {"vllm": _vllm, "vllm-ascend": _vllm_ascend, "sglang": _sglang}
+PROCESSES: dict[str, Callable[[], PoolProcesses]] = {
+    "vllm": _vllm,
+    "vllm-ascend": _vllm_ascend,
+    "sglang": _sglang,
+    "trtllm": _trtllm,
+}

@@ -18,15 +18,20 @@ SECONDS = 300
 ROUNDS = 10
 """Requests of a closed loop, over those in flight."""
 FEWEST_REQUESTS = 100
-TOOLS = {"vllm": "vllm", "vllm-ascend": "vllm", "sglang": "sglang"}
+TOOLS = {"vllm": "vllm", "vllm-ascend": "vllm", "sglang": "sglang", "trtllm": "trtllm"}
 """Exporter -> whose benchmark."""
-COMMANDS = {"vllm": Shell("vllm bench serve"), "sglang": Shell("python3 -m sglang.bench_serving")}
+COMMANDS = {
+    "vllm": Shell("vllm bench serve"),
+    "sglang": Shell("python3 -m sglang.bench_serving"),
+    "trtllm": Shell("python3 -m tensorrt_llm.serve.scripts.benchmark_serving"),
+}
 
 
 def benchmark_of(deployment: Deployment, exporter: str, model: ModelSpec, lengths: Lengths) -> Benchmark:
     """A random-token benchmark of the workload's lengths at the planned rate or concurrency; result in RESULT.
 
-    Options: docs.vllm.ai/en/latest/cli/bench/serve, sglang/benchmark/serving.py. A trace is replaced by its mean lengths.
+    Options: docs.vllm.ai/en/latest/cli/bench/serve, sglang/benchmark/serving.py,
+    tensorrt_llm/serve/scripts. A trace is replaced by its mean lengths.
     """
     load = deployment.load or Load(concurrency=1)
     concurrency = [Argument("--max-concurrency", load.concurrency)] if load.concurrency else []
@@ -62,15 +67,17 @@ def benchmark_of(deployment: Deployment, exporter: str, model: ModelSpec, length
     )
 
 
+_OF_VLLM = [
+    Argument("--ignore-eos"),
+    Argument("--percentile-metrics", "ttft,tpot,itl,e2el"),
+    Argument("--metric-percentiles", "50,95,99"),
+    Argument("--save-result"),
+    Argument("--result-filename", Shell('"$RESULT"')),
+]
 OWN = {
-    "vllm": [
-        Argument("--ignore-eos"),
-        Argument("--percentile-metrics", "ttft,tpot,itl,e2el"),
-        Argument("--metric-percentiles", "50,95,99"),
-        Argument("--save-result"),
-        Argument("--result-filename", Shell('"$RESULT"')),
-    ],
+    "vllm": _OF_VLLM,
     "sglang": [Argument("--backend", "sglang"), Argument("--output-file", Shell('"$RESULT"'))],
+    "trtllm": [Argument("--backend", "openai"), Argument("--random-ids"), *_OF_VLLM],  # made from vLLM's, 1.3.0rc3
 }
 HEALTH = {("vllm-ascend", 2): "/healthcheck"}
 """(exporter, pools) -> where the service says that it is well, where that is not /health: the plugin's proxy."""

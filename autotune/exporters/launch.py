@@ -6,7 +6,9 @@ target fills in: NODE_RANK, HEAD_ADDRESS, NODE_ADDRESS, and what `Process.option
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from autotune.documents.deployment import Pool, PoolRole
 from autotune.exporters.base import Argument, Beside, NodePlacement, Required, Script
@@ -49,6 +51,10 @@ class Process:
     offsets: dict[str, int] = field(default_factory=dict)
     """Ports that lie so far from PORT."""
     per_rank: PerRank | None = None
+    ranks: int = 0
+    """MPI ranks that it starts on all nodes of the instance from the first of them; 0 where every node starts its own."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What its settings file holds (TensorRT-LLM), which lies beside as SETTINGS."""
 
     def variables(self) -> dict[str, str]:
         """Values of the optional variables and of the ports that hang on PORT, of an instance that shares its node with none."""
@@ -57,7 +63,7 @@ class Process:
             found[name] = str(int(found["PORT"]) + offset)
         return found
 
-    def settings(self) -> dict[str, str | Shell]:
+    def exported(self) -> dict[str, str | Shell]:
         """Environment of the engine, beside variables."""
         return {**self.defaults, **self.environment}
 

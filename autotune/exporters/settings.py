@@ -1,7 +1,8 @@
 """Variables that public recipes set and that decide whether, or how fast, an engine of several nodes works.
 
-Read from the recipes of llm-d (guides/wide-ep-lws), NVIDIA Dynamo (recipes/deepseek-r1), vllm-project/recipes and the 107
-DeepSeek-R1 recipes of NVIDIA/srt-slurm, November 2026. All are defaults: what the operator exports wins.
+Read from the recipes of llm-d (guides/wide-ep-lws), NVIDIA Dynamo (recipes/deepseek-r1), vllm-project/recipes, the 107
+DeepSeek-R1 recipes of NVIDIA/srt-slurm and, for TensorRT-LLM, the 330 of its recipes/trtllm (2026). All are
+defaults: what the operator exports wins.
 """
 
 from __future__ import annotations
@@ -101,6 +102,10 @@ SETTINGS = (
     LaunchSetting("SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", str(START_LIMIT_S), lambda w: w.pair, "cold starts", ("sglang",)),
     LaunchSetting("SGLANG_DISAGGREGATION_WAITING_TIMEOUT", str(START_LIMIT_S), lambda w: w.pair, "bursts", ("sglang",)),
     LaunchSetting("SGLANG_DISAGGREGATION_HEARTBEAT_MAX_FAILURE", "100", lambda w: w.pair, "long steps", ("sglang",)),
+    LaunchSetting("TRTLLM_ENABLE_PDL", "1", lambda _: True, "kernels start while the one before ends", ("trtllm",)),
+    LaunchSetting("TRTLLM_SERVER_DISABLE_GC", "1", lambda _: True, "no pauses of the server", ("trtllm",)),
+    LaunchSetting("TRTLLM_WORKER_DISABLE_GC", "1", lambda _: True, "no pauses of the ranks", ("trtllm",)),
+    LaunchSetting("NCCL_GRAPH_MIXING_SUPPORT", "0", lambda _: True, "graphs that launch faster", ("trtllm",)),
     LaunchSetting("TORCH_DISTRIBUTED_DEFAULT_TIMEOUT", "1800", lambda w: w.several_nodes, "nodes that load later", ("sglang",)),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from autotune.manifests.images import engine_version
@@ -13,6 +14,7 @@ from autotune.manifests.machines import hardware_in
 from autotune.manifests.pods import Around, container_of, starts
 from autotune.manifests.service import EngineService, Manifest, inner, listing, mapping, whole
 from autotune.manifests.source import Source
+from cost_models.reading import read_text
 
 INTERPOLATED = re.compile(r"\$\{\w+:?-(?P<default>[^}]*)\}|\$\$")
 """What compose itself replaces: a variable with a default, and a doubled dollar."""
@@ -33,11 +35,14 @@ def read(source: Source) -> Manifest:
     """The engines among the services."""
     document = next(document for document in source.documents if _has_services(document.get("services")))
     found = mapping(document["services"], "services")
-    services = tuple(read for name, service in found.items() for read in _service(name, mapping(service, f"services.{name}")))
+    folder = source.path.parent
+    services = tuple(
+        read for name, service in found.items() for read in _service(name, mapping(service, f"services.{name}"), folder)
+    )
     return Manifest("docker compose", services, hardware_in(document))
 
 
-def _service(name: str, service: Mapping[str, Any]) -> Iterator[EngineService]:
+def _service(name: str, service: Mapping[str, Any], folder: Path) -> Iterator[EngineService]:
     container = {
         "command": _words(service.get("entrypoint")),
         "args": _words(service.get("command")),
@@ -46,7 +51,7 @@ def _service(name: str, service: Mapping[str, Any]) -> Iterator[EngineService]:
     }
     if not starts(container):
         return
-    found = container_of(container, {}, Around(where=name))
+    found = container_of(container, {}, Around(where=name, files=_files(service, folder)))
     deploy = inner(service, "deploy")
     yield EngineService(
         name=name,
@@ -58,6 +63,17 @@ def _service(name: str, service: Mapping[str, Any]) -> Iterator[EngineService]:
         image=found.image,
         version=engine_version(found.image),
     )
+
+
+def _files(service: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Texts of files beside the document that a service mounts, by path; folders, and what is elsewhere, are left alone."""
+    found = {}
+    for entry in listing(service.get("volumes"), "volumes"):
+        place, _, path = str(entry).partition(":") if isinstance(entry, str) else ("", "", "")
+        own = folder / place
+        if place.startswith("./") and ".." not in Path(place).parts and own.is_file():
+            found[path.partition(":")[0]] = read_text(own)
+    return found
 
 
 def _words(command: Any) -> list[str]:

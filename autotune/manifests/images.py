@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-VERSION = r"v?(\d+\.\d+(?:\.\d+)?(?:\.?post\d+)?)"
+VERSION = r"v?(\d+\.\d+(?:\.\d+)?(?:rc\d+)?(?:\.?post\d+)?)"
 OWN = re.compile(
     rf"(?:^|/)(?:vllm-openai(?:-rocm)?|vllm-ascend|lmsysorg/sglang|sglang|tensorrt-llm/release):{VERSION}(?!\d)", re.IGNORECASE
 )

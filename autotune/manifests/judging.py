@@ -11,6 +11,7 @@ from autotune.auditing.commands import ReadCommand, read_command
 from autotune.auditing.naming import served_model
 from autotune.auditing.options import engine_for, split_options
 from autotune.auditing.shell import find_command
+from autotune.auditing.trtllm import ROLES
 from autotune.documents.deployment import Deployment, Load, Pool, PoolRole
 from autotune.errors import ProblemError
 from autotune.manifests.service import EngineService, Manifest
@@ -129,6 +130,8 @@ def _role(service: EngineService) -> str | None:
             return value
         if word.startswith("--kv-transfer-config") or word.startswith("--kv_transfer_config"):
             return "prefill" if "kv_producer" in value else "decode" if "kv_consumer" in value else None
+        if word.startswith("--server_role"):
+            return ROLES.get(value.lower())
         if word in ("--is-prefill-worker", "--is-decode-worker"):
             return word.split("-")[3]
     return None
@@ -169,6 +172,7 @@ def _read(
         role=service.role,
         environment=service.environment,
         at=service.at,
+        folder=service.folder,
     )
     return _placed(found, service, named, hardware)
 
@@ -218,8 +222,9 @@ def _named(
 def _said(service: EngineService, hardware: str, version: str | None) -> tuple[str, str | None]:
     """(model of the command, name that it is served under)."""
     invocation = find_command(service.text, service.environment, service.at)
-    command = split_options(invocation, engine_for(invocation.engine, load_hardware(hardware).gpu.vendor), version)
-    served = command.text("--served-model-name")
+    engine = engine_for(invocation.engine, load_hardware(hardware).gpu.vendor)
+    command = split_options(invocation, engine, version, service.folder)
+    served = command.text("--served-model-name") or command.text("--served_model_name")
     return command.model, served.split()[0] if served else None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from autotune.auditing.shell import TRTLLM_SERVE
 from autotune.errors import ProblemError
 from autotune.manifests.images import is_server
 from autotune.manifests.service import arguments, listing, mapping, whole
@@ -48,6 +49,8 @@ class Around:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that the controller sets."""
     where: str = "the file"
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Texts that lie in its containers already, by path."""
 
 
 def config_maps(documents: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
@@ -79,7 +82,7 @@ def starts(container: Mapping[str, Any]) -> bool:
 def container_of(container: Mapping[str, Any], spec: Mapping[str, Any], around: Around) -> Container:
     """A container's command, environment and resources."""
     environment = {**around.environment, **variables(container, around)}
-    files = _mounted(container, spec, around)
+    files = {**around.files, **_mounted(container, spec, around)}
     words = _words(container)
     if not container.get("command") and is_server(_image(container)) and not STARTS.search(" ".join(words)):
         words = ["vllm", "serve", *words]
@@ -119,22 +122,23 @@ def _with_configs(text: str, files: Mapping[str, str], where: str) -> str:
         pattern = re.compile(rf"(?<![\w-]){re.escape(option)}[=\s]+(['\"]?)([^\s'\"\\]+)\1")
         for found in list(pattern.finditer(text)):
             path = found.group(2)
-            if option == "--config" and "sglang" not in text and "vllm" not in text:
+            if option == "--config" and not any(engine in text for engine in ("sglang", "vllm", TRTLLM_SERVE)):
                 continue
             if path not in files:
                 known = ", ".join(files) or "none"
                 raise ProblemError(
                     f"{where}: {option} {path} is not in a ConfigMap of the file (mounted here: {known}); add its ConfigMap "
-                    "to the file"
+                    "to the file, or put what is mounted beside it"
                 )
-            text = text.replace(found.group(0), _options(option, files[path], path), 1)
+            whole_file = option != "--config" or TRTLLM_SERVE in text
+            text = text.replace(found.group(0), _options(option, files[path], path, whole_file), 1)
     return text
 
 
-def _options(option: str, content: str, path: str) -> str:
+def _options(option: str, content: str, path: str, whole_file: bool) -> str:
     """The options of a settings file, as words; TensorRT-LLM's stays one document."""
     held = {key: value for document in documents_in(content, path) for key, value in document.items()}
-    if option != "--config":
+    if whole_file:
         return f"{option} {shlex.quote(json.dumps(held))}"
     return shlex.join(arguments(held))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autotune.errors import ProblemError
-from autotune.manifests import compose, dynamo, kserve, kubernetes, modelservice, srt_slurm, vllm_recipes
+from autotune.manifests import compose, dynamo, kserve, kubernetes, modelservice, srt_slurm, trtllm_disagg, vllm_recipes
 from autotune.manifests.kustomize import is_kustomization, rendered
 from autotune.manifests.scripts import launch_scripts, read_launch
 from autotune.manifests.service import Manifest
@@ -53,6 +53,12 @@ READERS: tuple[Reader, ...] = (
         "modelservice", "values of llm-d's modelservice chart", modelservice.recognises, _whatever_hardware(modelservice.read)
     ),
     Reader("srt-slurm", "srt-slurm recipe (schema 1 and 2)", srt_slurm.recognises, _whatever_hardware(srt_slurm.read)),
+    Reader(
+        "trtllm-disaggregated",
+        "file of trtllm-serve disaggregated",
+        trtllm_disagg.recognises,
+        _whatever_hardware(trtllm_disagg.read),
+    ),
     Reader("vllm-recipe", "entry of vLLM's recipes (models/*.yaml)", vllm_recipes.recognises, _recipe),
     Reader("compose", "docker compose", compose.recognises, _whatever_hardware(compose.read)),
 )

@@ -6,19 +6,31 @@ import re
 from pathlib import Path
 
 from autotune.auditing.commands import ROLE_OF_OPTION
-from autotune.auditing.shell import find_command
+from autotune.auditing.shell import find_command, written_files
+from autotune.auditing.trtllm import settings_text
 from autotune.errors import ProblemError
 from autotune.manifests.machines import named_hardware
 from autotune.manifests.service import EngineService, Manifest
+from autotune.manifests.source import documents_in
+from autotune.manifests.trtllm_disagg import is_servers_file, server_pools
 from cost_models.reading import read_text
 
 DIRECTIVE = re.compile(r"^#SBATCH\s+(--?[\w-]+)(?:[=\s]\s*(\S+))?", re.MULTILINE)
 SHORT = {"-N": "--nodes", "-C": "--constraint", "-G": "--gpus"}
+ORCHESTRATED = re.compile(
+    r"\btrtllm-serve\s+disaggregated(?:_mpi_worker)?\s(?:[^\n]|\\\n)*?(?:-c|--config|--config_file)[=\s]+['\"]?(?P<file>[^\s'\"]+)"
+)
+STARTS_ITSELF = re.compile(r"\btrtllm-serve\s+(?!disaggregated|mm_embedding)[\w./$\"'-]|dynamo\.trtllm")
 TYPED = re.compile(r"(?:gpu:)?(?:([A-Za-z][\w.-]*):)?(\d+)$")
 
 
-def read_script(text: str) -> Manifest:
-    """All engine commands of a script; one alone has the nodes and GPUs of the job. Raises ProblemError where there is none."""
+def read_script(text: str, folder: Path | None = None) -> Manifest:
+    """All engine commands of a script; one alone has the nodes and GPUs of the job.
+
+    folder : where files lie that commands name. Raises ProblemError where there is no command.
+    """
+    if (servers := ORCHESTRATED.search(text)) and not STARTS_ITSELF.search(text):
+        return _orchestrated(text, servers["file"], folder)
     asked = {SHORT.get(name, name): value for name, value in DIRECTIVE.findall(text)}
     others = find_command(text, _set_by_slurm(asked)).others
     alone = bool(asked) and not others
@@ -31,10 +43,20 @@ def read_script(text: str) -> Manifest:
             nodes=nodes if alone else 1,
             gpus_per_node=gpus if alone else None,
             at=at,
+            folder=folder,
         )
         for at in range(others + 1)
     )
     return Manifest("sbatch script" if asked else "script", services, named_hardware(gpu) if gpu else ())
+
+
+def _orchestrated(text: str, file: str, folder: Path | None) -> Manifest:
+    """The pools of `trtllm-serve disaggregated`, whose file holds the settings of its servers."""
+    held = settings_text(file, written_files(text, {}), folder)
+    document = next((found for found in documents_in(held, file) if is_servers_file(found)), None)
+    if document is None:
+        raise ProblemError(f"{file}: names neither context_servers nor generation_servers")
+    return server_pools(document, file)
 
 
 def _nodes(asked: dict[str, str]) -> int:
@@ -94,6 +116,7 @@ def read_launch(folder: Path) -> Manifest:
                 gpus_per_node=int(header["gpus"]),
                 instances=int(header["n"]),
                 version=header["version"],
+                folder=folder,
             )
         )
         hardware.append(on["hardware"])

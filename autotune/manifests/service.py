@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from autotune.documents.deployment import PoolRole
@@ -32,6 +33,8 @@ class EngineService:
     """Of the engine, where the file says it."""
     at: int = 0
     """Which of the text's engine commands."""
+    folder: Path | None = None
+    """Where files lie that the command names; none where the text holds them."""
     remarks: tuple[str, ...] = ()
 
 

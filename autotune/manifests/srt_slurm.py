@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -142,6 +143,9 @@ def _words(kind: str, options: Mapping[str, Any], model: Mapping[str, Any]) -> l
     """Options with the model by the path that the recipe gives it, where they do not."""
     named = next((options[key] for key in ("model-path", "model") if key in options), model.get("path", ""))
     named = str(named).removeprefix("hf:")
+    if kind == "trtllm":  # its options are fields of the settings file (src/srtctl/backends/trtllm.py)
+        fields = {key: value for key, value in options.items() if key not in ("model-path", "model")}
+        return [named, "--config", json.dumps(fields)]
     if kind == "vllm":
         return [str(named), *arguments({key: value for key, value in options.items() if key not in ("model-path", "model")})]
     return arguments({**options, "model-path": named})

@@ -70,6 +70,17 @@ RULES = (
         because=lambda s: f"vLLM's EP size is tp x dp = {int(s.rows.group[0])}, not {int(s.rows.ep[0])}",
     ),
     Rule(
+        name="attention_dp_of_whole_ranks",
+        says="TensorRT-LLM's attention DP gives every rank of a stage requests of its own: no rank shares their attention.",
+        source="tensorrt_llm/mapping.py dp_size (1.3.0rc3)",
+        engines=("trtllm",),
+        broken=lambda s: np.asarray((s.rows.dp > 1) & (s.rows.tp > 1)),
+        because=lambda s: (
+            f"TensorRT-LLM's attention DP takes every GPU by itself: {int(s.rows.dp[0])} ranks of {int(s.rows.tp[0])} GPUs are "
+            f"no layout of it; {int(s.rows.group[0])} of one GPU are, and one of all"
+        ),
+    ),
+    Rule(
         name="pipeline_hands_over",
         says="Pipelines hand KV caches over only where the connector supports it.",
         source="vllm-project/vllm issues 40674 and 52913 (NixlConnector); lmsys.org 2026-01-15 (SGLang, prefill)",
@@ -139,8 +150,9 @@ PAIR_RULES = (
     PairRule(
         name="pair_of_one_cache_dtype",
         says="The pools of a pair keep their KV caches in one dtype.",
-        source="vllm nixl/metadata.py (0.33.0); sglang srt/disaggregation: pages are copied as they are (0.5.23)",
-        engines=("vllm", "sglang", "vllm-ascend"),
+        source="vllm nixl/metadata.py (0.33.0); sglang srt/disaggregation: pages are copied as they are (0.5.23); "
+        "TensorRT-LLM batch_manager cacheFormatter inquireSupport",
+        engines=("vllm", "sglang", "vllm-ascend", "trtllm"),
         because=_same_dtype,
     ),
 )

@@ -108,6 +108,22 @@ REQUIREMENTS = (
         needs=lambda s: Needed({"--trust-remote-code": ()}) if remote_code(s) else Needed(),
     ),
     EngineRequirement(
+        name="trust_remote_code",
+        says="the checkpoint's tokenizer is code of its own",
+        source="vllm-project/recipes pull 116 (traceback of Kimi K2); llmapi/llm_args.py of TensorRT-LLM 1.3.0rc3",
+        engines=("trtllm",),
+        effect="refused",
+        needs=lambda s: Needed({"trust_remote_code": ("true",)}) if remote_code(s) else Needed(),
+    ),
+    EngineRequirement(
+        name="prefill_without_overlapped_steps",
+        says="public prefill servers run without the overlap scheduler, which was not tried with it",
+        source="all 300 prefill pools of NVIDIA/srt-slurm recipes/trtllm (August 2026)",
+        engines=("trtllm",),
+        effect="unsure",
+        needs=lambda s: Needed({"disable_overlap_scheduler": ("true",)}) if s.role == "prefill" else Needed(),
+    ),
+    EngineRequirement(
         name="nvfp4_dispatch",
         says="without it DeepEP dispatches BF16, where NVFP4 is priced",
         source="sglang srt/layers/moe/token_dispatcher/deepep.py (0.5.23)",

@@ -215,6 +215,18 @@ RULES = (
         ),
     ),
     Rule(
+        name="alltoall_of_whole_experts",
+        says="TensorRT-LLM gathers tokens where experts are cut over ranks: its all-to-alls take whole ones only.",
+        source="_torch/modules/fused_moe/communication/communication_factory.py create_strategy (1.3.0rc3)",
+        engines=("trtllm",),
+        effect="ignored",
+        broken=_by_choice(lambda s, choice: np.asarray(s.rows.ep != s.rows.group) & choice.within_domain),
+        because=lambda s: (
+            f"{_value(s)} takes whole experts only: with {int(s.rows.ep[0])} expert-parallel ranks of {int(s.rows.group[0])} "
+            "TensorRT-LLM gathers tokens instead"
+        ),
+    ),
+    Rule(
         name="every_rank_its_own_attention",
         says="SGLang's FlashInfer all-to-all needs every rank to be an attention-DP rank.",
         source="sglang srt/arg_groups/moe_hook.py _flashinfer_a2a_topology_is_supported (0.5.23)",

@@ -17,12 +17,15 @@ from search_spaces.schema import EngineSpec, Knob, Spelling, Value
 from search_spaces.spelling import spelled
 
 KNOBS = [(name, knob.name) for name in engine_names() for knob in load_engine(name).knobs]
-HARDWARE = {"vllm": "gb200-nvl72", "sglang": "gb200-nvl72", "vllm-ascend": "ascend-910b2"}
+HARDWARE = {"vllm": "gb200-nvl72", "sglang": "gb200-nvl72", "vllm-ascend": "ascend-910b2", "trtllm": "gb200-nvl72"}
 COMMANDS = {
     "vllm": "vllm serve deepseek-ai/DeepSeek-V3 --data-parallel-size 8 --enable-expert-parallel",
     "vllm-ascend": "vllm serve vllm-ascend/DeepSeek-V3-W8A8 --data-parallel-size 8 --enable-expert-parallel",
     "sglang": "sglang serve --model-path deepseek-ai/DeepSeek-V3 --tp-size 8 --dp-size 8 --enable-dp-attention",
+    "trtllm": "trtllm-serve deepseek-ai/DeepSeek-V3 --tp_size 8 --ep_size 8",
 }
+SETTINGS = {"enable_attention_dp": True}
+"""Of TensorRT-LLM, whose options are mostly fields of a file."""
 
 
 def newest_with(engine: EngineSpec, knob: Knob) -> tuple[str, Spelling]:
@@ -56,10 +59,18 @@ def test_a_knob_is_read_from_what_it_is_spelled_as(name, knob_name):
     option, _, field = spelling.name.partition(".")
     text = "" if value is True and spelling.kind == "flag" else str(int(value) if isinstance(value, bool) else value)
     said = f"{option} '{json.dumps({field: value})}'" if field else f"{option} {text}"
-    command = f"{COMMANDS[name]} {said}" if spelling.kind == "flag" else f"{option}={text} {COMMANDS[name]}"
+    if name == "trtllm":
+        held = {**SETTINGS, **({option: value} if spelling.kind == "flag" and not field else {})}
+        said = f"--config '{json.dumps(held)}'"
+    command = (
+        f"{COMMANDS[name]} {said}"
+        if spelling.kind == "flag"
+        else f"{option}={text} {COMMANDS[name]} {said if name == 'trtllm' else ''}"
+    )
     if knob_name == "draft_tokens":  # counted otherwise by each engine
         drafts = {"vllm": '--speculative-config \'{"method":"mtp","num_speculative_tokens":2}\'',
-                  "sglang": "--speculative-algorithm NEXTN --speculative-num-steps 2"}  # fmt: skip
+                  "sglang": "--speculative-algorithm NEXTN --speculative-num-steps 2",
+                  "trtllm": "--config '{speculative_config: {decoding_type: MTP, num_nextn_predict_layers: 2}}'"}  # fmt: skip
         command, value = f"{COMMANDS[name]} {drafts[name]}", 2
     found = read_command(command, hardware=HARDWARE[name], version=version, isl_tokens=500, osl_tokens=500)
     assert found.deployment.pool.flags[knob_name] == value
@@ -80,7 +91,7 @@ def test_a_knob_is_written_where_a_plan_sets_it(name, knob_name):
         assert knob.name not in str(spelled(engine, version, flags, "decode")), "idle without it"
         flags[knob.needs] = another_value(needed, version)
     if knob.emit == "by_exporter":
-        assert spelling.name in exported(name, version)
+        assert spelling.name.rpartition(".")[2] in exported(name, version)
         return
     found = spelled(engine, version, flags, knob.roles[0])
     option, _, field = spelling.name.partition(".")
@@ -99,6 +110,8 @@ def exported(name: str, version: str) -> str:
     backend = "deepep" if name == "sglang" else "deepep_low_latency"
     pool = {"dp": 8, "ep": 8, "batch_per_dp_rank": 64, "draft_tokens": 1, "all2all_backend": "deepep_low_latency",
             "flags": {"all2all_backend": backend}}  # fmt: skip
+    if name == "trtllm":
+        pool |= {"all2all_backend": "nvlink_one_sided", "flags": {}}
     document = {
         "hardware": HARDWARE[name],
         "model": "deepseek-v3",
@@ -107,7 +120,7 @@ def exported(name: str, version: str) -> str:
         "workload": {"isl_tokens": 500, "osl_tokens": 500, "mtp_acceptance": [0.8]},
         "pools": {"decode": pool},
     }
-    return export(Deployment.model_validate(document))[0].text
+    return "".join(script.text for script in export(Deployment.model_validate(document)))
 
 
 def knob(**changes) -> Knob:

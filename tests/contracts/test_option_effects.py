@@ -9,12 +9,13 @@ from search_spaces.loader import load_engine, resolve_version, version_notes
 from search_spaces.options import load_options, option_history, releases
 from search_spaces.schema import EngineSpec
 
-ENGINES = ("vllm", "sglang")
+ENGINES = ("vllm", "sglang", "trtllm")
 RELEASES = [(engine, release) for engine in ENGINES for release in releases(engine)]
 
 
 def knob_options(engine: EngineSpec) -> set[str]:
-    spelled = {s.name.partition(".")[0] for knob in engine.knobs for s in knob.spellings if s.kind == "flag"}
+    flags = [s.name for knob in engine.knobs for s in knob.spellings if s.kind == "flag"]
+    spelled = {*flags, *(name.partition(".")[0] for name in flags)}
     return spelled | {renamed.name for renamed in engine.renamed}
 
 
@@ -46,6 +47,10 @@ def test_a_class_names_options_that_exist(engine):
         ("sglang", "--speculative-draft-model-path", "some/eagle3-head", True),
         ("sglang", "--dcp-size", "2", True),
         ("sglang", "--kt-cpuinfer", "60", True),
+        ("trtllm", "moe_config.use_low_precision_moe_combine", "true", True),
+        ("trtllm", "moe_config.use_low_precision_moe_combine", "false", False),
+        ("trtllm", "context_parallel_size", "2", True),
+        ("trtllm", "kv_cache_config.host_cache_size", "1000000", True),
     ],
 )
 def test_values_that_change_nothing(engine, option, value, touches):
@@ -63,8 +68,9 @@ def test_switches_of_one_engine_have_no_class_at_another():
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_version_has_its_list(engine):
     spec = load_engine(engine)
-    assert {v.release for v in spec.versions} <= set(releases(engine))
-    counts = [len(load_options(engine, v.release).options) for v in spec.versions]
+    lists = [release for v in spec.versions if (release := spec.options_of(v.version))]
+    assert set(lists) <= set(releases(engine))
+    counts = [len(load_options(engine, release).options) for release in lists]
     assert counts[-1] > counts[0] > 100
 
 
@@ -78,6 +84,8 @@ def test_every_version_has_its_list(engine):
         ("sglang", "0.5.3", "0.5.2", "that of 0.5.2 was used"),
         ("sglang", "0.5.17.post1", "0.5.16", "that of 0.5.16 was used"),
         ("sglang", "0.5.23", "0.5.23", None),
+        ("trtllm", "1.3.0rc29", "1.3", None),
+        ("trtllm", "1.2.0rc6", "1.2", "options of 1.3.0rc3"),
     ],
 )
 def test_a_version_between_two_known_ones_says_which_list_it_used(engine, asked, taken, said):
@@ -94,6 +102,8 @@ def test_a_version_between_two_known_ones_says_which_list_it_used(engine, asked,
         ("sglang", "--attn-dp-size", "0.5.23", "0.5.23"),
         ("vllm", "--offload-group-size", "0.17.0", "0.33.0"),
         ("vllm", "--no-enable-prefix-caching", "0.11.2", "0.33.0"),
+        ("trtllm", "--enable-xqa-jit", "1.3.0rc3", "1.3.0rc3"),
+        ("trtllm", "--served_model_name", "1.3.0rc29", "1.3.0rc29"),
     ],
 )
 def test_when_options_came_and_went(engine, option, first, last):

@@ -44,6 +44,8 @@ def plan(engine="vllm", hardware="gb200-nvl72", precision="nvfp4", model="deepse
     }))  # fmt: skip
 
 
+ONE_SIDED = {"dp": 8, "ep": 8, "all2all_backend": "nvlink_one_sided"}
+TRTLLM_PAIR = {"prefill": {**PREFILL, **ONE_SIDED, "tp": 1}, "decode": {**DECODE, **ONE_SIDED}}
 HOPPER = {"hardware": "hgx-h200", "precision": "fp8-block"}
 QWEN = {"hardware": "hgx-h200", "precision": "bf16", "model": "qwen3-32b"}
 WIDER = {"decode": {**DECODE, "dp": 16, "ep": 16}, "prefill": PREFILL}
@@ -57,6 +59,9 @@ PLANS: dict[str, dict[str, Any]] = {
     "vllm-small": {**QWEN, "hardware": "hgx-h100", "serve": SMALL},
     "vllm-small-pair": {**QWEN, "decode": SMALL, "prefill": {**SMALL, "batch_per_dp_rank": 0}},
     "sglang-small": {"engine": "sglang", **QWEN, "serve": {**SMALL, "instances": 4}},
+    "trtllm-small": {"engine": "trtllm", **QWEN, "serve": {**SMALL, "instances": 4}},
+    "trtllm-pair-b200": {"engine": "trtllm", "hardware": "hgx-b200", **TRTLLM_PAIR},
+    "trtllm-pair-nvl72": {"engine": "trtllm", **TRTLLM_PAIR},
     "ascend": {"engine": "vllm-ascend", **QWEN, "hardware": "ascend-910b2", "serve": SMALL},
 }
 
@@ -251,6 +256,9 @@ def test_workers_without_a_server_are_not_probed():
     assert "--headless" in worker["args"]
 
 
+ENGINES = ("vllm", "python3", "trtllm-serve")
+
+
 def expanded(text: str, variables: dict[str, str]) -> str:
     """As Kubernetes reads it: $(NAME) filled in where it is known, $$ for $."""
 
@@ -272,12 +280,12 @@ def started(main: dict[str, Any], folder: Path, rank: int) -> list[str]:
 
 
 def run(words: list[str], folder: Path, variables: dict[str, str]) -> list[str]:
-    for name in ("vllm", "python3"):
+    for name in ENGINES:
         (folder / name).write_text('#!/bin/bash\nprintf "%s\\0" "${0##*/}" "$@"\n')
         (folder / name).chmod(0o755)
     environment = {**variables, "PATH": f"{folder}:{os.environ['PATH']}"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=60)
-    assert not [path.name for path in folder.iterdir() if path.name not in ("vllm", "python3", "node.sh")]
+    assert not [path.name for path in folder.iterdir() if path.name not in (*ENGINES, "node.sh") and path.suffix != ".yml"]
     return done.stdout.split("\0")[:-1]
 
 
@@ -292,8 +300,11 @@ def test_an_engine_in_a_pod_gets_the_words_that_its_script_gives_it(name, tmp_pa
             pod = started(template["spec"]["containers"][0], tmp_path, rank)
             process = pool.worker if rank else pool.head
             (tmp_path / "node.sh").write_text(files("bash", made)[f"{process.name}.sh"])
+            for file in made.files:
+                (tmp_path / file.name).write_text(file.text)
             variables = {"NODE_RANK": str(rank), "HEAD_ADDRESS": "head", "NODE_ADDRESS": "node", "NIC": "eth0"}
-            assert pod == run(["/bin/bash", str(tmp_path / "node.sh")], tmp_path, variables)
+            words = run(["/bin/bash", str(tmp_path / "node.sh")], tmp_path, variables)
+            assert pod == [word.replace(f"{tmp_path}/", "/etc/autotune/") for word in words]
 
 
 HOSTILE = (

@@ -19,6 +19,9 @@ from autotune.manifests.registry import read_file
 PREFILL = {"tp": 4, "ep": 4, "max_batched_tokens": 8192, "cuda_graph": False, "instances": 3}
 DECODE = {"dp": 8, "ep": 8, "batch_per_dp_rank": 64, "all2all_backend": "deepep_low_latency", "instances": 2}
 WIDE = {**DECODE, "dp": 16, "ep": 16}
+TRTLLM_PREFILL = {"dp": 4, "ep": 4, "max_batched_tokens": 8192, "cuda_graph": False, "instances": 3,
+                  "all2all_backend": "nvlink_one_sided"}  # fmt: skip
+TRTLLM_DECODE = {"dp": 8, "ep": 8, "batch_per_dp_rank": 64, "all2all_backend": "nvlink_one_sided", "instances": 2}
 PLANS: dict[str, dict[str, Any]] = {
     "vllm-small": {"model": "qwen3-32b", "precision": "bf16",
      "pools": {"serve": {"tp": 2, "batch_per_dp_rank": 8, "max_batched_tokens": 4096}}},
@@ -26,10 +29,18 @@ PLANS: dict[str, dict[str, Any]] = {
     "sglang-pair": {"engine": "sglang", "pools": {"prefill": PREFILL, "decode": WIDE}},
     "sglang-tensor-over-nodes": {"engine": "sglang",
      "pools": {"serve": {"tp": 16, "batch_per_dp_rank": 16, "max_batched_tokens": 4096}}},
+    "trtllm-small": {"engine": "trtllm", "model": "qwen3-32b", "precision": "bf16",
+     "pools": {"serve": {"tp": 2, "batch_per_dp_rank": 8, "max_batched_tokens": 4096, "instances": 4}}},
+    "trtllm-pair": {"engine": "trtllm", "hardware": "hgx-b200", "precision": "nvfp4",
+     "pools": {"prefill": TRTLLM_PREFILL, "decode": TRTLLM_DECODE}},
+    "trtllm-pair-nvl72": {"engine": "trtllm", "hardware": "gb200-nvl72", "precision": "nvfp4",
+     "pools": {"prefill": TRTLLM_PREFILL, "decode": {**TRTLLM_DECODE, "dp": 16, "ep": 16, "draft_tokens": 1}}},
+    "trtllm-tensor-over-nodes": {"engine": "trtllm", "hardware": "gb200-nvl72", "precision": "nvfp4",
+     "pools": {"serve": {"tp": 8, "ep": 8, "batch_per_dp_rank": 16, "max_batched_tokens": 4096}}},
 }  # fmt: skip
 FIELDS = ("tp", "dp", "ep", "pp", "instances", "all2all_backend", "redundant_experts", "draft_tokens", "cuda_graph")
 CASES = [
-    pytest.param(plan, target, marks=() if plan == "vllm-small" else pytest.mark.slow) for plan in PLANS for target in MODULES
+    pytest.param(plan, target, marks=() if plan.endswith("-small") else pytest.mark.slow) for plan in PLANS for target in MODULES
 ]
 
 
@@ -37,7 +48,7 @@ def deployment(name: str) -> Deployment:
     said = {"hardware": "hgx-h200", "model": "deepseek-r1", "precision": "fp8-block", "engine": "vllm", **PLANS[name]}
     return Deployment.model_validate({
         **said, "engine": {"name": said["engine"]}, "phase": "serve", "load": {"rate_per_s": 1.0},
-        "workload": {"isl_tokens": 1000, "osl_tokens": 1000},
+        "workload": {"isl_tokens": 1000, "osl_tokens": 1000, "mtp_acceptance": [0.8] if "trtllm" in name else []},
     })  # fmt: skip
 
 

@@ -138,11 +138,23 @@ def test_a_problem_file_equals_the_options(run, tmp_path):
     assert first.plans == second.plans
 
 
-def test_an_engine_without_an_exporter_gives_a_plan_and_says_so(run, tmp_path):
-    code, out, _ = run("search", "--hw", "hgx-b200", "--engine", "trtllm", "--gpus", "8", "--out", str(tmp_path), "--trials", "0")
+TRTLLM = ("search", "--hw", "hgx-b200", "--engine", "trtllm", "--gpus", "8", "--trials", "0")
+
+
+def test_a_version_without_scripts_gives_a_plan_and_says_so(run, tmp_path):
+    code, out, _ = run(*TRTLLM, "--engine-version", "1.1", "--out", str(tmp_path))
     assert code == 0
-    assert "no launch scripts: trtllm has no exporter yet" in out
-    assert not (next(tmp_path.iterdir()) / "launch").exists()
+    assert "scripts are written for TensorRT-LLM 1.3; 1.1 is judged and predicted only" in out
+    assert not list(tmp_path.glob("*/launch/*/*.sh"))
+
+
+def test_a_tensorrt_llm_plan_is_launched_from_a_settings_file_and_read_back(run, tmp_path):
+    assert run(*TRTLLM, "--out", str(tmp_path))[0] == 0
+    (folder,) = tmp_path.glob("*/launch/plan-1")
+    assert {path.name for path in folder.iterdir()} == {"README.md", "decode_node.sh", "decode_settings.yml"}
+    plan = json.loads(run("check", str(next(tmp_path.iterdir())), "--json")[1])
+    written = json.loads(run("check", str(folder), "--json")[1])
+    assert (written["answer"], written["gpus"]) == (plan["answer"], plan["gpus"])
 
 
 def test_predict_prints_every_part(run, tmp_path):

@@ -21,6 +21,8 @@ def node_script(process: Process) -> Script:
     name = f"{process.name}.sh"
     if process.per_rank is not None:
         return Script(name, _per_rank(process))
+    if process.ranks:
+        return Script(name, _by_mpi(process))
     return Script(
         name,
         render_script(
@@ -38,6 +40,28 @@ def node_script(process: Process) -> Script:
             strides=process.strides,
             offsets=process.offsets,
         ),
+    )
+
+
+def _by_mpi(process: Process) -> str:
+    """An instance of several nodes that MPI starts from the first."""
+    exported = {**process.defaults, **process.environment}
+    return render_template(
+        "mpi_head.sh.j2",
+        title=process.title,
+        comments=process.comments,
+        required=process.required,
+        beside=process.beside,
+        optional=process.optional,
+        nodes=process.place.nodes,
+        gpus=process.place.gpus_per_node,
+        ranks=process.ranks,
+        map_by=f"ppr:{process.place.gpus_per_node}:node",
+        defaults=process.defaults,
+        environment=process.environment,
+        exported=words(part for name in exported for part in ("-x", name)),
+        command=words(process.command),
+        arguments=[argument.rendered() for argument in process.arguments],
     )
 
 

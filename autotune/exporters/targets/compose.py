@@ -25,7 +25,7 @@ from autotune.exporters.targets.base import (
 )
 from autotune.exporters.targets.bash import bench_scripts
 from autotune.exporters.targets.leader_worker import router_words
-from autotune.exporters.targets.pods import FILES, SHARED_MEMORY, PodShape, known_variables, refuse_unlike
+from autotune.exporters.targets.pods import FILES, SHARED_MEMORY, PodShape, known_variables, refuse_mpi, refuse_unlike
 
 HEALTHY = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)"
 
@@ -33,6 +33,7 @@ HEALTHY = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeo
 def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     """compose.yaml, files beside it, and bench.sh."""
     refuse_unlike(launch, "compose")
+    refuse_mpi(launch, "compose", "bash")
     node = launch.pools[0].place.per_node * launch.pools[0].place.gpus_per_node
     if launch.gpus > node or len({pool.hardware for pool in launch.pools}) > 1 or launch.pools[0].vendor != "nvidia":
         raise ExportError(
@@ -72,7 +73,7 @@ def _engine(launch: Launch, pool: LaunchPool, options: TargetOptions, name: str,
     process = pool.head
     known = {**known_variables(process, PodShape()), "NODE_ADDRESS": name}
     words: list[object] = [*process.command, *(value for argument in process.arguments for value in argument.words())]
-    settings = {key: literal_of(value, known) for key, value in process.settings().items()}
+    settings = {key: literal_of(value, known) for key, value in process.exported().items()}
     words = [literal_of(value, known) for value in words]
     if unknown := [value for value in (*words, *settings.values()) if isinstance(value, Shell) and ONE.search(value)]:
         raise ExportError(f"compose cannot say {unknown[0]}")

@@ -1,7 +1,7 @@
 """NVIDIA Dynamo: a DynamoGraphDeployment with a frontend and a component for every pool.
 
 Schema: ai-dynamo/dynamo deploy/operator/api/v1beta1 (nvidia.com/v1beta1). Options that place ranks on nodes are left out: the
-operator adds them to every node of a multinode component (deploy/operator/internal/dynamo/backend_{vllm,sglang}.go).
+operator adds them to every node of a multinode component (deploy/operator/internal/dynamo/backend_{vllm,sglang,trtllm}.go).
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ PLACED = {
         "--headless", "--kv-transfer-config",
     ),
     "sglang": ("--port", "--host", "--nnodes", "--node-rank", "--dist-init-addr"),
+    "trtllm": ("--port", "--host", "--config"),
 }  # fmt: skip
 """Options that the operator or the runtime sets."""
-RUNTIMES = {"vllm": "dynamo.vllm", "sglang": "dynamo.sglang"}
+RUNTIMES = {"vllm": "dynamo.vllm", "sglang": "dynamo.sglang", "trtllm": "dynamo.trtllm"}
 SYSTEM_PORT = 9090
 FRONTEND_PORT = 8000
 TRANSFER = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_load_failure_policy": "fail"}
@@ -107,12 +108,15 @@ def _words(launch: Launch, pool: LaunchPool) -> tuple[list[object], list[object]
     """The runtime's command and the engine's options for it."""
     process = pool.head
     known = known_variables(process, PodShape())
-    words: list[object] = ["--model", known["MODEL"]] if launch.engine == "vllm" else []
+    words: list[object] = ["--model", known["MODEL"]] if launch.engine in ("vllm", "trtllm") else []
     for argument in process.arguments:
         if argument.flag not in PLACED[launch.engine]:
             words += [literal_of(value, known) for value in argument.words()]
     if launch.engine == "vllm" and pool.role != "serve":
         words += ["--disaggregation-mode", pool.role, "--kv-transfer-config", json_value(TRANSFER)]
+    if launch.engine == "trtllm":
+        words += ["--extra-engine-args", known["SETTINGS"]]
+        words += [] if pool.role == "serve" else ["--disaggregation-mode", pool.role]
     return ["python3", "-m", RUNTIMES[launch.engine]], words
 
 

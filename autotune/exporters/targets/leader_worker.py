@@ -30,6 +30,7 @@ from autotune.exporters.targets.pods import (
     metadata,
     pod_spec,
     probes,
+    refuse_mpi,
     refuse_unlike,
     shared_objects,
 )
@@ -41,6 +42,7 @@ SERVES = "autotune/serves"
 def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     """launch.yaml, and bench.sh for a machine that reaches the service."""
     refuse_unlike(launch, "lws")
+    refuse_mpi(launch, "lws", "dynamo, srt-slurm or bash")
     documents = shared_objects(launch)
     for pool in launch.pools:
         documents.append(_set(launch, pool, options))

@@ -53,6 +53,18 @@ LEADER_WORKER = PodShape(node_rank={"value": "$(LWS_WORKER_INDEX)"}, head_addres
 """LeaderWorkerSet puts these into every container, ahead of its own (pkg/utils/pod/pod_utils.go)."""
 
 
+def refuse_mpi(launch: Launch, target: str, instead: str) -> None:
+    """Raises ExportError for instances whose nodes MPI joins, and for the router that reads its servers from a file."""
+    for pool in launch.pools:
+        if pool.head.ranks:
+            raise ExportError(
+                f"{target} starts every node by itself; MPI joins the {pool.place.nodes} nodes of a {launch.engine} {pool.role} "
+                f"instance: use --format {instead}"
+            )
+    if launch.router is not None and launch.engine == "trtllm":
+        raise ExportError(f"{target} has no file for trtllm-serve disaggregated to read its servers from: use --format {instead}")
+
+
 def refuse_unlike(launch: Launch, target: str) -> None:
     """Raises ExportError for what no pod says: engines that start a server per rank from one script."""
     for pool in launch.pools:
@@ -101,7 +113,7 @@ def environment_of(pool: LaunchPool, process: Process, shape: PodShape) -> list[
         sources = {"NODE_RANK": shape.node_rank, "HEAD_ADDRESS": shape.head_address}
         found += [{"name": name, **source} for name, source in sources.items() if source is not None]
     known = known_variables(process, shape)
-    for name, value in (process.settings() | (process.network if pool.place.nodes > 1 else {})).items():
+    for name, value in (process.exported() | (process.network if pool.place.nodes > 1 else {})).items():
         text = kubernetes_text(literal_of(value, known))
         if text is None:
             raise ExportError(f"{name} is worked out by a shell ({value}), which an environment of a pod is not")
@@ -185,7 +197,9 @@ def shared_objects(launch: Launch) -> list[Document]:
     if launch.files:
         data = {file.name: printable(file.text, file.name) for file in launch.files}
         if (size := sum(len(text.encode()) for text in data.values())) > MOST_DATA_BYTES:
-            raise ExportError(f"the expert map has {size:,} bytes, a ConfigMap holds {MOST_DATA_BYTES:,}: mount it from a volume")
+            raise ExportError(
+                f"the plan's files have {size:,} bytes, a ConfigMap holds {MOST_DATA_BYTES:,}: mount it from a volume"
+            )
         found.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(launch, f"{name}-files"), "data": data})
     if any(pool.fabric for pool in launch.pools):
         channel = {"resourceClaimTemplate": {"name": f"{name}-channel"}}

@@ -13,6 +13,11 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     """service.sbatch, and the scripts that it runs."""
     if options.image is not None:
         raise ExportError("sbatch runs the engine that is installed on the nodes: --image is for targets of containers")
+    if several := next((pool for pool in launch.pools if pool.head.ranks), None):
+        raise ExportError(
+            f"sbatch starts one task a node; MPI joins the {several.place.nodes} nodes of a {several.role} instance "
+            "by one task a GPU: --format srt-slurm or bash"
+        )
     text = render_template(
         "service.sbatch.j2",
         title=f"{launch.engine} {launch.version}: {launch.gpus} GPUs in one job; written by autotune.",

@@ -40,7 +40,7 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
         raise ExportError(f"an srt-slurm recipe has one kind of GPU, this plan {len(hardware)}: {', '.join(sorted(hardware))}")
     if launch.precision not in PRECISIONS:
         raise ExportError(f"srt-slurm has no word for {launch.precision}; known: {', '.join(PRECISIONS)}")
-    if any(pool.head.beside for pool in launch.pools):
+    if any(item.name != "SETTINGS" for pool in launch.pools for item in pool.head.beside):
         raise ExportError("srt-slurm mounts no file of a plan's own: an expert map is written to bash, sbatch, compose and lws")
     first = launch.pools[-1]
     engine: object = {"type": launch.engine, "connector": "nixl"} if launch.engine == "vllm" and launch.router else launch.engine
@@ -56,12 +56,19 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
             "gpu_type": first.hardware.removeprefix("hgx-").removesuffix("-nvl72"),
             "gpus_per_node": first.place.per_node * first.place.gpus_per_node,
         },
-        "frontend": {"type": f"{launch.engine}-router" if sum(pool.instances for pool in launch.pools) > 1 else launch.engine},
+        "frontend": {"type": _frontend(launch)},
         "engine": engine,
         "roles": {ROLES[pool.role]: _role(launch, pool) for pool in launch.pools},
         "benchmark": _benchmark(launch),
     }
     return [manifest("recipe.yaml", [recipe], f"srt-slurm recipe of {launch.engine} {launch.version}")]
+
+
+def _frontend(launch: Launch) -> str:
+    """Of several instances a router; trtllm-serve is both."""
+    if launch.engine == "trtllm":
+        return "trtllm_serve"
+    return f"{launch.engine}-router" if sum(pool.instances for pool in launch.pools) > 1 else launch.engine
 
 
 def _model(name: str) -> str:
@@ -71,7 +78,7 @@ def _model(name: str) -> str:
 
 def _role(launch: Launch, pool: LaunchPool) -> Document:
     known = known_variables(pool.head, PodShape())
-    arguments: Document = {}
+    arguments: Document = dict(pool.head.settings)
     for argument in pool.head.arguments:
         if argument.flag in PLACED[launch.engine] or argument.flag in DROPPED:
             continue
@@ -79,7 +86,7 @@ def _role(launch: Launch, pool: LaunchPool) -> Document:
         if isinstance(value, Shell):
             raise ExportError(f"srt-slurm cannot say {argument.flag} {value}")
         arguments[argument.flag.removeprefix("--")] = printable(value, argument.flag) if isinstance(value, str) else value
-    settings = {key: printable(value, key) for key, value in pool.head.settings().items() if not isinstance(value, Shell)}
+    settings = {key: printable(value, key) for key, value in pool.head.exported().items() if not isinstance(value, Shell)}
     return {
         "nodes": pool.nodes,
         "workers": pool.instances,

@@ -320,6 +320,7 @@ def test_a_deployment_document_is_none_of_them(tmp_path):
     assert read_file(written(tmp_path, document)) is None
 
 
-def test_a_tensorrt_llm_command_is_refused_in_words():
-    with pytest.raises(ProblemError, match="TensorRT-LLM's commands are not read here; describe the plan in a deployment file"):
-        read_script("trtllm-serve nvidia/DeepSeek-R1-FP4 --tp_size 8 --extra_llm_api_options extra.yaml")
+def test_a_tensorrt_llm_command_without_its_settings_file_is_refused_in_words():
+    manifest = read_script("trtllm-serve nvidia/DeepSeek-R1-FP4 --tp_size 8 --extra_llm_api_options extra.yaml")
+    with pytest.raises(ProblemError, match=r"extra\.yaml: the settings file is not here; put it beside the script"):
+        read_manifest(manifest, GivenToo(hardware="hgx-b200"), "script")

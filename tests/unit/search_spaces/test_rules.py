@@ -47,6 +47,7 @@ def broken(asked: Subject) -> set[str]:
 QWEN = {"model": "qwen3-235b-a22b"}
 SPREAD = {"dp": 16, "ep": 16}
 SGLANG = {"engine": "sglang"}
+TRTLLM = {"engine": "trtllm"}
 BLACKWELL = {"hardware": "gb200-nvl72"}
 BREAKING = {
     "heads_divide": ({"tp": 3}, {"tp": 4}),
@@ -82,6 +83,7 @@ BREAKING = {
         {**SPREAD, "options": {"--data-parallel-size-local": "8"}},
     ),
     "expert_ranks_are_all_ranks": ({"dp": 16, "ep": 8}, {"dp": 16, "ep": 16}),
+    "attention_dp_of_whole_ranks": ({**TRTLLM, "tp": 2, "dp": 4, "ep": 8}, {**TRTLLM, "dp": 8, "ep": 8}),
     "pipeline_hands_over": ({"tp": 8, "pp": 2}, {"tp": 8, "pp": 2, "role": "serve"}),
     "pipeline_drafts": (
         {**SGLANG, "tp": 8, "pp": 2, "drafts": 1, "role": "serve"},
@@ -104,6 +106,11 @@ BREAKING = {
     "inside_the_domain": (
         {**SPREAD, "backend": ONE_SIDED, "hardware": "hgx-b200", "recipe": "nvfp4"},
         {**SPREAD, "backend": ONE_SIDED, **BLACKWELL, "recipe": "nvfp4"},
+    ),
+    # 8 ranks that keep every expert in halves
+    "alltoall_of_whole_experts": (
+        {**TRTLLM, **BLACKWELL, "recipe": "nvfp4", "dp": 8, "ep": 4, "backend": ONE_SIDED},
+        {**TRTLLM, **BLACKWELL, "recipe": "nvfp4", "dp": 8, "ep": 8, "backend": ONE_SIDED},
     ),
     "every_rank_its_own_attention": (
         {**SGLANG, **BLACKWELL, "recipe": "nvfp4", "tp": 2, "dp": 4, "ep": 8, "backend": ONE_SIDED},
@@ -250,6 +257,16 @@ def test_kimi_s_tokenizer_is_code_of_its_own():
         assert finding.rule == "trust_remote_code"
         assert not unmet(subject(engine, model="kimi-k2", tp=16, options={"--trust-remote-code": None}))
     assert not written(subject(tp=8)).options
+
+
+def test_tensorrt_llm_s_needs_are_fields_of_its_settings():
+    """Prompts are computed without the overlap scheduler; a tokenizer of the checkpoint's own is allowed by a field."""
+    prefill = {"engine": "trtllm", "tp": 8, "role": "prefill", "batched_tokens": 64}
+    assert dict(written(subject(**prefill)).options) == {"disable_overlap_scheduler": ("true",)}
+    (finding,) = unmet(subject(**prefill, options={"disable_overlap_scheduler": "false"}))
+    assert (finding.rule, finding.stops) == ("prefill_without_overlapped_steps", False)
+    assert not unmet(subject(**prefill, options={"disable_overlap_scheduler": "true"}))
+    assert dict(written(subject("trtllm", model="kimi-k2", tp=16)).options) == {"trust_remote_code": ("true",)}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from autotune.errors import ProblemError
+from autotune.errors import ProblemError, StartsNothing
 
 ASSIGNMENT = re.compile(r"^(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(\S.*|)$")
 DEFAULTED = re.compile(r"\$\{([A-Za-z_]\w{0,99}):-([^}]{0,1000})\}")
@@ -100,7 +100,7 @@ def find_command(text: str, environment: Mapping[str, str] | None = None, at: in
             "with engine trtllm (autotune schema deployment)"
         )
     if found is None:
-        raise ProblemError(
+        raise StartsNothing(
             "no 'vllm serve ...' or 'python -m sglang.launch_server ...' command found; give the file that starts the engine"
         )
     return Invocation(found.engine, found.words, found.environment, others, found.wrapper)

@@ -9,6 +9,10 @@ class ProblemError(AutotuneError):
     """A problem or deployment that contradicts itself or asks for something absurd."""
 
 
+class StartsNothing(ProblemError):
+    """A file that starts no engine that is known here: nothing in it is wrong."""
+
+
 class OutputError(AutotuneError):
     """An output folder or storage that cannot be used."""
 

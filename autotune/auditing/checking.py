@@ -113,7 +113,7 @@ def check(deployment: Deployment, goals: Goals, command: ReadCommand | None = No
     found, looked_at = ((), 0) if plan.works else smallest_changes(plan, goals, aggregated=aggregated)
     if command is not None:
         plan = dataclasses.replace(plan, conflicts=(*command.conflicts, *plan.conflicts))
-    answer = _answer(plan, unknown)
+    answer = answer_of(plan, unknown)
     return Verdict(
         works=answer == "works",
         answer=answer,
@@ -149,7 +149,7 @@ def _once(*lines: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(lines))
 
 
-def _answer(plan: PlanOutcome, unknown: Sequence[Unmodelled]) -> Answer:
+def answer_of(plan: PlanOutcome, unknown: Sequence[Unmodelled]) -> Answer:
     """What can be said where some options change parts of the verdict in ways that are not modelled.
 
     A conflict stands whatever else is given, and so does what is missing in a part that no such option touches. Speed decides

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from autotune.errors import ProblemError
+from autotune.errors import ProblemError, StartsNothing
 
 ASSIGNMENT = re.compile(r"^(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(\S.*|)$")
 DEFAULTED = re.compile(r"\$\{([A-Za-z_]\w{0,99}):-([^}]{0,1000})\}")
@@ -108,7 +108,7 @@ def find_command(text: str, environment: Mapping[str, str] | None = None, at: in
         else:
             others += 1
     if found is None:
-        raise ProblemError(
+        raise StartsNothing(
             "no 'vllm serve ...', 'python -m sglang.launch_server ...' or 'trtllm-serve ...' command found; give the file that "
             "starts the engine"
         )

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from autotune.auditing.goals import Goals
     from autotune.documents.deployment import Deployment, Load
     from autotune.manifests.judging import GivenToo
-    from autotune.manifests.service import Manifest
 
 File = Annotated[
     Path,
@@ -46,7 +45,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
+class ScriptOptions:
     """What a script does not say."""
 
     hw: str | None
@@ -98,11 +97,10 @@ def check(
     from autotune.auditing.verdict import EXIT_CODES
 
     limits = {"tpot_s": tpot, "ttft_s": ttft, "ttft_p50_s": ttft_p50, "ttft_p95_s": ttft_p95, "ttft_p99_s": ttft_p99}
-    goals = _goals(limits, tokens_per_s=throughput, concurrency=concurrency, context_tokens=context)
-    plan = _read(
-        deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision, service), _load(rate, clients)
-    )
-    _check_asked(goals, plan.deployment)
+    goals = read_goals(limits, tokens_per_s=throughput, concurrency=concurrency, context_tokens=context)
+    script = ScriptOptions(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision, service)
+    plan = read_plan(deployment, script, read_load(rate, clients))
+    check_asked(goals, plan.deployment)
     verdict = judge(plan.deployment, goals, plan)
     if json:
         typer.echo(verdict.model_dump_json(indent=2))
@@ -137,7 +135,7 @@ def sensitivity(
 
     found = vary(
         _warn(
-            _read(deployment, Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision, service))
+            read_plan(deployment, ScriptOptions(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision, service))
         ).deployment,
         throughput,
         duration_s(tpot) if tpot else None,
@@ -181,11 +179,11 @@ def verify(
     """Compare a measured run with its prediction. Exit 2: outside the error bars, or over a limit."""
     from autotune.auditing.verifying import verify as compare
 
-    script = Script(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision, service)
-    plan = _warn(_read(deployment, script, _load(rate, clients))).deployment
+    script = ScriptOptions(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision, service)
+    plan = _warn(read_plan(deployment, script, read_load(rate, clients))).deployment
     limits = {"tpot_s": tpot, "ttft_p50_s": ttft_p50, "ttft_p95_s": ttft_p95, "ttft_p99_s": ttft_p99}
-    goals = _goals(limits, tokens_per_s=throughput)
-    _check_asked(goals, plan)
+    goals = read_goals(limits, tokens_per_s=throughput)
+    check_asked(goals, plan)
     points = compare(results, plan, goals)
     if json:
         import json as documents
@@ -200,7 +198,7 @@ def verify(
         raise typer.Exit(2)
 
 
-def _goals(limits: dict[str, str | None], **counted: float | None) -> Goals:
+def read_goals(limits: dict[str, str | None], **counted: float | None) -> Goals:
     """Goals from durations as they are typed."""
     from autotune.auditing.goals import Goals
     from autotune.cli.parsing import duration_s
@@ -209,7 +207,7 @@ def _goals(limits: dict[str, str | None], **counted: float | None) -> Goals:
     return validated(Goals, {**counted, **{name: duration_s(limit) for name, limit in limits.items() if limit}}, "goals")
 
 
-def _load(rate: float | None, clients: int | None) -> Load | None:
+def read_load(rate: float | None, clients: int | None) -> Load | None:
     """What a service is sent, where it is said here."""
     from autotune.documents.deployment import Load
     from autotune.errors import ProblemError
@@ -220,7 +218,7 @@ def _load(rate: float | None, clients: int | None) -> Load | None:
     return validated(Load, {"rate_per_s": rate, "concurrency": clients}, "--rate or --clients") if rate or clients else None
 
 
-def _check_asked(goals: Goals, deployment: Deployment) -> None:
+def check_asked(goals: Goals, deployment: Deployment) -> None:
     """Goals that the deployment's phase does not have would be passed over in silence."""
     from autotune.auditing.goals import GOALS_OF
     from autotune.errors import ProblemError
@@ -233,13 +231,14 @@ def _check_asked(goals: Goals, deployment: Deployment) -> None:
         )
 
 
-def _read(file: Path, script: Script, load: Load | None = None) -> ReadCommand:
+def read_plan(file: Path, script: ScriptOptions, load: Load | None = None) -> ReadCommand:
     """A deployment file, the best plan of a run folder, or what a script or manifest starts."""
     from autotune.auditing.commands import ReadCommand
     from autotune.errors import ProblemError
     from autotune.manifests.judging import read_manifest
+    from autotune.manifests.registry import read_any
 
-    manifest = _manifest(file, script)
+    manifest = read_any(file, script.hw)
     if manifest is None:
         if script.model or script.precision or script.service:
             raise ProblemError(f"{file} says its model and precision itself: --model, --precision and --service are for scripts")
@@ -247,28 +246,14 @@ def _read(file: Path, script: Script, load: Load | None = None) -> ReadCommand:
         if load is not None and deployment.phase != "serve":
             raise ProblemError(f"{file} is no service (phase {deployment.phase}): --rate and --clients do not apply")
         return ReadCommand(deployment.model_copy(update={"load": load}) if load else deployment)
-    found = read_manifest(manifest, _asked(script, load), file)
+    found = read_manifest(manifest, given_too(script, load), file)
     if found.ignored:
         typer.echo(f"without effect on the verdict: {', '.join(found.ignored)}", err=True)
     return found
 
 
-def _manifest(file: Path, script: Script) -> Manifest | None:
-    """What a script, a manifest or a kustomize folder starts; none for a deployment or a run folder."""
-    from autotune.errors import ProblemError
-    from autotune.manifests.scripts import launch_scripts, read_script
-    from cost_models.reading import is_folder, read_bytes, reading
-
-    of_a_run = file.name == "service.sbatch" and launch_scripts(file.parent)
-    if of_a_run or is_folder(file) or file.suffix in (".yaml", ".yml", ".json"):
-        from autotune.manifests.registry import read_file
-
-        return read_file(file.parent if of_a_run else file, script.hw)
-    with reading(file, "cannot be read", ProblemError):
-        return read_script(read_bytes(file, pipe=True).decode("utf-8", errors="replace"), file.parent)
-
-
-def _asked(script: Script, load: Load | None) -> GivenToo:
+def given_too(script: ScriptOptions, load: Load | None) -> GivenToo:
+    """What is said beside a file."""
     from autotune.cli.parsing import rates
     from autotune.manifests.judging import GivenToo
 

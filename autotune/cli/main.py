@@ -24,6 +24,7 @@ from autotune.cli import (
     measure,
     place,
     predict,
+    recipe,
     report,
     schema,
     search,
@@ -60,6 +61,7 @@ audit.register(app)
 measure.register(app)
 calibrate.register(app)
 schema.register(app)
+app.add_typer(recipe.recipe_group(), name="recipe")
 app.add_typer(catalog.group("hw", "Hardware catalogue."), name="hw")
 app.add_typer(catalog.group("model", "Model presets."), name="model")
 app.add_typer(catalog.group("engine", "Engines and their knobs."), name="engine")

@@ -71,6 +71,8 @@ ENTRIES: tuple[Published, ...] = (
     Published("check", 1, ("autotune.auditing.verdict:Verdict",), command="check"),
     Published("sensitivity", 1, ("autotune.auditing.sensitivity:Sensitivity",), command="sensitivity"),
     Published("verify", 1, ("autotune.auditing.verifying:VerifiedPoint",), command="verify", many=True),
+    Published("recipe-import", 1, ("autotune.recipes.collecting:ImportedRecipes",), command="recipe import"),
+    Published("recipe-compare", 1, ("autotune.recipes.comparing:RecipeComparisons",), command="recipe compare"),
     Published("hw-list", 1, (f"{PRINTED}:HardwareListed",), command="hw list", many=True),
     Published("hw-show", 1, (f"{PRINTED}:HardwareShown",), command="hw show"),
     Published("model-list", 1, (f"{PRINTED}:ModelListed",), command="model list", many=True),

@@ -92,18 +92,15 @@ def _hardware(manifest: Manifest, asked: GivenToo, where: object) -> str:
 
 def _chosen(manifest: Manifest, asked: GivenToo, where: object) -> tuple[EngineService, ...]:
     """One service, or the two of a pair."""
-    services = _merged(manifest.services)
+    services = _merged(manifest)
     if asked.service is not None:
         named = [service for service in manifest.services if service.name == asked.service]
         if not named:
             raise ProblemError(f"{where} has no service {asked.service}; it has {', '.join(s.name for s in services)}")
         return (named[0],)
-    if len(services) == 1:
+    if _is_pair(services):
         return services
-    roles = {service.role or _role(service) for service in services}
-    if len(services) == 2 and roles == {"prefill", "decode"}:
-        return services
-    if all(service.text == services[0].text and service.at for service in services[1:]):
+    if parts_of(manifest) == (None,):
         return services[:1]  # further commands of a script, which a remark counts
     raise ProblemError(
         f"{where} starts {len(services)} engines that are not one prefill and one decode pool: "
@@ -111,13 +108,28 @@ def _chosen(manifest: Manifest, asked: GivenToo, where: object) -> tuple[EngineS
     )
 
 
-def _merged(services: Sequence[EngineService]) -> tuple[EngineService, ...]:
-    """Services that differ in ports and devices alone as the instances of one."""
+def parts_of(manifest: Manifest) -> tuple[str | None, ...]:
+    """What is judged one by one: none by name where all that a file starts is one pool or one pair, else each engine."""
+    services = _merged(manifest)
+    one = all(service.text == services[0].text and service.at for service in services[1:])
+    if one or _is_pair(services):
+        return (None,)
+    return tuple(dict.fromkeys(service.name for service in services))
+
+
+def _is_pair(services: Sequence[EngineService]) -> bool:
+    """Whether two services are the two sides of one."""
+    return len(services) == 2 and {service.role or _role(service) for service in services} == {"prefill", "decode"}
+
+
+def _merged(manifest: Manifest) -> tuple[EngineService, ...]:
+    """Services that differ in ports and devices alone as the instances of one; of alternatives that are alike, the first."""
     found: dict[tuple[object, ...], EngineService] = {}
-    for service in services:
+    for service in manifest.services:
         key = (PLACED.sub("", service.text), service.role, service.nodes, service.gpus_per_node, service.version, service.at)
         first = found.get(key)
-        found[key] = dataclasses.replace(first, instances=first.instances + service.instances) if first else service
+        more = service.instances if not manifest.alternatives else 0
+        found[key] = dataclasses.replace(first, instances=first.instances + more) if first else service
     return tuple(found.values())
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.errors import ProblemError
+from autotune.errors import ProblemError, StartsNothing
 from autotune.manifests import compose, dynamo, kserve, kubernetes, modelservice, srt_slurm, trtllm_disagg, vllm_recipes
 from autotune.manifests.kustomize import is_kustomization, rendered
-from autotune.manifests.scripts import launch_scripts, read_launch
+from autotune.manifests.scripts import launch_scripts, read_launch, read_script
 from autotune.manifests.service import Manifest
 from autotune.manifests.source import Source, annotated, documents_in, documents_of
-from cost_models.reading import is_folder
+from cost_models.reading import is_folder, read_bytes, reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,9 @@ READERS: tuple[Reader, ...] = (
 )
 
 
+DOCUMENT_ENDINGS = (".yaml", ".yml", ".json")
+
+
 def read_file(path: Path, hardware: str | None = None) -> Manifest | None:
     """What a file or kustomize folder starts; none for a file that is of no kind here and does not say that it should be.
 
@@ -77,6 +80,16 @@ def read_file(path: Path, hardware: str | None = None) -> Manifest | None:
     else:
         source = Source(path, documents_of(path))
     return _manifest_of(source, hardware)
+
+
+def read_any(path: Path, hardware: str | None = None) -> Manifest | None:
+    """What a script, a manifest or a folder starts; none for a deployment or a run folder. Raises AutotuneError as read_file."""
+    if path.name == "service.sbatch" and launch_scripts(path.parent):
+        return read_file(path.parent, hardware)
+    if is_folder(path) or path.suffix in DOCUMENT_ENDINGS:
+        return read_file(path, hardware)
+    with reading(path, "cannot be read", ProblemError):
+        return read_script(read_bytes(path, pipe=True).decode("utf-8", errors="replace"), path.parent)
 
 
 def read_manifest_text(text: str, hardware: str | None = None) -> Manifest:
@@ -97,7 +110,7 @@ def _manifest_of(source: Source, hardware: str | None) -> Manifest | None:
         return None
     found = reader.read(source, hardware)
     if not found.services:
-        raise ProblemError(f"{source.path}: {found.title}: no container in it starts vLLM, SGLang or TensorRT-LLM")
+        raise StartsNothing(f"{source.path}: {found.title}: no container in it starts vLLM, SGLang or TensorRT-LLM")
     return _as_planned(found, source)
 
 
@@ -114,6 +127,6 @@ def _check_unknown(source: Source) -> None:
     kinds = dict.fromkeys(f"{d['kind']} ({d['apiVersion']})" for d in source.documents if "apiVersion" in d and "kind" in d)
     if kinds:
         known = "; ".join(reader.what for reader in READERS)
-        raise ProblemError(f"{source.path}: nothing here starts an engine: {', '.join(kinds)}; known: {known}")
+        raise StartsNothing(f"{source.path}: nothing here starts an engine: {', '.join(kinds)}; known: {known}")
     if any("apiVersion" in document for document in source.documents):
         raise ProblemError(f"{source.path}: has an apiVersion but no kind")

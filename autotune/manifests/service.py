@@ -53,6 +53,8 @@ class Manifest:
     """Of the benchmark that the file describes."""
     osl_tokens: int | None = None
     concurrencies: tuple[int, ...] = ()
+    alternatives: bool = False
+    """The services are ways to start the same model, of which one is taken."""
     remarks: tuple[str, ...] = ()
 
 

@@ -37,9 +37,9 @@ def read(source: Source) -> Manifest:
     second = isinstance(recipe.get("roles"), dict)
     services = tuple(_second(recipe) if second else _first(recipe))
     gpu = str(resources.get("gpu_type", ""))
-    lengths = {
-        f"{key}_tokens": whole(benchmark[key], f"benchmark.{key}", 1) for key in ("isl", "osl") if benchmark.get(key) is not None
-    }
+    isl, osl = (
+        whole(benchmark[key], f"benchmark.{key}", 1) if benchmark.get(key) is not None else None for key in ("isl", "osl")
+    )
     return Manifest(
         f"srt-slurm recipe (schema {2 if second else 1})",
         services,
@@ -47,7 +47,8 @@ def read(source: Source) -> Manifest:
         precision=str(model["precision"]) if model.get("precision") else None,
         concurrencies=_counts(benchmark.get("concurrencies")),
         remarks=(f"router: {inner(recipe, 'frontend').get('type', 'dynamo')} (not judged)",),
-        **lengths,
+        isl_tokens=isl,
+        osl_tokens=osl,
     )
 
 

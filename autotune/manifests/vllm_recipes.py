@@ -63,7 +63,7 @@ def read_on(source: Source, hardware: str) -> Manifest:
     remarks = [f"strategies left out: {', '.join(left)}"] if left else []
     if model.get("min_vllm_version"):
         remarks.append(f"the recipe needs vLLM {model['min_vllm_version']} or newer")
-    return Manifest("vLLM recipe", services, (hardware,), remarks=tuple(remarks))
+    return Manifest("vLLM recipe", services, (hardware,), alternatives=True, remarks=tuple(remarks))
 
 
 def _variants(entry: Mapping[str, Any], strategy: str, hardware: str) -> Iterator[EngineService]:

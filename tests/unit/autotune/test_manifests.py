@@ -178,10 +178,22 @@ def test_a_recipe_entry_is_read_for_a_machine_strategy_and_variant():
     assert (base.deployment.pool.tp, base.deployment.pool.ep, base.deployment.pool.batch_per_dp_rank) == (8, 8, 64)
     assert (spread.deployment.pool.tp, spread.deployment.pool.pp) == (8, 2)
     assert any("pd_cluster" in line for line in base.remarks)
+    assert base.deployment.pool.instances == 1
     with pytest.raises(ProblemError, match="say which with --service"):
         read("vllm_recipe/entry.yaml", hardware="hgx-h200")
     with pytest.raises(ProblemError, match="give --hw"):
         read("vllm_recipe/entry.yaml")
+
+
+def test_strategies_that_make_one_command_are_one_instance(tmp_path):
+    """The model's own switch makes single_node_tp and single_node_tep alike: alternatives, not two instances."""
+    entry = {
+        "model": {"model_id": "deepseek-ai/DeepSeek-R1", "base_args": ["--enable-expert-parallel"]},
+        "compatible_strategies": ["single_node_tp", "single_node_tep"],
+    }
+    path = written(tmp_path, json.dumps(entry))
+    found = read_manifest(read_file(path, "hgx-h200"), GivenToo(hardware="hgx-h200"), path.name)
+    assert (found.deployment.pool.tp, found.deployment.pool.ep, found.deployment.pool.instances) == (8, 8, 1)
 
 
 def test_a_kustomize_folder_is_what_it_renders_to():

@@ -1,0 +1,1 @@
+"""Public recipes: read into deployments, and held beside our own plans."""

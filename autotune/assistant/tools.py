@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.documents.results import Result
 from autotune.errors import ProblemError
+
+if TYPE_CHECKING:
+    from autotune.progress import Progress
 
 Data = dict[str, Any]
 FILES = ("plan.yaml", "run.json", "report.html", "candidates.json")
@@ -38,7 +41,7 @@ class Workbench:
         return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime, path.name))]
 
 
-def search(bench: Workbench, problem: Data) -> Data:
+def search(bench: Workbench, problem: Data, progress: Progress | None = None) -> Data:
     """Plan a deployment and write its run folder: the best plan, its intervals and odds, and the folder's name."""
     from autotune.documents.problem import Problem
     from autotune.report.page.folder import save_run
@@ -48,10 +51,10 @@ def search(bench: Workbench, problem: Data) -> Data:
 
     asked = validated(Problem, problem, "problem")
     if asked.target == "serve":
-        result: Result = search_services(asked)
+        result: Result = search_services(asked, progress)
         trials, candidates = {}, None
     else:
-        run = run_search(asked)
+        run = run_search(asked, progress)
         result = run.result
         trials, candidates = run.trials, run.candidates
     record = save_run(bench.runs, asked, result, trials, candidates, [])

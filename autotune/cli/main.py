@@ -26,6 +26,7 @@ from autotune.cli import (
     schema,
     search,
     sweep,
+    ui,
     validate,
 )
 from autotune.errors import ProblemError
@@ -50,6 +51,7 @@ predict.register(app)
 export.register(app)
 report.register(app)
 mcp.register(app)
+ui.register(app)
 place.register(app)
 validate.register(app)
 audit.register(app)

@@ -94,6 +94,7 @@ def _run_document(problem: Problem, result: Result, command: list[str], stamp: d
         "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in LIBRARIES}},
         "problem": {**problem.model_dump(mode="json"), "storage": problem.storage and without_password(problem.storage)},
         "seed": problem.seed,
+        "best": {"label": result.best.label, "tokens_per_s_per_gpu": result.best.prediction.tokens_per_s_per_gpu},
         "calibrations": sorted({plan.prediction.calibration for plan in result.plans}),
         "assumed": list(result.assumed),
         "solver": [{"rank": p.rank, **p.solver.model_dump()} for p in result.plans],

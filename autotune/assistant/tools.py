@@ -21,6 +21,7 @@ from cost_models.specs.workload import MAX_LENGTH_TOKENS
 
 if TYPE_CHECKING:
     from autotune.auditing.commands import ReadCommand
+    from autotune.progress import Progress
 
 Data = dict[str, Any]
 FILES = ("plan.yaml", "run.json", "report.html", "candidates.json")
@@ -113,7 +114,7 @@ class Placing(Spec):
     """Spread of loads drawn instead; 1.7 is DeepSeek-R1's."""
 
 
-def search(bench: Workbench, problem: Data) -> Data:
+def search(bench: Workbench, problem: Data, progress: Progress | None = None) -> Data:
     """Plan a deployment and write its run folder: the best plan, its intervals and odds, and the folder's name."""
     from autotune.documents.problem import Problem
     from autotune.report.page.folder import save_run
@@ -123,10 +124,10 @@ def search(bench: Workbench, problem: Data) -> Data:
 
     asked = validated(Problem, problem, "problem")
     if asked.target == "serve":
-        result: Result = search_services(asked)
+        result: Result = search_services(asked, progress)
         trials, candidates = {}, None
     else:
-        run = run_search(asked)
+        run = run_search(asked, progress)
         result = run.result
         trials, candidates = run.trials, run.candidates
     record = save_run(bench.runs, asked, result, trials, candidates, [])

@@ -30,6 +30,7 @@ from autotune.cli import (
     search,
     sweep,
     tune,
+    ui,
     validate,
 )
 from autotune.errors import ProblemError
@@ -55,6 +56,7 @@ predict.register(app)
 export.register(app)
 report.register(app)
 mcp.register(app)
+ui.register(app)
 place.register(app)
 validate.register(app)
 audit.register(app)

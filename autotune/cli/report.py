@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from autotune.cli import completing
+from autotune.cli.opening import opened_in_browser
 
 Open = Annotated[bool, typer.Option("--open", help="Open it in the browser.")]
 
@@ -40,7 +41,7 @@ def report(
     write_whole(file, render_page(one) if len(pages) == 1 else render_comparison(pages))
     typer.echo(f"wrote {file}")
     if show:
-        typer.launch(str(file.resolve()))
+        opened_in_browser(file.resolve().as_uri())
 
 
 def compare(
@@ -72,7 +73,7 @@ def compare(
     write_whole(out, render_comparison(pages))
     typer.echo(f"wrote {out}", err=json)
     if show:
-        typer.launch(str(out.resolve()))
+        opened_in_browser(out.resolve().as_uri())
 
 
 def explain(

@@ -24,7 +24,7 @@ from autotune.flags.rebalancing import rebalancing_curve
 from autotune.flags.space import flag_space
 from autotune.flags.study import FlagResult, TrialRow, tune_flags
 from autotune.layouts.candidates import candidates_of
-from autotune.layouts.explain import alternatives, explain_infeasible, instance_sizes_compared
+from autotune.layouts.explain import alternatives, explain_infeasible, instance_sizes_compared, row_label
 from autotune.layouts.families import Limits, feasible
 from autotune.layouts.prune import prune
 from autotune.layouts.select import Selection, instance_of, select_top
@@ -104,6 +104,8 @@ def _run(problem: Problem, progress: Progress) -> SearchRun:
     with progress.stage("select layouts"):
         kept, selections = _select(resolved, table, np.flatnonzero(ok))
         candidates = table.take(kept)
+        first = selections[0].row
+        progress.found(row_label(candidates, first), float(candidates.tokens_per_s_per_gpu[first]))
     with progress.stage("tune flags"):
         plans, trials = _plans(resolved, candidates, selections, progress.on_trial)
     others = alternatives(resolved, table, int(kept[selections[0].row]))

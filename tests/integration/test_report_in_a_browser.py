@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,11 @@ from autotune.report.page.comparing import render_comparison
 from autotune.report.page.folder import page_of, with_sensitivity
 from autotune.report.page.page import RunPage, ShownScript, render_page
 from autotune.searching.pools import run_search
+from tests.integration.accessibility import serious_faults
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra `browser`")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytest.importorskip("selenium.webdriver", reason="needs the extra `browser`")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -40,20 +37,6 @@ def page() -> RunPage:
     return with_sensitivity(
         page_of(problem, run.result, run.candidates, ["autotune", "search", "--hw", "hgx-h200"], launches_of(run.result.plans))
     )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    yield driver
-    driver.quit()
 
 
 def opened(browser: Any, folder: Path, html: str, width: int = 1280, dark: bool = False) -> None:
@@ -163,11 +146,6 @@ def test_every_control_and_region_has_a_name_and_every_table_its_headers(browser
 
 
 def test_axe_finds_nothing_serious(browser: Any, tmp_path: Path, page: RunPage) -> None:
-    axe = pytest.importorskip("axe_core_python.base", reason="needs axe-core-python")
-    source = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
     for dark in (False, True):
         opened(browser, tmp_path, render_page(page), dark=dark)
-        browser.execute_script(source)
-        found = browser.execute_async_script("const done = arguments[0]; axe.run().then(r => done(r.violations));")
-        serious = [(v["id"], len(v["nodes"])) for v in found if v["impact"] in ("serious", "critical")]
-        assert serious == []
+        assert serious_faults(browser) == []

@@ -30,6 +30,8 @@ def test_wheel_contains_the_packages_and_their_data_only(wheel):
         "cost_models/data/calibrations/gb200-vllm.yaml",
         "search_spaces/data/vllm.yaml",
         "autotune/exporters/templates/node.sh.j2",
+        "autotune/ui/static/app.js",
+        "autotune/ui/static/vendor/jsoneditor.js",
         "autotune/data/cases/published_decode.yaml",
         "autotune/py.typed",
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autotune.documents.candidates import Candidates
 from autotune.documents.plan import Plan
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from autotune.flags.study import TrialRow
 
 PAGE = "report.html"
+RECORD = "run.json"
 
 
 def _files_of(
@@ -77,12 +78,9 @@ def with_sensitivity(page: RunPage) -> RunPage:
     return dataclasses.replace(page, sensitivity=sensitivity(best.deployment)) if isinstance(best, Plan) else page
 
 
-def read_page(folder: Path) -> RunPage:
-    """The page of a run folder.
-
-    Raises ProblemError where the folder is no run folder, and AutotuneError naming the file that cannot be read.
-    """
-    run = folder / "run.json"
+def record_of(folder: Path) -> dict[str, Any]:
+    """What run.json of a run folder says; raises AutotuneError where the folder is none, or the file is not a search's."""
+    run = folder / RECORD
     if not (folder / "plan.yaml").is_file() or not run.is_file():
         raise ProblemError(
             f"{folder} is no run folder: it has no plan.yaml and run.json; give a folder that `autotune search` wrote"
@@ -90,7 +88,16 @@ def read_page(folder: Path) -> RunPage:
     record = parse_json(read_text(run), run)
     if not isinstance(record, dict) or not isinstance(record.get("problem"), dict):
         raise ProblemError(f"{run}: no `problem` in it; it was not written by `autotune search`")
-    problem = validated(Problem, record["problem"], str(run))
+    return record
+
+
+def read_page(folder: Path) -> RunPage:
+    """The page of a run folder.
+
+    Raises ProblemError where the folder is no run folder, and AutotuneError naming the file that cannot be read.
+    """
+    record = record_of(folder)
+    problem = validated(Problem, record["problem"], str(folder / RECORD))
     command = record.get("command")
     typed = [str(word) for word in command] if isinstance(command, list) else []
     result = load_plans(folder)

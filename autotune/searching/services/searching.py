@@ -70,8 +70,8 @@ def _search(problem: Problem, progress: Progress) -> ServiceResult:
         prefill, decode, together = (future.result() for future in costed)
     with progress.stage("select and replay"):
         kinds = [
-            _first_that_holds(pools, lambda headroom: disaggregated(pools, prefill, decode, problem.top_k, headroom)),
-            _first_that_holds(pools, lambda headroom: aggregated(pools, together, problem.top_k, headroom)),
+            _first_that_holds(pools, progress, lambda headroom: disaggregated(pools, prefill, decode, problem.top_k, headroom)),
+            _first_that_holds(pools, progress, lambda headroom: aggregated(pools, together, problem.top_k, headroom)),
         ]
         ranked = _evaluated(pools, kinds)
     if not ranked or not ranked[0].holds:
@@ -101,7 +101,7 @@ def _search(problem: Problem, progress: Progress) -> ServiceResult:
 Tried = tuple[list[Candidate], Evaluated | None]
 
 
-def _first_that_holds(pools: Pools, choose: Callable[[float], list[Candidate]]) -> Tried:
+def _first_that_holds(pools: Pools, progress: Progress, choose: Callable[[float], list[Candidate]]) -> Tried:
     """Candidates of one kind with the least headroom at which the best of them meets the limits, and that one evaluated."""
     tried: Tried = ([], None)
     for headroom in HEADROOM if pools.traffic.rate_per_s else HEADROOM[:1]:
@@ -110,6 +110,7 @@ def _first_that_holds(pools: Pools, choose: Callable[[float], list[Candidate]]) 
             break
         tried = candidates, goodput(pools, candidates[0])
         if tried[1] and tried[1].holds:
+            progress.found(_label(candidates[0]), tried[1].prediction.tokens_per_s_per_gpu)
             break
     return tried
 
@@ -162,7 +163,7 @@ def _plan(pools: Pools, rank: int, evaluated: Evaluated) -> ServicePlan:
     return ServicePlan(
         rank=rank,
         kind=service_kind_of(candidate),
-        label=" + ".join(f"{summary.label} {summary.phase}" for summary in summaries),
+        label=_label(candidate),
         deployment=evaluated.deployment,
         prediction=evaluated.prediction,
         objectives=evaluated.objectives,
@@ -171,6 +172,10 @@ def _plan(pools: Pools, rank: int, evaluated: Evaluated) -> ServicePlan:
         usd_per_million_tokens=None if cost is None else cost / tokens_per_hour * 1e6,
         solver=candidate.solver,
     )
+
+
+def _label(candidate: Candidate) -> str:
+    return " + ".join(f"{summary.label} {summary.phase}" for summary in map(_pool_summary, candidate.pools))
 
 
 def _pool_summary(chosen: Chosen) -> PoolSummary:

@@ -1,0 +1,1 @@
+"""autotune for people with a browser: a local web app over the same searches, run folders and pages."""

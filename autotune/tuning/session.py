@@ -228,7 +228,7 @@ def winner_plan(best: TunedTrial, result: TuneResult, space: TuneSpace) -> Servi
                 label=f"{pool.instances} x {pool.layout.label()}",
                 hardware=deployment.hardware,
                 gpus=pool.layout.gpus * pool.instances,
-                capacity_requests_per_s=best.measured[RATE] * pool.layout.gpus * pool.instances / deployment.workload.osl_tokens,
+                planned_requests_per_s=best.measured[RATE] * pool.layout.gpus * pool.instances / deployment.workload.osl_tokens,
                 transfer_requests_per_s=None,
             ),
         ),

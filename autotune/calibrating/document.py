@@ -72,7 +72,7 @@ def write_document(document: dict[str, Any], path: Path) -> None:
 
 def changes(document: dict[str, Any]) -> list[CaseChange]:
     """Tokens/s/GPU of every published case on the document's GPUs and engine, before and after."""
-    with _as_file(document) as path:
+    with as_file(document) as path:
         found = []
         for case in (case for file in published() for case in file.cases):
             if _prices(document, case.deployment):
@@ -89,7 +89,7 @@ def plan_change(document: dict[str, Any], hardware: str, engine: str) -> PlanCha
 
     if engine not in engine_names():
         return None
-    with _as_file(document) as path:
+    with as_file(document) as path:
         choices = (CalibrationChoice(), CalibrationChoice(file=str(path)))
         try:
             before, after = (
@@ -103,7 +103,8 @@ def plan_change(document: dict[str, Any], hardware: str, engine: str) -> PlanCha
 
 
 @contextmanager
-def _as_file(document: dict[str, Any]) -> Iterator[Path]:
+def as_file(document: dict[str, Any]) -> Iterator[Path]:
+    """The document under a name of its own, gone when the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "candidate.yaml"
         write_document(document, path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from autotune.calibrating.benchmarks import BenchmarkPoint, looks_like_benchmark, read_benchmark
 from autotune.calibrating.timings import TimingTable, read_timings
 from autotune.calibrating.traces import NSYS_NAME, NSYS_TIME, KernelTimes, read_kernel_trace
+from autotune.documents.tuned import TrialRecord, looks_like_trials, read_trials
 from autotune.errors import ProblemError
 from cost_models.reading import reading, regular
 
@@ -22,17 +23,21 @@ class Inputs:
     tables: tuple[TimingTable, ...]
     traces: tuple[KernelTimes, ...]
     points: tuple[BenchmarkPoint, ...]
+    trials: tuple[TrialRecord, ...]
+    """Of tuned services (autotune tune)."""
     ignored: int
     """Objects in benchmark files that were no results."""
 
 
 def read_inputs(paths: Sequence[Path]) -> Inputs:
-    """Read timing tables, profiler traces and benchmark results; raises ProblemError naming the file at fault."""
-    tables, traces, points, ignored = [], [], [], 0
+    """Read timing tables, profiler traces, benchmark results and tuned trials; raises ProblemError naming the file at fault."""
+    tables, traces, points, trials, ignored = [], [], [], [], 0
     for path in paths:
         with reading(path, "cannot be read", ProblemError):
             regular(path)
-        if _is_trace(path):
+        if path.suffix == ".jsonl" and looks_like_trials(path):
+            trials += read_trials(path)
+        elif _is_trace(path):
             traces.append(read_kernel_trace(path))
         elif path.suffix in (".json", ".jsonl") and looks_like_benchmark(path):
             found, other = read_benchmark(path)
@@ -42,7 +47,7 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
             raise ProblemError(f"{path}: neither a profiler trace nor a benchmark result")
         else:
             tables.append(read_timings(path))
-    return Inputs(tuple(tables), tuple(traces), tuple(points), ignored)
+    return Inputs(tuple(tables), tuple(traces), tuple(points), tuple(trials), ignored)
 
 
 def _is_trace(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from autotune.calibrating.inputs import Inputs
     from autotune.calibrating.timings import TimingTable
     from autotune.documents.deployment import Deployment
+    from autotune.documents.tuned import TrialRecord
     from cost_models.calibration import Calibration, Entry
     from cost_models.specs.hardware import HardwareSpec
 
@@ -29,7 +31,9 @@ def calibrate(
     hw: Annotated[str, typer.Option("--hw", help="Hardware the measurements were taken on.", autocompletion=completing.hardware)],
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="Timing tables (.csv, .jsonl, .parquet), profiler traces, benchmark results."),
+        typer.Argument(
+            help="Timing tables (.csv, .jsonl, .parquet), profiler traces, benchmark results, trials of `autotune tune`."
+        ),
     ] = None,
     engine: Annotated[str, typer.Option(help="Engine whose kernels were timed.", autocompletion=completing.engines)] = "vllm",
     silicon: Annotated[bool, typer.Option("--silicon", help="Add the public silicon database (extra silicon).")] = False,
@@ -52,7 +56,7 @@ def calibrate(
     base = calibration_for(hardware.gpu.name, engine)
     inputs = read_inputs(files or [])
     tables = [*inputs.tables, *_collections(hardware, engine, silicon, infersim)]
-    if not tables and not inputs.traces and not inputs.points:
+    if not tables and not inputs.traces and not inputs.points and not inputs.trials:
         raise ProblemError("give at least one file of measurements, --silicon or --infersim FOLDER")
     entries: Entries = []
     if tables:
@@ -64,9 +68,13 @@ def calibrate(
             raise ProblemError("traces and benchmark results need --deployment FILE: what ran (autotune schema deployment)")
         ran = validated(Deployment, read_yaml(deployment), str(deployment))
         entries += _fit_runs(inputs, ran, base, steps, rules)
+    if inputs.trials:
+        entries += _fit_trials(inputs.trials, base, files or [])
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     document = new_document(base.id, entries, name=out.stem, gpu=hardware.gpu.name, engine=engine, date=today)
     _report_changes(document, hw, engine)
+    if inputs.trials:
+        _report_service(inputs.trials, document)
     if dry_run:
         typer.echo("dry run: nothing written")
         return
@@ -143,6 +151,39 @@ def _host(inputs: Inputs, ran: Deployment, base: Calibration) -> tuple[str, str,
     fitted = ", ".join(f"{name} {entry.coefficients[name] * 1e3:.3f} ms" for name in ("step_s", "per_sequence_s"))
     typer.echo(f"host: {fitted}; median error {entry.fit.median_error:.1%} of a step" if entry.fit else f"host: {fitted}")
     return (*HOST, entry)
+
+
+def _fit_trials(trials: Sequence[TrialRecord], base: Calibration, files: Sequence[Path]) -> Entries:
+    """Host, gaps, overlap and queueing from tuned services."""
+    from autotune.calibrating.service_trials import fit_service
+    from autotune.calibrating.timings import sha256_of
+
+    source = "tuned trials: " + "; ".join(f"{path.name} sha256 {sha256_of(path)}" for path in files if path.suffix == ".jsonl")
+    fit = fit_service(trials, base, source)
+    typer.echo(
+        f"{fit.trials} tuned trials; mean error before -> after" + (" (every second one held out)" if fit.held_out else "")
+    )
+    for name, was in fit.before.items():
+        held = f" ({fit.held_out[name]:.1%})" if name in fit.held_out else ""
+        typer.echo(f"  {name:24s} {was:7.1%} -> {fit.after[name]:.1%}{held}")
+    for movable, was, now in fit.moved:
+        typer.echo(f"  {movable.family}.{movable.name}: {was:.3g} -> {now:.3g}")
+    if not fit.moved:
+        typer.echo("  no coefficient moved: what is left of the error is the kernels' (autotune measure times them)")
+    return list(fit.entries)
+
+
+def _report_service(trials: Sequence[TrialRecord], document: dict[str, object]) -> None:
+    """The best service for what was tuned, with the old and the new document."""
+    from autotune.calibrating.document import as_file
+    from autotune.calibrating.service_trials import service_change
+
+    with as_file(document) as path:
+        change = service_change(trials, path, {})
+    if change is not None:
+        chosen = change.after if change.before == change.after else f"{change.before} -> {change.after}"
+        same = "unchanged" if change.before == change.after else "CHANGED"
+        typer.echo(f"service plan {same}: {chosen}, {change.rate_before:,.0f} -> {change.rate_after:,.0f} tokens/s/GPU")
 
 
 UNKNOWN_SHOWN = 8

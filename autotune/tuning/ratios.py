@@ -17,9 +17,9 @@ import numpy as np
 from autotune.tuning.guessing import PriorBand
 from cost_models.arrays import Floats, as_floats
 
-AMPLITUDES = (0.5, 1.0, 2.0)
+AMPLITUDES = (1.0, 2.0)
 """Of the error, over the published band's."""
-COMMON = (0.3, 0.6, 0.85)
+COMMON = (0.3, 0.6)
 """Share of the error's variance that all candidates have in common."""
 SMALLEST_SIGMA = 0.05
 """A prior narrower than this would not be moved by what is measured."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,3 +46,23 @@ def test_the_commands_of_the_tutorial_run_in_order(monkeypatch, capsys, tmp_path
                 assert int(stop.value.code or 0) == 0, f"{line}: {capsys.readouterr().err}"
                 ran.append(words[1])
     assert {"search", "explain", "compare", "export", "check"} <= set(ran)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_tuning_page_run_on_the_simulated_engine(tmp_path):
+    """Its bash blocks as one script, in a folder that stands for a clone."""
+    (tmp_path / "tests").symlink_to(DOCS.parent / "tests")
+    name = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "SIMULATED_PYTHON": sys.executable}
+    (tmp_path / "bin").mkdir()
+    own = tmp_path / "bin" / "autotune"
+    own.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m autotune "$@"\n')
+    own.chmod(0o755)
+    name["PATH"] = f"{own.parent}{os.pathsep}{name['PATH']}"
+    script = "\n".join(["set -eu", *blocks("tuning.md", "bash")])
+    environment = {**os.environ, **name, "PYTHONPATH": str(DOCS.parent)}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode in (0, 2), done.stderr  # `check` of a plan that only just meets its limits says so
+    assert "best: trial" in done.stdout
+    assert "out_of_memory_under_load" in done.stdout

@@ -48,7 +48,7 @@ def journal_errors(url: str) -> Iterator[None]:
         ) from error
 
 
-def backend_of(url: str) -> Any:
+def journal_storage(url: str) -> Any:
     """What Optuna opens: a URL of its own, grpc://host:port, or a journal file (a path without a scheme)."""
     import optuna
 
@@ -121,7 +121,11 @@ class TuneJournal:
             Path(url).parent.mkdir(parents=True, exist_ok=True)
         with journal_errors(url):
             self.study = optuna.create_study(
-                storage=backend_of(url), study_name=name, load_if_exists=True, direction="maximize", sampler=self.chosen.sampler()
+                storage=journal_storage(url),
+                study_name=name,
+                load_if_exists=True,
+                direction="maximize",
+                sampler=self.chosen.sampler(),
             )
             known = self.study.user_attrs.get(QUESTION)
             if known is None:

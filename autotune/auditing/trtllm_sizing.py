@@ -153,6 +153,17 @@ def _sizes(command: Command, phase: PoolRole, drafts: int, size: int | None) -> 
     return {"batch_per_dp_rank": size or sequences} | ({"max_batched_tokens": tokens} if phase == "serve" else {})
 
 
+def refused_prompts(command: Command, isl_tokens: int, prefills: bool) -> str | None:
+    """Why prompts are refused: longer than a step that takes them whole (llmapi/llm.py _check_arguments, 1.3.0rc3)."""
+    most = command.whole("max_num_tokens", 1) or USUAL_TOKENS
+    if not prefills or switched(command, "enable_chunked_prefill") or isl_tokens <= most:
+        return None
+    return (
+        f"prompts of {isl_tokens:,} tokens are longer than max_num_tokens {most:,}, and nothing cuts them: TensorRT-LLM refuses "
+        "each; enable_chunked_prefill, or more tokens"
+    )
+
+
 def unmodelled_settings(command: Command, model: ModelSpec) -> Iterator[tuple[str, str, tuple[Part, ...]]]:
     """(setting, what it changes, parts of the verdict) of fields whose meaning hangs on more than their value."""
     kind = command.text("speculative_config.decoding_type")

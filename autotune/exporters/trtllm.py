@@ -120,7 +120,7 @@ def fields_of(deployment: Deployment, subject: Subject, lengths: Lengths, place:
         found["speculative_config"] = {"decoding_type": "MTP", "num_nextn_predict_layers": drafts}
     if role in OTHER_SIDE:
         found["cache_transceiver_config"] = {"backend": "DEFAULT", "max_tokens_in_buffer": lengths.longest}
-    needed = {name: values[0] == "true" for name, values in written(subject).options.items() if values}
+    needed = {name: values[0] == "true" for name, values in written(subject).options.items() if "." not in name}
     return found | needed
 
 

@@ -100,7 +100,7 @@ def test_a_settings_file_is_held_against_the_fields_of_the_release(settings, sai
 
 
 def test_an_unknown_field_keeps_the_engine_from_starting():
-    found = read({**DEP8, "max_seq_length": 4096})
+    found = read({**DEP8, "max_seq_length": 4096}, size=8)
     assert found.conflicts == (
         "TensorRT-LLM 1.3.0rc29 has no field max_seq_length (do you mean max_seq_len?): it refuses the settings file",
     )
@@ -248,6 +248,7 @@ DISAGGREGATED = {
     "port": 8000,
     "model": R1,
     "kv_cache_config": {"dtype": "fp8"},
+    "cache_transceiver_config": {"backend": "DEFAULT"},
     "context_servers": {"num_instances": 2, "tensor_parallel_size": 4, "max_num_tokens": 16384, "urls": ["a:1", "b:1"],
                         "disable_overlap_scheduler": True},
     "generation_servers": {**DEP8, "max_batch_size": 64, "urls": ["c:1"], "router": {"type": "load_balancing"}},
@@ -265,6 +266,24 @@ def test_the_file_of_a_pair_is_both_pools(how, tmp_path):
     assert (prefill.tp, prefill.instances, prefill.max_batched_tokens) == (4, 2, 16384)
     assert (decode.dp, decode.instances, decode.batch_per_dp_rank) == (8, 1, 64)
     assert (found.conflicts, found.deployment.phase) == ((), "serve")
+    assert check(found.deployment, Goals(), found).conflicts == ()
+
+
+def test_a_pair_without_a_hand_over_does_not_work(tmp_path):
+    alone = {key: value for key, value in DISAGGREGATED.items() if key != "cache_transceiver_config"}
+    (tmp_path / "pair.yaml").write_text(yaml.safe_dump(alone))
+    manifest = read_file(tmp_path / "pair.yaml")
+    assert manifest is not None
+    found = read_manifest(manifest, GivenToo(hardware="hgx-b200"), "pair.yaml")
+    lines = check(found.deployment, Goals(), found).conflicts
+    assert ["caches_are_handed_over" in line for line in lines] == [True, True]
+
+
+def test_prompts_longer_than_a_step_are_refused_unless_they_are_cut():
+    (line,) = read({**DEP8, "max_num_tokens": 512}).conflicts
+    assert "prompts of 1,000 tokens are longer than max_num_tokens 512" in line
+    assert read({**DEP8, "max_num_tokens": 512, "enable_chunked_prefill": True}).conflicts == ()
+    assert read({**DEP8, "max_num_tokens": 512}, role="decode").conflicts == ()  # another pool computes them
 
 
 def test_settings_of_a_pair_that_contradict_each_other_or_are_elsewhere(tmp_path):

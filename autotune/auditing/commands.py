@@ -138,7 +138,7 @@ def read_command(
     found = ReadCommand(
         deployment,
         ignored=harmless(command),
-        unmodelled=(*unmodelled(command, spec), *strange),
+        unmodelled=(*unmodelled(command, spec, recipe), *strange),
         longest_tokens=next((tokens for name in LONGEST if (tokens := command.whole(name))), None),
         conflicts=tuple(conflicts),
         remarks=tuple(remarks),

@@ -269,6 +269,24 @@ def test_the_file_of_a_pair_is_both_pools(how, tmp_path):
     assert check(found.deployment, Goals(), found).conflicts == ()
 
 
+def test_servers_of_a_script_are_told_apart_by_their_ports(tmp_path):
+    settings = {**DEP8, "tensor_parallel_size": 4, "moe_expert_parallel_size": 4, "cache_transceiver_config": {"backend": "UCX"}}
+    text = "".join(f"trtllm-serve {R1} --port {port} --config s.yaml &\n" for port in (8001, 8002))
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "pair.yaml").write_text(
+        "context_servers: {urls: ['localhost:8002']}\ngeneration_servers: {urls: ['localhost:8001']}\n"
+    )
+    manifest = read_script(f"{text}trtllm-serve disaggregated -c pair.yaml\n", tmp_path)
+    assert [service.role for service in manifest.services] == ["decode", "prefill"]
+    found = read_manifest(manifest, GivenToo(hardware="hgx-b200", size=8), "script")
+    assert set(found.deployment.pools) == {"prefill", "decode"}
+
+
+def test_answers_travel_in_nvfp4_where_experts_are_stored_so():
+    low = {**DEP8, "moe_config": {"use_low_precision_moe_combine": True}}
+    assert [len(read(low, model=model, size=8).unmodelled) for model in (R1, "deepseek-ai/DeepSeek-R1-0528")] == [1, 0]
+
+
 def test_a_pair_without_a_hand_over_does_not_work(tmp_path):
     alone = {key: value for key, value in DISAGGREGATED.items() if key != "cache_transceiver_config"}
     (tmp_path / "pair.yaml").write_text(yaml.safe_dump(alone))

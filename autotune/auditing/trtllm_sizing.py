@@ -60,7 +60,7 @@ def layout_of(command: Command) -> dict[str, int]:
     """
     ranks, stages = command.count("tensor_parallel_size"), command.count("pipeline_parallel_size")
     cut, spread = command.whole("moe_tensor_parallel_size", 1), command.whole("moe_expert_parallel_size", 1)
-    ep = spread or (ranks // cut if cut else 1)
+    ep = spread or (max(ranks // cut, 1) if cut else 1)
     if ranks % ep or (cut and cut * ep != ranks):
         told = f"moe_tensor_parallel_size {cut} x " if cut else ""
         raise ProblemError(f"{told}moe_expert_parallel_size {ep} do not make the {ranks} ranks of tensor_parallel_size")

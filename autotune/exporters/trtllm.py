@@ -37,6 +37,8 @@ from search_spaces.spelling import spelled
 PORT_STRIDE = 1
 MOST_FREE, LEAST_FREE = 0.95, 0.05
 """Of what weights and a step leave, that a plan gives to caches: what grows afterwards needs the rest."""
+SHORT_PROMPTS = 4
+"""Prompts that a prefill step may hold, over those of mean length that fill it: a quarter of the mean is short."""
 SMALL_GRAPHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Sequences of the graphs that are captured, up to a pool's batch; steps between two of them are padded."""
 MOE_BACKENDS: dict[tuple[str, str], tuple[str, str]] = {
@@ -95,7 +97,7 @@ def fields_of(deployment: Deployment, subject: Subject, lengths: Lengths, place:
     """The settings file of a pool."""
     pool, role = deployment.pool, deployment.phase
     tokens = _step_tokens(deployment, lengths)
-    sequences = pool.batch_per_dp_rank or max(tokens // max(lengths.isl, 1), 1)
+    sequences = pool.batch_per_dp_rank or max(SHORT_PROMPTS * tokens // max(lengths.isl, 1), 1)
     found: dict[str, Any] = {
         "tensor_parallel_size": pool.tp * pool.dp,
         "pipeline_parallel_size": pool.pp,

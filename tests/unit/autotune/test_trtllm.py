@@ -58,7 +58,16 @@ def test_ranks_are_those_of_a_stage_and_attention_dp_takes_each_by_itself(settin
     assert (pool.tp, pool.dp, pool.ep, pool.pp) == layout
 
 
+def test_a_file_of_nothing_but_unknown_fields_is_some_lines():
+    fields = Fields(load_options("trtllm", "1.3.0rc29"), "TensorRT-LLM")
+    fields.take({f"mystery_{number}": number for number in range(5000)})
+    assert len(fields.conflicts) == 13
+    assert fields.conflicts[-1] == "TensorRT-LLM: 4,988 more fields that it does not have"
+
+
 def test_experts_that_do_not_divide_are_no_layout():
+    with pytest.raises(ProblemError, match="moe_tensor_parallel_size 16 x moe_expert_parallel_size 1 do not make the 8 ranks"):
+        read({"tensor_parallel_size": 8, "moe_tensor_parallel_size": 16})
     with pytest.raises(ProblemError, match="moe_expert_parallel_size 3 do not make the 8 ranks"):
         read({**DEP8, "moe_expert_parallel_size": 3})
 
@@ -388,6 +397,15 @@ def test_what_is_written_are_fields_of_the_release(name, release):
         fields = Fields(load_options("trtllm", release), release)
         fields.take(settings)
         assert fields.conflicts == []
+
+
+@pytest.mark.parametrize("release", ["1.3.0rc3", "1.3.0rc29"])
+def test_every_option_of_a_script_is_one_of_the_release(release):
+    known = {flag for option in load_options("trtllm", release).options for flag in option.flags}
+    for name, text in files(deployment(**PLANS["pair over nodes"])).items():
+        if name.endswith(("_node.sh", "_head.sh")):
+            flags = {word for word in text.rpartition("trtllm-serve ")[2].split() if word.startswith("--")}
+            assert flags == {"--host", "--port", "--config"} <= known
 
 
 def test_a_settings_file_says_the_plan():

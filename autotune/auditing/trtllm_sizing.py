@@ -46,7 +46,7 @@ def pool_of_settings(
     if model.moe is not None:
         pool |= balance_of(command, model.moe.experts)
     if layout["dp"] > 1 and layout["ep"] > 1:
-        taken, gathered = backend_of(command, flags, layout, model, machine)
+        taken, gathered = alltoall_of(command, flags, layout, model, machine)
         priced = taken if calibration.has("dispatch", f"{taken.model}.dispatch") else gathered
         flags["all2all_backend"] = priced.value
         pool["all2all_backend"] = priced.model
@@ -103,7 +103,7 @@ def balance_of(command: Command, experts: int) -> dict[str, Any]:
     return {"redundant_experts": slots - experts, "expert_balance": {"kind": "static"}}
 
 
-def backend_of(
+def alltoall_of(
     command: Command, flags: Mapping[str, Value], layout: Mapping[str, int], model: ModelSpec, machine: HardwareSpec
 ) -> tuple[Choice, Choice]:
     """(the all-to-all, that which always works): forced by a variable, or what the engine takes by itself.
@@ -135,7 +135,7 @@ def unpriced_backend(
     knob = command.engine.knob("all2all_backend")
     spelling = knob.spelling(command.version) if knob else None
     said = {**flags, "all2all_backend": (command.said(spelling) if spelling else None) or ""}
-    taken, gathered = backend_of(command, said, pool, model, machine)
+    taken, gathered = alltoall_of(command, said, pool, model, machine)
     if taken.model != pool["all2all_backend"]:
         yield (
             f"all-to-all {taken.value}",

@@ -161,7 +161,8 @@ def _sized(found: ReadCommand, command: Command, flags: dict[str, Value], size: 
     if deployment.phase == "decode" and size is None:
         deployment, limited = as_it_runs(deployment)
         remarks += [limited] if limited else []
-    peak = deployment.workload.peak_context_tokens
+    workload = deployment.workload
+    peak = workload.isl_tokens if deployment.phase == "prefill" else workload.peak_context_tokens  # the other side answers
     if found.longest_tokens and peak > found.longest_tokens:
         remarks.append(
             f"requests of {peak:,.0f} tokens are longer than the {found.longest_tokens:,} that it lets in, which refuses them "

@@ -306,6 +306,14 @@ def test_a_pair_without_a_hand_over_does_not_work(tmp_path):
     assert ["caches_are_handed_over" in line for line in lines] == [True, True]
 
 
+def test_a_prefill_server_lets_prompts_in_not_answers():
+    """1,000 tokens each way: 1,100 hold a prompt, and not a request."""
+    lengths = {**DEP8, "max_seq_len": 1100}
+    remark = "requests of 2,000 tokens are longer than the 1,100"
+    assert not [line for line in read(lengths, role="prefill").remarks if remark in line]
+    assert [line for line in read(lengths, role="decode", size=8).remarks if remark in line]
+
+
 def test_prompts_longer_than_a_step_are_refused_unless_they_are_cut():
     (line,) = read({**DEP8, "max_num_tokens": 512}).conflicts
     assert "prompts of 1,000 tokens are longer than max_num_tokens 512" in line

@@ -225,7 +225,8 @@ def settings_files(pools: tuple[LaunchPool, ...]) -> tuple[Script, ...]:
         balancer = process.settings.get("moe_config", {}).get("load_balancer", {})
         if mapped(pool.pool) and "initial_global_assignments" not in balancer:
             raise ExportError(
-                "the plan places experts by recorded loads and holds no map of them: search with --expert-load, whose plans do"
+                "the plan places experts by recorded loads and holds no map of them; the best plan of search --expert-load "
+                "holds one"
             )
         file = next(item.file for item in process.beside if item.name == "SETTINGS")
         found.append(manifest(file, [dict(process.settings)], f"Settings of the {pool.role} instances"))

@@ -28,8 +28,8 @@ class Change(Spec):
     """Values, or patterns of them, that change nothing."""
     values: tuple[str, ...] = ()
     """Values that change something, where the others do not; empty: all but the neutral ones."""
-    only_for: Literal["sliding_windows"] | None = None
-    """Models that it matters for alone: those whose layers forget."""
+    only_for: Literal["sliding_windows", "nvfp4_experts"] | None = None
+    """Models that it matters for alone: those whose layers forget, or whose experts are stored so."""
 
     def touches(self, value: str | None) -> bool:
         """Whether a value changes anything; none: a switch that is on."""

@@ -63,10 +63,10 @@ def version_notes(engine: EngineSpec, version: str | None) -> tuple[str, ...]:
     found = resolve_version(engine, version)
     known = next(v for v in engine.versions if v.version == found)
     notes = []
-    if version not in (None, known.version, known.release):
-        notes.append(f"{engine.title} {version} has no list of options here: that of {known.release} was used")
-    if known.options_of:
-        notes.append(f"{engine.title} {found} is held against the options of {known.options_of}: its own are not known here")
+    listed = engine.options_of(found)
+    if listed and (version not in (None, known.version, known.release) or known.options_of):
+        asked = found if known.options_of else version
+        notes.append(f"{engine.title} {asked} has no list of options here: that of {listed} was used")
     if known.priced_as:
         notes.append(f"{engine.title} {found} is priced with times of {known.priced_as}")
     return tuple(notes)

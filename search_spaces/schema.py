@@ -221,6 +221,8 @@ class EngineSpec(Spec):
     """Share of device memory that plans fill: the rest is for what grows after profiling (graphs, libraries, fragments)."""
     loads_expert_maps: bool = False
     """Whether it can be given a map of experts to ranks."""
+    maps_hold_copies: bool = False
+    """Whether such a map holds copies of experts where nothing rebalances them."""
     pipeline_pools: tuple[Literal["decode", "prefill", "serve"], ...] = ("serve",)
     """Pools that may use pipeline parallelism: handing KV caches over between stages needs the connector's support."""
     versions: tuple[EngineVersion, ...] = Field(min_length=1)

@@ -20,7 +20,7 @@ from autotune.auditing.naming import served_model, served_precision
 from autotune.auditing.options import Command, engine_for, split_options, whole_number
 from autotune.auditing.shell import find_command
 from autotune.auditing.sizing import pool_of_command
-from autotune.auditing.trtllm_sizing import FREE_FRACTION, USUAL_TOKENS, pool_of_settings, unpriced_backend
+from autotune.auditing.trtllm_sizing import FREE_FRACTION, USUAL_TOKENS, pool_of_settings, refused_prompts, unpriced_backend
 from autotune.auditing.unmodelled import Unmodelled, harmless, unmodelled
 from autotune.documents.deployment import Deployment, Load, PoolRole
 from autotune.errors import ProblemError
@@ -132,12 +132,15 @@ def read_command(
         document["workload"]["mtp_acceptance"] = (ASSUMED_ACCEPTANCE,)
         remarks.append(f"draft acceptance assumed to be {ASSUMED_ACCEPTANCE:.0%} per draft (--mtp-acceptance)")
     deployment = validated(Deployment, document, "the command")
+    conflicts = [*command.conflicts]
+    if engine.command_line == "trtllm" and (refused := refused_prompts(command, isl_tokens, own != "decode")):
+        conflicts.append(refused)
     found = ReadCommand(
         deployment,
         ignored=harmless(command),
-        unmodelled=(*unmodelled(command, spec), *strange),
+        unmodelled=(*unmodelled(command, spec, recipe), *strange),
         longest_tokens=next((tokens for name in LONGEST if (tokens := command.whole(name))), None),
-        conflicts=command.conflicts,
+        conflicts=tuple(conflicts),
         remarks=tuple(remarks),
         aggregated=own is None,
         written={phase: Written(command.options, command.environment)},
@@ -158,7 +161,8 @@ def _sized(found: ReadCommand, command: Command, flags: dict[str, Value], size: 
     if deployment.phase == "decode" and size is None:
         deployment, limited = as_it_runs(deployment)
         remarks += [limited] if limited else []
-    peak = deployment.workload.peak_context_tokens
+    workload = deployment.workload
+    peak = workload.isl_tokens if deployment.phase == "prefill" else workload.peak_context_tokens  # the other side answers
     if found.longest_tokens and peak > found.longest_tokens:
         remarks.append(
             f"requests of {peak:,.0f} tokens are longer than the {found.longest_tokens:,} that it lets in, which refuses them "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -50,6 +50,8 @@ ANY_CASE = ("load_format", "cp_config.cp_type")
 """Fields whose text the engine turns into capitals itself."""
 FORCED = ("TRTLLM_FORCE_COMM_METHOD", "TRTLLM_FORCE_ALLTOALL_METHOD", "TRTLLM_CAN_USE_DEEP_EP")
 DEEPEST = 8
+MOST_UNKNOWN = 12
+"""Unknown fields that are named one by one."""
 WHOLE, NUMBER = re.compile(r"[+-]?\d+"), re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -223,35 +225,47 @@ class Fields:
     moved: Mapping[str, str] = field(default_factory=dict)
     """Fields of older releases and what took their place."""
     conflicts: list[str] = field(default_factory=list)
+    _known: dict[str, Option] = field(init=False)
+    _opened: set[str] = field(init=False)
+    """Fields that hold others."""
+
+    def __post_init__(self) -> None:
+        self._known = {o.flags[0]: o for o in self.listed.options if not o.flags[0].startswith("-")}
+        self._opened = {path.rpartition(".")[0] for path in self._known}
 
     def take(self, document: Mapping[str, Any]) -> None:
         """The fields of a settings file take the place of what was said before."""
+        unknown = 0
         for path, value in _leaves(document, self._closed):
-            self._check(path, value)
-            option = self.listed.find(path)
-            if value is None and option is not None and "document" not in option.type:
+            option = self._known.get(path)
+            if option is None:
+                unknown += 1
+                if unknown <= MOST_UNKNOWN:
+                    self.conflicts.append(self._missing(path))
+                continue
+            self.conflicts += misfits(option, value, self.title, path)
+            if value is None and "document" not in option.type:
                 self.values.pop(path, None)  # the engine's own default
             else:
                 self.values[path] = as_text(value)
+        if unknown > MOST_UNKNOWN:
+            self.conflicts.append(f"{self.title}: {unknown - MOST_UNKNOWN:,} more fields that it does not have")
 
     def _closed(self, path: str) -> bool:
         """Whether a mapping is one value: its keys are the user's own."""
-        return self.listed.find(path) is not None and not any(o.flags[0].startswith(f"{path}.") for o in self.listed.options)
+        return path in self._known and path not in self._opened
 
-    def _check(self, path: str, value: Any) -> None:
-        option = self.listed.find(path)
-        if option is not None and not path.startswith("-"):
-            self.conflicts += misfits(option, value, self.title, path)
-            return
-        known = [o.flags[0] for o in self.listed.options if not o.flags[0].startswith("-")]
-        near = difflib.get_close_matches(path, known, n=1)
-        had = [release for release in releases_with("trtllm", path) if not path.startswith("-")]
+    def _missing(self, path: str) -> str:
+        near = difflib.get_close_matches(path[:120], self._known, n=1)
+        had = releases_with("trtllm", path)
         instead = f" (now {self.moved[path]})" if path in self.moved else f" (do you mean {near[0]}?)" if near else ""
         elsewhere = f" (release {', '.join(had)} has it)" if had else instead
-        self.conflicts.append(f"{self.title} has no field {path[:120]}{elsewhere}: it refuses the settings file")
+        return f"{self.title} has no field {path[:120]}{elsewhere}: it refuses the settings file"
 
 
-def _leaves(document: Mapping[str, Any], closed: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+def _leaves(
+    document: Mapping[str, Any], closed: Callable[[str], bool], prefix: str = "", depth: int = 0
+) -> Iterator[tuple[str, Any]]:
     """Values by path; an empty mapping, and one whose keys are the user's own, is a value."""
     for key, value in document.items():
         path = f"{prefix}{key}"

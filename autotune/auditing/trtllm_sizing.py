@@ -46,7 +46,7 @@ def pool_of_settings(
     if model.moe is not None:
         pool |= balance_of(command, model.moe.experts)
     if layout["dp"] > 1 and layout["ep"] > 1:
-        taken, gathered = backend_of(command, flags, layout, model, machine)
+        taken, gathered = alltoall_of(command, flags, layout, model, machine)
         priced = taken if calibration.has("dispatch", f"{taken.model}.dispatch") else gathered
         flags["all2all_backend"] = priced.value
         pool["all2all_backend"] = priced.model
@@ -60,7 +60,7 @@ def layout_of(command: Command) -> dict[str, int]:
     """
     ranks, stages = command.count("tensor_parallel_size"), command.count("pipeline_parallel_size")
     cut, spread = command.whole("moe_tensor_parallel_size", 1), command.whole("moe_expert_parallel_size", 1)
-    ep = spread or (ranks // cut if cut else 1)
+    ep = spread or (max(ranks // cut, 1) if cut else 1)
     if ranks % ep or (cut and cut * ep != ranks):
         told = f"moe_tensor_parallel_size {cut} x " if cut else ""
         raise ProblemError(f"{told}moe_expert_parallel_size {ep} do not make the {ranks} ranks of tensor_parallel_size")
@@ -103,7 +103,7 @@ def balance_of(command: Command, experts: int) -> dict[str, Any]:
     return {"redundant_experts": slots - experts, "expert_balance": {"kind": "static"}}
 
 
-def backend_of(
+def alltoall_of(
     command: Command, flags: Mapping[str, Value], layout: Mapping[str, int], model: ModelSpec, machine: HardwareSpec
 ) -> tuple[Choice, Choice]:
     """(the all-to-all, that which always works): forced by a variable, or what the engine takes by itself.
@@ -135,7 +135,7 @@ def unpriced_backend(
     knob = command.engine.knob("all2all_backend")
     spelling = knob.spelling(command.version) if knob else None
     said = {**flags, "all2all_backend": (command.said(spelling) if spelling else None) or ""}
-    taken, gathered = backend_of(command, said, pool, model, machine)
+    taken, gathered = alltoall_of(command, said, pool, model, machine)
     if taken.model != pool["all2all_backend"]:
         yield (
             f"all-to-all {taken.value}",
@@ -151,6 +151,17 @@ def _sizes(command: Command, phase: PoolRole, drafts: int, size: int | None) -> 
     if phase == "prefill":
         return {"max_batched_tokens": size or tokens}
     return {"batch_per_dp_rank": size or sequences} | ({"max_batched_tokens": tokens} if phase == "serve" else {})
+
+
+def refused_prompts(command: Command, isl_tokens: int, prefills: bool) -> str | None:
+    """Why prompts are refused: longer than a step that takes them whole (llmapi/llm.py _check_arguments, 1.3.0rc3)."""
+    most = command.whole("max_num_tokens", 1) or USUAL_TOKENS
+    if not prefills or switched(command, "enable_chunked_prefill") or isl_tokens <= most:
+        return None
+    return (
+        f"prompts of {isl_tokens:,} tokens are longer than max_num_tokens {most:,}, and nothing cuts them: TensorRT-LLM refuses "
+        "each; enable_chunked_prefill, or more tokens"
+    )
 
 
 def unmodelled_settings(command: Command, model: ModelSpec) -> Iterator[tuple[str, str, tuple[Part, ...]]]:

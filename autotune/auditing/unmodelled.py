@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from autotune.auditing.options import Command
 from autotune.auditing.trtllm_sizing import unmodelled_settings
+from cost_models.catalog import load_recipe
 from cost_models.specs.model import ModelSpec
 from search_spaces.effects import Effects, Part, load_effects
 
@@ -29,10 +30,10 @@ class Unmodelled:
         return f"{self.option}: {self.what}"
 
 
-def unmodelled(command: Command, model: ModelSpec) -> tuple[Unmodelled, ...]:
-    """What a command says that is not modelled."""
+def unmodelled(command: Command, model: ModelSpec, recipe: str) -> tuple[Unmodelled, ...]:
+    """What a command says that is not modelled, of a model that is stored in a precision recipe."""
     effects = load_effects(str(command.engine.command_line))
-    found = (_of(effects, name, value, model) for name, value in command.options.items())
+    found = (_of(effects, name, value, model, recipe) for name, value in command.options.items())
     if command.engine.command_line == "trtllm":
         own = (Unmodelled(*setting) for setting in unmodelled_settings(command, model))
         return tuple(line for line in (*found, *own) if line)
@@ -63,11 +64,13 @@ def positive(effects: Effects, name: str) -> str:
     return without if name.startswith("--no-") and not effects.classified(name) else name
 
 
-def _of(effects: Effects, name: str, value: str | None, model: ModelSpec) -> Unmodelled | None:
+def _of(effects: Effects, name: str, value: str | None, model: ModelSpec, recipe: str) -> Unmodelled | None:
     change = effects.change(name)  # a switch that is turned off changes nothing
     if change is None or not change.touches(value):
         return None
     if change.only_for == "sliding_windows" and not _has_windows(model):
+        return None
+    if change.only_for == "nvfp4_experts" and load_recipe(recipe).experts != "nvfp4":
         return None
     return Unmodelled(f"{name} {value}" if value else name, change.what, change.affects)
 

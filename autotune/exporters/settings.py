@@ -105,6 +105,7 @@ SETTINGS = (
     LaunchSetting("TRTLLM_ENABLE_PDL", "1", lambda _: True, "kernels start while the one before ends", ("trtllm",)),
     LaunchSetting("TRTLLM_SERVER_DISABLE_GC", "1", lambda _: True, "no pauses of the server", ("trtllm",)),
     LaunchSetting("TRTLLM_WORKER_DISABLE_GC", "1", lambda _: True, "no pauses of the ranks", ("trtllm",)),
+    LaunchSetting("UCX_CUDA_IPC_ENABLE_MNNVL", "n", lambda w: w.pair and not w.fabric, "no NVLink joins nodes", ("trtllm",)),
     LaunchSetting("NCCL_GRAPH_MIXING_SUPPORT", "0", lambda _: True, "graphs that launch faster", ("trtllm",)),
     LaunchSetting("TORCH_DISTRIBUTED_DEFAULT_TIMEOUT", "1800", lambda w: w.several_nodes, "nodes that load later", ("sglang",)),
 )

@@ -37,6 +37,8 @@ from search_spaces.spelling import spelled
 PORT_STRIDE = 1
 MOST_FREE, LEAST_FREE = 0.95, 0.05
 """Of what weights and a step leave, that a plan gives to caches: what grows afterwards needs the rest."""
+SHORT_PROMPTS = 4
+"""Prompts that a prefill step may hold, over those of mean length that fill it: a quarter of the mean is short."""
 SMALL_GRAPHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Sequences of the graphs that are captured, up to a pool's batch; steps between two of them are padded."""
 MOE_BACKENDS: dict[tuple[str, str], tuple[str, str]] = {
@@ -95,7 +97,7 @@ def fields_of(deployment: Deployment, subject: Subject, lengths: Lengths, place:
     """The settings file of a pool."""
     pool, role = deployment.pool, deployment.phase
     tokens = _step_tokens(deployment, lengths)
-    sequences = pool.batch_per_dp_rank or max(tokens // max(lengths.isl, 1), 1)
+    sequences = pool.batch_per_dp_rank or max(SHORT_PROMPTS * tokens // max(lengths.isl, 1), 1)
     found: dict[str, Any] = {
         "tensor_parallel_size": pool.tp * pool.dp,
         "pipeline_parallel_size": pool.pp,
@@ -120,7 +122,7 @@ def fields_of(deployment: Deployment, subject: Subject, lengths: Lengths, place:
         found["speculative_config"] = {"decoding_type": "MTP", "num_nextn_predict_layers": drafts}
     if role in OTHER_SIDE:
         found["cache_transceiver_config"] = {"backend": "DEFAULT", "max_tokens_in_buffer": lengths.longest}
-    needed = {name: values[0] == "true" for name, values in written(subject).options.items() if values}
+    needed = {name: values[0] == "true" for name, values in written(subject).options.items() if "." not in name}
     return found | needed
 
 
@@ -223,7 +225,8 @@ def settings_files(pools: tuple[LaunchPool, ...]) -> tuple[Script, ...]:
         balancer = process.settings.get("moe_config", {}).get("load_balancer", {})
         if mapped(pool.pool) and "initial_global_assignments" not in balancer:
             raise ExportError(
-                "the plan places experts by recorded loads and holds no map of them: search with --expert-load, whose plans do"
+                "the plan places experts by recorded loads and holds no map of them; the best plan of search --expert-load "
+                "holds one"
             )
         file = next(item.file for item in process.beside if item.name == "SETTINGS")
         found.append(manifest(file, [dict(process.settings)], f"Settings of the {pool.role} instances"))

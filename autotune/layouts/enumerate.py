@@ -166,7 +166,8 @@ def _expert_options(resolved: ResolvedProblem, shape: ShardShape, *, offloads: b
     if model.moe is None or shape.ep == 1:
         return [(0, 0)]
     plain = [(spare, 0) for spare in redundancy_choices(model.moe.experts, shape.ep, eplb=False)]
-    if shape.dp == 1 or (offloads and not resolved.loads_map) or not rebalances(resolved):
+    mapped = resolved.loads_map and resolved.engine.maps_hold_copies
+    if shape.dp == 1 or (offloads and not resolved.loads_map) or not (mapped or rebalances(resolved)):
         return plain
     balanced = [(spare, 1) for spare in redundancy_choices(model.moe.experts, shape.ep, eplb=True)]
     return [*balanced, *plain] if offloads else balanced or plain

@@ -8,11 +8,12 @@ from pathlib import Path
 from autotune.auditing.commands import ROLE_OF_OPTION
 from autotune.auditing.shell import find_command, written_files
 from autotune.auditing.trtllm import settings_text
+from autotune.documents.deployment import PoolRole
 from autotune.errors import ProblemError
 from autotune.manifests.machines import named_hardware
 from autotune.manifests.service import EngineService, Manifest
 from autotune.manifests.source import documents_in
-from autotune.manifests.trtllm_disagg import is_servers_file, server_pools
+from autotune.manifests.trtllm_disagg import is_servers_file, ports_of, server_pools
 from cost_models.reading import read_text
 
 DIRECTIVE = re.compile(r"^#SBATCH\s+(--?[\w-]+)(?:[=\s]\s*(\S+))?", re.MULTILINE)
@@ -35,10 +36,12 @@ def read_script(text: str, folder: Path | None = None) -> Manifest:
     others = find_command(text, _set_by_slurm(asked)).others
     alone = bool(asked) and not others
     nodes, gpus, gpu = _nodes(asked), _gpus(asked), _gpu(asked)
+    roles = _roles_by_port(text, folder)
     services = tuple(
         EngineService(
             name=f"command {at + 1}",
             text=text,
+            role=roles.get(_port(find_command(text, _set_by_slurm(asked), at).words)) if roles else None,
             environment=_set_by_slurm(asked),
             nodes=nodes if alone else 1,
             gpus_per_node=gpus if alone else None,
@@ -48,6 +51,27 @@ def read_script(text: str, folder: Path | None = None) -> Manifest:
         for at in range(others + 1)
     )
     return Manifest("sbatch script" if asked else "script", services, named_hardware(gpu) if gpu else ())
+
+
+def _roles_by_port(text: str, folder: Path | None) -> dict[str, PoolRole]:
+    """Which side of a pair servers are, by their ports, where the script starts their orchestrator too; empty elsewhere."""
+    found = ORCHESTRATED.search(text)
+    if found is None:
+        return {}
+    try:
+        held = settings_text(found["file"], written_files(text, {}), folder)
+    except ProblemError:  # only who is who would stand in it
+        return {}
+    documents = [document for document in documents_in(held, found["file"]) if is_servers_file(document)]
+    return {port: role for document in documents for port, role in ports_of(document)}
+
+
+def _port(words: tuple[str, ...]) -> str:
+    """Where a server listens; 8000 where it does not say."""
+    for at, word in enumerate(words):
+        if word.startswith("--port"):
+            return word.partition("=")[2] or next(iter(words[at + 1 : at + 2]), "")
+    return "8000"
 
 
 def _orchestrated(text: str, file: str, folder: Path | None) -> Manifest:

@@ -33,6 +33,13 @@ def read(source: Source) -> Manifest:
     return server_pools(next(document for document in source.documents if is_servers_file(document)), source.path)
 
 
+def ports_of(document: Mapping[str, Any]) -> Iterator[tuple[str, PoolRole]]:
+    """(port, side) of every server."""
+    for name, role in SECTIONS.items():
+        for url in listing(inner(document, name).get("urls"), f"{name}.urls"):
+            yield str(url).rpartition(":")[2], role
+
+
 def server_pools(document: Mapping[str, Any], where: object) -> Manifest:
     """Both pools with their settings; what stands at the top is every server's.
 

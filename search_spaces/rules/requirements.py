@@ -18,6 +18,9 @@ RUNNERS: dict[tuple[str, str], tuple[str, ...]] = {
     ("flashinfer", "fp8_block"): ("deep_gemm", "flashinfer_trtllm", "flashinfer_trtllm_routed"),
 }
 """(SGLang's all-to-all, dtype of the experts) -> runners that stand behind it, ours first; `auto` finds none of them."""
+TRANSCEIVER = "cache_transceiver_config.backend"
+TRANSCEIVERS = ("DEFAULT", "NIXL", "UCX", "MOONCAKE", "MPI")
+"""Ways of TensorRT-LLM to hand caches over, its own choice first."""
 REMOTE_CODE = ("kimi",)
 """Beginnings of names of models whose tokenizer is code of the checkpoint."""
 
@@ -114,6 +117,13 @@ REQUIREMENTS = (
         engines=("trtllm",),
         effect="refused",
         needs=lambda s: Needed({"trust_remote_code": ("true",)}) if remote_code(s) else Needed(),
+    ),
+    EngineRequirement(
+        name="caches_are_handed_over",
+        says="without it TensorRT-LLM's servers of a pair exchange no caches",
+        source="_torch/pyexecutor/kv_cache_transceiver.py:36 (1.3.0rc3)",
+        engines=("trtllm",),
+        needs=lambda s: Needed({TRANSCEIVER: TRANSCEIVERS}) if s.role in ("prefill", "decode") else Needed(),
     ),
     EngineRequirement(
         name="prefill_without_overlapped_steps",

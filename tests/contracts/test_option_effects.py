@@ -85,7 +85,8 @@ def test_every_version_has_its_list(engine):
         ("sglang", "0.5.17.post1", "0.5.16", "that of 0.5.16 was used"),
         ("sglang", "0.5.23", "0.5.23", None),
         ("trtllm", "1.3.0rc29", "1.3", None),
-        ("trtllm", "1.2.0rc6", "1.2", "options of 1.3.0rc3"),
+        ("trtllm", "1.2.0rc6", "1.2", "that of 1.3.0rc3 was used"),
+        ("trtllm", "1.1.0", "1.1", "priced"),
     ],
 )
 def test_a_version_between_two_known_ones_says_which_list_it_used(engine, asked, taken, said):

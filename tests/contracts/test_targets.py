@@ -370,10 +370,18 @@ def test_nobody_s_text_becomes_a_command_or_a_key(text, name, tmp_path):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-@pytest.mark.parametrize("target", ["llmd", "dynamo", "kserve", "srt-slurm", "sbatch", "compose"])
-def test_the_same_in_every_other_target(target, text, tmp_path):
-    made = hostile(launch("vllm-small" if target == "compose" else "vllm-pair-nvl72"), text)
-    options = TargetOptions() if target == "sbatch" else TargetOptions(image=text, router_image=text)
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        *((target, "vllm-pair-nvl72") for target in ("llmd", "dynamo", "kserve", "srt-slurm", "sbatch")),
+        *((target, "trtllm-pair-b200") for target in ("dynamo", "srt-slurm", "sbatch", "bash")),
+        ("compose", "vllm-small"),
+        ("compose", "trtllm-small"),
+    ],
+)
+def test_the_same_in_every_other_target(target, name, text, tmp_path):
+    made = hostile(launch(name), text)
+    options = TargetOptions() if target in ("sbatch", "bash") else TargetOptions(image=text, router_image=text)
     if target == "kserve":
         with pytest.raises(ExportError, match="is no repository"):  # of a model's URI
             load_target(target).render(made, options)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from autotune.documents.problem import Problem
 from autotune.errors import ProblemError
+from autotune.exporters.folders import plan_scripts
 from autotune.placement.eplb import balanced_packing, global_placement, hierarchical_placement, replicate_experts
 from autotune.placement.formats import FILES, write_files
 from autotune.placement.loads import Loads, read_loads
@@ -297,6 +298,20 @@ def test_recorded_loads_change_the_plan(tmp_path):
     assert even.deployment.pool.expert_balance.skew < skew.deployment.pool.expert_balance.skew
     assert skew.deployment.pool.redundant_experts >= even.deployment.pool.redundant_experts > 0
     assert predict(skew.deployment) == skew.prediction
+
+
+def test_a_tensorrt_llm_plan_from_recorded_loads_starts_from_its_map(tmp_path):
+    """Its load balancer holds copies that nothing moves; the settings of the best plan have every layer's slots."""
+    problem = Problem(
+        hardware="gb200-nvl72", engine="trtllm", gpus=16, trials=0, top_k=1, expert_load=tuple(save_loads(tmp_path, 1.5))
+    )
+    plan = search(problem).best
+    pool = plan.deployment.pool
+    assert (pool.expert_balance.kind, plan.placement is not None) == ("static", True)
+    (settings,) = (yaml.safe_load(script.text) for script in plan_scripts(plan) if script.name.endswith(".yml"))
+    balancer = settings["moe_config"]["load_balancer"]
+    assert balancer["num_slots"] == 256 + pool.redundant_experts
+    assert {len(slots) for slots in balancer["initial_global_assignments"].values()} == {balancer["num_slots"]}
 
 
 def set_of(slots: np.ndarray) -> Counter:

@@ -58,7 +58,16 @@ def test_ranks_are_those_of_a_stage_and_attention_dp_takes_each_by_itself(settin
     assert (pool.tp, pool.dp, pool.ep, pool.pp) == layout
 
 
+def test_a_file_of_nothing_but_unknown_fields_is_some_lines():
+    fields = Fields(load_options("trtllm", "1.3.0rc29"), "TensorRT-LLM")
+    fields.take({f"mystery_{number}": number for number in range(5000)})
+    assert len(fields.conflicts) == 13
+    assert fields.conflicts[-1] == "TensorRT-LLM: 4,988 more fields that it does not have"
+
+
 def test_experts_that_do_not_divide_are_no_layout():
+    with pytest.raises(ProblemError, match="moe_tensor_parallel_size 16 x moe_expert_parallel_size 1 do not make the 8 ranks"):
+        read({"tensor_parallel_size": 8, "moe_tensor_parallel_size": 16})
     with pytest.raises(ProblemError, match="moe_expert_parallel_size 3 do not make the 8 ranks"):
         read({**DEP8, "moe_expert_parallel_size": 3})
 
@@ -100,7 +109,7 @@ def test_a_settings_file_is_held_against_the_fields_of_the_release(settings, sai
 
 
 def test_an_unknown_field_keeps_the_engine_from_starting():
-    found = read({**DEP8, "max_seq_length": 4096})
+    found = read({**DEP8, "max_seq_length": 4096}, size=8)
     assert found.conflicts == (
         "TensorRT-LLM 1.3.0rc29 has no field max_seq_length (do you mean max_seq_len?): it refuses the settings file",
     )
@@ -248,6 +257,7 @@ DISAGGREGATED = {
     "port": 8000,
     "model": R1,
     "kv_cache_config": {"dtype": "fp8"},
+    "cache_transceiver_config": {"backend": "DEFAULT"},
     "context_servers": {"num_instances": 2, "tensor_parallel_size": 4, "max_num_tokens": 16384, "urls": ["a:1", "b:1"],
                         "disable_overlap_scheduler": True},
     "generation_servers": {**DEP8, "max_batch_size": 64, "urls": ["c:1"], "router": {"type": "load_balancing"}},
@@ -265,6 +275,50 @@ def test_the_file_of_a_pair_is_both_pools(how, tmp_path):
     assert (prefill.tp, prefill.instances, prefill.max_batched_tokens) == (4, 2, 16384)
     assert (decode.dp, decode.instances, decode.batch_per_dp_rank) == (8, 1, 64)
     assert (found.conflicts, found.deployment.phase) == ((), "serve")
+    assert check(found.deployment, Goals(), found).conflicts == ()
+
+
+def test_servers_of_a_script_are_told_apart_by_their_ports(tmp_path):
+    settings = {**DEP8, "tensor_parallel_size": 4, "moe_expert_parallel_size": 4, "cache_transceiver_config": {"backend": "UCX"}}
+    text = "".join(f"trtllm-serve {R1} --port {port} --config s.yaml &\n" for port in (8001, 8002))
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "pair.yaml").write_text(
+        "context_servers: {urls: ['localhost:8002']}\ngeneration_servers: {urls: ['localhost:8001']}\n"
+    )
+    manifest = read_script(f"{text}trtllm-serve disaggregated -c pair.yaml\n", tmp_path)
+    assert [service.role for service in manifest.services] == ["decode", "prefill"]
+    found = read_manifest(manifest, GivenToo(hardware="hgx-b200", size=8), "script")
+    assert set(found.deployment.pools) == {"prefill", "decode"}
+
+
+def test_answers_travel_in_nvfp4_where_experts_are_stored_so():
+    low = {**DEP8, "moe_config": {"use_low_precision_moe_combine": True}}
+    assert [len(read(low, model=model, size=8).unmodelled) for model in (R1, "deepseek-ai/DeepSeek-R1-0528")] == [1, 0]
+
+
+def test_a_pair_without_a_hand_over_does_not_work(tmp_path):
+    alone = {key: value for key, value in DISAGGREGATED.items() if key != "cache_transceiver_config"}
+    (tmp_path / "pair.yaml").write_text(yaml.safe_dump(alone))
+    manifest = read_file(tmp_path / "pair.yaml")
+    assert manifest is not None
+    found = read_manifest(manifest, GivenToo(hardware="hgx-b200"), "pair.yaml")
+    lines = check(found.deployment, Goals(), found).conflicts
+    assert ["caches_are_handed_over" in line for line in lines] == [True, True]
+
+
+def test_a_prefill_server_lets_prompts_in_not_answers():
+    """1,000 tokens each way: 1,100 hold a prompt, and not a request."""
+    lengths = {**DEP8, "max_seq_len": 1100}
+    remark = "requests of 2,000 tokens are longer than the 1,100"
+    assert not [line for line in read(lengths, role="prefill").remarks if remark in line]
+    assert [line for line in read(lengths, role="decode", size=8).remarks if remark in line]
+
+
+def test_prompts_longer_than_a_step_are_refused_unless_they_are_cut():
+    (line,) = read({**DEP8, "max_num_tokens": 512}).conflicts
+    assert "prompts of 1,000 tokens are longer than max_num_tokens 512" in line
+    assert read({**DEP8, "max_num_tokens": 512, "enable_chunked_prefill": True}).conflicts == ()
+    assert read({**DEP8, "max_num_tokens": 512}, role="decode").conflicts == ()  # another pool computes them
 
 
 def test_settings_of_a_pair_that_contradict_each_other_or_are_elsewhere(tmp_path):
@@ -351,6 +405,15 @@ def test_what_is_written_are_fields_of_the_release(name, release):
         fields = Fields(load_options("trtllm", release), release)
         fields.take(settings)
         assert fields.conflicts == []
+
+
+@pytest.mark.parametrize("release", ["1.3.0rc3", "1.3.0rc29"])
+def test_every_option_of_a_script_is_one_of_the_release(release):
+    known = {flag for option in load_options("trtllm", release).options for flag in option.flags}
+    for name, text in files(deployment(**PLANS["pair over nodes"])).items():
+        if name.endswith(("_node.sh", "_head.sh")):
+            flags = {word for word in text.rpartition("trtllm-serve ")[2].split() if word.startswith("--")}
+            assert flags == {"--host", "--port", "--config"} <= known
 
 
 def test_a_settings_file_says_the_plan():

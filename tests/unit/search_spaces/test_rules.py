@@ -48,6 +48,7 @@ QWEN = {"model": "qwen3-235b-a22b"}
 SPREAD = {"dp": 16, "ep": 16}
 SGLANG = {"engine": "sglang"}
 TRTLLM = {"engine": "trtllm"}
+GRAPHS = "cuda_graph_config.{}"
 BLACKWELL = {"hardware": "gb200-nvl72"}
 BREAKING = {
     "heads_divide": ({"tp": 3}, {"tp": 4}),
@@ -142,6 +143,22 @@ BREAKING = {
     "sbo_needs_deepep": (
         {**SPREAD, "backend": GATHERED, "overlap": OVERLAPS.index("single_batch")},
         {**SPREAD, "backend": LOW_LATENCY, "overlap": OVERLAPS.index("single_batch")},
+    ),
+    "balancer_with_attention_dp": (
+        {**TRTLLM, "tp": 8, "ep": 8, "redundant_experts": 32},
+        {**TRTLLM, "dp": 8, "ep": 8, "redundant_experts": 32},
+    ),
+    "balancer_of_the_kernels": (
+        {**TRTLLM, "dp": 8, "ep": 8, "redundant_experts": 32, "options": {"moe_config.backend": "TRITON"}},
+        {**TRTLLM, "dp": 8, "ep": 8, "redundant_experts": 32, "options": {"moe_config.backend": "CUTLASS"}},
+    ),
+    "graph_sizes_agree": (
+        {**TRTLLM, "tp": 8, "options": {GRAPHS.format("batch_sizes"): "[1, 64]", GRAPHS.format("max_batch_size"): "128"}},
+        {**TRTLLM, "tp": 8, "options": {GRAPHS.format("batch_sizes"): "[1, 128]", GRAPHS.format("max_batch_size"): "128"}},
+    ),
+    "split_output_with_attention_dp": (
+        {**TRTLLM, "tp": 8, "options": {"enable_lm_head_tp_in_adp": "true"}},
+        {**TRTLLM, "dp": 8, "options": {"enable_lm_head_tp_in_adp": "true"}},
     ),
     # 98,647 = 1,541 pages of 64 and 23 tokens
     "whole_pages": (
@@ -262,11 +279,15 @@ def test_kimi_s_tokenizer_is_code_of_its_own():
 def test_tensorrt_llm_s_needs_are_fields_of_its_settings():
     """Prompts are computed without the overlap scheduler; a tokenizer of the checkpoint's own is allowed by a field."""
     prefill = {"engine": "trtllm", "tp": 8, "role": "prefill", "batched_tokens": 64}
-    assert dict(written(subject(**prefill)).options) == {"disable_overlap_scheduler": ("true",)}
-    (finding,) = unmet(subject(**prefill, options={"disable_overlap_scheduler": "false"}))
+    asked = {"cache_transceiver_config.backend": ("DEFAULT",), "disable_overlap_scheduler": ("true",)}
+    assert dict(written(subject(**prefill)).options) == asked
+    handed = {"cache_transceiver_config.backend": "UCX"}
+    (finding,) = unmet(subject(**prefill, options={**handed, "disable_overlap_scheduler": "false"}))
     assert (finding.rule, finding.stops) == ("prefill_without_overlapped_steps", False)
-    assert not unmet(subject(**prefill, options={"disable_overlap_scheduler": "true"}))
-    assert dict(written(subject("trtllm", model="kimi-k2", tp=16)).options) == {"trust_remote_code": ("true",)}
+    (finding,) = unmet(subject(**prefill, options={"disable_overlap_scheduler": "true"}))
+    assert (finding.rule, finding.stops) == ("caches_are_handed_over", True)
+    assert not unmet(subject(**prefill, options={**handed, "disable_overlap_scheduler": "true"}))
+    assert dict(written(subject("trtllm", model="kimi-k2", tp=16, role="serve")).options) == {"trust_remote_code": ("true",)}
 
 
 @pytest.mark.parametrize(

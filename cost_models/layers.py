@@ -154,11 +154,15 @@ def offload_stall(machine: Machine, rows: Rows, layers: Sequence[Layer]) -> Timi
     for setting in offload_settings(model, rows):
         c = machine.coefficients("offload", "default", OffloadCoefficients)
         bandwidth = machine.hardware.host_link_bytes_per_s * c.link_efficiency
-        compute = by_layer(model, [layer.time_s for layer in layers])
-        copies = by_layer(model, offloadable_layer_bytes(machine, rows)) / bandwidth
+        lone = setting.rows.sum() == 1  # numpy would add its layers up in another order than those of several
+        those = np.arange(len(rows)) if lone else np.flatnonzero(setting.rows)
+        compute = by_layer(model, [layer.time_s[those] for layer in layers])
+        copies = by_layer(model, offloadable_layer_bytes(machine, rows.take(those))) / bandwidth
         if setting.prefetch_step:
             timeline = prefetch_pass_s(compute, copies, setting.layers, setting.prefetch_step)
         else:
             timeline = zero_copy_pass_s(compute, copies, setting.layers)
-        stall = np.where(setting.rows, timeline - compute.sum(axis=0), stall)
+        found = np.zeros(len(rows))
+        found[those] = timeline - compute.sum(axis=0)
+        stall = np.where(setting.rows, found, stall)
     return Timing(np.where(stall > ROUNDING_S, stall, 0.0), zero)

@@ -166,10 +166,14 @@ def main() -> None:
             if given.only and given.only not in job.name:
                 continue
             report(job.name, [timed([*AUTOTUNE, *job.arguments], job.codes) for _ in range(job.runs)], job.target, base_s)
-            if job.name == MAIN_JOB:
+            if job.arguments[0] == "search":
                 stages(folder / "out")
         if not given.only or given.only in "sweep":
             sweep(folder, whole=given.whole)
+    if not given.only or given.only in "scaling":
+        subprocess.check_call([sys.executable, str(Path(__file__).with_name("scaling.py"))])
+    if given.only and given.only in "test suite":
+        suite()
     if not given.only or given.only in "fleets":
         subprocess.check_call([sys.executable, str(Path(__file__).with_name("fleets.py"))])
     if not given.only or given.only in "rows":
@@ -184,12 +188,11 @@ def report(job: str, runs: list[Took], target: str, base_s: float) -> None:
 
 
 def stages(out: Path) -> None:
-    """The share of each stage of the newest run in a folder; the rest is starting, importing, writing and printing."""
+    """What each stage of the newest run in a folder took of the clock; the rest is starting, importing, writing and printing."""
     newest = max(out.iterdir(), key=lambda path: path.stat().st_mtime)
     seconds = json.loads((newest / "run.json").read_text(encoding="utf-8"))["statistics"]["seconds"]
-    print(
-        "  " + ", ".join(f"{stage} {took * 1e3:.0f} ms" for stage, took in seconds.items()) + "; the rest: start, import, report"
-    )
+    shares = (f"{stage} {took * 1e3:.0f} ms ({took / sum(seconds.values()):.0%})" for stage, took in seconds.items())
+    print("  " + ", ".join(shares) + "; the rest: start, import, report")
 
 
 def sweep(folder: Path, *, whole: bool) -> None:
@@ -205,8 +208,15 @@ def sweep(folder: Path, *, whole: bool) -> None:
     print(f"{name:42s} {took.wall_s * times:6.0f} s {'':8s} {cpu} {'480 s of CPU':>14s}")
 
 
+def suite() -> None:
+    """The tests, all and the quick ones; minutes, so only when asked for."""
+    for name, chosen, target in (("test suite", [], "3 min"), ("its quick part", ["-m", "not slow"], "40 s")):
+        took = timed([sys.executable, "-m", "pytest", "-q", "-n", "2", *chosen])
+        print(f"{name:42s} {took.wall_s:6.0f} s {'':8s} {took.cpu_s:6.0f} s {'':19s} {target:>14s}")
+
+
 def rows() -> None:
-    """How many rows are costed in a second."""
+    """How many rows are costed in a second, from nothing: the first rows also fill the tables of expert balance."""
     found = [float(subprocess.check_output([sys.executable, "-c", ROWS_SCRIPT])) for _ in range(5)]
     print(f"{'costing rows (step and memory)':42s} {0.1 / statistics.median(found):6.2f} M rows/CPU s {'':22s} {'1 M/s':>14s}")
 

@@ -106,15 +106,22 @@ def finished(
     """
     scaled = {name: timing.scaled(halves) for name, timing in operators.items()} if (halves != 1).any() else dict(operators)
     busy = sum((t.time_s for t in scaled.values()), np.zeros(len(halves)))
-    launched = sum((t.time_s > 0 for t in operators.values()), np.zeros(len(halves)))
     graph_s = halves * small * host.small_kernel_s
+    gaps = graph_s if captured.all() else np.where(captured, graph_s, _eager_gaps_s(operators, rows, halves, host, busy, graph_s))
+    scaled["launch_gaps"] = Timing(gaps, np.zeros(len(gaps)))
+    return Layer(scaled, busy + gaps)
+
+
+def _eager_gaps_s(
+    operators: Mapping[str, Timing], rows: Rows, halves: Floats, host: HostCoefficients, busy: Floats, graph_s: Floats
+) -> Floats:
+    """The launch floor of eager steps beyond what the GPU works; at least the small kernels."""
+    launched = sum((t.time_s > 0 for t in operators.values()), np.zeros(len(halves)))
     floor_s = launched * host.eager_operator_s + (host.eager_experts_s if "experts" in operators else 0.0)
     dispatching = operators["dispatch"].time_s > 0 if "dispatch" in operators else np.zeros(len(halves), dtype=np.bool_)
     waits = dispatching & (rows.backend == BACKENDS.index("deepep_normal"))
     eager_s = np.where(waits, floor_s, halves * floor_s - busy)
-    gaps = np.where(captured, graph_s, np.maximum(eager_s, graph_s))
-    scaled["launch_gaps"] = Timing(gaps, np.zeros(len(gaps)))
-    return Layer(scaled, busy + gaps)
+    return np.maximum(eager_s, graph_s)
 
 
 def overlapped(machine: Machine, layer: Layer, rows: Rows, split: NDArray[np.bool_]) -> Layer:
@@ -154,11 +161,15 @@ def offload_stall(machine: Machine, rows: Rows, layers: Sequence[Layer]) -> Timi
     for setting in offload_settings(model, rows):
         c = machine.coefficients("offload", "default", OffloadCoefficients)
         bandwidth = machine.hardware.host_link_bytes_per_s * c.link_efficiency
-        compute = by_layer(model, [layer.time_s for layer in layers])
-        copies = by_layer(model, offloadable_layer_bytes(machine, rows)) / bandwidth
+        lone = setting.rows.sum() == 1  # numpy would add its layers up in another order than those of several
+        those = np.arange(len(rows)) if lone else np.flatnonzero(setting.rows)
+        compute = by_layer(model, [layer.time_s[those] for layer in layers])
+        copies = by_layer(model, offloadable_layer_bytes(machine, rows.take(those))) / bandwidth
         if setting.prefetch_step:
             timeline = prefetch_pass_s(compute, copies, setting.layers, setting.prefetch_step)
         else:
             timeline = zero_copy_pass_s(compute, copies, setting.layers)
-        stall = np.where(setting.rows, timeline - compute.sum(axis=0), stall)
+        found = np.zeros(len(rows))
+        found[those] = timeline - compute.sum(axis=0)
+        stall = np.where(setting.rows, found, stall)
     return Timing(np.where(stall > ROUNDING_S, stall, 0.0), zero)

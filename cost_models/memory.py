@@ -230,11 +230,14 @@ class OffloadSetting:
 
 def offload_settings(model: ModelSpec, rows: Rows) -> Iterator[OffloadSetting]:
     """Distinct settings of the rows that offload."""
+    if not rows.offload_group_size.any():
+        return
     columns = np.stack([rows.offload_group_size, rows.offload_in_group, rows.offload_prefetch_step], axis=1)
+    offers = np.ones(model.layers, dtype=np.bool_)
+    if model.moe:
+        offers = np.isin(np.arange(model.layers), model.moe_positions)
     for group, number, step in np.unique(columns[rows.offload_group_size > 0], axis=0):
-        layers = offloaded_mask(model.layers, int(group), int(number))
-        if model.moe:
-            layers[[position for position in range(model.layers) if position not in model.moe_positions]] = False
+        layers = offloaded_mask(model.layers, int(group), int(number)) & offers
         yield OffloadSetting((columns == (group, number, step)).all(axis=1), layers, int(step))
 
 

@@ -72,11 +72,7 @@ class Rows:
         names = [f.name for f in dataclasses.fields(cls)]
         if unknown := set(values) - set(names):
             raise TypeError(f"unknown columns {sorted(unknown)}")
-        arrays = np.broadcast_arrays(*[np.atleast_1d(np.asarray(values[name])) for name in names])
-        typed: dict[str, Any] = {
-            n: a.astype(np.float64 if n in FLOAT_COLUMNS else np.int64) for n, a in zip(names, arrays, strict=True)
-        }
-        return cls(**typed)
+        return cls(**_typed({name: values[name] for name in names}))
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -86,7 +82,10 @@ class Rows:
         return Rows(**{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)})
 
     def replace(self, **columns: ArrayLike) -> Rows:
-        """The same rows with some columns changed (broadcast)."""
+        """The same rows with some columns changed (broadcast); the others are shared, so nobody writes to a column."""
+        changed = _typed({"tp": self.tp, **columns})
+        if len(changed["tp"]) == len(self) and not set(changed) - set(DEFAULTS):
+            return dataclasses.replace(self, **changed)
         current = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return Rows.of(**{**current, **columns})
 
@@ -114,6 +113,13 @@ class Rows:
         """Outputs per API process and step; 0 where those are left out."""
         shared = -(-self.batch * self.dp // np.maximum(self.api_servers, 1))
         return np.where(self.api_servers > 0, shared, 0)
+
+
+def _typed(columns: dict[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+    """Columns of equal length, each in its type."""
+    arrays = np.broadcast_arrays(*[np.atleast_1d(np.asarray(values)) for values in columns.values()])
+    kinds = [np.float64 if name in FLOAT_COLUMNS else np.int64 for name in columns]
+    return {name: array.astype(kind) for name, array, kind in zip(columns, arrays, kinds, strict=True)}
 
 
 FLOAT_COLUMNS = ("imbalance", "skew", "popularity")

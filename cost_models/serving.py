@@ -83,7 +83,7 @@ def interrupted_step_s(step_s: ArrayLike, extra_s: ArrayLike, rate_per_s: ArrayL
     and, if nothing came meanwhile (probability exp(-rate x both)), the mean wait 1 / rate for the next prompt. Of that
     cycle everything but what prompts add decodes.
     """
-    step, extra, rate, looks = (as_floats(x) for x in np.broadcast_arrays(step_s, extra_s, rate_per_s, looks_s))
+    step, extra, rate, looks = as_floats(step_s), as_floats(extra_s), as_floats(rate_per_s), as_floats(looks_s)
     decoding = looks + np.exp(-rate * (extra + looks)) / np.maximum(rate, 1e-12)
     return step * (extra + decoding) / decoding
 

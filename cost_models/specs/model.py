@@ -218,7 +218,7 @@ class ModelSpec(Spec):
 
     @property
     def moe_layers(self) -> int:
-        return len(self.moe_positions)
+        return sum(group.count for group in self.groups if isinstance(group.ffn, MoeSpec))
 
     @property
     def dense_layers(self) -> int:

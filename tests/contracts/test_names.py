@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections import defaultdict
 from pathlib import Path
 
@@ -22,11 +23,16 @@ def modules() -> list[Path]:
     return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported_names() -> set[tuple[str, str]]:
     """(module, name) of everything that some module imports from another."""
     found = set()
     for path in modules():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ImportFrom) and node.module:
                 found |= {(node.module, alias.name) for alias in node.names}
     return found
@@ -44,7 +50,7 @@ def test_a_public_name_is_defined_once() -> None:
         if relative.startswith(FACADES) or path.name in ("__init__.py", "mla_decode_triton.py"):
             continue
         module = relative.removesuffix(".py").replace("/", ".")
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not is_entry(relative, node.name):
                 homes[node.name].append(module)
             targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []

@@ -1,0 +1,128 @@
+"""How well a sweep of a thousand problems uses more workers, where no machine with as many cores is at hand: a simulation of
+measured parts.
+
+Measured here, in CPU seconds: every 37th problem of the benchmark's sweep alone; what a fresh worker takes before its first
+problem; and what the process that deals takes of its own core per problem (sending it, reading the answer, journal and table),
+with the executor itself running two workers. Simulated: tasks are dealt in order, each worker has one that runs and one that is
+ready, and one process deals to all. Cores are taken as alike and as free; what the dealing takes is multiplied by --slack,
+because a cluster's network is slower than a pipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from run import SCENARIOS, SLICES, timed
+
+from autotune.sweeping.executors import WAITING_PER_WORKER, Executor, executor_of
+from autotune.sweeping.running import sweep
+from autotune.sweeping.scenarios import Task
+from autotune.sweeping.slices import Slice
+from autotune.sweeping.solving import solve
+
+PROBLEMS = 1000
+WORKERS = (1, 2, 4, 8, 16, 32)
+START = "import autotune.sweeping.solving"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a sweep is made of [s]."""
+
+    tasks_s: tuple[float, ...]
+    start_s: float
+    dealing_s: float
+
+
+@dataclass(slots=True)
+class Measured:
+    """Solves in this process and keeps the CPU time of every problem."""
+
+    seconds: list[float]
+
+    def results(self, tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
+        """In order."""
+        for task in tasks:
+            start = time.process_time()
+            answer = solve(task.problem)
+            self.seconds.append(time.process_time() - start)
+            yield task.key, answer
+
+
+@dataclass(slots=True)
+class Dealt:
+    """Leaves the problems to an executor and keeps the CPU time of this process at every answer."""
+
+    executor: Executor
+    at_s: list[float]
+
+    def results(self, tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
+        """As the executor finds them."""
+        for answer in self.executor.results(tasks):
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            self.at_s.append(used.ru_utime + used.ru_stime)
+            yield answer
+
+
+def makespan_s(parts: Parts, workers: int, slack: float) -> float:
+    """When the last of PROBLEMS answers is read."""
+    free_s = [parts.start_s] * workers
+    in_flight: list[float] = []  # ends of what was dealt and not yet answered
+    dealer_s = last_s = 0.0
+    for number in range(PROBLEMS):
+        room_s = heapq.heappop(in_flight) if len(in_flight) == WAITING_PER_WORKER * workers else 0.0
+        dealer_s = max(dealer_s, room_s) + parts.dealing_s * slack
+        end_s = max(heapq.heappop(free_s), dealer_s) + parts.tasks_s[number % len(parts.tasks_s)]
+        heapq.heappush(free_s, end_s)
+        heapq.heappush(in_flight, end_s)
+        last_s = max(last_s, end_s)
+    return last_s
+
+
+def measured(executor: str) -> Parts:
+    """The parts on this machine."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        alone = Measured([])
+        _sweep(folder / "alone", alone)
+        start_s = timed([sys.executable, "-c", START]).cpu_s
+        dealt = Dealt(executor_of(executor, 2), [])
+        _sweep(folder / executor, dealt)
+    return Parts(tuple(alone.seconds), start_s, (dealt.at_s[-1] - dealt.at_s[0]) / (len(dealt.at_s) - 1))
+
+
+def _sweep(folder: Path, executor: Executor) -> None:
+    folder.mkdir(parents=True)
+    (folder / "scenarios.yaml").write_text(json.dumps(SCENARIOS), encoding="utf-8")
+    sweep(folder / "scenarios.yaml", out=folder / "out", executor=executor, part=Slice(0, SLICES))
+
+
+def main() -> None:
+    """Measure, simulate, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--executor", choices=("local", "ray"), default="local")
+    parser.add_argument("--slack", type=float, default=2.0, help="of the dealing, for the network")
+    given = parser.parse_args()
+    parts = measured(given.executor)
+    mean_s = sum(parts.tasks_s) / len(parts.tasks_s)
+    print(
+        f"{len(parts.tasks_s)} problems of {mean_s * 1e3:.0f} ms (longest {max(parts.tasks_s) * 1e3:.0f} ms), "
+        f"start of a worker {parts.start_s:.2f} s, dealing {parts.dealing_s * 1e3:.1f} ms each, {given.executor}"
+    )
+    two_s = makespan_s(parts, 2, given.slack)
+    for workers in WORKERS:
+        took_s = makespan_s(parts, workers, given.slack)
+        print(f"{workers:3d} workers {took_s:7.1f} s   {2 * two_s / (workers * took_s):5.0%} as efficient as two")
+
+
+if __name__ == "__main__":
+    main()

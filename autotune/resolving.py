@@ -22,7 +22,19 @@ from search_spaces.schema import EngineSpec
 if TYPE_CHECKING:
     from autotune.placement.skew import RecordedSkew
 
-RECIPE_PREFERENCE = ("nvfp4", "fp8-block", "fp8-tensor", "mxfp8", "mxfp4", "mxfp4-mxfp8", "int8", "nvfp4-w4a16", "int4", "bf16")
+RECIPE_PREFERENCE = (
+    "nvfp4",
+    "fp8-block",
+    "fp8-tensor",
+    "mxfp8",
+    "mxfp4",
+    "mxfp4-mxfp8",
+    "mxfp4-mxfp4",
+    "int8",
+    "nvfp4-w4a16",
+    "int4",
+    "bf16",
+)
 
 
 @dataclass(frozen=True, slots=True)

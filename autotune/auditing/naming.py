@@ -30,6 +30,7 @@ QUANTIZATIONS: dict[str, tuple[str, ...]] = {
     "mxfp4": ("mxfp4", "mxfp4-mxfp8"),
     "gpt_oss_mxfp4": ("mxfp4", "mxfp4-mxfp8"),
     "mxfp8": ("mxfp8",),
+    "quark": ("mxfp4-mxfp4", "mxfp4", *EIGHT_BIT, "int8"),
     "unquant": ("bf16",),
 }
 """Value of --quantization -> recipes of checkpoints that it loads (vLLM model_executor/layers/quantization, SGLang --help)."""

@@ -22,6 +22,17 @@ def duration_s(text: str) -> float:
     return found
 
 
+def acceptance(text: str, model: str) -> tuple[float, ...]:
+    """'0.8,0.6' as rates; a word such as 'coding' as what is published for the model and that text."""
+    if text[:1].isalpha() and "," not in text:
+        from cost_models.acceptance import published_rates
+        from cost_models.checkpoints import find_checkpoint
+
+        known = find_checkpoint(model)
+        return published_rates(known.model if known else model, text)
+    return rates(text)
+
+
 def rates(text: str) -> tuple[float, ...]:
     """'0.8,0.6' -> (0.8, 0.6)."""
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autotune.cli import completing
-from autotune.cli.parsing import duration_s, rates
+from autotune.cli.parsing import acceptance, duration_s
 
 if TYPE_CHECKING:
     from autotune.documents.candidates import Candidates
@@ -47,7 +47,9 @@ def search(
     isl: Annotated[int | None, typer.Option(help="Mean input tokens.")] = None,
     osl: Annotated[int | None, typer.Option(help="Mean output tokens.")] = None,
     context: Annotated[float | None, typer.Option(help="Mean context while decoding, where measured.")] = None,
-    mtp_acceptance: Annotated[str | None, typer.Option(help="Acceptance per draft, e.g. 0.8,0.6: searches MTP.")] = None,
+    mtp_acceptance: Annotated[
+        str | None, typer.Option(help="Acceptance per draft (0.8,0.6), or the text of a published curve (coding): searches MTP.")
+    ] = None,
     gpus: Annotated[int | None, typer.Option(help="GPU budget; one scale-up domain by default.")] = None,
     objective: Annotated[str | None, typer.Option(help="tokens_per_s_per_gpu, tokens_per_s, tpot or ttft.")] = None,
     confidence: Annotated[float | None, typer.Option(help="Every limit must hold with this probability, e.g. 0.9.")] = None,
@@ -86,9 +88,11 @@ def search(
 ) -> None:
     """Find the best deployment: layout, flags, prediction and launch scripts."""
     from autotune.documents.plan import SearchResult
+    from autotune.documents.problem import DEFAULT_MODEL
     from autotune.files import check_writable
 
-    serve = target == "serve" or (target is None and problem is not None and _target_of(problem) == "serve")
+    serve = target == "serve" or (target is None and _named_in(problem, "target") == "serve")
+    served = str(model or _named_in(problem, "model") or DEFAULT_MODEL)
     percentiles = {"p50": ttft_p50, "p95": ttft_p95, "p99": ttft_p99}
     load = {"rate_per_s": rate, "concurrency": concurrency if serve else None, "trace": str(trace) if trace else None}
     options: dict[str, Any] = {
@@ -125,7 +129,7 @@ def search(
         "osl_tokens": osl,
         "mean_context_tokens": context,
         "prefix_cache_hit_rate": cached,
-        "mtp_acceptance": rates(mtp_acceptance) if mtp_acceptance else None,
+        "mtp_acceptance": acceptance(mtp_acceptance, served) if mtp_acceptance else None,
     }
     asked = problem_from(options, workload, problem)
     if save:
@@ -168,12 +172,12 @@ def problem_from(options: dict[str, Any], workload: dict[str, Any], file: Path |
     return validated(Problem, data, str(file) if file else "search options")
 
 
-def _target_of(file: Path) -> str | None:
-    """The target that a problem file names."""
+def _named_in(file: Path | None, key: str) -> Any:
+    """What a problem file says of a key; none without a file, or where it says nothing."""
     from cost_models.catalog import read_yaml
 
-    data: Any = read_yaml(file)
-    return data.get("target") if isinstance(data, dict) else None
+    data: Any = read_yaml(file) if file else None
+    return data.get(key) if isinstance(data, dict) else None
 
 
 Run = tuple["SearchResult | ServiceResult", dict[int, tuple["TrialRow", ...]], "Candidates | None"]

@@ -20,6 +20,7 @@ from cost_models.dispatch import BACKENDS
 from cost_models.memory import state_bytes
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
+from cost_models.specs.precision import FP4_ARCHITECTURES
 from search_spaces.schema import Knob, Value
 
 BATCH_FACTORS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.125)
@@ -266,7 +267,7 @@ def _default(resolved: ResolvedProblem, knob: Knob, row: Rows, backends: Sequenc
     """The version's default, with what the engine derives at run time filled in."""
     default = knob.default(resolved.version)
     tokens = step_tokens(resolved, row)
-    if knob.name == "cudagraph_max_tokens" and resolved.hardware.gpu.architecture == "blackwell":
+    if knob.name == "cudagraph_max_tokens" and resolved.hardware.gpu.architecture in FP4_ARCHITECTURES:
         default = BLACKWELL_GRAPH_DEFAULT
     if knob.name == "max_num_batched_tokens":
         large = resolved.hardware.gpu.hbm_visible_bytes.value >= LARGE_GPU_BYTES

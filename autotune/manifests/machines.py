@@ -16,6 +16,7 @@ KEYS = re.compile(
 NAMES: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = tuple(
     (re.compile(rf"(?<![a-z0-9])({pattern})(?![a-z0-9])", re.IGNORECASE), found)
     for pattern, found in (
+        (r"vr(-?nvl72|200)|vera-?rubin(-?nvl72)?", ("vr-nvl72",)),
         (r"gb300(nvl72)?|gb300-nvl72|p6e-gb300\w*", ("gb300-nvl72",)),
         (r"gb200(nvl72)?|gb200-nvl72|p6e-gb200\w*|a4x-\w+", ("gb200-nvl72",)),
         (r"b300|p6-b300", ("hgx-b300",)),

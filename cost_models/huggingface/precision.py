@@ -27,6 +27,7 @@ RECIPES = {
     "mxfp8": "mxfp8",
     "mxfp4": "mxfp4",
     "mxfp4_mxfp8": "mxfp4-mxfp8",
+    "mxfp4_mxfp4": "mxfp4-mxfp4",
     "nvfp4": "nvfp4",
     "nvfp4_a16": "nvfp4-w4a16",
 }
@@ -127,6 +128,8 @@ def _dtypes(q: Mapping[str, Any]) -> tuple[DtypeOf, bool]:
     if algorithm == "MIXED_PRECISION":
         return _by_layer(q), True
     excluded = [str(name) for key in EXCLUDED for name in q.get(key) or ()]
+    if method == "quark":
+        return _except(excluded, _by_quark(q)), True
     excluded += [name.removeprefix("-:") for name in q.get("dynamic") or {} if str(name).startswith("-:")]
     listed = any(key in q for key in EXCLUDED) or method in ("awq", "gptq", "fp8", "compressed-tensors", "mxfp8")
     if method == "compressed-tensors" and not algorithm:
@@ -214,6 +217,38 @@ def _by_group(q: Mapping[str, Any]) -> DtypeOf:
     return dtype_of
 
 
+def _by_quark(q: Mapping[str, Any]) -> DtypeOf:
+    """AMD Quark: what the global configuration says, or the first layer pattern that matches a module's name."""
+    usual = q.get("global_quant_config") or {}
+    rules = [(_matcher([str(pattern)]), _quark_dtype(part)) for pattern, part in (q.get("layer_quant_config") or {}).items()]
+    dtype = _quark_dtype(usual) if usual else "bf16"
+
+    def dtype_of(names: Sequence[str]) -> str:
+        return next((found for matches, found in rules if matches(names)), dtype)
+
+    return dtype_of
+
+
+def _quark_dtype(part: Mapping[str, Any]) -> str:
+    """Dtype of one of Quark's configurations: of weights and input tensors together."""
+    weight, inputs = part.get("weight"), part.get("input_tensors")
+    if not weight:
+        return "bf16"
+    if not isinstance(weight, Mapping):
+        raise ValueError("weights that Quark quantises twice (FP8, then INT4) have no precision recipe")
+    kind, scheme, size = str(weight["dtype"]), str(weight.get("qscheme")), weight.get("group_size")
+    taken = str(inputs["dtype"]) if inputs else None
+    if kind == "fp4" and size == 32 and taken in (None, "fp4"):
+        return "mxfp4_mxfp4" if taken else "mxfp4"
+    if kind == "fp8_e4m3" and taken == kind and scheme in ("per_tensor", "per_channel"):
+        return "fp8"
+    if kind == "int8" and taken == kind and scheme == "per_channel":
+        return "int8"
+    raise ValueError(
+        f"Quark's {kind} weights ({scheme}, group {size}) with {taken or 'unquantised'} inputs have no precision recipe"
+    )
+
+
 def _group_dtype(group: Mapping[str, Any]) -> str:
     """Dtype of one group of compressed-tensors."""
     weights, inputs = group["weights"], group.get("input_activations")
@@ -293,6 +328,8 @@ def _layers_of(model: ModelSpec, modules: Mapping[str, str]) -> Iterator[tuple[s
 
 def _kv_cache(q: Mapping[str, Any]) -> str | None:
     """Dtype that the checkpoint asks for its KV cache; none where it says nothing. BF16 is what it says by null."""
+    if q.get("quant_method") == "quark":
+        return "fp8" if "fp8" in str(q.get("kv_cache_quant_config") or "") else None
     keys = [key for key in ("kv_cache_quant_algo", "kv_cache_scheme") if key in q]
     if not keys:
         return None

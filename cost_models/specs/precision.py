@@ -8,7 +8,19 @@ from typing import Any, Literal
 from cost_models.specs.base import Spec
 
 Dtype = Literal[
-    "bf16", "fp8", "fp8_block", "int8", "int4_g32", "int4_g64", "int4_g128", "mxfp8", "mxfp4", "mxfp4_mxfp8", "nvfp4", "nvfp4_a16"
+    "bf16",
+    "fp8",
+    "fp8_block",
+    "int8",
+    "int4_g32",
+    "int4_g64",
+    "int4_g128",
+    "mxfp8",
+    "mxfp4",
+    "mxfp4_mxfp8",
+    "mxfp4_mxfp4",
+    "nvfp4",
+    "nvfp4_a16",
 ]
 KvDtype = Literal["bf16", "fp8"]
 
@@ -67,6 +79,8 @@ DTYPES: dict[str, DtypeInfo] = {
     "mxfp4_mxfp8": DtypeInfo(
         0.5 + 1 / 32, 1.0 + 1 / 32, "fp8", kernels=("mxfp4",), architectures=MX_ARCHITECTURES, elsewhere="mxfp4", **MXFP4_PADDING
     ),
+    # AITER's kernels were not timed in public: efficiencies of FP8 blocks against the FP4 peak.
+    "mxfp4_mxfp4": DtypeInfo(0.5 + 1 / 32, 0.5 + 1 / 32, "mxfp4", kernels=("fp8_block",), architectures=("cdna4",)),
     # On Hopper engines widen NVFP4 weights to BF16 in the kernel (Marlin), whatever the checkpoint says of its activations.
     "nvfp4": DtypeInfo(
         0.5 + 1 / 16, 0.5 + 1 / 16, "nvfp4", architectures=FP4_ARCHITECTURES, elsewhere="nvfp4_a16", elsewhere_on=("hopper",)

@@ -38,7 +38,7 @@ MODELS = {
     "Qwen/Qwen3.5-397B-A17B": "qwen3.5-397b-a17b",
     "zhipuai/GLM-5": "glm-5",
 }
-RECIPES = {"fp8": "fp8-block", "fp4": "nvfp4", "int4": "int4", "bf16": "bf16"}
+RECIPES = {"mxfp4": "mxfp4-mxfp4", "fp8": "fp8-block", "fp4": "nvfp4", "int4": "int4", "bf16": "bf16"}
 PUBLISHED = {
     "MiniMaxAI/MiniMax-M2.5 (FP8 block)": ("minimax-m2", "fp8-block"),
     "Qwen/Qwen3.5-397B-A17B (BF16)": ("qwen3.5-397b-a17b", "bf16"),
@@ -124,7 +124,7 @@ def of_amd(row: dict[str, str]) -> Measured | str:
     if row["spec"] == "mtp":
         return "MI355X: draft depth and acceptance not recorded"
     if row["precision"] == "fp4":
-        return "MI355X: MXFP4 weights and activations have no recipe"
+        row = {**row, "precision": "mxfp4"}
     return of_table(row, "deepseek-r1")
 
 

@@ -10,7 +10,16 @@ from search_spaces.rules.rule import Rule
 from search_spaces.rules.subject import Bools, Subject
 
 VLLM, EVERY = ("vllm",), ("vllm", "vllm-ascend", "sglang", "trtllm")
-BLOCKS = {"fp8_block": 128, "int4_g32": 32, "int4_g64": 64, "int4_g128": 128, "mxfp8": 32, "nvfp4": 16, "nvfp4_a16": 16}
+BLOCKS = {
+    "fp8_block": 128,
+    "int4_g32": 32,
+    "int4_g64": 64,
+    "int4_g128": 128,
+    "mxfp8": 32,
+    "mxfp4_mxfp4": 32,
+    "nvfp4": 16,
+    "nvfp4_a16": 16,
+}
 """Weights along a row that share one scale, by dtype: what a rank holds of a row must be whole ones. MXFP4 kernels pad instead
 (vllm 0.33 fused_moe/oracle/mxfp4.py:837); BF16 and per-tensor FP8 have no blocks."""
 FINEST_BLOCK = 32

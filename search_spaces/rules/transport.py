@@ -8,6 +8,7 @@ import numpy as np
 
 from cost_models.dispatch import BACKENDS
 from cost_models.overlap import OVERLAPS
+from cost_models.specs.precision import FP4_ARCHITECTURES
 from search_spaces.rules.rule import Rule
 from search_spaces.rules.subject import Bools, Subject
 from search_spaces.schema import Choice
@@ -136,7 +137,7 @@ def page_tokens(subject: Subject) -> int:
         return int(given)
     if forced:
         return max(forced)
-    return BLACKWELL_PAGE if subject.hardware.gpu.architecture == "blackwell" and not any(said) else 1
+    return BLACKWELL_PAGE if subject.hardware.gpu.architecture in FP4_ARCHITECTURES and not any(said) else 1
 
 
 def _budget(subject: Subject) -> np.ndarray:

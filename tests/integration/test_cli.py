@@ -342,6 +342,11 @@ SEARCH = ("search", "--no-save", "--trials", "0")
         ((*SEARCH, "--hw", "gb200-nvl72", "--target", "decoding"), "target", 1),
         ((*SEARCH, "--hw", "gb200-nvl72", "--objective", "speed"), "objective", 1),
         ((*SEARCH, "--hw", "gb200-nvl72", "--mtp-acceptance", "a,b"), "not a list of numbers", 1),
+        (
+            (*SEARCH, "--hw", "gb200-nvl72", "--mtp-acceptance", "coding"),
+            "no acceptance 'coding' is published for deepseek-v3",
+            1,
+        ),
         ((*SEARCH, "--hw", "gb200-nvl72", "--calibration", "missing.yaml"), "missing.yaml: no such file", 1),
         ((*SEARCH, "--hw", "missing.yaml"), "missing.yaml: no such file", 1),
         ((*SEARCH, "--hw", "gb200-nvl72", "--model", "missing/config.json"), "no such file", 1),

@@ -31,7 +31,7 @@ FILES = "/etc/autotune"
 GPU_RESOURCES = {"nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu"}
 PRODUCTS = {"hgx-h200": "NVIDIA-H200", "hgx-b200": "NVIDIA-B200", "gb200-nvl72": "NVIDIA-GB200"}
 """Hardware -> nvidia.com/gpu.product, where public recipes of ai-dynamo/dynamo (recipes/, 2026) select it; else none is asked."""
-ARM = ("gb200-nvl72", "gb300-nvl72")
+ARM = ("gb200-nvl72", "gb300-nvl72", "vr-nvl72")
 """Hardware with Arm hosts, which clusters taint."""
 TOKEN_SECRET = "hf-token-secret"  # noqa: S105  (a secret's name)
 CLAIM = "compute-domain-channel"

@@ -62,7 +62,7 @@ def test_exact_names_are_their_models(name, document, recipe):
         ("/models/DeepSeek-R1-mine", "other models and are not taken for it"),
         ("deepseek-ai/DeepSeek-V9", "not taken for it"),
         ("tencent/Hy3", "no configuration of it is shipped"),
-        ("amd/Kimi-K2.5-MXFP4", "mxfp4 with mxfp4 activations, which no precision recipe describes"),
+        ("amd/gpt-oss-120b-w-mxfp4-a-fp8", "mxfp4 with fp8 activations, which no precision recipe describes"),
     ],
 )
 def test_other_names_are_refused_and_never_steered(name, message):

@@ -292,6 +292,13 @@ ATTENTION_FP8 = {f"model.layers.{i}.self_attn.{p}_proj": {"quant_algo": "FP8"} f
 MODELOPT = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
 CACHE = {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}
 PLAIN = {"attention_in": "bf16", "o_proj": "bf16"}
+FP4 = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32}
+FP8_TENSOR = {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}
+QUARK = {
+    "quant_method": "quark",
+    "global_quant_config": {"weight": FP4, "input_tensors": FP4},
+    "exclude": ["lm_head", *ATTENTION],
+}
 PRECISIONS = [
     (None, "bf16", {}),
     (FP8, "fp8-block", {}),
@@ -311,6 +318,22 @@ PRECISIONS = [
     (packed(ATTENTION, g=group(4, "float", 16)), "nvfp4-w4a16", {}),
     (packed(ATTENTION, g=group(4, "float", 32)), "mxfp4", {}),
     ({"quant_method": "mxfp4"}, "mxfp4", {}),
+    (QUARK, "mxfp4-mxfp4", {}),
+    (
+        {**QUARK, "global_quant_config": {"weight": FP4}, "kv_cache_quant_config": {"*v_proj": {"output_tensors": FP8_TENSOR}}},
+        "mxfp4",
+        {"kv_cache": "fp8"},
+    ),
+    (
+        {
+            **QUARK,
+            "layer_quant_config": {"*self_attn*": {"weight": FP8_TENSOR, "input_tensors": FP8_TENSOR}},
+            "exclude": ["lm_head"],
+        },
+        "mxfp4-mxfp4",
+        {"attention_in": "fp8", "o_proj": "fp8"},
+    ),
+    ({"quant_method": "quark", "global_quant_config": {"weight": FP8_TENSOR, "input_tensors": FP8_TENSOR}}, "fp8-tensor", {}),
     ({**MODELOPT, "quant_algo": "FP8", "exclude_modules": [], "kv_cache_quant_algo": "FP8"}, "fp8-tensor", {"kv_cache": "fp8"}),
     ({**MODELOPT, "ignore": ["*self_attn*"], **CACHE}, "nvfp4", {"o_proj": "bf16"}),
     ({**MODELOPT, "kv_cache_quant_algo": None}, "nvfp4", {"kv_cache": "bf16", "attention_compute": "bf16"}),
@@ -336,6 +359,11 @@ def test_precision_of_each_matrix_is_what_the_file_says(quantisation, recipe, ch
         ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "gptq with 8 bits"),
         ({"quant_method": "awq", "bits": 4, "group_size": 48}, "group_size 48"),
         ({"quant_method": "fp8", "weight_block_size": [32, 32]}, r"weight_block_size \[32, 32\]"),
+        (
+            {**QUARK, "global_quant_config": {"weight": FP4, "input_tensors": FP8_TENSOR}},
+            "Quark's fp4 weights .per_group, group 32. with fp8",
+        ),
+        ({**QUARK, "global_quant_config": {"weight": [FP8_TENSOR, FP4]}}, "quantises twice"),
         ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quant_algo 'W4A8_AWQ'"),
         (packed(g=group(4, "int", 128, inputs=True)), "4-bit int weights .group 128. with quantised activations"),
         ({"quant_method": "compressed-tensors"}, "needs the key 'config_groups'"),

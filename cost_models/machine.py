@@ -15,9 +15,10 @@ from cost_models.specs.precision import DTYPES, MX_ARCHITECTURES, DtypeInfo, Pre
 C = TypeVar("C")
 MXFP8_BY_DEFAULT = ("sglang", "trtllm")
 """Engines whose MXFP4 experts take MXFP8 activations unless told otherwise."""
-ONE_EXPERT_KERNEL = (("trtllm", "hopper"),)
-"""Engine and architecture that run one fused expert kernel behind every all-to-all and in both phases: TensorRT-LLM's other
-kernels for experts in blocks of FP8 (DeepGEMM, TRTLLM-gen) need Blackwell, so on Hopper all is CUTLASS."""
+ONE_EXPERT_KERNEL = (("trtllm", "hopper"), ("trtllm", "blackwell"))
+"""Engine and architecture that run one fused expert kernel behind every all-to-all and in both phases. TensorRT-LLM's other
+kernels for experts in blocks of FP8 (DeepGEMM, TRTLLM-gen) need Blackwell, so on Hopper all is CUTLASS; on Blackwell it has
+TRTLLM-gen and a masked DeepGEMM between passes of its own, of which there is no table, but no contiguous one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,9 @@
 usage: python fit_errors.py cases.csv percentiles.csv vllm.csv > service_errors.yaml
 
 cases.csv : of `autotune validate cases.yaml --out FOLDER`, means. percentiles.csv : of percentiles.py. vllm.csv : of vllm_h100.py.
-Bands are quantiles of measured / predicted by kind of service and engine, 10 % and 90 % or as far out as it takes to cover runs that
-were left out; an engine with fewer than NEEDED rows takes the band of all engines.
+Bands are quantiles of measured / predicted by kind of service and engine, about 10 % and 90 %: as far out as it takes to cover runs
+that were left out, and where the furthest do not, stretched about their middle. An engine with fewer than NEEDED rows takes the band
+of all engines.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import numpy as np
 
 NEEDED = 12
 COVERED = 0.78
-LEVELS = (0.1, 0.09, 0.08, 0.07, 0.06, 0.05, 0.04, 0.03, 0.02)
-"""Quantiles tried, from the outside share of an 80 % interval on: what a run left out of few needs."""
+LEVELS = tuple(np.arange(0.25, 0.0199, -0.005).tolist())
+"""Quantiles tried, from inside the 80 % interval on: what a run left out of few needs."""
+STRETCHES = tuple(np.arange(1.0, 2.01, 0.05).tolist())
+"""Factors on the log of the furthest band's width, where no quantile covers enough."""
 MEANS = {"ttft": "ttft_s", "tpot": "tpot_s", "tokens_per_s": "tokens_per_s_per_gpu"}
 Ratios = dict[tuple[str, str, str], list[tuple[str, float]]]
 """(kind, engine, metric) -> (run, measured / predicted)."""
@@ -71,20 +74,32 @@ def collected(cases: str, percentiles: str, vllm: str) -> Ratios:
     return ratios
 
 
+def limits(values: np.ndarray, level: float, stretch: float) -> tuple[float, float]:
+    """Quantiles at level and 1 - level, drawn apart about their middle on a log scale."""
+    low, high = np.log(np.quantile(values, (level, 1 - level)))
+    middle, half = (low + high) / 2, (high - low) / 2 * stretch
+    return float(np.exp(middle - half)), float(np.exp(middle + half))
+
+
+def covered(runs: np.ndarray, values: np.ndarray, level: float, stretch: float) -> float:
+    """Share of the points inside the band of the other runs."""
+    inside = 0
+    for run in set(runs.tolist()):
+        left = runs == run
+        low, high = limits(values[~left] if (~left).any() else values, level, stretch)
+        inside += int(((values[left] >= low) & (values[left] <= high)).sum())
+    return inside / len(values)
+
+
 def band(found: list[tuple[str, float]]) -> tuple[float, float, float]:
-    """(low, high, share inside with its run left out): the narrowest of the levels whose left-out runs are covered."""
+    """(low, high, share inside with its run left out): the narrowest of the bands whose left-out runs are covered."""
     runs, values = np.array([run for run, _ in found]), np.array([ratio for _, ratio in found])
-    for level in LEVELS:
-        inside = 0
-        for run in set(runs.tolist()):
-            left = runs == run
-            rest = values[~left] if (~left).any() else values
-            low, high = np.quantile(rest, (level, 1 - level))
-            inside += int(((values[left] >= low) & (values[left] <= high)).sum())
-        if inside / len(values) >= COVERED:
+    tried = [(level, 1.0) for level in LEVELS] + [(LEVELS[-1], stretch) for stretch in STRETCHES[1:]]
+    for level, stretch in tried:
+        share = covered(runs, values, level, stretch)
+        if share >= COVERED:
             break
-    low, high = np.quantile(values, (level, 1 - level))
-    return float(low), float(high), inside / len(values)
+    return (*limits(values, level, stretch), share)
 
 
 def main() -> None:

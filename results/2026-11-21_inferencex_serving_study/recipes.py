@@ -19,7 +19,9 @@ from typing import Any
 import yaml
 
 Recipe = dict[str, Any]
-FOLDER = re.compile(r"^(?:trtllm/)?(b200|b300|gb200|gb300|h100|h200)(?:-(fp4|fp8))?/(1k1k|1k8k|8k1k)(?:/stp)?(?:/[^/]*|_stp_[^/]*|\.yaml)$")
+FOLDER = re.compile(
+    r"^(?:trtllm/)?(b200|b300|gb200|gb300|h100|h200)(?:-(fp4|fp8))?/(1k1k|1k8k|8k1k)(?:/stp)?(?:/[^/]*|_stp_[^/]*|\.yaml)$"
+)
 DRAFTS = re.compile(r"mtp(?!0)")
 LENGTHS = {"1k": "1024", "8k": "8192"}
 SGLANG = {
@@ -40,7 +42,9 @@ def first(options: Recipe, *names: str, default: int = 0) -> int:
 
 def merged(base: Recipe, override: Recipe) -> Recipe:
     """An override inside its base."""
-    return base | {k: merged(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in override.items()}
+    return base | {
+        k: merged(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in override.items()
+    }
 
 
 def picked(value: Any, index: int, count: int) -> Any:
@@ -80,7 +84,9 @@ def concurrencies(recipe: Recipe) -> list[str]:
 
 def sglang(prefill: Recipe, decode: Recipe) -> Recipe:
     """Chunks and running requests are given for an engine and shared by its attention-DP ranks; the prefill limit is a rank's."""
-    sizes = {f"{side}_{name}": first(o, *SGLANG[name], default=1) for side, o in (("p", prefill), ("d", decode)) for name in SGLANG}
+    sizes = {
+        f"{side}_{name}": first(o, *SGLANG[name], default=1) for side, o in (("p", prefill), ("d", decode)) for name in SGLANG
+    }
     p_dp, d_dp = sizes["p_dp"], sizes["d_dp"]
     chunk = first(prefill, "chunked-prefill-size") // p_dp
     limits = [limit for limit in (chunk, first(prefill, "max-prefill-tokens"), first(prefill, "max-total-tokens")) if limit]

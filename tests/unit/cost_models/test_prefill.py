@@ -151,12 +151,17 @@ def test_gqa_models_prefill_too(model):
 
 
 @pytest.mark.parametrize("backend", ["allgather_reducescatter", "deepep_normal", "deepep_low_latency", "none"])
-def test_tensorrt_llm_on_hopper_has_one_expert_kernel(backend):
-    """DeepGEMM and TRTLLM-gen need Blackwell; vLLM after an all-gather may choose the contiguous kernel."""
+def test_tensorrt_llm_has_one_expert_kernel(backend):
+    """CUTLASS on Hopper; TRTLLM-gen on Blackwell, where its DeepGEMM is a masked one without a table."""
     for phase in ("prefill", "decode"):
         assert kernel_variants(machine(engine="trtllm"), backend, phase) == ("fp8_block",)
-    assert "fp8_block.contiguous" in kernel_variants(machine(engine="vllm"), "allgather_reducescatter", "prefill")
-    assert "fp8_block.contiguous" in kernel_variants(machine("hgx-b200", engine="trtllm"), "allgather_reducescatter", "prefill")
+        assert kernel_variants(machine("hgx-b200", engine="trtllm"), backend, phase) == ("fp8_block",)
+
+
+def test_prefill_after_an_all_gather_may_take_the_contiguous_kernel_in_engines_that_have_it():
+    for engine in ("vllm", "sglang"):
+        assert "fp8_block.contiguous" in kernel_variants(machine(engine=engine), "allgather_reducescatter", "prefill")
+        assert kernel_variants(machine(engine=engine), "deepep_normal", "prefill") == ("fp8_block.contiguous",)
 
 
 def test_tensorrt_llm_prompts_on_eight_h200_take_what_a_burst_of_them_took():

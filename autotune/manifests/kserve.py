@@ -21,6 +21,8 @@ SIZES = {"tensor": "--tensor-parallel-size", "pipeline": "--pipeline-parallel-si
 LOCAL_RANKS = "--data-parallel-size-local"
 EXTRA = "VLLM_ADDITIONAL_ARGS"
 """Options that the controller's own start script puts behind its own."""
+SGLANG = "sglang"
+"""In the name of a runtime whose preset starts SGLang with the container's arguments (kserve-llm-sglang)."""
 LOCAL = "/mnt/models"
 """Where KServe mounts what a model's URI names."""
 
@@ -52,7 +54,8 @@ def _services(resource: Mapping[str, Any], configs: Mapping[str, Mapping[str, st
     if based := listing(spec.get("baseRefs"), "baseRefs"):
         raise ProblemError(f"{name}: baseRefs ({len(based)}) lie outside of the file; give the merged resource")
     if prefill:
-        yield _service(f"{name}-prefill", prefill, inner(spec, "model"), "prefill", Around(configs, where=name))
+        runs = {**prefill, "runtime": spec.get("runtime")}
+        yield _service(f"{name}-prefill", runs, inner(spec, "model"), "prefill", Around(configs, where=name))
     yield _service(name, spec, inner(spec, "model"), "decode" if prefill else None, Around(configs, where=name))
 
 
@@ -64,7 +67,8 @@ def _service(
     main = next((c for c in containers if c.get("name") == "main"), containers[0] if containers else {})
     parallel = inner(pool, "parallelism")
     if not starts(main) or not main.get("command"):
-        words = [*_command(name, parallel, model), *(str(word) for word in listing(main.get("args"), "args"))]
+        start = _sglang_command if SGLANG in str(pool.get("runtime") or "") else _command
+        words = [*start(name, parallel, model), *(str(word) for word in listing(main.get("args"), "args"))]
         main = {**main, "command": words, "args": []}
     found = container_of(main, pod, around)
     if extra := found.environment.get(EXTRA):
@@ -87,12 +91,25 @@ def _service(
     )
 
 
-def _command(name: str, parallel: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
-    """What the controller starts: the model by its hub name where its URI is one, else by the name that it is served under."""
+def _named(name: str, model: Mapping[str, Any]) -> tuple[str, str]:
+    """The model by its hub name where its URI is one, else its folder; and the name that it is served under."""
     uri = str(model.get("uri", ""))
     hub = uri.removeprefix("hf://") if uri.startswith("hf://") else None
-    served = str(model.get("name") or hub or name)
-    words = ["vllm", "serve", hub or LOCAL, "--served-model-name", served]
+    return hub or LOCAL, str(model.get("name") or hub or name)
+
+
+def _sglang_command(name: str, parallel: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
+    """What the preset of KServe's SGLang runtime starts."""
+    path, served = _named(name, model)
+    words = ["python3", "-m", "sglang.launch_server", "--model-path", path, "--served-model-name", served]
+    width = parallel.get("tensor")
+    return [*words, "--tp-size", str(whole(width, f"{name}: parallelism.tensor", 1))] if width else words
+
+
+def _command(name: str, parallel: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
+    """What the controller starts."""
+    path, served = _named(name, model)
+    words = ["vllm", "serve", path, "--served-model-name", served]
     for key, option in SIZES.items():
         words += [option, str(whole(parallel[key], f"{name}: parallelism.{key}", 1))] if parallel.get(key) else []
     return [*words, "--enable-expert-parallel"] if parallel.get("expert") else words

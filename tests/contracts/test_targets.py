@@ -62,6 +62,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "trtllm-small": {"engine": "trtllm", **QWEN, "serve": {**SMALL, "instances": 4}},
     "trtllm-pair-b200": {"engine": "trtllm", "hardware": "hgx-b200", **TRTLLM_PAIR},
     "trtllm-pair-nvl72": {"engine": "trtllm", **TRTLLM_PAIR},
+    "sglang-wide": {"engine": "sglang", **HOPPER, "serve": {**DECODE, "max_batched_tokens": 4096}},
     "ascend": {"engine": "vllm-ascend", **QWEN, "hardware": "ascend-910b2", "serve": SMALL},
 }
 
@@ -416,6 +417,38 @@ def test_kserve_s_other_options_are_words_of_a_shell(tmp_path):
         assert ("--enable-expert-parallel" in words) == (not over_nodes)
 
 
+def test_kserve_s_runtime_for_sglang_gets_the_options_that_its_preset_does_not_set():
+    """Its preset gives --tp the tensor size: 8, for SGLang counts the ranks of attention data parallelism in it."""
+    made = launch("sglang-wide")
+    (spec,) = (doc["spec"] for doc in documents("kserve", made) if doc["kind"] == "LLMInferenceService")
+    assert (spec["runtime"], spec["parallelism"]) == ("kserve-llm-sglang", {"tensor": 8})
+    script = files("bash", made)["serve_node.sh"]
+    words = spec["template"]["containers"][0]["args"]
+    flags = [word for word in words if word.startswith("--")]
+    assert all(flag in script for flag in flags)
+    assert not set(flags) & {"--tp-size", "--model-path", "--served-model-name", "--host", "--port"}
+    assert [words[words.index(flag) + 1] for flag in ("--attn-dp-size", "--ep-size")] == ["8", "8"]
+
+
+def test_llm_d_finds_sglang_s_servers_their_metrics_and_the_port_of_the_caches():
+    """Labels say the engine, servers tell their queues, and the sidecar asks where prefill hands caches over."""
+    (found,) = (doc for doc in documents("llmd", launch("sglang-pair-h200")) if doc["kind"] == "DisaggregatedSet")
+    for role in found["spec"]["roles"]:
+        group = role["spec"]["leaderWorkerTemplate"]
+        leader = group.get("leaderTemplate", group["workerTemplate"])
+        assert leader["metadata"]["labels"]["llm-d.ai/engine-type"] == "sglang"
+        main = leader["spec"]["containers"][0]
+        assert (main["name"], "--enable-metrics" in main["args"]) == ("sglang", True)
+        if role["name"] == "prefill":
+            asked = main["args"][main["args"].index("--disaggregation-bootstrap-port") + 1]
+            assert asked == "31000"
+        else:
+            (sidecar,) = leader["spec"]["initContainers"]
+            assert "--kv-connector=sglang" in sidecar["args"]
+            assert sidecar["env"] == [{"name": "SGLANG_BOOTSTRAP_PORT", "value": asked}]
+            assert f"--vllm-port={main['args'][main['args'].index('--port') + 1]}" in sidecar["args"]
+
+
 @pytest.mark.slow
 def test_the_slurm_job_gives_every_node_its_rank_and_the_router_every_server(tmp_path):
     """srun, scontrol and the scripts are stand-ins: three prefill nodes, two decode instances of two nodes each."""
@@ -452,9 +485,10 @@ for (( n = 0; n < nodes; n++ )); do SLURM_NODEID=$n SLURM_LOCALID=0 SLURMD_NODEN
         ("lws", "vllm-pair-nvl72", TargetOptions(), "--router-image"),
         ("dynamo", "vllm-pair-nvl72", TargetOptions(), "--image"),
         ("lws", "ascend", OPTIONS, "--format bash or sbatch"),
-        ("kserve", "sglang-small", OPTIONS, "starts vLLM"),
+        ("kserve", "sglang-pair-nvl72", OPTIONS, "one node that does both, not a pair of pools: use --format llmd or lws"),
+        ("kserve", "sglang-tensor-over-nodes", OPTIONS, "not an instance over several nodes"),
         ("kserve", "vllm-tensor-over-nodes", OPTIONS, "not tensor or pipeline"),
-        ("llmd", "sglang-small", OPTIONS, "vLLM only"),
+        ("llmd", "ascend", OPTIONS, "--format bash or sbatch"),
         ("compose", "vllm-pair-nvl72", OPTIONS, "fits one node"),
         ("sbatch", "vllm-small", OPTIONS, "--image is for targets of containers"),
     ],

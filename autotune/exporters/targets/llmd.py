@@ -1,16 +1,17 @@
 """llm-d: kustomize with a DisaggregatedSet (LeaderWorkerSets of an aggregated service) and the router chart's values.
 
-Structure: llm-d/llm-d guides/wide-ep-lws (modelserver/gpu/vllm/disaggregatedset, router/wide-ep-lws.values.yaml), 2026; schema of
-the set: kubernetes-sigs/lws config/crd/bases/disaggregatedset.x-k8s.io_disaggregatedsets.yaml (v1).
+Structure: llm-d/llm-d guides/wide-ep-lws (modelserver/gpu/vllm/disaggregatedset, router/wide-ep-lws.values.yaml) and
+guides/pd-disaggregation (modelserver/gpu/sglang/base/disaggregatedset.yaml), 2026; schema of the set: kubernetes-sigs/lws
+config/crd/bases/disaggregatedset.x-k8s.io_disaggregatedsets.yaml (v1).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
-from autotune.errors import ExportError
-from autotune.exporters.base import Script
+from autotune.exporters.base import Argument, Script
 from autotune.exporters.launch import Launch, LaunchPool
 from autotune.exporters.targets.base import Document, Target, TargetOptions, manifest, router_image, service_name
 from autotune.exporters.targets.bash import bench_scripts
@@ -20,15 +21,17 @@ from autotune.exporters.targets.pods import LEADER_WORKER, PodShape, labels, met
 ENGINE_PORT = "8200"
 """Of a decode server, behind the sidecar that sends each prompt to a prefill server first."""
 PORT = 8000
+CONNECTORS = {"vllm": "nixlv2", "sglang": "sglang"}
+"""Engine -> how the sidecar has a prompt handed over (llm-d-router pkg/sidecar)."""
+METRICS = ("--enable-metrics",)
+"""SGLang tells its queue and its cache only when asked to; vLLM always does (llm-d docs/architecture, SGLang in llm-d)."""
 SIDECAR = "a routing sidecar (llm-d-routing-sidecar)"
 
 
 def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     """modelserver.yaml, kustomization.yaml, router.values.yaml, and bench.sh."""
     refuse_unlike(launch, "llmd")
-    if launch.engine != "vllm":
-        raise ExportError(f"llmd is written for vLLM only, not for {launch.engine}: use --format lws")
-    name = service_name(launch)
+    name, launch = service_name(launch), _measured(launch)
     sets = [_one(launch, pool, options) for pool in launch.pools] if launch.router is None else [_pair(launch, options)]
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -36,11 +39,28 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
         "resources": ["modelserver.yaml"],
     }
     files = [
-        manifest("modelserver.yaml", [*shared_objects(launch), *sets], f"Model servers of vLLM {launch.version} for llm-d"),
+        manifest(
+            "modelserver.yaml", [*shared_objects(launch), *sets], f"Model servers of {launch.engine} {launch.version} for llm-d"
+        ),
         manifest("kustomization.yaml", [kustomization], "kubectl apply -k ."),
         manifest("router.values.yaml", [_values(launch, name)], "Values of the llm-d router chart"),
     ]
     return [*files, *bench_scripts(launch)]
+
+
+def _measured(launch: Launch) -> Launch:
+    """With what the router reads of a server switched on."""
+    if launch.engine != "sglang":
+        return launch
+    switches = tuple(Argument(flag) for flag in METRICS)
+    pools = tuple(
+        dataclasses.replace(
+            pool,
+            processes=tuple(dataclasses.replace(made, arguments=(*made.arguments, *switches)) for made in pool.processes),
+        )
+        for pool in launch.pools
+    )
+    return dataclasses.replace(launch, pools=pools)
 
 
 def _one(launch: Launch, pool: LaunchPool, options: TargetOptions) -> Document:
@@ -48,7 +68,7 @@ def _one(launch: Launch, pool: LaunchPool, options: TargetOptions) -> Document:
         "apiVersion": "leaderworkerset.x-k8s.io/v1",
         "kind": "LeaderWorkerSet",
         "metadata": metadata(launch, f"{service_name(launch)}-{pool.role}", pool),
-        "spec": _labelled(launch, pool, group_spec(launch, pool, options, _shape(pool))),
+        "spec": _labelled(launch, pool, group_spec(launch, pool, options, _shape(launch, pool))),
     }
 
 
@@ -56,11 +76,11 @@ def _pair(launch: Launch, options: TargetOptions) -> Document:
     """Both pools as roles of one set, which rolls them out together."""
     roles = []
     for pool in launch.pools:
-        spec = _labelled(launch, pool, group_spec(launch, pool, options, _shape(pool)))
+        spec = _labelled(launch, pool, group_spec(launch, pool, options, _shape(launch, pool)))
         if pool.role == "decode":
             for template in _templates(spec):
                 if SERVES in template["metadata"]["labels"]:
-                    template["spec"]["initContainers"] = [_sidecar(options)]
+                    template["spec"]["initContainers"] = [_sidecar(launch, options)]
         roles.append({"name": pool.role, "metadata": {"labels": labels(launch, pool)}, "spec": spec})
     return {
         "apiVersion": "disaggregatedset.x-k8s.io/v1",
@@ -70,9 +90,9 @@ def _pair(launch: Launch, options: TargetOptions) -> Document:
     }
 
 
-def _shape(pool: LaunchPool) -> PodShape:
+def _shape(launch: Launch, pool: LaunchPool) -> PodShape:
     port = ENGINE_PORT if pool.role == "decode" else str(PORT)
-    return PodShape("vllm", LEADER_WORKER.node_rank, LEADER_WORKER.head_address, {"PORT": port})
+    return PodShape(launch.engine, LEADER_WORKER.node_rank, LEADER_WORKER.head_address, {"PORT": port})
 
 
 def _templates(spec: Document) -> list[Any]:
@@ -90,6 +110,7 @@ def _labelled(launch: Launch, pool: LaunchPool, spec: Document) -> Document:
                 "llm-d.ai/guide": service_name(launch),
                 "llm-d.ai/role": "both" if pool.role == "serve" else pool.role,
                 "llm-d.ai/model": label_value(launch.model),
+                "llm-d.ai/engine-type": launch.engine,
             }
     return spec
 
@@ -99,11 +120,17 @@ def label_value(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+$", "", re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:63]).lstrip("-._")
 
 
-def _sidecar(options: TargetOptions) -> Document:
+def _sidecar(launch: Launch, options: TargetOptions) -> Document:
+    """Sends each prompt to a prefill server first; of SGLang's it has to know the port where caches are handed over."""
+    prefill = next(pool for pool in launch.pools if pool.role == "prefill")
+    bootstrap = prefill.head.variables().get("BOOTSTRAP_PORT")
+    environment = {"env": [{"name": "SGLANG_BOOTSTRAP_PORT", "value": bootstrap}]} if bootstrap else {}
+    connector = CONNECTORS[launch.engine]
     return {
         "name": "routing-proxy",
         "image": router_image(options, SIDECAR),
-        "args": [f"--port={PORT}", f"--vllm-port={ENGINE_PORT}", "--kv-connector=nixlv2", "--secure-proxy=false"],
+        "args": [f"--port={PORT}", f"--vllm-port={ENGINE_PORT}", f"--kv-connector={connector}", "--secure-proxy=false"],
+        **environment,
         "ports": [{"name": "sidecar", "containerPort": PORT, "protocol": "TCP"}],
         "restartPolicy": "Always",
         "securityContext": {"allowPrivilegeEscalation": False, "runAsNonRoot": True},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import shlex
@@ -14,6 +13,16 @@ from typing import Any
 
 import pytest
 import yaml
+from target_validity import (
+    CORE,
+    FIXTURES,
+    SRT_ROLE,
+    SRT_TOP,
+    compose_schema,
+    gpus_of_object,
+    object_schemas,
+    pods_with_gpus,
+)
 
 from autotune.cli.export import FORMATS
 from autotune.documents.deployment import Deployment
@@ -26,14 +35,12 @@ from autotune.exporters.targets import registry
 from autotune.exporters.targets.base import TargetOptions
 from autotune.exporters.targets.registry import MODULES, load_target
 
-FIXTURES = Path(__file__).parent.parent / "fixtures" / "targets"
 DECODE = {"dp": 8, "ep": 8, "batch_per_dp_rank": 64, "all2all_backend": "deepep_low_latency", "instances": 2}
 PREFILL = {"tp": 4, "ep": 4, "max_batched_tokens": 8192, "cuda_graph": False, "instances": 3}
 WIDE = {"tp": 16, "batch_per_dp_rank": 16, "max_batched_tokens": 4096}
 SMALL = {"tp": 2, "batch_per_dp_rank": 8, "max_batched_tokens": 4096}
 OPTIONS = TargetOptions(image="registry.example/engine:1.5.1", router_image="registry.example/router:1.2.0")
 KUBERNETES = ("lws", "llmd", "dynamo", "kserve")
-CORE = ("ConfigMap", "Service", "Deployment")
 
 
 def plan(engine="vllm", hardware="gb200-nvl72", precision="nvfp4", model="deepseek-r1", load=None, **pools) -> Launch:
@@ -91,34 +98,13 @@ def documents(target: str, made: Launch) -> list[dict[str, Any]]:
     ]
 
 
-def pods(doc: Any) -> list[dict[str, Any]]:
-    """Every pod spec in a document."""
-    if isinstance(doc, list):
-        return [pod for item in doc for pod in pods(item)]
-    if not isinstance(doc, dict):
-        return []
-    return [doc] if "containers" in doc else [pod for item in doc.values() for pod in pods(item)]
-
-
-def engines(doc: Any) -> list[dict[str, Any]]:
-    return [pod for pod in pods(doc) if "resources" in pod["containers"][0]]
-
-
-@cache
-def schemas() -> dict[tuple[str, str], Any]:
-    import jsonschema
-
-    read = [json.loads(path.read_text()) for path in FIXTURES.glob("*.json") if path.name != "compose.json"]
-    return {(item["apiVersion"], item["kind"]): jsonschema.Draft202012Validator(item["schema"]) for item in read}
-
-
 @pytest.mark.parametrize("target", KUBERNETES)
 @pytest.mark.parametrize("name", PLANS)
 def test_every_object_is_what_its_published_schema_asks_for(target, name):
     """Strict: a key that the schema does not have fails."""
     for doc in documents(target, launch(name)):
         if doc["kind"] not in CORE:
-            schemas()[doc["apiVersion"], doc["kind"]].validate(doc)
+            object_schemas()[doc["apiVersion"], doc["kind"]].validate(doc)
         if doc["kind"] != "Kustomization":
             assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", doc["metadata"]["name"])
 
@@ -135,25 +121,18 @@ def test_pods_and_core_objects_are_what_kubernetes_takes(target):
         for doc in found:
             if doc["kind"] in CORE:
                 validate(doc, "1.34", strict=True)
-            for pod in engines(doc):
+            for pod in pods_with_gpus(doc):
                 validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod}, "1.34", strict=True)
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_compose_is_what_its_published_schema_asks_for(name):
-    import jsonschema
-
     (doc,) = documents("compose", launch(name))
-    jsonschema.Draft7Validator(json.loads((FIXTURES / "compose.json").read_text())["schema"]).validate(doc)
+    compose_schema().validate(doc)
     devices = [service["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
                for service in doc["services"].values() if "deploy" in service]  # fmt: skip
     used = [gpu for group in devices for gpu in group]
     assert used == [str(index) for index in range(launch(name).gpus)]  # each GPU once
-
-
-SRT_TOP = {"schema", "name", "model", "resources", "frontend", "engine", "roles", "benchmark"}
-SRT_ROLE = {"nodes", "workers", "gpus", "env", "args", "extra_args", "engine", "container", "kv_events", "sidecar", "critical"}
-"""srtctl rejects others (src/srtctl/core/roles.py of NVIDIA/srt-slurm, Apache-2.0)."""
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -172,41 +151,10 @@ def test_an_srt_slurm_recipe_has_schema_2_s_keys_and_the_plan_s_counts(name):
         ]
 
 
-def gpus_of(doc: dict[str, Any]) -> int:
-    """GPUs that a document starts, by its own replicas and sizes."""
-
-    def each(pod: dict[str, Any]) -> int:
-        return int(pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
-
-    def group(spec: dict[str, Any]) -> int:
-        inner = spec["leaderWorkerTemplate"]
-        worker = inner["workerTemplate"]
-        leader = inner.get("leaderTemplate", worker)
-        return spec["replicas"] * (each(leader["spec"]) + (inner["size"] - 1) * each(worker["spec"]))
-
-    def kserve(spec: dict[str, Any]) -> int:
-        parallel = spec["parallelism"]
-        return spec["replicas"] * each(spec["template"]) * parallel.get("data", 1) // parallel.get("dataLocal", 1)
-
-    match doc["kind"]:
-        case "LeaderWorkerSet":
-            return group(doc["spec"])
-        case "DisaggregatedSet":
-            return sum(group(role["spec"]) for role in doc["spec"]["roles"])
-        case "DynamoGraphDeployment":
-            return sum(
-                part["replicas"] * part.get("multinode", {"nodeCount": 1})["nodeCount"] * each(part["podTemplate"]["spec"])
-                for part in doc["spec"]["components"] if part["type"] != "frontend"
-            )  # fmt: skip
-        case "LLMInferenceService":
-            return sum(kserve(spec) for spec in (doc["spec"], doc["spec"].get("prefill")) if spec)
-    return 0
-
-
 @pytest.mark.parametrize("target", KUBERNETES)
 @pytest.mark.parametrize("name", PLANS)
 def test_manifests_start_the_plan_s_gpus(target, name):
-    assert sum(gpus_of(doc) for doc in documents(target, launch(name))) == launch(name).gpus
+    assert sum(gpus_of_object(doc) for doc in documents(target, launch(name))) == launch(name).gpus
 
 
 @pytest.mark.parametrize("target", KUBERNETES)
@@ -216,7 +164,7 @@ def test_pods_have_shared_memory_time_to_end_and_claims_where_traffic_needs_them
     fabric, rdma = any(pool.fabric for pool in made.pools), any(pool.rdma for pool in made.pools)
     assert fabric == any(doc["kind"] == "ComputeDomain" for doc in found)
     for doc in found:
-        for pod in engines(doc):
+        for pod in pods_with_gpus(doc):
             main = pod["containers"][0]
             assert pod["terminationGracePeriodSeconds"] == 120
             assert ("resourceClaims" in pod) == fabric
@@ -227,7 +175,7 @@ def test_pods_have_shared_memory_time_to_end_and_claims_where_traffic_needs_them
     if fabric:
         (domain,) = (doc for doc in found if doc["kind"] == "ComputeDomain")
         template = domain["spec"]["channel"]["resourceClaimTemplate"]["name"]
-        claims = {pod["resourceClaims"][0]["resourceClaimTemplateName"] for doc in found for pod in engines(doc)}
+        claims = {pod["resourceClaims"][0]["resourceClaimTemplateName"] for doc in found for pod in pods_with_gpus(doc)}
         assert claims == {template}
 
 
@@ -235,7 +183,7 @@ def test_every_server_of_a_set_is_probed_and_behind_the_router():
     """Two decode instances of two nodes that both serve, three prefill instances: seven servers."""
     found = documents("lws", launch("vllm-pair-nvl72"))
     for doc in found:
-        for pod in engines(doc):
+        for pod in pods_with_gpus(doc):
             main = pod["containers"][0]
             assert main["startupProbe"]["periodSeconds"] * main["startupProbe"]["failureThreshold"] == 3600
             assert {"readinessProbe", "livenessProbe"} <= set(main)

@@ -25,7 +25,7 @@ from autotune.exporters.targets.pods import PodShape, known_variables, refuse_lo
 
 ROLES = {"prefill": "prefill", "decode": "decode", "serve": "agg"}
 DROPPED = ("--model-path", "--disaggregation-bootstrap-port")
-PRECISIONS = {"nvfp4": "fp4", "mxfp4": "fp4", "fp8-block": "fp8", "fp8": "fp8", "bf16": "bf16"}
+PRECISIONS = {"nvfp4": "fp4", "mxfp4": "fp4", "fp8-block": "fp8", "fp8-tensor": "fp8", "bf16": "bf16"}
 """Recipe -> srt-slurm's word for it."""
 
 

@@ -1,20 +1,21 @@
-"""What `autotune export` writes is read back as the plan that it was, for every target that the plan can be rendered to."""
+"""What `autotune export` writes is valid and read back as the plan that it was, for every target that can say the plan.
+
+The whole matrix of hardware, models and engines: scripts/targets_matrix.py.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
 from typing import Any
 
 import pytest
+import target_validity
+from target_validity import complaints_of
 
-from autotune.documents.deployment import Deployment, Load, Pool
+from autotune.documents.deployment import Deployment
 from autotune.errors import ExportError
 from autotune.exporters import launch_of
-from autotune.exporters.targets.base import TargetOptions
 from autotune.exporters.targets.registry import MODULES, load_target
-from autotune.manifests.judging import GivenToo, read_manifest
-from autotune.manifests.kustomize import is_kustomization
-from autotune.manifests.registry import read_file
 
 PREFILL = {"tp": 4, "ep": 4, "max_batched_tokens": 8192, "cuda_graph": False, "instances": 3}
 DECODE = {"dp": 8, "ep": 8, "batch_per_dp_rank": 64, "all2all_backend": "deepep_low_latency", "instances": 2}
@@ -41,7 +42,6 @@ PLANS: dict[str, dict[str, Any]] = {
     "trtllm-tensor-over-nodes": {"engine": "trtllm", "hardware": "gb200-nvl72", "precision": "nvfp4",
      "pools": {"serve": {"tp": 8, "ep": 8, "batch_per_dp_rank": 16, "max_batched_tokens": 4096}}},
 }  # fmt: skip
-FIELDS = ("tp", "dp", "ep", "pp", "instances", "all2all_backend", "redundant_experts", "draft_tokens", "cuda_graph")
 CASES = [
     pytest.param(plan, target, marks=() if plan.endswith("-small") else pytest.mark.slow) for plan in PLANS for target in MODULES
 ]
@@ -55,27 +55,30 @@ def deployment(name: str) -> Deployment:
     })  # fmt: skip
 
 
-def settings(pool: Pool) -> dict[str, Any]:
-    return {name: getattr(pool, name) for name in FIELDS}
-
-
 @pytest.mark.parametrize(("name", "target"), CASES)
-def test_a_plan_comes_back(tmp_path: Path, name: str, target: str):
-    plan = deployment(name)
-    images = TargetOptions(
-        router_image="registry.example/router:1.2.0", image=None if target == "srt-slurm" else "x.example/e:1.5.1"
-    )
+def test_a_plan_is_valid_and_comes_back(name: str, target: str):
     try:
-        files = load_target(target).render(launch_of(plan), TargetOptions() if target in ("bash", "sbatch") else images)
+        assert complaints_of(target, deployment(name), launch_of(deployment(name))) == []
     except ExportError:
         pytest.skip("the target cannot say this plan")
-    for file in files:
-        (tmp_path / file.name).write_text(file.text)
-    manifests = [path for path in sorted(tmp_path.glob("*.yaml")) if target not in ("bash", "sbatch")]
-    manifest = read_file(tmp_path if is_kustomization(tmp_path) or not manifests else manifests[0])
-    assert manifest is not None
-    found = read_manifest(manifest, GivenToo(load=Load(rate_per_s=1.0), isl_tokens=1000, osl_tokens=1000), target)
-    assert found.conflicts == ()
-    back = found.deployment
-    assert (back.hardware, back.model, back.precision) == (plan.hardware, plan.model, plan.precision)
-    assert {role: settings(pool) for role, pool in back.pools.items()} == {r: settings(p) for r, p in plan.pools.items()}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("replicas: 1", "replicas: 2", "4 GPUs in the files, the plan has 2"),
+        ("startupPolicy:", "startUpPolicy:", "Additional properties are not allowed"),
+        ("--tensor-parallel-size", "--pipeline-parallel-size", "serve.tp comes back as 1, was 2"),
+        ("name: qwen3-32b", "name: 3_qwen", "is no name"),
+    ],
+)
+def test_what_is_not_valid_is_complained_about(monkeypatch, old: str, new: str, says: str):
+    """One word of the files changed, so that a matrix without complaints says something."""
+    target = load_target("lws")
+
+    def changed(launch, options):
+        return [dataclasses.replace(file, text=file.text.replace(old, new)) for file in target.render(launch, options)]
+
+    monkeypatch.setattr(target_validity, "load_target", lambda _: dataclasses.replace(target, render=changed))
+    plan = deployment("vllm-small")
+    assert any(says in line for line in complaints_of("lws", plan, launch_of(plan)))

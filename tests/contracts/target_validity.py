@@ -24,6 +24,7 @@ from autotune.exporters.targets.registry import load_target
 from autotune.manifests.judging import GivenToo, read_manifest
 from autotune.manifests.kustomize import is_kustomization
 from autotune.manifests.registry import read_file
+from cost_models.catalog import load_model
 from cost_models.errors import AutotuneError
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "targets"
@@ -211,7 +212,7 @@ def _read_back(target: str, files: dict[str, str], plan: Deployment) -> Iterator
     back = found.deployment
     said = {
         "hardware": (back.hardware, plan.hardware),
-        "model": (back.model, plan.model),
+        "weights": (_weights_of(back), _weights_of(plan)),
         "precision": (_plain(back.precision), _plain(plan.precision)),
     }
     for role, pool in plan.pools.items():
@@ -220,6 +221,11 @@ def _read_back(target: str, files: dict[str, str], plan: Deployment) -> Iterator
             continue
         said |= {f"{role}.{field}": (_of(back.pools[role], field), _of(pool, field)) for field in FIELDS}
     yield from (f"{name} comes back as {one}, was {other}" for name, (one, other) in said.items() if one != other)
+
+
+def _weights_of(deployment: Deployment) -> str:
+    """The published weights that start, which presets may share: NVFP4 of Kimi-K2 is published of Kimi-K2-Thinking alone."""
+    return load_model(deployment.model).checkpoints.get(_plain(deployment.precision), deployment.model)
 
 
 def _of(pool: Pool, field: str) -> Any:

@@ -25,6 +25,7 @@ SCRIPT_ENDINGS = (".sh", ".sbatch", ".slurm")
 MOST_FILES = 5_000
 MOST_LOADS = 64
 """Of one file's benchmark."""
+FAULTS = (TypeError, ValueError, KeyError, IndexError, AttributeError)
 MARK = "# Imported by `autotune recipe import` from "
 
 
@@ -78,6 +79,10 @@ def import_recipes(paths: Sequence[Path], asked: GivenToo) -> ImportedRecipes:
         try:
             for made in _imported(path, source, asked):
                 (found if isinstance(made, ImportedDeployment) else unread).append(made)  # type: ignore[arg-type]
+        except FAULTS as error:  # of one stranger's file among many: the others are read all the same
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            message = f"has a shape that its reader does not expect ({what}); please report it"
+            unread.append(UnreadRecipe(source=source, message=message))
         except AutotuneError as error:
             idle = walked and isinstance(error, StartsNothing)
             (passed if idle else unread).append(UnreadRecipe(source=source, message=str(error).removeprefix(f"{source}: ")))

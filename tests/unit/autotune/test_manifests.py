@@ -185,6 +185,49 @@ def test_a_recipe_entry_is_read_for_a_machine_strategy_and_variant():
         read("vllm_recipe/entry.yaml")
 
 
+def test_an_entry_says_what_is_different_on_a_machine():
+    """Later words win: 512 sequences of the model, 64 of Hopper, 32 of a strategy on Hopper, in whose place no other counts.
+
+    NVFP4 is TP4 on B200 by the variant's map, whose default is 8; drafts are on where the variant says their mode.
+    """
+    entry = "vllm_recipe/by_machine.yaml"
+    tensor = read(entry, hardware="hgx-h200", service="single_node_tp/default")
+    data = read(entry, hardware="hgx-h200", service="single_node_dep/default")
+    small = read(entry, hardware="hgx-b200", service="single_node_tp/nvfp4")
+    assert (tensor.deployment.pool.tp, tensor.command.options["--max-num-seqs"]) == (8, "64")
+    assert tensor.command.options["--max-num-batched-tokens"] == "16384"
+    assert tensor.command.options["--reasoning-parser"] == "deepseek_r1"
+    assert tensor.command.environment["VLLM_USE_DEEP_GEMM"] == "1"
+    assert (data.deployment.pool.dp, data.command.options["--max-num-seqs"]) == (8, "32")
+    assert "--max-num-batched-tokens" not in data.command.options
+    assert (small.deployment.pool.tp, small.deployment.precision.kv_cache) == (4, "fp8")
+    assert (tensor.deployment.pool.draft_tokens, small.deployment.pool.draft_tokens) == (0, 1)
+
+
+def test_an_entry_leaves_out_what_is_not_for_a_machine():
+    """On Hopper neither the NVFP4 variant nor tensor parallelism over nodes."""
+    on = {
+        hw: {s.name for s in read_file(FILES / "vllm_recipe" / "by_machine.yaml", hw).services} for hw in ("hgx-h200", "hgx-b200")
+    }
+    assert on["hgx-h200"] == {"single_node_tp/default", "single_node_dep/default"}
+    assert on["hgx-b200"] == {
+        f"{s}/{v}" for s in ("single_node_tp", "single_node_dep", "multi_node_tp") for v in ("default", "nvfp4")
+    }
+
+
+@pytest.mark.parametrize(("needed", "tp"), [(100, 1), (200, 8)])
+def test_weights_that_one_gpu_holds_are_not_spread(tmp_path, needed, tp):
+    """141 GB a GPU: 100 GB lie on one, 200 GB on all of the node."""
+    entry = {
+        "model": {"model_id": "Qwen/Qwen3-32B"},
+        "variants": {"default": {"vram_minimum_gb": needed}},
+        "compatible_strategies": ["single_node_tp"],
+    }
+    path = written(tmp_path, json.dumps(entry))
+    found = read_manifest(read_file(path, "hgx-h200"), GivenToo(hardware="hgx-h200"), path.name)
+    assert found.deployment.pool.tp == tp
+
+
 def test_strategies_that_make_one_command_are_one_instance(tmp_path):
     """The model's own switch makes single_node_tp and single_node_tep alike: alternatives, not two instances."""
     entry = {

@@ -103,6 +103,23 @@ def test_files_that_start_no_engine_are_passed_over_in_folders_and_refused_by_na
         import_recipes([tmp_path / "none"], H200)
 
 
+def test_a_shape_that_no_reader_expects_costs_one_file(tmp_path, monkeypatch):
+    """Strangers' files hold what nobody thought of: a fault of a reader is said of its file, and the others are read."""
+    from autotune.recipes import collecting
+
+    real = collecting.read_any
+
+    def faulty(path, hardware):
+        return {}["no such key"] if path.name == "odd.yaml" else real(path, hardware)
+
+    monkeypatch.setattr(collecting, "read_any", faulty)
+    (tmp_path / "odd.yaml").write_text("a: 1\n")
+    (tmp_path / "good.sh").write_text("vllm serve Qwen/Qwen3-235B-A22B-FP8 --tensor-parallel-size 4\n")
+    found = import_recipes([tmp_path], H200)
+    assert [one.source for one in found.deployments] == ["good.sh"]
+    assert "has a shape that its reader does not expect" in found.unread[0].message
+
+
 def test_names_of_files_are_plain_and_differ(tmp_path):
     line = "vllm serve Qwen/Qwen3-235B-A22B-FP8 --tensor-parallel-size 4\n"
     for name in ("a b.sh", "a?b.sh", "A-B.sh"):

@@ -26,7 +26,8 @@ def with_cache_of(deployment: Deployment, size: int, unit: Literal["bytes", "tok
     beside = step.memory_total_bytes - next(line.bytes for line in step.memory if line.name == "kv_cache")
     room_bytes = step.memory_limit_bytes - beside
     if unit == "tokens":
-        if size >= step.kv_capacity_tokens:
+        holds_a_step = deployment.phase == "prefill" and size >= deployment.pool.max_batched_tokens
+        if size >= step.kv_capacity_tokens or holds_a_step:  # of more than a step, prefill holds what is on its way out
             return deployment, ""
         size = int(size / step.kv_capacity_tokens * room_bytes)
     if beside + size > visible:

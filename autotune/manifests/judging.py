@@ -26,11 +26,11 @@ PLACED = re.compile(
 )
 """Options in which instances on one machine differ."""
 FORMATS = {
-    "fp4": ("nvfp4", "mxfp4"),
+    "fp4": ("nvfp4", "mxfp4", "mxfp4-mxfp8"),
     "nvfp4": ("nvfp4",),
     "fp8": ("fp8-block", "fp8-tensor"),
     "bf16": ("bf16",),
-    "mxfp4": ("mxfp4",),
+    "mxfp4": ("mxfp4", "mxfp4-mxfp8"),
 }
 """What recipes call the precision of a checkpoint -> precision recipes."""
 
@@ -222,9 +222,9 @@ def _named(
     others = (_said(other, hardware, version) for other in services)
     public = served or next((name for path, name in others if path == said and name), None)
     checkpoint = find_checkpoint(public or said)
-    if checkpoint is None:
-        return ServedModel(None, asked.precision)
     remark = f"{said} is taken for {public}, the name that it is served under (another: --model)" if public else ""
+    if checkpoint is None:  # the name that people know is the one to say that it is not known
+        return ServedModel(public, asked.precision, remark)
     fitting = [r for r in FORMATS.get(stored or "", ()) if r in load_model(checkpoint.model).checkpoints]
     if stored and checkpoint.precision not in FORMATS.get(stored, (stored,)):
         return ServedModel(checkpoint.model, asked.precision or next(iter(fitting), None), remark)

@@ -112,7 +112,7 @@ def _set_by_slurm(asked: dict[str, str]) -> dict[str, str]:
 STARTED = ("_node.sh", "_head.sh")
 """How the scripts end that start an instance; workers of the same instance are left out."""
 HEADER = re.compile(
-    r"^# \S+ (?P<version>[\d.a-z]+); (?P<nodes>\d+) node\(s\) x (?P<gpus>\d+) \w+ per instance, (?P<n>\d+) instance", re.M
+    r"^# \S+ (?P<version>[\d.a-z]+); (?P<nodes>\d+) node\(s\) x (?P<gpus>\d+) [\w ]+ per instance, (?P<n>\d+) instance", re.M
 )
 HARDWARE = re.compile(r"^# \S+\.sh: .* on (?P<hardware>[\w.-]+)$", re.M)
 

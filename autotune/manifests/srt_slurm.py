@@ -19,9 +19,21 @@ ROLES: dict[str, PoolRole | None] = {"prefill": "prefill", "decode": "decode", "
 STARTS = {"sglang": ("python3", "-m", "sglang.launch_server"), "vllm": ("vllm", "serve"), "trtllm": ("trtllm-serve",)}
 
 
+VARIANTS = ("override_", "zip_override_")
+"""How sections begin that srtctl merges into `base` (docs/overrides.md)."""
+
+
 def recognises(source: Source) -> bool:
-    """Whether a document is a recipe."""
-    return any(_is_recipe(document) for document in source.documents)
+    """Whether a document is a recipe, or holds variants of one."""
+    return any(_is_recipe(document) or _variants(document) for document in source.documents)
+
+
+def _variants(document: Mapping[str, Any]) -> list[str]:
+    """Names of the sections that change `base`; empty where there is no recipe under it."""
+    base = document.get("base")
+    if not isinstance(base, dict) or not (isinstance(base.get("resources"), dict) or isinstance(base.get("roles"), dict)):
+        return []
+    return [str(key) for key in document if str(key).startswith(VARIANTS)]
 
 
 def _is_recipe(document: Mapping[str, Any]) -> bool:
@@ -31,7 +43,13 @@ def _is_recipe(document: Mapping[str, Any]) -> bool:
 
 
 def read(source: Source) -> Manifest:
-    """The pools of a recipe and the load of its benchmark."""
+    """The pools of a recipe and the load of its benchmark; raises ProblemError for one that is still several."""
+    several = [name for document in source.documents for name in _variants(document)]
+    if several:
+        raise ProblemError(
+            f"{source.path}: a base with {len(several)} sections of changes ({', '.join(several[:6])}): write one out with "
+            f"`srtctl resolve-override -f {source.path.name}:{several[0]} --stdout` and give the result"
+        )
     recipe = next(document for document in source.documents if _is_recipe(document))
     resources, benchmark, model = (inner(recipe, key) for key in ("resources", "benchmark", "model"))
     second = isinstance(recipe.get("roles"), dict)

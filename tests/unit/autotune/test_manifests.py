@@ -101,14 +101,24 @@ REFUSED = {
     "dynamo/beta_configmap_missing.yaml": "/etc/engine/worker.yaml is not in a ConfigMap of the file",
     "dynamo/beta_unknown_version.yaml": "nvidia.com/v2 is not known here; known: nvidia.com/v1alpha1, nvidia.com/v1beta1",
     "srt_slurm/v1_image_alias.yaml": "the image dynamo-sglang of aggregated does not say which version",
+    "srt_slurm/v1_variants.yaml": "a base with 2 sections of changes .zip_override_stp, override_mtp.: write one out",
+    "srt_slurm/v1_unknown_model.yaml": "unknown model 'example/Unheard-Of-900B-FP8'",
     "srt_slurm/v2_unknown_role.yaml": "roles.encoder is none of prefill, decode",
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_file_that_does_not_say_enough_is_refused_in_words(name):
-    with pytest.raises(ProblemError, match=REFUSED[name]):
+    with pytest.raises(AutotuneError, match=REFUSED[name]):
         read(name, hardware="hgx-h200")
+
+
+def test_a_cache_of_one_step_is_enough_for_a_prefill_pool():
+    """--max-total-tokens 8192 with chunks of 8192: what is handed over leaves room for the next, as a public recipe runs."""
+    found = read("srt_slurm/v1_small_prefill_cache.yaml")
+    verdict = check(found.deployment, Goals(), found)
+    assert (verdict.answer, verdict.conflicts) == ("works", ())
+    assert found.deployment.precision.recipe == "nvfp4"
 
 
 CONFLICTS = {

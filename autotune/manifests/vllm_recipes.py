@@ -208,12 +208,12 @@ def _words(part: Mapping[str, Any], key: str) -> list[str]:
 
 
 def _last_of_each(words: list[str]) -> list[str]:
-    """Options with their values, of those that come more than once the last."""
+    """Options with their values; of those that come more than once the last, where the first stood: alike commands read alike."""
     units: list[list[str]] = []
     for word in words:
         if word.startswith("-") or not units:
             units.append([word])
         else:
             units[-1].append(word)
-    last = {unit[0].partition("=")[0]: at for at, unit in enumerate(units)}
-    return [word for at, unit in enumerate(units) if last[unit[0].partition("=")[0]] == at for word in unit]
+    last = {unit[0].partition("=")[0]: unit for unit in units}
+    return [word for unit in last.values() for word in unit]

@@ -84,6 +84,8 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
 
 def _refuse_unspoken(launch: Launch) -> None:
     """Raises ExportError for what KServe has no template for."""
+    if launch.engine not in ("vllm", "sglang"):
+        raise ExportError(f"KServe's LLMInferenceService starts vLLM and SGLang, not {launch.engine}: use --format lws")
     several = any(pool.place.nodes > 1 for pool in launch.pools)
     if launch.engine == "sglang" and (len(launch.pools) > 1 or several):
         what = "a pair of pools" if len(launch.pools) > 1 else "an instance over several nodes"

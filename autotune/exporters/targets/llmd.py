@@ -11,6 +11,7 @@ import dataclasses
 import re
 from typing import Any
 
+from autotune.errors import ExportError
 from autotune.exporters.base import Argument, Script
 from autotune.exporters.launch import Launch, LaunchPool
 from autotune.exporters.targets.base import Document, Target, TargetOptions, manifest, router_image, service_name
@@ -31,6 +32,8 @@ SIDECAR = "a routing sidecar (llm-d-routing-sidecar)"
 def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     """modelserver.yaml, kustomization.yaml, router.values.yaml, and bench.sh."""
     refuse_unlike(launch, "llmd")
+    if launch.engine not in CONNECTORS:
+        raise ExportError(f"llmd is written for {', '.join(CONNECTORS)}, not for {launch.engine}: use --format lws")
     name, launch = service_name(launch), _measured(launch)
     sets = [_one(launch, pool, options) for pool in launch.pools] if launch.router is None else [_pair(launch, options)]
     kustomization = {

@@ -37,7 +37,7 @@ HARDWARE = (
 )  # fmt: skip
 GPUS = {"deepseek-r1": 24, "kimi-k2": 32, "qwen3-235b-a22b": 16, "gpt-oss-120b": 8, "llama-3.1-70b": 8}
 """Model -> GPUs to plan for."""
-ENGINES = {"nvidia": ("vllm", "sglang"), "amd": ("vllm", "sglang"), "huawei": ("vllm-ascend",)}
+ENGINES = {"nvidia": ("vllm", "sglang", "trtllm"), "amd": ("vllm", "sglang"), "huawei": ("vllm-ascend",)}
 PLANNED = ("decode", "prefill", "serve")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.auditing.checking import check
+from autotune.auditing.checking import answer_of, check, outcome
 from autotune.auditing.goals import Goals
 from autotune.documents.deployment import Load
 from autotune.errors import ProblemError
@@ -132,6 +132,39 @@ CONFLICTS = {
 def test_commands_that_need_other_gpus_than_the_file_gives_do_not_work(name):
     found = read(name)
     assert any(CONFLICTS[name] in line for line in found.conflicts)
+
+
+WORKS = (
+    "kubernetes/anchors_and_list", "kubernetes/deployment_vllm_tp8", "kubernetes/disaggregatedset_pair",
+    "kubernetes/lws_decode_dp16", "kubernetes/lws_sglang_leader", "kubernetes/statefulset_vllm_ep", "kubernetes/two_lws_by_label",
+    "dynamo/alpha_aggregated", "dynamo/alpha_sglang_pair", "dynamo/alpha_vllm_pair", "dynamo/beta_gb200_decode_dep8",
+    "dynamo/beta_sglang_configmap", "dynamo/beta_vllm_replicas", "srt_slurm/v1_gb200_pair", "srt_slurm/v1_h200_aggregated",
+    "srt_slurm/v1_small_prefill_cache", "srt_slurm/v1_vllm_aggregated", "srt_slurm/v1_workers_share_a_node", "srt_slurm/v2_pair",
+    "srt_slurm/v2_vllm_gpus",
+)  # fmt: skip
+WORKS_NOT = (
+    "kubernetes/lws_too_small", "kubernetes/pod_sglang_env_reference", "kubernetes/qwen_fp8_tp8", "dynamo/beta_too_many_per_node",
+    "srt_slurm/v1_fp4_wide", "srt_slurm/v1_too_few_nodes",
+)  # fmt: skip
+"""Each says why in a test of its own below or above; v1_fp4_wide names no expert kernels for NVFP4 behind DeepEP."""
+
+
+def test_every_file_of_the_three_families_has_a_verdict_of_its_own():
+    """Ten or more of Kubernetes (vLLM, SGLang, llm-d), of Dynamo and of srt-slurm: works, works not, or refused."""
+    said = sorted([*(f"{name}.yaml" for name in (*WORKS, *WORKS_NOT)), *REFUSED])
+    there = {folder: sorted(path.name for path in (FILES / folder).iterdir()) for folder in ("kubernetes", "dynamo", "srt_slurm")}
+    assert said == sorted(f"{folder}/{name}" for folder, names in there.items() for name in names)
+    assert all(len(names) >= 10 for names in there.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*WORKS, *WORKS_NOT])
+def test_a_file_gets_its_verdict(name):
+    asked = {"hardware": "hgx-h200"} if name.startswith("dynamo/alpha") else {}
+    found = read(f"{name}.yaml", **asked)
+    plan = outcome(found.deployment, Goals(), tried=True, aggregated=found.aggregated, written=found.written)
+    answer = "does not work" if found.conflicts else answer_of(plan, found.unmodelled)
+    assert answer == ("works" if name in WORKS else "does not work"), (found.conflicts, plan.conflicts, plan.missing)
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def pool_of_settings(
     pool: dict[str, Any] = {**layout, "draft_tokens": drafts, "flags": flags, **graphs_of(command, phase, drafts)}
     if model.moe is not None:
         pool |= balance_of(command, model.moe.experts)
-    if layout["dp"] > 1 and layout["ep"] > 1:
+    if layout["dp"] > 1 and model.moe is not None:  # experts that are cut, not spread, are gathered for too
         taken, gathered = alltoall_of(command, flags, layout, model, machine)
         priced = taken if calibration.has("dispatch", f"{taken.model}.dispatch") else gathered
         flags["all2all_backend"] = priced.value

@@ -20,7 +20,7 @@ STARTS = {"sglang": ("python3", "-m", "sglang.launch_server"), "vllm": ("vllm", 
 
 
 VARIANTS = ("override_", "zip_override_")
-"""How sections begin that srtctl merges into `base` (docs/overrides.md)."""
+"""How sections begin that srtctl merges into `base`, each a job of its own."""
 
 
 def recognises(source: Source) -> bool:

@@ -518,8 +518,8 @@ def test_somebody_else_s_text_stays_a_word(tmp_path):
         ("lws", "pair over nodes", "MPI joins the 4 nodes"),
         ("sbatch", "pair over nodes", "MPI joins the 4 nodes"),
         ("lws", "pair", "no file for trtllm-serve disaggregated to read its servers from"),
-        ("llmd", "tensor", "written for vLLM only"),
-        ("kserve", "tensor", "starts vLLM, not trtllm"),
+        ("llmd", "tensor", "written for vllm, sglang, not for trtllm"),
+        ("kserve", "tensor", "starts vLLM and SGLang, not trtllm"),
         ("lws", "tensor", "no published image of trtllm for nvidia is known"),
     ],
 )

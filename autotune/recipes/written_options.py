@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 
 from autotune.auditing.commands import ReadCommand
@@ -62,11 +64,12 @@ def _our_options(ours: Deployment) -> dict[PoolRole, Mapping[str, str | None]]:
 
 
 def _invocation(process: Process) -> Invocation:
-    """A script's command with the values of its variables put in."""
+    """A script's command with the values of its variables put in, and the settings file that it names."""
     known = known_variables(process, PodShape())
     parts = [literal_of(part, known) for part in process.command]
     parts += [literal_of(value, known) for argument in process.arguments for value in argument.words()]
-    return find_command(words(parts))
+    found = find_command(words(parts))
+    return dataclasses.replace(found, files={known["SETTINGS"]: json.dumps(process.settings)}) if process.settings else found
 
 
 def _differing(role: PoolRole, recipe: Mapping[str, str | None], ours: Mapping[str, str | None]) -> Iterator[OptionDifference]:

@@ -26,6 +26,7 @@ from autotune.manifests.judging import GivenToo, read_manifest
 from autotune.manifests.registry import read_file
 from autotune.manifests.scripts import read_script
 from autotune.predicting.step import predict
+from autotune.recipes.written_options import option_differences
 from cost_models.errors import AutotuneError
 from search_spaces.loader import load_engine
 from search_spaces.options import load_options
@@ -439,6 +440,15 @@ def test_the_free_fraction_fills_what_the_plan_may():
     settings = yaml.safe_load(files(plan)["serve_settings.yml"])
     found = read(settings, load=Load(rate_per_s=1.0))
     assert found.deployment.pools["serve"].memory_fraction == pytest.approx(0.8, abs=0.002)
+
+
+def test_a_recipe_s_fields_are_held_against_those_of_our_settings():
+    """Both have eight attention-DP ranks; the recipe runs 64 sequences on each, ours 100 with a draft each."""
+    recipe = read({**DEP8, "max_batch_size": 64, "moe_config": {"backend": "CUTLASS"}}, role="decode")
+    found = {difference.option: (difference.recipe, difference.ours) for difference in option_differences(recipe, deployment())}
+    assert found["max_batch_size"] == ("64", "100")
+    assert found["speculative_config.num_nextn_predict_layers"] == ("-", "1")
+    assert not {"tensor_parallel_size", "moe_config.backend", "enable_attention_dp"} & set(found)
 
 
 def test_a_plan_s_map_of_experts_lies_in_the_settings():

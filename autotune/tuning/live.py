@@ -20,7 +20,13 @@ from autotune.tuning.space import TuneCandidate, TuneSpace
 
 LOAD_LIMIT_S = 1800.0
 SERVED_BY = "served_by.json"
-NOT_AN_OPTION = ("unrecognized arguments", "No such option", "no such option", "unexpected extra argument")
+NOT_AN_OPTION = (
+    "Error: Invalid value for",
+    "unrecognized arguments",
+    "No such option",
+    "no such option",
+    "unexpected extra argument",
+)
 
 
 @dataclass

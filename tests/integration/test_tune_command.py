@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 BIN = ROOT / "tests" / "simulated_engine" / "bin"
 LONGEST_S = 240
 KILLS = int(os.environ.get("AUTOTUNE_TUNE_KILLS", "2"))
+TRIALS = str(4 + KILLS // 3)
+"""That a study is killed in."""
 WORKLOAD = {"isl_tokens": 256, "osl_tokens": 16, "popularity_sigma": 0}
 DEPLOYMENT = {
     "hardware": "hgx-h100",
@@ -199,7 +201,7 @@ def test_kills_leave_no_server_and_lose_no_trial(folder):
     known = 0
     for _ in range(KILLS):
         process = subprocess.Popen(
-            command(*SLO, *QUICK, "--budget", "4", "--resume"), cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL,
+            command(*SLO, *QUICK, "--budget", TRIALS, "--resume"), cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         time.sleep(chance.uniform(1, 8))
@@ -210,7 +212,7 @@ def test_kills_leave_no_server_and_lose_no_trial(folder):
             time.sleep(0.1)
         assert servers(folder) == []
         known = max(known, finished(folder))
-    done = tuned(folder, *SLO, *QUICK, "--budget", "4", "--resume", "--json")
+    done = tuned(folder, *SLO, *QUICK, "--budget", TRIALS, "--resume", "--json")
     assert done.returncode == 0, done.stderr
     result = TuneResult.model_validate_json(done.stdout)
     assert sum(trial.state != "running" for trial in result.trials) >= max(known, 2)

@@ -265,6 +265,20 @@ def test_a_trial_of_a_killed_worker_is_finished_with_its_runs(space, adviser, tm
     assert (left.candidate, left.number, len(left.runs)) == (candidate, claim.number, 1)
 
 
+def test_workers_that_share_a_storage_do_not_try_the_same(space, adviser, tmp_path):
+    """One measures the defaults; the other sees that, takes the model's plan, and then what neither has begun."""
+    one, other = (TuneJournal(str(tmp_path / "j"), space, "q", resume=True) for _ in range(2))
+    one.enqueue(adviser.seeds(), {})
+    other.enqueue(adviser.seeds(), {})
+    first, second = one.claim(None, {}), other.claim(None, {})
+    assert not one.waiting
+    assert [first.candidate, second.candidate] == [seed.candidate for seed in adviser.seeds()]
+    assert other.left_behind() is None  # its worker, this process, lives
+    third = adviser.next(other.history())
+    assert isinstance(third, Proposal)
+    assert third.candidate not in {first.candidate, second.candidate}
+
+
 def test_a_study_is_not_mixed_with_another(space, tmp_path):
     TuneJournal(str(tmp_path / "j"), space, "one", resume=False)
     with pytest.raises(OutputError, match="another question"):

@@ -250,8 +250,8 @@ def tune_space(
     engine = load_engine(deployment.engine.name)
     if engine.command_line == "trtllm" and not load_only:
         raise ProblemError(
-            f"tune varies the words of a command, and what {engine.title} is told lies in a settings file: start it from the plan's "
-            "scripts and give its --url, whose load alone is varied"
+            f"tune varies the words of a command, and what {engine.title} is told lies in a settings file: start it from the "
+            "plan's scripts and give its --url, whose load alone is varied"
         )
     version = resolve_version(engine, deployment.engine.version)
     pool = deployment.pools["serve"]

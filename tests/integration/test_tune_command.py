@@ -169,6 +169,21 @@ def test_a_port_in_use_is_said(folder):
     assert "is in use" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [("0, GPU-1, 70000, 81559", "1 are here"), ("0, GPU-1, 70000, 81559\n1, GPU-2, 400, 81559", "GPU 0: 70,000 of")],
+)
+def test_gpus_that_are_full_or_missing_are_said(folder, row, said):
+    """Two are needed; what nvidia-smi says is taken from a program of that name."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<EOF\n{row}\nEOF\n")
+    (folder / "bin" / "nvidia-smi").chmod(0o755)
+    path = f"{folder / 'bin'}{os.pathsep}{environment(folder)['PATH']}"
+    done = tuned(folder, *SLO, *QUICK, "--budget", "1", path=path)
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
 def test_a_server_that_never_becomes_healthy_is_one_message(folder):
     write_world(folder, never_healthy=["TP2"])
     done = tuned(folder, *SLO, *QUICK, "--budget", "6", "--start-limit", "3s")

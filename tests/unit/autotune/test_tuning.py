@@ -51,7 +51,7 @@ def space() -> TuneSpace:
 
 def test_an_engine_of_a_settings_file_is_loaded_and_not_varied():
     plan = DEPLOYMENT.model_copy(update={"engine": DEPLOYMENT.engine.model_copy(update={"name": "trtllm", "version": None})})
-    with pytest.raises(ProblemError, match="TensorRT-LLM is told lies in a settings file: .* give its --url"):
+    with pytest.raises(ProblemError, match=r"TensorRT-LLM is told lies in a settings file: .* give its --url"):
         tune_space(plan)
     assert len(tune_space(plan, load_only=True).layouts) == 1
 

@@ -126,7 +126,13 @@ class LiveBench:
             and not is_run_of(found.model, self.space.deployment.model)
         ):
             raise TuningError(f"{result} is a result of {found.model}, the deployment is of {self.space.deployment.model}")
-        return found.model_copy(update={"requests": max(load.requests or 0, found.requests), "sm_clock_mhz": sm_clock_mhz()})
+        return found.model_copy(
+            update={
+                "requests": max(load.requests or 0, found.requests),
+                "rate_per_s": load.rate_per_s,
+                "sm_clock_mhz": sm_clock_mhz(),
+            }
+        )
 
     def _failed(self, code: int | None, log: Path) -> None:
         """Raise for a tool that did not end well, though the server lives."""

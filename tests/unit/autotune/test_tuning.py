@@ -12,7 +12,7 @@ import pytest
 from autotune.cli.parsing import limits_of
 from autotune.cli.tune import budget_of, varied
 from autotune.documents.deployment import Deployment, Load
-from autotune.documents.tuned import RATE, MeasuredLoad, read_trials, write_trials
+from autotune.documents.tuned import LAG_LIMIT, RATE, MeasuredLoad, read_trials, write_trials
 from autotune.errors import OutputError, ProblemError
 from autotune.tuning.advising import Adviser, Proposal, Tried
 from autotune.tuning.gate import check_run
@@ -235,6 +235,33 @@ def test_a_slow_world_with_traps_is_solved_within_fifteen_trials(space, adviser,
     assert rate.after < rate.before / 2
 
 
+def test_a_run_that_lags_behind_its_rate_is_over_saturated():
+    """100 requests at 10/s are sent in 10 s; answers of 256 tokens at 20 ms take 5.1 s, half as much again is granted."""
+    assert run(rate_per_s=10.0, duration_s=15.0).quantities(1)["lag"] == pytest.approx(15 / (10 + 1.5 * 256 * 0.02))
+    assert (
+        run(rate_per_s=10.0, duration_s=15.0).quantities(1)["lag"]
+        < LAG_LIMIT
+        < run(rate_per_s=10.0, duration_s=25.0).quantities(1)["lag"]
+    )
+    assert "lag" not in run().quantities(1)
+
+
+def test_a_rate_is_raised_until_the_service_no_longer_keeps_up(tmp_path):
+    """On one GPU, without limits on times, the largest rate that the service keeps up with; larger ones lag and do not win."""
+    raw = DEPLOYMENT.model_dump(mode="json") | {"load": {"rate_per_s": 4.0}}
+    raw["pools"]["serve"]["tp"] = 1
+    space = tune_space(Deployment.model_validate(raw), knobs={}, same_layout=True, rounds=2)
+    adviser = Adviser(space, Guesses(space), {})
+    bench, result = tuned(space, adviser, Distortions(decode=1.3, prompt=1.3, host_s=0.004), tmp_path)
+    best = result.trial(result.best)
+    assert result.limits == {"lag": LAG_LIMIT}
+    assert best.measured[RATE] >= 0.98 * best_rate(space, bench, result.limits)[0]
+    assert all(
+        trial.constraints["lag"] > 0 for trial in result.trials if trial.measured.get(RATE, 0) > 1.02 * best.measured[RATE]
+    )
+    assert len(result.trials) <= 8
+
+
 def test_constraints_are_named_in_the_storage(space, adviser, tmp_path):
     tuned(space, adviser, NONE, tmp_path, trials=2)
     journal = TuneJournal(str(tmp_path / "j"), space, "q", resume=True)
@@ -322,8 +349,7 @@ def test_drift_is_flagged():
         ({"osl_tokens": 128}, Load(concurrency=4), "other_lengths_under_load"),
         ({"isl_tokens": 600}, Load(concurrency=4), "other_lengths_under_load"),
         ({"isl_tokens": 768, "osl_tokens": 192}, Load(concurrency=4, shortest=0.5), None),  # evenly between half and all
-        ({}, Load(rate_per_s=10.5), None),
-        ({}, Load(rate_per_s=13), "over_saturated_under_load"),  # 10 a second were answered
+        ({}, Load(rate_per_s=13), None),  # 10 a second were answered: a limit of its own
     ],
 )
 def test_runs_that_do_not_count(changes, load, reason):

@@ -203,7 +203,9 @@ def test_a_cluster_is_driven_by_commands_and_what_was_applied_is_deleted(folder)
     (folder / "apply.sh").write_text(
         '#!/bin/bash\nexport PORT=$2\nsetsid bash "$1/serve_node.sh" >"$1/log" 2>&1 </dev/null &\necho "job $!"\n'
     )
-    (folder / "delete.sh").write_text("#!/bin/bash\nkill -- -${2#job }\n")
+    (folder / "delete.sh").write_text(
+        "#!/bin/bash\nkill -- -${2#job }\nwhile kill -0 -- -${2#job } 2>/dev/null; do sleep 0.1; done\n"
+    )
     words = ["--apply", "bash apply.sh {folder} {port}", "--delete", "bash delete.sh {folder} '{id}'", "--format", "bash"]
     done = tuned(folder, *SLO, *QUICK, *words, "--fixed-load", "--budget", "1", "--json")
     assert done.returncode == 0, done.stderr

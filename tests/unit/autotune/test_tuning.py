@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from autotune.tuning.guessing import Guesses, PriorBand, worst_excess
 from autotune.tuning.journal import TuneJournal
 from autotune.tuning.noise import run_sigma, worth_another
 from autotune.tuning.outcomes import TrialFailed
+from autotune.tuning.processes import end_recorded, start_kept
 from autotune.tuning.ratios import ratio_process
 from autotune.tuning.reasons import reason_in
 from autotune.tuning.space import ENGINE_DEFAULT, TuneSpace, tune_space
@@ -440,6 +442,34 @@ def test_results_of_all_generators_say_the_same(name, file, raw, tmp_path):
     assert seen.tokens_per_s == pytest.approx(99 * 256 / 12.5)
     assert seen.ttft_s == {"mean": 0.2, "p50": 0.15, "p95": 0.4, "p99": 0.5}
     assert seen.tpot_s == pytest.approx(0.012)
+
+
+def test_a_process_ends_with_the_pipe_that_holds_it(tmp_path):
+    """Its whole group: the shell, and the sleep that it started."""
+    kept = start_kept(["bash", "-c", "sleep 300 & echo $!; wait"], tmp_path / "r.process.json", tmp_path / "log")
+    until = time.monotonic() + 20
+    while not (tmp_path / "log").exists() or not (tmp_path / "log").read_text().strip():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    sleeper = int((tmp_path / "log").read_text())
+    assert kept.wait(0.05) is None
+    kept.stop()
+    assert json.loads((tmp_path / "r.process.json").read_text())["exit_code"] != 0
+    assert not Path(f"/proc/{sleeper}").exists() or "Z" in Path(f"/proc/{sleeper}/stat").read_text().rpartition(")")[2][:3]
+
+
+def test_what_a_record_names_is_ended_only_where_it_is_the_same_process(tmp_path):
+    kept = start_kept(["sleep", "300"], tmp_path / "r.process.json", tmp_path / "log")
+    while not (tmp_path / "r.process.json").exists():
+        time.sleep(0.02)
+    found = json.loads((tmp_path / "r.process.json").read_text())
+    other = tmp_path / "other.process.json"
+    other.write_text(json.dumps({**found, "started": found["started"] + 1}))  # the number was taken by another process
+    assert not end_recorded(other)
+    assert kept.exit_code() is None
+    assert end_recorded(tmp_path / "r.process.json")
+    assert kept.wait(20) is not None
+    kept.stop()
 
 
 def test_a_result_without_completed_requests_says_nothing(tmp_path):

@@ -19,6 +19,10 @@ from search_spaces.schema import Value
 
 RATE = "tokens_per_s_per_gpu"
 """What tuning maximises."""
+LAG = "lag"
+"""Of an open loop: how long a run took over what it takes when no queue grows."""
+LAG_LIMIT = 1.15
+"""A run that takes longer was over-saturated."""
 Quantities = dict[str, float]
 """By name: RATE, and times that requests see (ttft_s, ttft_p50_s, ttft_p95_s, ttft_p99_s, tpot_s)."""
 TrialState = Literal["measured", "failed", "running"]
@@ -44,6 +48,8 @@ class MeasuredLoad(Spec):
     """As the result names it, where it does."""
     file: str = ""
     """The generator's own result, beside the journal."""
+    rate_per_s: float | None = None
+    """Asked of an open loop."""
     sm_clock_mhz: float | None = None
     """Of the GPUs right after the load, where that can be read."""
 
@@ -52,7 +58,14 @@ class MeasuredLoad(Spec):
         found = {"ttft_s" if name == "mean" else f"ttft_{name}_s": value for name, value in self.ttft_s.items()}
         if self.tpot_s is not None:
             found["tpot_s"] = self.tpot_s
+        if self.rate_per_s:
+            found[LAG] = lag_of(self.duration_s, self.completed, self.rate_per_s, self.osl_tokens * (self.tpot_s or 0.0))
         return {RATE: self.tokens_per_s / gpus, **found}
+
+
+def lag_of(duration_s: float, requests: float, rate_per_s: float, answer_s: float) -> float:
+    """Duration of a run over the time to send its requests and to see the last answered; answer_s : of one answer."""
+    return duration_s / (requests / rate_per_s + 1.5 * answer_s)
 
 
 class TunedTrial(Spec):

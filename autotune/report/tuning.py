@@ -85,7 +85,8 @@ def _rate(trial: TunedTrial) -> str:
 def _time(trial: TunedTrial, name: str) -> str:
     if trial.state == "failed" or name not in trial.measured:
         return ""
-    return ms(trial.measured[name]) + ("!" if trial.constraints.get(name, 0) > 0 else "")
+    said = ms(trial.measured[name]) if name.endswith("_s") else f"{trial.measured[name]:.2f}"
+    return said + ("!" if trial.constraints.get(name, 0) > 0 else "")
 
 
 def _accuracy(result: TuneResult) -> Table:

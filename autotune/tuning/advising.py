@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.documents.tuned import RATE, Quantities, TrialState
+from autotune.documents.tuned import LAG, LAG_LIMIT, RATE, Quantities, TrialState
 from autotune.tuning.guessing import Guesses, worst_excess
 from autotune.tuning.noise import mean_quantities, run_sigma
 from autotune.tuning.ratios import RatioBelief, RatioProcess, ratio_process
@@ -80,7 +80,8 @@ class Adviser:
     """Chooses trials in a space, for limits by the name of their quantity."""
 
     def __init__(self, space: TuneSpace, guesses: Guesses, limits: Mapping[str, float]) -> None:
-        self.space, self.guesses, self.limits = space, guesses, dict(limits)
+        self.space, self.guesses = space, guesses
+        self.limits = dict(limits) if space.closed else {**limits, LAG: LAG_LIMIT}
         priced = guesses.all()
         self.candidates = tuple(priced)
         self.index = {candidate: number for number, candidate in enumerate(self.candidates)}

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from autotune.documents.deployment import Deployment, Load
 from autotune.documents.prediction import ServicePrediction
-from autotune.documents.tuned import RATE, Quantities
+from autotune.documents.tuned import LAG, RATE, Quantities, lag_of
 from autotune.serving.errors import QUANTILE_SIGMAS, service_errors
 from autotune.serving.predicting import predict_service
 from autotune.tuning.space import TuneCandidate, TuneSpace
@@ -45,7 +46,7 @@ class Guesses:
     def _found(self, candidate: TuneCandidate) -> Quantities | str:
         if candidate not in self.known:
             try:
-                self.known[candidate] = predicted_quantities(predict_service(self.space.one_instance(candidate)))
+                self.known[candidate] = predicted_quantities(self.space.one_instance(candidate))
             except AutotuneError as error:
                 self.known[candidate] = str(error)
         return self.known[candidate]
@@ -59,13 +60,19 @@ class Guesses:
         """How far services on this engine lay from their predictions."""
         errors = service_errors().of(False, self.space.deployment.engine.name)
         ratios = {RATE: errors.tokens_per_s, **{name: getattr(errors, band) for name, band in BANDS.items()}}
-        return {name: _band(ratio.low, ratio.high) for name, ratio in ratios.items()}
+        return {LAG: LAG_BAND, **{name: _band(ratio.low, ratio.high) for name, ratio in ratios.items()}}
 
 
-def predicted_quantities(prediction: ServicePrediction) -> Quantities:
-    """By name, as `MeasuredLoad.quantities`."""
-    ttft = prediction.ttft_s
-    return {
+LAG_BAND = PriorBand(0.0, 0.1)
+"""Assumed: runs of an open loop last as long as predicted, where throughput does."""
+
+
+def predicted_quantities(one: Deployment) -> Quantities:
+    """Of one instance under its load, by name, as `MeasuredLoad.quantities`."""
+    prediction = predict_service(one)
+    ttft, load = prediction.ttft_s, one.load
+    found = {} if load is None or not load.rate_per_s or not load.requests else {LAG: _lag(one, load, prediction)}
+    return found | {
         RATE: prediction.tokens_per_s_per_gpu,
         "ttft_s": ttft.mean,
         "ttft_p50_s": ttft.p50,
@@ -73,6 +80,14 @@ def predicted_quantities(prediction: ServicePrediction) -> Quantities:
         "ttft_p99_s": ttft.p99,
         "tpot_s": prediction.tpot_s.mean,
     }
+
+
+def _lag(one: Deployment, load: Load, prediction: ServicePrediction) -> float:
+    osl = one.workload.osl_tokens * (1 + load.shortest) / 2
+    assert load.rate_per_s
+    assert load.requests
+    duration_s = load.requests * osl / prediction.tokens_per_s
+    return lag_of(duration_s, load.requests, load.rate_per_s, osl * prediction.tpot_s.mean)
 
 
 def worst_excess(values: Mapping[str, float], limits: Mapping[str, float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,20 @@ from autotune.tuning.gate import check_run
 from autotune.tuning.generators.base import LoadGenerator, LoadRun
 from autotune.tuning.keeper import write_record
 from autotune.tuning.outcomes import TrialFailed, TuningError
-from autotune.tuning.processes import RECORD_ENDING, start_kept, tail
+from autotune.tuning.processes import RECORD_ENDING, KeptProcess, start_kept, tail
 from autotune.tuning.space import TuneCandidate, TuneSpace
 
 LOAD_LIMIT_S = 1800.0
+LOOK_S = 10.0
+"""Between two looks at the server while a load runs, and for a tool to end after its server did."""
 SERVED_BY = "served_by.json"
-NOT_AN_OPTION = ("unrecognized arguments", "No such option", "no such option", "unexpected extra argument")
+NOT_AN_OPTION = (
+    "Error: Invalid value for",
+    "unrecognized arguments",
+    "No such option",
+    "no such option",
+    "unexpected extra argument",
+)
 
 
 @dataclass
@@ -106,7 +115,7 @@ class LiveBench:
         log = folder / f"load-{name}.log"
         tool = start_kept(self.tool.command(asked), folder / f"load-{name}{RECORD_ENDING}", log)
         try:
-            code = tool.wait(self.load_limit_s)
+            code = self._waited(tool)
         finally:
             tool.stop()
         if failure := self.driver.failure():
@@ -120,7 +129,21 @@ class LiveBench:
             and not is_run_of(found.model, self.space.deployment.model)
         ):
             raise TuningError(f"{result} is a result of {found.model}, the deployment is of {self.space.deployment.model}")
-        return found.model_copy(update={"requests": max(load.requests or 0, found.requests), "sm_clock_mhz": sm_clock_mhz()})
+        return found.model_copy(
+            update={
+                "requests": max(load.requests or 0, found.requests),
+                "rate_per_s": load.rate_per_s,
+                "sm_clock_mhz": sm_clock_mhz(),
+            }
+        )
+
+    def _waited(self, tool: KeptProcess) -> int | None:
+        """Exit code of the tool; none where it ran too long. Raises the server's failure soon after it."""
+        until = time.monotonic() + self.load_limit_s
+        while (code := tool.wait(LOOK_S)) is None and time.monotonic() < until:
+            if (failure := self.driver.failure()) and tool.wait(LOOK_S) is None:
+                raise failure
+        return code
 
     def _failed(self, code: int | None, log: Path) -> None:
         """Raise for a tool that did not end well, though the server lives."""

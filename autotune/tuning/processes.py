@@ -30,11 +30,10 @@ class KeptProcess:
         return self.keeper.poll()
 
     def wait(self, limit_s: float) -> int | None:
-        """Its exit code; none where it ran longer and was ended."""
+        """Its exit code; none where it runs longer."""
         try:
             return self.keeper.wait(limit_s)
         except subprocess.TimeoutExpired:
-            self.stop()
             return None
 
     def stop(self) -> None:

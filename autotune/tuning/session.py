@@ -220,7 +220,7 @@ def winner_plan(best: TunedTrial, result: TuneResult, space: TuneSpace) -> Servi
         objectives=tuple(
             LimitOutcome(name=names.get(name, name), predicted=best.measured[name], limit=limit, probability=1.0)
             for name, limit in result.limits.items()
-            if name in best.measured
+            if name in best.measured and name in BANDS
         ),
         pools=(
             PoolSummary(

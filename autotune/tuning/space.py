@@ -223,12 +223,14 @@ class TuneSpace:
         return as_floats(found)
 
     def demand(self, candidate: TuneCandidate) -> Floats:
-        """What a candidate asks of memory, (4,): sequences at once, tokens of a step, share of the device, requests let in."""
+        """What a candidate asks of the engine, (4,): sequences at once (or requests per second), tokens of a step, share of the
+        device, requests let in."""
         knobs = {**self.defaults, **candidate.knobs}
-        flying = self.load(candidate).concurrency or math.inf
+        load = self.load(candidate)
         seqs = float(knobs.get("max_num_seqs", math.inf))
         fraction = float(knobs.get("gpu_memory_fraction", self.layouts[candidate.layout].memory_fraction or 0.0))
-        return np.array([min(flying, seqs), float(knobs.get("max_num_batched_tokens", 0)), fraction, seqs])
+        asked = min(load.concurrency, seqs) if load.concurrency else float(load.rate_per_s or 0.0)
+        return np.array([asked, float(knobs.get("max_num_batched_tokens", 0)), fraction, seqs])
 
 
 def tune_space(
@@ -250,8 +252,8 @@ def tune_space(
     engine = load_engine(deployment.engine.name)
     if engine.command_line == "trtllm" and not load_only:
         raise ProblemError(
-            f"tune varies the words of a command, and what {engine.title} is told is a settings file: start it by the plan's "
-            "scripts and give its --url, whose load alone is varied"
+            f"tune varies the words of a command, and what {engine.title} is told lies in a settings file: start it from the "
+            "plan's scripts and give its --url, whose load alone is varied"
         )
     version = resolve_version(engine, deployment.engine.version)
     pool = deployment.pools["serve"]

@@ -202,9 +202,12 @@ def said_quantities(values: Quantities, limits: Mapping[str, float]) -> str:
     for name, limit in limits.items():
         if name in values:
             missed = " (missed)" if values[name] > limit else ""
-            shown.append(
-                f"{name.removesuffix('_s').replace('_', ' ').upper()} {values[name] * 1e3:,.0f} of {limit * 1e3:,.0f} ms{missed}"
+            said = (
+                f"{values[name] * 1e3:,.0f} of {limit * 1e3:,.0f} ms"
+                if name.endswith("_s")
+                else f"{values[name]:.2f} of {limit:g}"
             )
+            shown.append(f"{name.removesuffix('_s').replace('_', ' ').upper()} {said}{missed}")
     return ", ".join(shown)
 
 

@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 BIN = ROOT / "tests" / "simulated_engine" / "bin"
 LONGEST_S = 240
 KILLS = int(os.environ.get("AUTOTUNE_TUNE_KILLS", "2"))
+TRIALS = str(4 + KILLS // 3)
+"""That a study is killed in."""
 WORKLOAD = {"isl_tokens": 256, "osl_tokens": 16, "popularity_sigma": 0}
 DEPLOYMENT = {
     "hardware": "hgx-h100",
@@ -167,6 +169,21 @@ def test_a_port_in_use_is_said(folder):
     assert "is in use" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [("0, GPU-1, 70000, 81559", "1 are here"), ("0, GPU-1, 70000, 81559\n1, GPU-2, 400, 81559", "GPU 0: 70,000 of")],
+)
+def test_gpus_that_are_full_or_missing_are_said(folder, row, said):
+    """Two are needed; what nvidia-smi says is taken from a program of that name."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<EOF\n{row}\nEOF\n")
+    (folder / "bin" / "nvidia-smi").chmod(0o755)
+    path = f"{folder / 'bin'}{os.pathsep}{environment(folder)['PATH']}"
+    done = tuned(folder, *SLO, *QUICK, "--budget", "1", path=path)
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
 def test_a_server_that_never_becomes_healthy_is_one_message(folder):
     write_world(folder, never_healthy=["TP2"])
     done = tuned(folder, *SLO, *QUICK, "--budget", "6", "--start-limit", "3s")
@@ -186,7 +203,9 @@ def test_a_cluster_is_driven_by_commands_and_what_was_applied_is_deleted(folder)
     (folder / "apply.sh").write_text(
         '#!/bin/bash\nexport PORT=$2\nsetsid bash "$1/serve_node.sh" >"$1/log" 2>&1 </dev/null &\necho "job $!"\n'
     )
-    (folder / "delete.sh").write_text("#!/bin/bash\nkill -- -${2#job }\n")
+    (folder / "delete.sh").write_text(
+        "#!/bin/bash\nkill -- -${2#job }\nwhile kill -0 -- -${2#job } 2>/dev/null; do sleep 0.1; done\n"
+    )
     words = ["--apply", "bash apply.sh {folder} {port}", "--delete", "bash delete.sh {folder} '{id}'", "--format", "bash"]
     done = tuned(folder, *SLO, *QUICK, *words, "--fixed-load", "--budget", "1", "--json")
     assert done.returncode == 0, done.stderr
@@ -199,7 +218,7 @@ def test_kills_leave_no_server_and_lose_no_trial(folder):
     known = 0
     for _ in range(KILLS):
         process = subprocess.Popen(
-            command(*SLO, *QUICK, "--budget", "4", "--resume"), cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL,
+            command(*SLO, *QUICK, "--budget", TRIALS, "--resume"), cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         time.sleep(chance.uniform(1, 8))
@@ -210,7 +229,7 @@ def test_kills_leave_no_server_and_lose_no_trial(folder):
             time.sleep(0.1)
         assert servers(folder) == []
         known = max(known, finished(folder))
-    done = tuned(folder, *SLO, *QUICK, "--budget", "4", "--resume", "--json")
+    done = tuned(folder, *SLO, *QUICK, "--budget", TRIALS, "--resume", "--json")
     assert done.returncode == 0, done.stderr
     result = TuneResult.model_validate_json(done.stdout)
     assert sum(trial.state != "running" for trial in result.trials) >= max(known, 2)

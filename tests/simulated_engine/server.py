@@ -117,8 +117,8 @@ class Engine:
                 self.running.remove(answer)
 
 
-def application(engine: Engine, name: str, healthy: bool) -> Starlette:
-    """The routes that load generators use."""
+def application(engine: Engine, name: str, healthy: bool, characters: float) -> Starlette:
+    """The routes that load generators use; characters : of a token, in prompts that come as text."""
 
     async def health(_: Request) -> Response:
         return Response(status_code=200 if healthy else 503)
@@ -129,7 +129,7 @@ def application(engine: Engine, name: str, healthy: bool) -> Starlette:
     async def completions(request: Request) -> Response:
         body = await request.json()
         prompt = body.get("prompt") or " ".join(_text(message.get("content")) for message in body.get("messages", []))
-        count = len(prompt) if isinstance(prompt, list) else max(len(str(prompt).split()), 1)
+        count = len(prompt) if isinstance(prompt, list) else max(round(len(str(prompt)) / characters), 1)
         most = int(body.get("max_tokens") or body.get("max_completion_tokens") or 16)
         answer = Answer(count, most, count)
         engine.add(answer)
@@ -196,7 +196,7 @@ def serve(arguments: list[str]) -> None:
     built = build_service(deployment, requests_of(deployment.workload, deployment.load, 1))
     engine = Engine(distorted(pool, built.model, distortions).decode, refusals)
     value = {name: arguments[arguments.index(name) + 1] for name in ("--port", "--served-model-name") if name in arguments}
-    app = application(engine, value.get("--served-model-name", arguments[0]), healthy)
+    app = application(engine, value.get("--served-model-name", arguments[0]), healthy, world.get("characters_per_token", 4.0))
     asyncio.run(_both(app, engine, int(value.get("--port", "8000"))))
 
 

@@ -20,6 +20,7 @@ from autotune.serving.building import build_service
 from autotune.serving.replay import Replay, replay
 from autotune.serving.service import PoolModel, ServiceModel
 from autotune.serving.traffic import requests_of
+from autotune.tuning.gate import check_run
 from autotune.tuning.outcomes import TrialFailed
 from autotune.tuning.space import TuneCandidate, TuneSpace
 
@@ -144,6 +145,7 @@ def _as_measured(deployment: Deployment, seen: Replay) -> MeasuredLoad:
         ttft_s={"mean": float(seen.ttft_s.mean()), "p50": p50, "p95": p95, "p99": p99},
         tpot_s=float(seen.tpot_s.mean()),
         model=deployment.model,
+        rate_per_s=deployment.load.rate_per_s if deployment.load else None,
     )
 
 
@@ -181,7 +183,9 @@ class WorldBench:
         self.runs += 1
         if isinstance(found, TrialFailed):
             raise found
-        return noisy(found, self.world.noise, self.rng)
+        seen = noisy(found, self.world.noise, self.rng)
+        check_run(seen, self.space.load(candidate), self.space.deployment.workload)
+        return seen
 
     def close(self) -> None:
         pass

@@ -39,6 +39,8 @@ class LocalDriver:
     environment: Mapping[str, str] = field(default_factory=dict)
     load_only: bool = False
     running: KeptProcess | None = None
+    had_one: bool = False
+    """Whether a server of this driver ran before: what it held is free again in a while."""
 
     def start(self, server: ToStart) -> str:
         """Raises TuningError without the engine, with a port or a GPU in use; TrialFailed where it does not come up."""
@@ -49,7 +51,8 @@ class LocalDriver:
         _check_there(process)
         port = self.port or _free_port()
         _check_port(port)
-        _check_gpus(launch.pools[0].place.gpus_per_node)
+        _check_gpus(launch.pools[0].place.gpus_per_node, FREED_S if self.had_one else 0.0)
+        self.had_one = True
         variables = {**process.variables(), "PORT": str(port)}
         variables |= {"MODEL": self.model} if self.model else {}
         server.folder.mkdir(parents=True, exist_ok=True)
@@ -124,9 +127,9 @@ def _check_port(port: int) -> None:
             ) from error
 
 
-def _check_gpus(wanted: int) -> None:
+def _check_gpus(wanted: int, patience_s: float) -> None:
     """Wait until the GPUs are free; raises TuningError where they stay in use, or are too few."""
-    until = time.monotonic() + FREED_S
+    until = time.monotonic() + patience_s
     while True:
         found = memory_in_use()
         if found is None:

@@ -20,7 +20,7 @@ def command(run: LoadRun) -> list[str]:
         "guidellm", "run", "--backend", f"kind=openai_http,target={run.url},model={run.served},request_format=/v1/completions",
         "--profile", rate, "--constraint", f"kind=max_requests,count={run.requests}",
         "--data", f"kind=synthetic_text,prompt_tokens={isl},output_tokens={osl}",
-        "--tokenizer", f"kind=huggingface_auto,model={run.model}", "--seed", f"kind=static,seed={run.seed}",
+        "--tokenizer", f"kind=huggingface_auto,model={run.model}", "--seed", f"kind=static,value={run.seed}",
         "--output", f"kind=json,path={run.result}", "--disable-console", *run.extra,
     ]  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from autotune.cli.parsing import limits_of
 from autotune.cli.tune import budget_of, varied
 from autotune.documents.deployment import Deployment, Load
-from autotune.documents.tuned import RATE, MeasuredLoad, read_trials, write_trials
+from autotune.documents.tuned import LAG_LIMIT, RATE, MeasuredLoad, read_trials, write_trials
 from autotune.errors import OutputError, ProblemError
 from autotune.tuning.advising import Adviser, Proposal, Tried
 from autotune.tuning.gate import check_run
@@ -22,6 +23,7 @@ from autotune.tuning.guessing import Guesses, PriorBand, worst_excess
 from autotune.tuning.journal import TuneJournal
 from autotune.tuning.noise import run_sigma, worth_another
 from autotune.tuning.outcomes import TrialFailed
+from autotune.tuning.processes import end_recorded, start_kept
 from autotune.tuning.ratios import ratio_process
 from autotune.tuning.reasons import reason_in
 from autotune.tuning.space import ENGINE_DEFAULT, TuneSpace, tune_space
@@ -51,7 +53,7 @@ def space() -> TuneSpace:
 
 def test_an_engine_of_a_settings_file_is_loaded_and_not_varied():
     plan = DEPLOYMENT.model_copy(update={"engine": DEPLOYMENT.engine.model_copy(update={"name": "trtllm", "version": None})})
-    with pytest.raises(ProblemError, match=r"TensorRT-LLM is told is a settings file: .* give its --url"):
+    with pytest.raises(ProblemError, match=r"TensorRT-LLM is told lies in a settings file: .* give its --url"):
         tune_space(plan)
     assert len(tune_space(plan, load_only=True).layouts) == 1
 
@@ -235,6 +237,33 @@ def test_a_slow_world_with_traps_is_solved_within_fifteen_trials(space, adviser,
     assert rate.after < rate.before / 2
 
 
+def test_a_run_that_lags_behind_its_rate_is_over_saturated():
+    """100 requests at 10/s are sent in 10 s; answers of 256 tokens at 20 ms take 5.1 s, half as much again is granted."""
+    assert run(rate_per_s=10.0, duration_s=15.0).quantities(1)["lag"] == pytest.approx(15 / (10 + 1.5 * 256 * 0.02))
+    assert (
+        run(rate_per_s=10.0, duration_s=15.0).quantities(1)["lag"]
+        < LAG_LIMIT
+        < run(rate_per_s=10.0, duration_s=25.0).quantities(1)["lag"]
+    )
+    assert "lag" not in run().quantities(1)
+
+
+def test_a_rate_is_raised_until_the_service_no_longer_keeps_up(tmp_path):
+    """On one GPU, without limits on times, the largest rate that the service keeps up with; larger ones lag and do not win."""
+    raw = DEPLOYMENT.model_dump(mode="json") | {"load": {"rate_per_s": 4.0}}
+    raw["pools"]["serve"]["tp"] = 1
+    space = tune_space(Deployment.model_validate(raw), knobs={}, same_layout=True, rounds=2)
+    adviser = Adviser(space, Guesses(space), {})
+    bench, result = tuned(space, adviser, Distortions(decode=1.3, prompt=1.3, host_s=0.004), tmp_path)
+    best = result.trial(result.best)
+    assert result.limits == {"lag": LAG_LIMIT}
+    assert best.measured[RATE] >= 0.98 * best_rate(space, bench, result.limits)[0]
+    assert all(
+        trial.constraints["lag"] > 0 for trial in result.trials if trial.measured.get(RATE, 0) > 1.02 * best.measured[RATE]
+    )
+    assert len(result.trials) <= 8
+
+
 def test_constraints_are_named_in_the_storage(space, adviser, tmp_path):
     tuned(space, adviser, NONE, tmp_path, trials=2)
     journal = TuneJournal(str(tmp_path / "j"), space, "q", resume=True)
@@ -263,6 +292,20 @@ def test_a_trial_of_a_killed_worker_is_finished_with_its_runs(space, adviser, tm
     left = TuneJournal(str(tmp_path / "j"), space, "q", resume=True).left_behind()
     assert left is not None
     assert (left.candidate, left.number, len(left.runs)) == (candidate, claim.number, 1)
+
+
+def test_workers_that_share_a_storage_do_not_try_the_same(space, adviser, tmp_path):
+    """One measures the defaults; the other sees that, takes the model's plan, and then what neither has begun."""
+    one, other = (TuneJournal(str(tmp_path / "j"), space, "q", resume=True) for _ in range(2))
+    one.enqueue(adviser.seeds(), {})
+    other.enqueue(adviser.seeds(), {})
+    first, second = one.claim(None, {}), other.claim(None, {})
+    assert not one.waiting
+    assert [first.candidate, second.candidate] == [seed.candidate for seed in adviser.seeds()]
+    assert other.left_behind() is None  # its worker, this process, lives
+    third = adviser.next(other.history())
+    assert isinstance(third, Proposal)
+    assert third.candidate not in {first.candidate, second.candidate}
 
 
 def test_a_study_is_not_mixed_with_another(space, tmp_path):
@@ -308,8 +351,7 @@ def test_drift_is_flagged():
         ({"osl_tokens": 128}, Load(concurrency=4), "other_lengths_under_load"),
         ({"isl_tokens": 600}, Load(concurrency=4), "other_lengths_under_load"),
         ({"isl_tokens": 768, "osl_tokens": 192}, Load(concurrency=4, shortest=0.5), None),  # evenly between half and all
-        ({}, Load(rate_per_s=10.5), None),
-        ({}, Load(rate_per_s=13), "over_saturated_under_load"),  # 10 a second were answered
+        ({}, Load(rate_per_s=13), None),  # 10 a second were answered: a limit of its own
     ],
 )
 def test_runs_that_do_not_count(changes, load, reason):
@@ -400,6 +442,34 @@ def test_results_of_all_generators_say_the_same(name, file, raw, tmp_path):
     assert seen.tokens_per_s == pytest.approx(99 * 256 / 12.5)
     assert seen.ttft_s == {"mean": 0.2, "p50": 0.15, "p95": 0.4, "p99": 0.5}
     assert seen.tpot_s == pytest.approx(0.012)
+
+
+def test_a_process_ends_with_the_pipe_that_holds_it(tmp_path):
+    """Its whole group: the shell, and the sleep that it started."""
+    kept = start_kept(["bash", "-c", "sleep 300 & echo $!; wait"], tmp_path / "r.process.json", tmp_path / "log")
+    until = time.monotonic() + 20
+    while not (tmp_path / "log").exists() or not (tmp_path / "log").read_text().strip():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    sleeper = int((tmp_path / "log").read_text())
+    assert kept.wait(0.05) is None
+    kept.stop()
+    assert json.loads((tmp_path / "r.process.json").read_text())["exit_code"] != 0
+    assert not Path(f"/proc/{sleeper}").exists() or "Z" in Path(f"/proc/{sleeper}/stat").read_text().rpartition(")")[2][:3]
+
+
+def test_what_a_record_names_is_ended_only_where_it_is_the_same_process(tmp_path):
+    kept = start_kept(["sleep", "300"], tmp_path / "r.process.json", tmp_path / "log")
+    while not (tmp_path / "r.process.json").exists():
+        time.sleep(0.02)
+    found = json.loads((tmp_path / "r.process.json").read_text())
+    other = tmp_path / "other.process.json"
+    other.write_text(json.dumps({**found, "started": found["started"] + 1}))  # the number was taken by another process
+    assert not end_recorded(other)
+    assert kept.exit_code() is None
+    assert end_recorded(tmp_path / "r.process.json")
+    assert kept.wait(20) is not None
+    kept.stop()
 
 
 def test_a_result_without_completed_requests_says_nothing(tmp_path):

@@ -97,6 +97,7 @@ SERVICES = [
 ROUTERS = {"vllm": "vllm-router_0.1.17", "sglang": "sglang-router_0.3.2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "version", "release"), SERVICES)
 @pytest.mark.parametrize("hardware", ["gb200-nvl72", "hgx-h200"])
 def test_services_start_as_far_as_the_parsers_can_tell(engine, version, release, hardware, tmp_path):

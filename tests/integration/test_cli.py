@@ -295,6 +295,7 @@ def test_what_a_service_cannot_be_is_one_message(run, options, code, message):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_validate_prints_and_updates_the_table(run, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- autotune validate: begin -->\nold\n<!-- autotune validate: end -->\nafter\n")

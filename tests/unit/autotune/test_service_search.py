@@ -60,6 +60,7 @@ def test_the_service_serves_what_its_slower_pool_takes(default):
         assert plan.solver.gap == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hardware", "model", "tpot_limit_s"), [("hgx-h100", "llama-3.1-8b", 0.01), ("hgx-h200", "qwen3-30b-a3b", 0.012)]
 )
@@ -97,6 +98,7 @@ def test_both_kinds_are_compared(default):
         assert rates == sorted(rates)
 
 
+@pytest.mark.slow
 def test_short_answers_to_long_prompts_take_more_prefill():
     def share(isl: int, osl: int) -> float:
         pools = pools_of(resolve_problem(service(gpus=64, workload={"isl_tokens": isl, "osl_tokens": osl})))
@@ -107,6 +109,7 @@ def test_short_answers_to_long_prompts_take_more_prefill():
     assert share(8000, 500) > share(2000, 2000) > share(500, 4000)
 
 
+@pytest.mark.slow
 def test_a_rate_is_carried_on_as_few_gpus_as_it_takes():
     few, many = (search_services(service(gpus=64, load={"rate_per_s": rate})).best for rate in (4.0, 30.0))
     assert few.prediction.gpus < many.prediction.gpus <= 64

@@ -1,15 +1,8 @@
-"""Dispatch and combine of expert parallelism, per backend: their physics differ.
-
-- all-gather / reduce-scatter moves every token to every rank, whoever needs it;
-- DeepEP low-latency sends one copy per (token, expert);
-- DeepEP normal and one-sided NVLink send one copy per (token, destination rank), DeepEP normal
-  crossing to each destination node once over RDMA.
-"""
+"""Dispatch and combine of expert parallelism: the time that a backend's bytes take. The backends are in `all_to_all`."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -17,17 +10,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cost_models.all_to_all.base import ExchangedTokens, Volumes
+from cost_models.all_to_all.registry import ALL_TO_ALL, BY_NAME
 from cost_models.arrays import Floats, as_floats, smoothmax
 from cost_models.fitting import Coefficient, Fit, Mask, fit_coefficients, held_out_mask
 from cost_models.links import Links
 
-BACKENDS = (
-    "none",
-    "allgather_reducescatter",
-    "deepep_low_latency",
-    "deepep_normal",
-    "nvlink_one_sided",
-)
+BACKENDS = tuple(backend.name for backend in ALL_TO_ALL)
 """Order gives the integer code used in candidate rows. `none`: no expert parallelism across DP ranks."""
 
 BackendName = Literal["none", "allgather_reducescatter", "deepep_low_latency", "deepep_normal", "nvlink_one_sided"]
@@ -64,49 +53,6 @@ def payload_bytes(hidden: int, element_bytes: float, top_k: int) -> float:
     return hidden * element_bytes + top_k * ROUTING_BYTES_PER_CHOICE
 
 
-def expected_destinations(choices: int, destinations: ArrayLike, reachable: ArrayLike = 1.0) -> Floats:
-    """Distinct destinations of `choices` uniform picks: r (1 - (1 - 1/r)^choices), r the reachable ones.
-
-    reachable : share of the destinations that group-limited routing leaves (topk_group / n_group).
-    """
-    r = np.maximum(as_floats(destinations) * as_floats(reachable), 1.0)
-    missed = np.log1p(-1 / np.maximum(r, 1 + 1e-9))
-    return np.where(r <= 1, 1.0, r * -np.expm1(choices * missed))
-
-
-def reachable_share(ranks: ArrayLike, groups: int, top_k_groups: int, contiguous: ArrayLike) -> Floats:
-    """Share of ranks one token can reach under group-limited routing; 1 once experts are shuffled."""
-    ranks = as_floats(ranks)
-    limited = np.asarray(contiguous) & (ranks >= groups) if groups > 1 else np.zeros(ranks.shape, dtype=bool)
-    return np.where(limited, top_k_groups / groups, 1.0)
-
-
-def expected_domains(choices: int, domains: ArrayLike, groups: int, top_k_groups: int, grouped: ArrayLike) -> Floats:
-    """Distinct scale-up domains that one token's experts are on.
-
-    grouped : expert groups stay whole inside domains (original order, or hierarchical EPLB). Then the token's
-    top_k_groups of G groups, G/D of them per domain, leave a domain out with C(G - G/D, g) / C(G, g), and each chosen
-    group is hit; 3.14 of 4 nodes for DeepSeek-V3. Otherwise the choices are spread at will.
-    """
-    d = as_floats(domains)
-    spread = expected_destinations(choices, d)
-    hit = spread
-    for count in np.unique(d[(d > 1) & np.asarray(grouped, dtype=np.bool_)]) if groups > 1 else ():
-        if groups % count == 0:
-            missed = math.comb(groups - groups // int(count), top_k_groups) / math.comb(groups, top_k_groups)
-            hit = np.where((d == count) & np.asarray(grouped, dtype=np.bool_), np.minimum(d * (1 - missed), spread), hit)
-    return as_floats(hit)
-
-
-@dataclass(frozen=True, slots=True)
-class Volumes:
-    """Bytes that one rank moves over each link in one direction, and its gathered buffer."""
-
-    scale_up_bytes: Floats
-    scale_out_bytes: Floats
-    buffer_bytes: Floats
-
-
 def volumes(
     backend: str,
     tokens: ArrayLike,
@@ -127,30 +73,9 @@ def volumes(
     all-gather volume.
     """
     tokens, ranks = (as_floats(x) for x in np.broadcast_arrays(tokens, ranks))
-    contiguous = np.broadcast_to(np.asarray(contiguous, dtype=np.bool_), tokens.shape)
-    domains = links.domains(ranks)
-    local = ranks / domains
-    remote_share = 1 - 1 / domains
-    own = tokens * token_bytes
-    if backend == "none":
-        zero = np.zeros(tokens.shape)
-        return Volumes(zero, zero, zero)
-    if backend == "allgather_reducescatter":
-        # Ring across domains, all-gather inside: the NIC carries what other domains hold of this rank's share.
-        return Volumes((ranks - 1) * own, (domains - 1) * own, ranks * own)
-    if backend == "deepep_low_latency":
-        copies = top_k * own
-        return Volumes(copies * (local - 1) / ranks, copies * remote_share, np.zeros(tokens.shape))
-    grouped = contiguous | (np.mod(groups, domains) == 0)
-    hit_domains = expected_domains(top_k, domains, groups, top_k_groups, grouped)
-    share = np.where(contiguous, reachable_share(ranks, groups, top_k_groups, contiguous), hit_domains / domains)
-    per_rank = expected_destinations(top_k, ranks, share) * own * (ranks - 1) / ranks
-    if backend == "nvlink_one_sided":
-        return Volumes(per_rank * (local - 1) / np.maximum(ranks - 1, 1), per_rank * remote_share, np.zeros(tokens.shape))
-    if backend == "deepep_normal":
-        per_domain = hit_domains * own * remote_share
-        return Volumes(per_rank, np.where(domains > 1, per_domain, 0.0), np.zeros(tokens.shape))
-    raise ValueError(f"no volume model for backend {backend}")
+    original = np.broadcast_to(np.asarray(contiguous, dtype=np.bool_), tokens.shape)
+    traffic = ExchangedTokens(tokens * token_bytes, ranks, links.domains(ranks), top_k, groups, top_k_groups, original)
+    return BY_NAME[backend].volumes(traffic)
 
 
 def transfer_time_s(
@@ -197,30 +122,12 @@ def transfer_bound_s(moved: Volumes, links: Links) -> Floats:
     return np.maximum(up_s, moved.scale_out_bytes / links.scale_out_bytes_per_s)
 
 
-FIT_COEFFICIENTS = {
-    "start_s": Coefficient(1.2e-5, 5e-7, 1e-4),
-    "scale_up_efficiency": Coefficient(0.6, 0.05, 0.98, prior=0.5),
-}
-SHARPNESS = {"sharpness": Coefficient(1.0, 0.8, 4.0, prior=0.4)}
-PER_EXPERT = {"start_per_expert_s": Coefficient(1e-8, 1e-10, 1e-7)}
-PER_LOG2_RANKS = {"start_per_log2_ranks_s": Coefficient(3e-6, 1e-7, 3e-5)}
-GATHERED = {
-    "mid_factor": Coefficient(1.2, 0.01, 6.0),
-    "mid_exponent": Coefficient(0.5, 0.05, 0.9, prior=0.5),
-    "copy_bytes_per_s": Coefficient(2.5e12, 1e11, 2e13),
-}
 SCALE_OUT = {
     "scale_out_efficiency": Coefficient(0.85, 0.3, 0.99, prior=0.3),
     "start_per_log2_domains_s": Coefficient(5e-6, 1e-7, 4e-5),
     "link_sharpness": Coefficient(2.0, 1.0, 6.0, prior=0.5),
 }
-BACKEND_COEFFICIENTS: dict[str, dict[str, Coefficient]] = {
-    "allgather_reducescatter": {**FIT_COEFFICIENTS, **PER_LOG2_RANKS, **GATHERED},
-    "deepep_low_latency": {**FIT_COEFFICIENTS, **PER_EXPERT, **SHARPNESS},
-    "deepep_normal": {**FIT_COEFFICIENTS, **SHARPNESS},
-    "nvlink_one_sided": {**FIT_COEFFICIENTS, **PER_LOG2_RANKS, **SHARPNESS},
-}
-"""What single-domain timings determine; timings across domains determine SCALE_OUT too."""
+"""What timings across domains determine besides a backend's own."""
 
 
 def fit_transfer(
@@ -244,7 +151,7 @@ def fit_transfer(
     columns = np.broadcast_arrays(*(as_floats(x) for x in (tokens, ranks, experts, top_k, token_bytes)))
     count, group, slots, choices, size = columns
     moved = _measured_volumes(backend, count, group, choices, size, links)
-    coefficients = BACKEND_COEFFICIENTS[backend] | (SCALE_OUT if np.any(moved.scale_out_bytes > 0) else {})
+    coefficients = {**BY_NAME[backend].fitted} | (SCALE_OUT if np.any(moved.scale_out_bytes > 0) else {})
     kept = {name: value for name, value in known.items() if name not in coefficients}
 
     def predict_s(values: Mapping[str, float], rows: NDArray[np.int64]) -> Floats:

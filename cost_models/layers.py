@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.all_to_all.registry import rows_whose
 from cost_models.arrays import Floats, as_floats, ceil_div
 from cost_models.attention.base import AttentionKind, Phase
 from cost_models.dispatch import BACKENDS
@@ -119,7 +120,7 @@ def _eager_gaps_s(
     launched = sum((t.time_s > 0 for t in operators.values()), np.zeros(len(halves)))
     floor_s = launched * host.eager_operator_s + (host.eager_experts_s if "experts" in operators else 0.0)
     dispatching = operators["dispatch"].time_s > 0 if "dispatch" in operators else np.zeros(len(halves), dtype=np.bool_)
-    waits = dispatching & (rows.backend == BACKENDS.index("deepep_normal"))
+    waits = dispatching & rows_whose(rows.backend, lambda backend: backend.waits_for_counts)
     eager_s = np.where(waits, floor_s, halves * floor_s - busy)
     return np.maximum(eager_s, graph_s)
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cost_models.all_to_all.base import BufferShape
+from cost_models.all_to_all.registry import ALL_TO_ALL, rows_whose
 from cost_models.arrays import Floats, as_floats, ceil_div
 from cost_models.attention.base import Phase
-from cost_models.dispatch import BACKENDS, payload_bytes
+from cost_models.dispatch import payload_bytes
 from cost_models.machine import Machine
 from cost_models.offload import freed_bytes, offloaded_mask
 from cost_models.rows import UNLIMITED, Rows
@@ -292,7 +294,7 @@ def _activation_bytes(
     own = tokens * model.hidden * 2 * c.activation_passes
     tp = as_floats(rows.tp)
     query = tokens * np.max([kind.activation_elements(phase, tp) for kind in model.attentions], axis=0) * 2
-    gathered = np.where(rows.backend == BACKENDS.index("allgather_reducescatter"), tokens * rows.dp, tokens)
+    gathered = np.where(rows_whose(rows.backend, lambda backend: backend.gathers), tokens * rows.dp, tokens)
     experts = 0.0
     if model.moe:
         pairs = gathered * model.moe.top_k / rows.ep
@@ -308,17 +310,9 @@ def _dispatch_buffer_bytes(machine: Machine, rows: Rows, tokens: Floats, c: Memo
         return np.zeros(len(rows))
     chunk = np.where(rows.moe_chunk_tokens > 0, np.minimum(rows.moe_chunk_tokens, UNLIMITED), tokens)
     buffered = np.minimum(tokens, chunk)
-    slots = model.moe.experts + rows.redundant_experts
     hidden = model.moe.routed_hidden(model.hidden)
-    low_latency = 4 * slots * buffered * (2 * hidden + hidden / 32)
-    element = DTYPES[machine.recipe.dispatch].activation_bytes
-    one_sided = rows.dp * buffered * (payload_bytes(hidden, element, model.moe.top_k) + 2 * hidden)
-    gathered = rows.dp * buffered * 4 * hidden
-    by_backend = {
-        "none": np.zeros(len(rows)),
-        "allgather_reducescatter": gathered,
-        "deepep_low_latency": low_latency,
-        "deepep_normal": np.full(len(rows), c.deepep_normal_buffer_bytes),
-        "nvlink_one_sided": one_sided,
-    }
-    return as_floats(np.select([rows.backend == BACKENDS.index(b) for b in by_backend], list(by_backend.values())))
+    payload = payload_bytes(hidden, DTYPES[machine.recipe.dispatch].activation_bytes, model.moe.top_k)
+    slots = as_floats(model.moe.experts + rows.redundant_experts)
+    shape = BufferShape(as_floats(buffered), as_floats(rows.dp), slots, hidden, payload, c.deepep_normal_buffer_bytes)
+    found = [backend.buffer_bytes(shape) for backend in ALL_TO_ALL]
+    return as_floats(np.select([rows.backend == code for code in range(len(found))], found))

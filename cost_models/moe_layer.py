@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from cost_models.all_to_all.registry import BY_NAME, rows_whose
+from cost_models.all_to_all.routing import expected_destinations, reachable_share
 from cost_models.arrays import Floats, as_floats, distinct_rows, evaluate_distinct
 from cost_models.attention.base import Phase
 from cost_models.balance import (
@@ -20,9 +22,7 @@ from cost_models.chunking import activation_chunks, moe_chunks
 from cost_models.dispatch import (
     BACKENDS,
     DispatchCoefficients,
-    expected_destinations,
     payload_bytes,
-    reachable_share,
     transfer_bound_s,
     transfer_time_s,
     volumes,
@@ -44,7 +44,6 @@ OUTSIDE = (
     "offload_group_size", "offload_in_group", "offload_prefetch_step",
 )  # fmt: skip
 """Columns that an MoE layer does not depend on, but for the tokens that it is given."""
-POINT_TO_POINT = ("deepep_low_latency", "deepep_normal", "nvlink_one_sided")
 
 
 def popularity(machine: Machine, rows: Rows) -> Floats:
@@ -172,9 +171,8 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
         "peak_flops_per_s": machine.peak_flops_per_s("experts"),
         "hbm_bytes_per_s": machine.hbm_bytes_per_s,
     }
-    loops = activation_chunks(
-        entering, np.where(rows.backend == BACKENDS.index("deepep_low_latency"), 0, rows.activation_chunk_rows)
-    )
+    masked = rows_whose(rows.backend, lambda backend: backend.expert_kernel == "masked")
+    loops = activation_chunks(entering, np.where(masked, 0, rows.activation_chunk_rows))
     sigmas = popularity(machine, rows)
     parts = [np.zeros(len(rows)), np.zeros(len(rows))]
     for kind, sigma in sorted({*zip(rows.backend.tolist(), sigmas.tolist(), strict=True)}):
@@ -211,12 +209,12 @@ def kernel_variants(machine: Machine, backend: str, phase: Phase) -> tuple[str, 
     dtype = machine.dtype("experts")
     if machine.one_expert_kernel:
         return (dtype,)
-    contiguous = f"{dtype}.contiguous"
-    wanted: tuple[str, ...] = (dtype, contiguous) if phase == "prefill" and backend != "none" else (dtype,)
-    if backend == "deepep_low_latency":
-        wanted = (f"{dtype}.masked",)
-    if backend == "deepep_normal":
-        wanted = (contiguous,)
+    exchange = BY_NAME[backend]
+    wanted: tuple[str, ...] = (dtype,)
+    if exchange.expert_kernel != "fused":
+        wanted = (f"{dtype}.{exchange.expert_kernel}",)
+    elif phase == "prefill" and exchange.graphless_prefill:
+        wanted = (dtype, f"{dtype}.contiguous")
     known = tuple(variant for variant in wanted if machine.calibration.has("grouped_gemm", variant))
     return known or (dtype,)
 
@@ -225,8 +223,8 @@ def _entering_tokens(moe: MoeSpec, rows: Rows, total: Floats, pairs: Floats) -> 
     """Rows that the expert kernel's permute and finalise touch."""
     share = reachable_share(rows.ep, moe.groups, moe.top_k_groups, contiguous=rows.eplb == 0)
     hit = expected_destinations(moe.top_k, rows.ep, share) / rows.ep
-    gathered = (rows.backend == BACKENDS.index("allgather_reducescatter")) | (rows.backend == BACKENDS.index("none"))
-    copied = rows.backend == BACKENDS.index("deepep_low_latency")
+    gathered = rows_whose(rows.backend, lambda backend: not backend.point_to_point)
+    copied = rows_whose(rows.backend, lambda backend: backend.copies_per_expert)
     return as_floats(np.where(gathered, total, np.where(copied, pairs, total * hit)))
 
 
@@ -253,7 +251,7 @@ def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio:
             )  # fmt: skip
             return transfer_time_s(moved, n, e, r, links=links, coefficients=c), transfer_bound_s(moved, links)
 
-        skew = ratio if backend in POINT_TO_POINT else np.ones(len(rows))
+        skew = ratio if BY_NAME[backend].point_to_point else np.ones(len(rows))
         slots = moe.experts + rows.redundant_experts
         inputs = [tokens[mask], rows.group[mask], skew[mask], slots[mask], rows.eplb[mask]]
         for part, value in zip(parts, evaluate_distinct(distinct, *inputs), strict=True):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cost_models.all_to_all.registry import ALL_TO_ALL
 from cost_models.arrays import Floats, as_floats
 from cost_models.dispatch import BACKENDS
 from cost_models.operators import Timing
@@ -90,8 +91,8 @@ def interrupted_step_s(step_s: ArrayLike, extra_s: ArrayLike, rate_per_s: ArrayL
 
 def prefill_kernels(rows: Rows) -> Rows:
     """Rows with the all-to-all that they prefill with: DeepEP's low-latency kernels are for decode, the normal ones step in."""
-    low_latency, normal = BACKENDS.index("deepep_low_latency"), BACKENDS.index("deepep_normal")
-    return rows.replace(backend=np.where(rows.backend == low_latency, normal, rows.backend))
+    instead = [BACKENDS.index(backend.prefills_as or backend.name) for backend in ALL_TO_ALL]
+    return rows.replace(backend=np.array(instead)[rows.backend])
 
 
 def core_s(operators: dict[str, Timing], rows: int) -> Floats:

@@ -93,6 +93,11 @@ class AttentionKind(Spec, ABC):
         inputs : sequences, tp, and context_tokens (decode) or new_tokens and prefix_tokens (prefill).
         """
 
+    @property
+    def page_tokens(self) -> int | None:
+        """Tokens that a page of the cache must have for the kernels; none: any."""
+        return None
+
     def timing_columns(self, phase: Phase, tp: int) -> dict[str, int]:
         """Shape columns of the core kernel in a timing table; none where no table of ours holds it."""
         return {}

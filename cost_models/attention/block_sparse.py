@@ -48,6 +48,11 @@ class BlockSparseSpec(GroupedKind):
         return IndexShape(self.index_heads, self.index_dim, self.top_blocks, self.index_dim * INDEX_BYTES)
 
     @property
+    def page_tokens(self) -> int:
+        """Blocks are chosen and read as whole pages."""
+        return self.block_tokens
+
+    @property
     def reach_tokens(self) -> float:
         """Tokens that a query attends to where the context has more."""
         return (self.top_blocks - 0.5) * self.block_tokens

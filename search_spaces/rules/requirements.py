@@ -94,7 +94,21 @@ def remote_code(subject: Subject) -> bool:
     return any(name.lower().startswith(REMOTE_CODE) for name in (subject.model.name, last))
 
 
+def _blocks(subject: Subject) -> Needed:
+    """KV pages as long as the blocks that attention chooses."""
+    sizes = {str(kind.page_tokens) for kind in subject.model.attentions if kind.page_tokens}
+    return Needed({"--block-size": tuple(sizes)}) if sizes else Needed()
+
+
 REQUIREMENTS = (
+    EngineRequirement(
+        name="pages_are_blocks",
+        says="block-sparse attention needs KV pages of its block, and vLLM's default fails while the cache is set up",
+        source="vLLM's MiniMax-M3 announcement and vllm-project/recipes MiniMaxAI/MiniMax-M3: --block-size 128 in every command",
+        engines=("vllm",),
+        effect="refused",
+        needs=_blocks,
+    ),
     EngineRequirement(
         name="moe_runner",
         says="SGLang finds no expert kernels behind this all-to-all by itself",

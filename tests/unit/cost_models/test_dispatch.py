@@ -7,16 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cost_models.all_to_all.routing import expected_destinations, reachable_share
 from cost_models.catalog import calibration_for
-from cost_models.dispatch import (
-    DispatchCoefficients,
-    expected_destinations,
-    payload_bytes,
-    reachable_share,
-    transfer_bound_s,
-    transfer_time_s,
-    volumes,
-)
+from cost_models.dispatch import DispatchCoefficients, payload_bytes, transfer_bound_s, transfer_time_s, volumes
 from cost_models.links import Links
 
 NVL72 = Links(72, 900e9, 50e9)

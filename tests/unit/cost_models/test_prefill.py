@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cost_models.all_to_all.routing import expected_domains
 from cost_models.attention.prompt import (
     PrefillAttentionCoefficients,
     fit_prefill_attention,
@@ -15,7 +16,7 @@ from cost_models.attention.prompt import (
     prefill_attention_time_s,
 )
 from cost_models.catalog import calibration_for, load_hardware, load_model, load_recipe
-from cost_models.dispatch import BACKENDS, expected_domains
+from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
 from cost_models.moe_layer import kernel_variants
 from cost_models.overlap import OVERLAPS

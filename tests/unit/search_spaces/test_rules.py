@@ -330,3 +330,12 @@ def test_masks_have_the_length_of_the_rows():
                     mask = rule.broken(asked)
                     assert mask.shape == (4,), rule.name
                     assert mask.dtype == np.bool_, rule.name
+
+
+def test_pages_of_block_sparse_attention_are_its_blocks():
+    plan = {"model": "minimax-m3", "recipe": "bf16", "tp": 8}
+    assert dict(written(subject(**plan)).options)["--block-size"] == ("128",)
+    assert "--block-size" not in dict(written(subject(tp=8)).options)
+    (finding,) = [found for found in unmet(subject(**plan, options={"--block-size": "64"})) if found.rule == "pages_are_blocks"]
+    assert (finding.effect, "--block-size 128 is missing" in finding.text) == ("refused", True)
+    assert not unmet(subject(**plan, options={"--block-size": "128"}))

@@ -158,7 +158,7 @@ def test_an_archive_is_downloaded(browser: Any, server: Served, tmp_path: Path) 
 def test_two_tabs_show_the_same_search_and_either_cancels_it(browser: Any, server: Served) -> None:
     opened(browser, server)
     first = browser.current_window_handle
-    key = server.search({"hardware": "hgx-h200", "gpus": 8, "trials": 1_000_000})
+    key = server.search({"hardware": "hgx-h200", "gpus": 8, "trials": 10_000})
     selector = f"[data-job='{key}']"
     until(lambda: "trial" in "".join(e.text for e in browser.find_elements("css selector", selector)))
     browser.switch_to.new_window("tab")

@@ -170,5 +170,6 @@ def test_every_control_and_region_has_a_name_and_every_table_its_headers(browser
 
 def test_axe_finds_nothing_serious(browser: Any, tmp_path: Path, page: RunPage) -> None:
     for dark in (False, True):
-        opened(browser, tmp_path, render_page(page), dark=dark)
-        assert serious_faults(browser) == []
+        for html in (render_page(page), render_comparison([page, page])):
+            opened(browser, tmp_path, html, dark=dark)
+            assert serious_faults(browser) == []

@@ -79,7 +79,7 @@ def test_axe_finds_nothing_serious(browser: Any, server: Served, dark: bool) -> 
     opened(browser, server, dark=dark)
     browser.find_element("id", "all-fields").click()
     assert serious_faults(browser) == []
-    browser.find_element("css selector", "#runs button").click()
+    browser.find_element("xpath", "//button[text()='Export']").click()
     assert serious_faults(browser) == []
 
 
@@ -157,6 +157,20 @@ def test_an_archive_is_downloaded(browser: Any, server: Served, tmp_path: Path) 
     browser.find_element("id", "rank").send_keys("99")
     browser.find_element("id", "download").click()
     until(lambda: "has plans 1.." in text(browser, "export-fault"))
+
+
+def test_a_layout_is_asked_for_in_place(browser: Any, server: Served) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened(browser, server)
+    browser.find_element("xpath", "//li[contains(@data-run, 'hgx-h200_deepseek-v3_decode')]//button[text()='Why not']").click()
+    browser.find_element("id", "why").send_keys("tp8", Keys.ENTER)
+    until(lambda: "TP8" in text(browser, "why-answer"))
+    assert serious_faults(browser) == []
+    browser.find_element("id", "why").send_keys("<b>")
+    browser.find_element("css selector", "#why-form .main").click()
+    until(lambda: text(browser, "why-fault") != "")
+    assert text(browser, "why-answer") == ""
 
 
 def test_two_tabs_show_the_same_search_and_either_cancels_it(browser: Any, server: Served) -> None:

@@ -13,6 +13,18 @@ Line = Annotated[str, StringConstraints(pattern=rf"^{GPU}( \| {GPU})*$")]
 """Experts of a layer: GPUs separated by " | ", their slots by blanks."""
 
 
+class BusiestGpu(Spec):
+    """Load of one MoE layer's busiest GPU over the mean of all, in that layer's worst workload."""
+
+    layer: int
+    in_order: float
+    """Experts by number: before any placement."""
+    eplb: float
+    placed: float
+    bound: float
+    """No placement of so many slots has less."""
+
+
 class PlannedPlacement(Spec):
     """Where every replica lies, and how balanced that is in the worst recorded workload."""
 
@@ -23,6 +35,8 @@ class PlannedPlacement(Spec):
     eplb_balanced: float
     """The same of EPLB's placement."""
     median_gap: float
+    busiest: tuple[BusiestGpu, ...] = ()
+    """By layer; none in plans of older versions."""
     layers: tuple[Line, ...]
     """Logical experts of every MoE layer."""
 

@@ -84,3 +84,11 @@ class Problem(Spec):
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     storage: str | None = None
     """Optuna storage URL; a study found there is resumed."""
+
+    @property
+    def gpu_hour_usd_by_phase(self) -> dict[str, float]:
+        """Price of a GPU hour by the phase of a pool; empty where none is given."""
+        if self.gpu_hour_usd is None:
+            return {}
+        prefill = self.prefill_gpu_hour_usd or self.gpu_hour_usd
+        return {"prefill": prefill, "decode": self.gpu_hour_usd, "serve": self.gpu_hour_usd}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from autotune.documents.planned_placement import PlannedPlacement
+from autotune.documents.planned_placement import BusiestGpu, PlannedPlacement
 from autotune.placement.eplb import global_placement
 from autotune.placement.loads import Loads
-from autotune.placement.placing import Placement, place
+from autotune.placement.placing import Placement, balancedness, place
 from autotune.placement.solve import gpu_loads, in_order, normalised, pack_layers, replicate
 from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
 from cost_models.rows import Rows
@@ -33,7 +33,7 @@ class RecordedSkew:
 
     def placement_of(self, model: ModelSpec, ep: int, redundant_experts: int, gpus_per_node: int) -> PlannedPlacement:
         """All layers placed for one layout."""
-        return planned(place(self.loads, model, ep, redundant_experts, gpus_per_node))
+        return planned(place(self.loads, model, ep, redundant_experts, gpus_per_node), self.loads)
 
     def of_rows(self, rows: Rows) -> Floats:
         """(rows,); NaN where experts are not spread over ranks."""
@@ -63,8 +63,8 @@ class RecordedSkew:
         return np.stack([global_placement(as_floats(layer.sum(axis=0)), slots, ep) for layer in self.layers])
 
 
-def planned(placement: Placement) -> PlannedPlacement:
-    """A placement as plans store it."""
+def planned(placement: Placement, loads: Loads) -> PlannedPlacement:
+    """A placement as plans store it, with the loads it was made from."""
     lines = tuple(" | ".join(" ".join(map(str, gpu)) for gpu in layer) for layer in placement.experts)
     return PlannedPlacement(
         gpus=placement.gpus,
@@ -72,5 +72,18 @@ def planned(placement: Placement) -> PlannedPlacement:
         balanced=placement.balance.worst_scenario,
         eplb_balanced=placement.eplb.worst_scenario,
         median_gap=placement.median_gap,
+        busiest=_busiest(placement, loads),
         layers=lines,
+    )
+
+
+def _busiest(placement: Placement, loads: Loads) -> tuple[BusiestGpu, ...]:
+    """Max / mean is the inverse of balancedness, mean / max."""
+    layers, experts = loads.counts.shape[1:]
+    before = balancedness(loads, np.stack([in_order(experts, placement.slots, placement.gpus)] * layers)).min(axis=0)
+    return tuple(
+        BusiestGpu(
+            layer=entry.layer, in_order=1 / float(linear), eplb=1 / entry.eplb, placed=1 / entry.placed, bound=1 / entry.bound
+        )
+        for entry, linear in zip(placement.layers, before, strict=True)
     )

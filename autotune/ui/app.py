@@ -20,6 +20,7 @@ from starlette.staticfiles import StaticFiles
 
 from autotune.assistant.tools import Workbench
 from autotune.errors import ProblemError
+from autotune.report.asking_services import explain_run
 from autotune.report.page.comparing import render_comparison
 from autotune.report.page.folder import read_page
 from autotune.report.page.page import render_page
@@ -83,6 +84,7 @@ def build_app(runs: Path, token: str, port: int, at_once: int | None = None) -> 
         Route("/runs", pages.history),
         Route("/runs/{run}", pages.report),
         Route("/runs/{run}/problem", pages.problem),
+        Route("/runs/{run}/why", pages.why),
         Route("/runs/{run}/export", pages.export),
         Route("/compare", pages.compare),
         Mount("/static", StaticFiles(directory=STATIC)),
@@ -144,6 +146,10 @@ class Pages:
 
     def problem(self, request: Request) -> Response:
         return JSONResponse(problem_in(self.bench, request.path_params["run"]))
+
+    def why(self, request: Request) -> Response:
+        found = explain_run(read_page(self.bench.folder(request.path_params["run"])), request.query_params.get("layout", ""))
+        return PlainTextResponse(found.text)
 
     def compare(self, request: Request) -> Response:
         runs = request.query_params.getlist("run")

@@ -6,16 +6,14 @@ import ast
 import inspect
 import re
 import textwrap
-from typing import Any
+from typing import Any, get_args
 
 from autotune.documents import deployment
 from autotune.documents import problem as asking
-from autotune.documents.deployment import CalibrationChoice, Load
 from autotune.documents.problem import Problem
 from autotune.errors import ProblemError
 from cost_models.catalog import hardware_names, model_names, recipes, validated
 from cost_models.specs.base import Spec
-from cost_models.specs.workload import Workload
 from search_spaces.loader import engine_names
 
 Data = dict[str, Any]
@@ -34,8 +32,7 @@ EXAMPLES = {"hardware": "gb200-nvl72", "model": "deepseek-v3", "gpus": "one scal
 def form_schema() -> Data:
     """Schema of the form, without null: a field that is left empty is not asked for."""
     schema = Problem.model_json_schema()
-    own: dict[str, type[Spec]] = {"Workload": Workload, "Load": Load, "CalibrationChoice": CalibrationChoice}
-    parts = {name: _drawn(schema["$defs"][name], own[name]) for name in own}
+    parts = {kind.__name__: _drawn(schema["$defs"][kind.__name__], kind) for kind in _groups()}
     drawn = _drawn(schema, Problem)
     drawn["properties"] = {name: field for name, field in drawn["properties"].items() if name not in ELSEWHERE}
     for field in drawn["properties"].values():
@@ -76,6 +73,13 @@ def _filled(data: object) -> object:
         entered = {name: _filled(value) for name, value in data.items()}
         return {name: value for name, value in entered.items() if value is not None and value not in ("", [], {})}
     return data
+
+
+def _groups() -> list[type[Spec]]:
+    """Documents inside of a problem."""
+    annotations = [field.annotation for field in Problem.model_fields.values()]
+    kinds = [kind for annotation in annotations for kind in (annotation, *get_args(annotation))]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Spec)]
 
 
 def _drawn(schema: Data, kind: type[Spec]) -> Data:

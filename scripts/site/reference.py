@@ -6,7 +6,6 @@ A link to a file of the repository that is no page becomes its name, once the fi
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ def on_files(files: Any, config: Any) -> Any:
     pages = {"commands": commands, "python": python, "schemas": schemas}
     for name, page in pages.items():
         files.append(File.generated(config, f"reference/{name}.md", content=page()))
-    files.append(File.generated(config, "accuracy.md", content=accuracy()))
     return files
 
 
@@ -84,24 +82,3 @@ def schemas() -> str:
         rows.append(f"| [{entry.name}](../schemas/{entry.file_name}) | {entry.version} | {where} |")
     head = ["# Schemas", "", "`autotune schema NAME` prints one. A published file never changes.", ""]
     return "\n".join([*head, "| document | version | where |", "|---|---:|---|", *rows, ""])
-
-
-def accuracy() -> str:
-    """Predicted against published: by model and hardware, then case by case."""
-    from autotune.validating.cases import published, try_cases
-    from autotune.validating.report import markdown
-    from autotune.validating.statistics import summarise
-
-    tried = [(file, try_cases(file)[0]) for file in published()]
-    groups = defaultdict(list)
-    for _, results in tried:
-        for result in results:
-            where = result.case.deployment
-            groups[where.model, where.hardware, where.phase].append(result)
-    rows = [
-        f"| {model} | {hardware} | {phase} | {len(results)} | {summarise(results).mean_absolute_error:.1%} |"
-        for (model, hardware, phase), results in sorted(groups.items())
-    ]
-    head = ["# Accuracy", "", "Made by `autotune validate`'s own functions while this site was built.", ""]
-    table = ["| model | hardware | phase | cases | mean absolute error of tokens/s/GPU |", "|---|---|---|---:|---:|", *rows, ""]
-    return "\n".join([*head, *table, markdown(tried)])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+import pytest
 
 from autotune.documents.problem import Problem
 from autotune.report.tables import error_bars
@@ -53,6 +56,13 @@ def test_the_sample_output_is_what_the_main_job_prints():
     assert f"\n{best.label}\n{p.tokens_per_s_per_gpu:,.0f} tokens/s/GPU   TPOT {p.tpot_s * 1e3:.1f} ms" in README
     assert f"bottleneck: {p.bottleneck}" in README
     assert error_bars(best.odds.uncertainty) in README
+
+
+def test_its_one_picture_is_of_the_main_job_as_it_is_now():
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    drawn = float(pytest.importorskip("PIL.Image").open(ROOT / picture).text["tokens_per_s_per_gpu"])
+    now = search(Problem(hardware="gb200-nvl72")).best.prediction.tokens_per_s_per_gpu
+    assert drawn == pytest.approx(now, rel=0.05), "python scripts/picture.py makes it again"
 
 
 def test_both_command_lines_are_in_the_readme_and_ci_runs_the_same_tests():

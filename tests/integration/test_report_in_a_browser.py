@@ -15,10 +15,15 @@ import pytest
 
 from autotune.documents.problem import Problem
 from autotune.exporters.folders import launches_of
+from autotune.placement.placing import place
+from autotune.placement.skew import planned
+from autotune.placement.synthetic import synthetic_loads
 from autotune.report.page.comparing import render_comparison
 from autotune.report.page.folder import page_of, with_sensitivity
 from autotune.report.page.page import RunPage, ShownScript, render_page
 from autotune.searching.pools import run_search
+from autotune.searching.services.searching import search_services
+from cost_models.catalog import load_model
 from tests.integration.accessibility import serious_faults
 
 pytest.importorskip("selenium.webdriver", reason="needs the extra `browser`")
@@ -75,6 +80,24 @@ def test_every_chart_draws_at_every_width_without_an_error(
         assert pixels(browser, f"[data-chart='{chart}']") > 500, chart
     assert browser.get_log("browser") == []
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_the_price_of_a_service_and_the_load_of_experts_draw(browser: Any, tmp_path: Path, page: RunPage) -> None:
+    problem = Problem.model_validate(
+        {"hardware": "hgx-h200", "target": "serve", "gpus": 16, "load": {"rate_per_s": 2}, "gpu_hour_usd": 3}
+    )
+    service = search_services(problem)
+    loads, model = synthetic_loads(load_model("deepseek-v3"), 1.0), load_model("deepseek-v3")
+    placed = page.result.best.model_copy(update={"placement": planned(place(loads, model, 16, 16, 8), loads)})
+    with_map = dataclasses.replace(page, result=page.result.model_copy(update={"plans": (placed,)}))
+    priced = page_of(problem, service, None, [], launches_of(service.plans))
+    for width in WIDTHS:
+        for shown, chart in ((priced, "cost"), (with_map, "experts")):
+            opened(browser, tmp_path, render_page(shown), width)
+            assert pixels(browser, f"[data-chart='{chart}']") > 500
+            assert browser.get_log("browser") == []
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert serious_faults(browser) == []
 
 
 def test_nothing_is_asked_of_a_network(browser: Any, tmp_path: Path, page: RunPage) -> None:
@@ -147,5 +170,6 @@ def test_every_control_and_region_has_a_name_and_every_table_its_headers(browser
 
 def test_axe_finds_nothing_serious(browser: Any, tmp_path: Path, page: RunPage) -> None:
     for dark in (False, True):
-        opened(browser, tmp_path, render_page(page), dark=dark)
-        assert serious_faults(browser) == []
+        for html in (render_page(page), render_comparison([page, page])):
+            opened(browser, tmp_path, html, dark=dark)
+            assert serious_faults(browser) == []

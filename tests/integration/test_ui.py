@@ -24,7 +24,7 @@ from tests.integration.serving import Served, served, until
 pytest.importorskip("starlette", reason="needs the extra `ui`")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads Linux's /proc")]
 PROBLEM = {"hardware": "hgx-h200", "gpus": 8, "trials": 0}
-LONG = {"hardware": "hgx-h200", "gpus": 8, "trials": 1_000_000}
+LONG = {"hardware": "hgx-h200", "gpus": 8, "trials": 10_000}
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,16 @@ def test_the_archive_holds_the_files_that_the_run_folder_has(server: Served, run
         assert bool(entry.external_attr >> 16 & stat.S_IXUSR) == os.access(launch / entry.filename, os.X_OK)
 
 
+def test_a_question_is_answered_as_on_the_command_line(
+    server: Served, runs: Path, run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["autotune", "explain", str(runs / run), "--why", "tp8"])
+    with pytest.raises(SystemExit):
+        main()
+    status, body, _ = server.ask(f"runs/{run}/why?layout=tp8")
+    assert (status, body.decode()) == (200, capsys.readouterr().out.rstrip("\n"))
+
+
 @pytest.mark.parametrize(
     ("where", "says"),
     [
@@ -82,6 +92,8 @@ def test_the_archive_holds_the_files_that_the_run_folder_has(server: Served, run
         ("runs/{run}/export?rank=9", "has plans 1..3, not '9'"),
         ("runs/..%2f..%2fetc/export", "answers that"),
         ("runs/nothing", "no run 'nothing'"),
+        ("runs/{run}/why?layout=pp99", "no layout with pp99"),
+        ("runs/{run}/why", "cannot read '' as a layout"),
         ("compare?run={run}", "compare takes 2 to 8 runs, not 1"),
         ("compare?run={run}&run=..", "no run '..'"),
         ("static/../../app.py", "answers that"),
@@ -197,7 +209,7 @@ def test_a_search_that_is_killed_says_so(server: Served, runs: Path) -> None:
 def test_a_search_that_is_cancelled_ends_its_process(server: Served) -> None:
     key = server.search(LONG)
     until(lambda: server.job(key)["trials"] > 0)
-    assert server.job(key)["trials_asked"] == 1_000_000
+    assert server.job(key)["trials_asked"] == 10_000
     server.ask(f"searches/{key}", method="DELETE")
     assert server.job(key)["state"] == "cancelled"
     until(lambda: not server.children())

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.documents.plan import Plan, SearchResult
 from autotune.documents.prediction import Prediction, StepPrediction
-from autotune.documents.service_plan import ServicePlan, ServiceResult
 from cost_models.specs.base import Spec
 
 if TYPE_CHECKING:
@@ -269,88 +268,42 @@ def rebalancing(result: SearchResult) -> Chart | None:
     )
 
 
-def service_pareto(result: ServiceResult) -> Chart:
-    """Tokens/s/GPU against tokens/s per user, aggregated and disaggregated."""
-    kinds = list(dict.fromkeys(point.kind for point in result.pareto))
+def expert_load(plan: Plan) -> Chart | None:
+    """Load of every layer's busiest GPU before and after placing experts."""
+    layers = plan.placement.busiest if plan.placement else ()
+    if not layers:
+        return None
+    names = ("experts in order", "EPLB", "this placement", "at best")
+    values = [(entry.in_order, entry.eplb, entry.placed, entry.bound) for entry in layers]
     series = [
         {
-            "name": kind,
+            "name": name,
             "type": "line",
-            "symbolSize": 8,
-            "data": [
-                {"value": [round(p.tokens_per_s_per_user, 2), round(p.tokens_per_s_per_gpu, 1)], "name": p.label}
-                for p in sorted(result.pareto, key=lambda p: p.tokens_per_s_per_user)
-                if p.kind == kind
-            ],
+            "symbolSize": 4,
+            **({"lineStyle": {"type": "dashed"}} if name == names[-1] else {}),
+            "data": [[entry.layer, round(row[i], 4)] for entry, row in zip(layers, values, strict=True)],
         }
-        for kind in kinds
+        for i, name in enumerate(names)
     ]
+    before, eplb, after, _ = (sum(column) / len(layers) for column in zip(*values, strict=True))
     return Chart(
-        id="tradeoff",
-        title="Throughput against speed per user",
-        says=result.verdict,
+        id="experts",
+        title="Expert load before and after placement",
+        says=(
+            f"The busiest GPU of a layer carries {before:.3f} x the mean with experts in order, {after:.3f} x as placed, "
+            f"{eplb:.3f} x with EPLB: mean over {len(layers)} layers, each in its worst recorded workload."
+        ),
         option={
-            "grid": {"left": 8, "right": 24, "top": 48, "bottom": 40, "containLabel": True},
-            "legend": {"top": 0},
-            "tooltip": {"trigger": "item"},
-            "xAxis": {"type": "value", "name": "tokens/s per user", "nameLocation": "middle", "nameGap": 28},
-            "yAxis": {"type": "value", "name": "output tokens/s/GPU"},
+            "grid": {"left": 8, "right": 24, "top": 56, "bottom": 40, "containLabel": True},
+            "legend": {"top": 0, "type": "scroll"},
+            "tooltip": {"trigger": "axis"},
+            "xAxis": {"type": "value", "name": "layer", "nameLocation": "middle", "nameGap": 28, "scale": True},
+            "yAxis": {"type": "value", "name": "busiest GPU / mean", "scale": True},
             "series": series,
         },
-        columns=("kind", "tokens/s per user", "tokens/s/GPU", "pools"),
-        rows=tuple((p.kind, f"{p.tokens_per_s_per_user:,.1f}", f"{p.tokens_per_s_per_gpu:,.0f}", p.label) for p in result.pareto),
+        columns=("layer", *names),
+        rows=tuple((str(entry.layer), *(f"{value:.3f}" for value in row)) for entry, row in zip(layers, values, strict=True)),
     )
-
-
-def service_limits(plans: Sequence[ServicePlan]) -> Chart | None:
-    """Predicted latencies as shares of their limits, with odds."""
-    names = [objective.name for objective in plans[0].objectives]
-    if not names:
-        return None
-    series: list[dict[str, Any]] = [
-        {"name": f"plan {plan.rank}", "data": [round(100 * o.predicted / o.limit, 1) for o in plan.objectives]} for plan in plans
-    ]
-    series[0]["markLine"] = {"symbol": "none", "data": [{"xAxis": 100}], "label": {"formatter": "limit"}}
-    rows = tuple(
-        (str(plan.rank), o.name, f"{o.predicted * 1e3:,.0f} ms", f"{o.limit * 1e3:,.0f} ms", f"{o.probability:.0%}")
-        for plan in plans
-        for o in plan.objectives
-    )
-    return Chart(
-        id="limits",
-        title="Latencies against their limits",
-        says="Predicted latency in per cent of its limit; the odds of meeting it stand in the table.",
-        option=bars(names, "% of limit", series, legend=True),
-        columns=("plan", "latency", "predicted", "limit", "met with"),
-        rows=rows,
-        height_px=60 * len(names) + 90,
-    )
-
-
-def request_timeline(plan: ServicePlan, osl_tokens: float) -> Chart:
-    """One mean request: waiting and prefill up to the first token, then decoding."""
-    prediction = plan.prediction
-    ttft_s, decode_s = prediction.ttft_s.mean, prediction.tpot_s.mean * max(osl_tokens - 1, 0)
-    series = [
-        {"name": "to the first token", "stack": "request", "data": [round(ttft_s, 4)]},
-        {"name": f"{osl_tokens:,.0f} tokens", "stack": "request", "data": [round(decode_s, 4)]},
-    ]
-    return Chart(
-        id="request",
-        title="One request",
-        says=f"The mean request waits {ttft_s * 1e3:,.0f} ms for its first token and is done after {ttft_s + decode_s:,.1f} s.",
-        option=bars(["request"], "s", series, legend=True),
-        columns=("part", "mean", "P50", "P95", "P99"),
-        rows=(
-            ("time to first token", *(f"{v * 1e3:,.0f} ms" for v in _points(prediction.ttft_s))),
-            ("time per output token", *(f"{v * 1e3:,.1f} ms" for v in _points(prediction.tpot_s))),
-        ),
-        height_px=130,
-    )
-
-
-def _points(percentiles: Any) -> tuple[float, ...]:
-    return percentiles.mean, percentiles.p50, percentiles.p95, percentiles.p99
 
 
 def tornado_chart(found: Sensitivity) -> Chart:
@@ -374,22 +327,16 @@ def tornado_chart(found: Sensitivity) -> Chart:
     )
 
 
-def charts_of(result: SearchResult | ServiceResult, osl_tokens: float) -> list[Chart]:
-    """All charts that a result has numbers for, in reading order."""
-    if isinstance(result, ServiceResult):
-        found: list[Chart | None] = [
-            service_pareto(result),
-            service_limits(result.plans),
-            request_timeline(result.best, osl_tokens),
-        ]
-    else:
-        best = result.best
-        found = [
-            step_breakdown(result.plans),
-            step_timeline(best.prediction),
-            memory(result.plans),
-            flags(best),
-            rebalancing(result) if isinstance(best.prediction, Prediction) else None,
-            measurements(result),
-        ]
+def pool_charts(result: SearchResult) -> list[Chart]:
+    """All charts that a pool's result has numbers for, in reading order."""
+    best = result.best
+    found = [
+        step_breakdown(result.plans),
+        step_timeline(best.prediction),
+        memory(result.plans),
+        flags(best),
+        expert_load(best),
+        rebalancing(result) if isinstance(best.prediction, Prediction) else None,
+        measurements(result),
+    ]
     return [chart for chart in found if chart]

@@ -66,6 +66,7 @@ def page_of(
             for script in scripts
             if script.executable
         ],
+        gpu_hour_usd=problem.gpu_hour_usd_by_phase,
         made=f"Made by moe-autotune {installed_version('moe-autotune')}",
     )
 

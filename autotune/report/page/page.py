@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from autotune.documents.candidates import Candidates
-from autotune.documents.plan import Plan, SearchResult
+from autotune.documents.plan import Plan
 from autotune.documents.prediction import Prediction
 from autotune.documents.results import Result
 from autotune.documents.service_plan import ServicePlan, ServiceResult
 from autotune.report.page.advice import first_checks, sizing
-from autotune.report.page.charts import Chart, charts_of, tornado_chart
+from autotune.report.page.charts import Chart, pool_charts, tornado_chart
+from autotune.report.page.service_charts import charts_of_service
 from autotune.report.page.tradeoff import data_of, tradeoff
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class RunPage:
     scripts: Sequence[ShownScript]
     made: str
     """When and with what."""
+    gpu_hour_usd: Mapping[str, float] = field(default_factory=dict)
+    """Of a service's pools, by phase; empty without a price."""
     sensitivity: Sensitivity | None = None
     """Of the best plan, where it was asked for."""
 
@@ -100,10 +103,11 @@ def asset(*parts: str) -> str:
 
 
 def _charts(page: RunPage) -> list[Chart]:
-    charts = charts_of(page.result, page.osl_tokens)
-    if isinstance(page.result, SearchResult) and page.candidates and len(page.candidates):
-        charts.insert(0, tradeoff(page.result, page.candidates))
-    return [*charts, *([tornado_chart(page.sensitivity)] if page.sensitivity else [])]
+    result = page.result
+    if isinstance(result, ServiceResult):
+        return charts_of_service(result, page.osl_tokens, page.gpu_hour_usd)
+    weighed = [tradeoff(result, page.candidates)] if page.candidates and len(page.candidates) else []
+    return [*weighed, *pool_charts(result), *([tornado_chart(page.sensitivity)] if page.sensitivity else [])]
 
 
 def page_headline(result: Result) -> str:

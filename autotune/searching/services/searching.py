@@ -148,11 +148,8 @@ def _worth(pools: Pools, evaluated: Evaluated) -> float:
 
 def usd_per_hour(pools: Pools, candidate: Candidate) -> float | None:
     """Price of a candidate's GPUs; none where no price is given."""
-    problem = pools.decode.problem
-    if problem.gpu_hour_usd is None:
-        return None
-    prices = {"prefill": problem.prefill_gpu_hour_usd or problem.gpu_hour_usd}
-    return sum(p.gpus * prices.get(p.resolved.pool, problem.gpu_hour_usd) for p in candidate.pools)
+    prices = pools.decode.problem.gpu_hour_usd_by_phase
+    return sum(p.gpus * prices[p.resolved.pool] for p in candidate.pools) if prices else None
 
 
 def _plan(pools: Pools, rank: int, evaluated: Evaluated) -> ServicePlan:

@@ -3,7 +3,7 @@
   const EVERY_MS = 700;
   const by = (id) => document.getElementById(id);
   const chosen = new Set();
-  let form, editor, ended = new Set(), skipped = 0, exported = "";
+  let form, editor, ended = new Set(), skipped = 0, opened = "";
 
   // Its cleaning puts text into a page to take markup out of it, and so loads what the markup names: text stays text here.
   JSONEditor.AbstractEditor.prototype.purify = (value) => value;
@@ -135,6 +135,7 @@
     const row = made("div", undefined, { class: "row" });
     row.append(
       made("a", "Report", { href: `runs/${encodeURIComponent(run.run)}`, target: "_blank", rel: "noopener", "aria-label": `Report of ${run.run}` }),
+      button("Why not", `Why not another layout in ${run.run}`, () => openWhy(run.run)),
       button("Export", `Export ${run.run}`, () => openExport(run.run)),
       button("Ask again", `Fill the form as in ${run.run}`, () => refill(run.run)),
     );
@@ -168,16 +169,34 @@
   }
 
   function openExport(run) {
-    exported = run;
+    opened = run;
     by("export-run").textContent = run;
     fault("export-fault", "");
     by("exporting").showModal();
   }
 
+  function openWhy(run) {
+    opened = run;
+    by("why-run").textContent = run;
+    by("why-answer").textContent = "";
+    fault("why-fault", "");
+    by("asking").showModal();
+  }
+
+  async function why(event) {
+    event.preventDefault();
+    fault("why-fault", "");
+    by("why-answer").textContent = "";
+    try {
+      const answer = await ask(`runs/${encodeURIComponent(opened)}/why?${new URLSearchParams({ layout: by("why").value })}`);
+      by("why-answer").textContent = await answer.text();
+    } catch (error) { fault("why-fault", error.message); }
+  }
+
   async function download() {
     const asked = new URLSearchParams({ format: by("format").value, rank: by("rank").value, router_image: by("router").value });
     try {
-      const answer = await ask(`runs/${encodeURIComponent(exported)}/export?${asked}`);
+      const answer = await ask(`runs/${encodeURIComponent(opened)}/export?${asked}`);
       const name = /filename="([^"]+)"/.exec(answer.headers.get("content-disposition"))[1];
       const link = made("a", undefined, { href: URL.createObjectURL(await answer.blob()), download: name });
       link.click();
@@ -208,6 +227,8 @@
     by("older").addEventListener("click", () => history(false).catch((error) => say(error.message)));
     by("compare").addEventListener("click", () => window.open(`compare?${new URLSearchParams([...chosen].map((run) => ["run", run]))}`, "_blank", "noopener"));
     by("download").addEventListener("click", download);
+    by("why-form").addEventListener("submit", why);
+    by("why-close").addEventListener("click", () => by("asking").close());
     by("export-close").addEventListener("click", () => by("exporting").close());
     await history(true);
     ended = new Set((await data("searches")).filter((job) => !["waiting", "running"].includes(job.state)).map((job) => job.id));

@@ -14,7 +14,7 @@
 
   function themed(option) {
     const colours = ink();
-    const axis = (a) => a && { ...a, axisLabel: { color: colours.ink, ...a.axisLabel }, nameTextStyle: { color: colours.ink }, splitLine: { lineStyle: { color: colours.line, opacity: 0.5 } } };
+    const axis = (a, align) => a && { ...a, axisLabel: { color: colours.ink, ...a.axisLabel }, nameTextStyle: { color: colours.ink, align }, splitLine: { lineStyle: { color: colours.line, opacity: 0.5 } } };
     return {
       animation: false, aria: { enabled: true, decal: { show: false } },
       color: ["#3d7fc4", "#e08a3c", "#4a9f6d", "#b3589a", "#8a6fc9", "#b8a23a", "#3fa7b5", "#c45b52", "#7d8a97"],
@@ -22,7 +22,7 @@
       textStyle: { color: colours.ink },
       legend: option.legend && { ...option.legend, textStyle: { color: colours.ink } },
       tooltip: option.tooltip && { backgroundColor: colours.paper, textStyle: { color: colours.ink }, confine: true, ...option.tooltip },
-      xAxis: axis(option.xAxis), yAxis: axis(option.yAxis),
+      xAxis: axis(option.xAxis), yAxis: axis(option.yAxis, "left"),
     };
   }
 

@@ -373,7 +373,8 @@ def test_kserve_s_runtime_for_sglang_gets_the_options_that_its_preset_does_not_s
     script = files("bash", made)["serve_node.sh"]
     words = spec["template"]["containers"][0]["args"]
     flags = [word for word in words if word.startswith("--")]
-    assert all(flag in script for flag in flags)
+    assert [flag for flag in flags if flag not in script] == ["--enable-metrics"]  # which KServe's scheduler reads
+    assert spec["labels"]["llm-d.ai/engine-type"] == "sglang"
     assert not set(flags) & {"--tp-size", "--model-path", "--served-model-name", "--host", "--port"}
     assert [words[words.index(flag) + 1] for flag in ("--attn-dp-size", "--ep-size")] == ["8", "8"]
 

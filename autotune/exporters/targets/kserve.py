@@ -26,6 +26,7 @@ from autotune.exporters.targets.base import (
     service_name,
 )
 from autotune.exporters.targets.bash import bench_scripts
+from autotune.exporters.targets.llmd import ENGINE_LABEL, with_metrics
 from autotune.exporters.targets.pods import (
     SHARED_MEMORY,
     PodShape,
@@ -58,6 +59,7 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     refuse_unlike(launch, "kserve")
     refuse_lone_pool(launch, "kserve", "lws")
     _refuse_unspoken(launch)
+    launch = with_metrics(launch)
     variables = launch.pools[-1].head.variables()
     if not HUB_NAME.fullmatch(variables["MODEL"]):
         raise ExportError(f"kserve loads a model by URI; {variables['MODEL']} is no repository of Hugging Face: use --format lws")
@@ -69,7 +71,8 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     if other:
         spec["prefill"] = _pool(launch, other[0], options)
         spec["prefill"] |= {"labels": labels(launch, other[0]), "annotations": plan_annotations(launch, other[0])}
-    spec |= {"labels": labels(launch, main), "annotations": plan_annotations(launch, main)}
+    told = {ENGINE_LABEL: launch.engine} if launch.engine == "sglang" else {}  # KServe's scheduler is llm-d's
+    spec |= {"labels": labels(launch, main) | told, "annotations": plan_annotations(launch, main)}
     service = {
         "apiVersion": "serving.kserve.io/v1alpha2",
         "kind": "LLMInferenceService",

@@ -26,6 +26,8 @@ CONNECTORS = {"vllm": "nixlv2", "sglang": "sglang"}
 """Engine -> how the sidecar has a prompt handed over (llm-d-router pkg/sidecar)."""
 METRICS = ("--enable-metrics",)
 """SGLang tells its queue and its cache only when asked to; vLLM always does (llm-d docs/architecture, SGLang in llm-d)."""
+ENGINE_LABEL = "llm-d.ai/engine-type"
+"""By which the router knows what an engine calls its metrics."""
 SIDECAR = "a routing sidecar (llm-d-routing-sidecar)"
 
 
@@ -34,7 +36,7 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     refuse_unlike(launch, "llmd")
     if launch.engine not in CONNECTORS:
         raise ExportError(f"llmd is written for {', '.join(CONNECTORS)}, not for {launch.engine}: use --format lws")
-    name, launch = service_name(launch), _measured(launch)
+    name, launch = service_name(launch), with_metrics(launch)
     sets = [_one(launch, pool, options) for pool in launch.pools] if launch.router is None else [_pair(launch, options)]
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -51,7 +53,7 @@ def _render(launch: Launch, options: TargetOptions) -> list[Script]:
     return [*files, *bench_scripts(launch)]
 
 
-def _measured(launch: Launch) -> Launch:
+def with_metrics(launch: Launch) -> Launch:
     """With what the router reads of a server switched on."""
     if launch.engine != "sglang":
         return launch
@@ -113,7 +115,7 @@ def _labelled(launch: Launch, pool: LaunchPool, spec: Document) -> Document:
                 "llm-d.ai/guide": service_name(launch),
                 "llm-d.ai/role": "both" if pool.role == "serve" else pool.role,
                 "llm-d.ai/model": label_value(launch.model),
-                "llm-d.ai/engine-type": launch.engine,
+                ENGINE_LABEL: launch.engine,
             }
     return spec
 

@@ -20,6 +20,8 @@ MAX_RANKS = 20_000
 MAX_REDUNDANT = 4_096
 MAX_STEP = 100_000_000
 """Tokens, rows or steps that a setting counts."""
+LEAST_RATE_PER_S = 1e-6
+"""One request in twelve days: less is nothing to serve."""
 PoolRole = Literal["decode", "prefill", "serve"]
 
 DEFAULT_MEMORY_FRACTION = 0.97
@@ -169,7 +171,7 @@ class Load(Spec):
 
     concurrency: int | None = Field(default=None, gt=0, le=MAX_BATCH)
     """Closed loop: each finished request is replaced at once."""
-    rate_per_s: float | None = Field(default=None, gt=0, le=1e6)
+    rate_per_s: float | None = Field(default=None, ge=LEAST_RATE_PER_S, le=1e6)
     """Open loop: Poisson arrivals, or those of the trace sped up or slowed down to this mean rate."""
     trace: str | None = None
     """Azure or Mooncake request trace; its lengths replace the workload's, its times hold unless one of the above is given."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from autotune.documents.deployment import Deployment
+from autotune.documents.deployment import LEAST_RATE_PER_S, Deployment
 from autotune.documents.plan import SolverSummary
 from autotune.documents.problem import DEFAULT_LENGTH_TOKENS, DEFAULT_TPOT_S, MAX_GPUS, MAX_SEED, MAX_USD
 from cost_models.specs.base import Spec
@@ -21,7 +21,7 @@ class FleetModel(Spec):
     name: str
     """Of the service; two services may run the same model."""
     model: str
-    rate_per_s: float = Field(gt=0, le=1e6)
+    rate_per_s: float = Field(ge=LEAST_RATE_PER_S, le=1e6)
     """Requests per second to serve."""
     workload: Workload = Workload(isl_tokens=DEFAULT_LENGTH_TOKENS, osl_tokens=DEFAULT_LENGTH_TOKENS)
     tpot_limit_s: float = Field(default=DEFAULT_TPOT_S, gt=0, le=60)

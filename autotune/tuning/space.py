@@ -22,8 +22,8 @@ from search_spaces.schema import EngineSpec, Value
 
 ENGINE_DEFAULT = "default"
 """A knob that is left to the engine."""
-LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
-"""Requests in flight that are tried."""
+LEVELS = (1, 2, 3, *(part << octave for octave in range(11) for part in (4, 5, 6, 7)))
+"""Requests in flight that are tried: four to an octave, since limits lie between."""
 RATE_STEPS = (0.25, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 2.0, 2.8, 4.0)
 """Of the planned requests per second."""
 REACH = (1 / 8, 4.0)

@@ -98,7 +98,7 @@ def test_pools_that_contradict_themselves(pool, message):
         ({}, {"flags": {"enable_dbbo": True}}, "Did you mean enable_dbo"),
         ({}, {"flags": {"moe_dp_chunk_tokens": 256}}, "unknown vllm 0.33 flag"),
         ({}, {"flags": {"--decode-context-parallel-size": 2}}, "decode context parallelism is not modelled"),
-        ({"hardware": "hgx-h200"}, {}, "no nvfp4 tensor throughput"),
+        ({"hardware": "mi300x"}, {}, "no nvfp4 tensor throughput|no tensor cores for nvfp4"),
         ({"hardware": "h20-4node-25gbe", "precision": "fp8-block"}, {"instances": 5}, "40 GPUs wanted"),
     ],
 )
@@ -111,7 +111,7 @@ def test_deployments_that_cannot_be(changes, pool, message):
     ("changes", "message"),
     [
         ({"gpus": 64, "hardware": "h20-4node-25gbe"}, "has 32"),
-        ({"precision": "nvfp4", "hardware": "hgx-h200"}, "nvfp4 cannot run on hgx-h200"),
+        ({"precision": "nvfp4", "hardware": "mi300x"}, "nvfp4 cannot run on mi300x"),
         (
             {"workload": {"isl_tokens": 200_000, "osl_tokens": 2000}, "hardware": "gb200-nvl72"},
             "exceeds the 163,840-token context",

@@ -32,6 +32,8 @@ SERVICE_FIT = (
 )
 WEIGHTS = {RATE: 20.0, "tpot_s": 20.0, "ttft_s": 6.0, "ttft_p50_s": 5.0, "ttft_p99_s": 3.0}
 """One over the relative error that is a standard deviation: first tokens, and their tails, scatter more."""
+STEADY = (RATE, "tpot_s")
+"""What a fit must not make worse of its own trials: else something other than these coefficients is wrong, and none moves."""
 FEWEST_TRIALS = 2
 HELD_OUT_FROM = 6
 """Trials from which every second one is also predicted from the others."""
@@ -108,6 +110,8 @@ def fit_service(records: Sequence[TrialRecord], base: Calibration, source: str) 
             odd = range(1, len(records), 2)
             held = trial.errors(trial.fitted(range(0, len(records), 2)), odd)
         before, after = (trial.errors(found, range(len(records))) for found in (trial.start, values))
+        if any(after[name] > before[name] for name in STEADY if name in before):
+            values, after, held = trial.start, before, {}
     moved = tuple(
         (m, float(was), float(now))
         for m, was, now in zip(movable, trial.start, values, strict=True)

@@ -155,10 +155,10 @@ def _serving_arguments(deployment: Deployment, subject: Subject, lengths: Length
     if pool.draft_tokens:
         speculative = {"method": "mtp", "num_speculative_tokens": pool.draft_tokens}
         arguments.append(Argument("--speculative-config", json_value(speculative)))
-    if pool.cuda_graph:
-        arguments.append(Argument("--compilation-config", json_value({"cudagraph_mode": "FULL_DECODE_ONLY"})))
-    else:
+    if not pool.cuda_graph:
         arguments.append(Argument("--enforce-eager"))
+    elif deployment.phase != "serve":  # steps with prompts run in the engine's own piecewise graphs
+        arguments.append(Argument("--compilation-config", json_value({"cudagraph_mode": "FULL_DECODE_ONLY"})))
     return [*arguments, *_transfer(deployment)]
 
 

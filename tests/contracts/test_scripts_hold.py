@@ -124,6 +124,14 @@ def test_both_pools_answer_to_one_name():
             assert "SERVED_NAME=${SERVED_NAME:-deepseek-ai/DeepSeek-R1-0528}" in found[name]
 
 
+def test_an_engine_of_both_phases_keeps_its_own_graphs():
+    """Steps with prompts run in piecewise graphs, which decode-only ones would take away; a decode pool has no such steps."""
+    pair = scripts(service())
+    assert "FULL_DECODE_ONLY" in pair["decode_head.sh" if "decode_head.sh" in pair else "decode_node.sh"]
+    alone = service().model_copy(update={"pools": {"serve": service().pools["decode"]}})
+    assert not any("cudagraph_mode" in text or "--enforce-eager" in text for text in scripts(alone).values())
+
+
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_kimi_s_scripts_trust_its_tokenizer(engine):
     found = scripts(service(engine, model="kimi-k2", precision="fp8-block", decode={"tp": 8, "ep": 8, "batch_per_dp_rank": 4}))

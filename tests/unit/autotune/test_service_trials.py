@@ -64,6 +64,22 @@ def test_the_command_writes_a_document_that_keeps_the_kernels(records, tmp_path:
     assert "trials.jsonl sha256" in yaml.safe_load(out.read_text())["families"]["host"]["default"]["source"]
 
 
+def test_what_would_make_rate_and_tpot_worse_moves_nothing():
+    """Steps as predicted and first tokens twice as late: the host could only explain those by slowing the steps."""
+    space = tune_space(DEPLOYMENT, knobs={})
+    bench = WorldBench(space, Distortions())
+    late = []
+    for level in (4.0, 16.0, 64.0):
+        candidate = space.candidate("1 GPU", level)
+        load = bench.measure(candidate, 0, 0)
+        first = {name: 2 * value for name, value in load.ttft_s.items()}
+        late.append(TrialRecord(deployment=space.one_instance(candidate), loads=(load.model_copy(update={"ttft_s": first}),)))
+    fit = fit_service(late, calibration_for("H100", "vllm"), "a test")
+    assert fit.moved == fit.entries == ()
+    assert fit.after == fit.before
+    assert fit.before["ttft_p50_s"] == pytest.approx(0.5, abs=0.05)
+
+
 def test_trials_of_another_gpu_are_refused(records):
     with pytest.raises(ProblemError, match="ran on H100"):
         fit_service(records, calibration_for("H200", "vllm"), "a test")

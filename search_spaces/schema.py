@@ -250,6 +250,10 @@ class EngineSpec(Spec):
     def api_servers_per(self, version: str) -> str:
         return next((v.api_servers_per for v in self.versions if v.version == version), "node")
 
+    def api_servers(self, version: str, ranks: int, nodes: int) -> int:
+        """API processes of one instance as a version starts them by itself: one per DP rank, or one per node."""
+        return ranks if self.api_servers_per(version) == "dp_rank" else min(ranks, nodes)
+
     def knob(self, name: str) -> Knob | None:
         return next((k for k in self.knobs if k.name == name), None)
 

@@ -19,7 +19,7 @@ from autotune.auditing.engine_memory import Said, in_engine_memory, longest_refu
 from autotune.auditing.naming import served_model, served_precision
 from autotune.auditing.options import Command, engine_for, split_options, whole_number
 from autotune.auditing.shell import find_command
-from autotune.auditing.sizing import pool_of_command
+from autotune.auditing.sizing import pool_of_command, servers_of
 from autotune.auditing.trtllm_sizing import FREE_FRACTION, USUAL_TOKENS, pool_of_settings, refused_prompts, unpriced_backend
 from autotune.auditing.unmodelled import Unmodelled, harmless, unmodelled
 from autotune.documents.deployment import Deployment, Load, PoolRole
@@ -118,6 +118,7 @@ def read_command(
         strange += [Unmodelled(*found) for found in unpriced_backend(command, flags, pool, spec, machine)]
     else:
         pool = pool_of_command(command, flags, phase, spec, size, machine.gpu.hbm_visible_bytes.value)
+        pool["api_servers"] = servers_of(command, pool, machine.gpus_per_node)
     document: dict[str, Any] = {
         "hardware": hardware,
         "model": served.document,

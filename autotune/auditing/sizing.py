@@ -59,6 +59,17 @@ def pool_of_command(
     return pool | _sizes(command, flags, phase, layout["dp"], size, memory_bytes)
 
 
+def servers_of(command: Command, pool: Mapping[str, Any], gpus_per_node: int) -> int:
+    """API processes of an instance: as many as the command says, else as its engine starts them.
+
+    Behind a balancer for every node (vLLM --data-parallel-hybrid-lb) each node has its own.
+    """
+    gpus = int(pool["tp"]) * int(pool["dp"]) * int(pool.get("pp", 1))
+    nodes = -(-gpus // gpus_per_node) if "--data-parallel-hybrid-lb" in command.options else 1
+    asked = command.whole("--api-server-count", least=1)
+    return asked * nodes if asked else command.engine.api_servers(command.version, int(pool["dp"]), nodes)
+
+
 def _layout(command: Command, flags: Mapping[str, Value]) -> dict[str, int]:
     """tp, dp, ep, pp and instances as the deployment counts them."""
     if command.engine.command_line == "vllm":

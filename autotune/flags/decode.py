@@ -54,9 +54,6 @@ class DecodeFlagEvaluator(FlagEvaluator):
 
 
 def api_servers(resolved: ResolvedProblem, row: Rows) -> int:
-    """API processes of one instance as its engine version starts them: one per DP rank, or one per node."""
-    ranks = int(row.dp[0])
-    if resolved.engine.api_servers_per(resolved.version) == "dp_rank":
-        return ranks
+    """API processes of one instance as its engine version starts them."""
     nodes = -(-int(row.gpus[0]) // resolved.hardware.gpus_per_node)
-    return min(ranks, nodes)
+    return resolved.engine.api_servers(resolved.version, int(row.dp[0]), nodes)

@@ -282,3 +282,21 @@ def test_goals_that_do_not_apply_are_refused_not_ignored(tmp_path):
     run = CliRunner().invoke(app, ["check", str(tmp_path / "serve.sh"), "--hw", "hgx-h200", "--ttft-p99", "2s"])
     assert run.exit_code == 1
     assert "judged as a service with --rate or --clients" in str(run.exception)
+
+
+@pytest.mark.parametrize(
+    ("version", "options", "servers"),
+    [
+        ("0.33", "", 16),  # one for every rank
+        ("0.33", "--data-parallel-hybrid-lb", 16),
+        ("0.13", "--data-parallel-hybrid-lb", 2),  # one for each of two nodes
+        ("0.13", "", 1),
+        ("0.33", "--api-server-count 4", 4),
+        ("0.33", "--api-server-count 4 --data-parallel-hybrid-lb", 8),
+    ],
+)
+def test_answers_are_shared_by_the_api_servers_that_the_engine_starts(version, options, servers):
+    ranks = "--data-parallel-size 16 --data-parallel-size-local 8 --enable-expert-parallel"
+    text = f"vllm serve deepseek-ai/DeepSeek-R1 {ranks} {options}"
+    found = read_command(text, hardware="hgx-h200", version=version, isl_tokens=1000, osl_tokens=1000)
+    assert found.deployment.pool.api_servers == servers

@@ -29,6 +29,8 @@ UNCHECKED = ("parameters",)
 """Counts that are only compared."""
 MOST_SECONDS = 3600.0
 MOST_COEFFICIENT = 1e16
+MOST_RATIO = 1e3
+"""Of a measured time over a predicted one, and of a predicted over a measured one."""
 MOST_EFFICIENCY = 4.0
 """Of a share of a datasheet peak; shipped ones reach 1.6, where a kernel does less than the form counts."""
 DIVISORS = ("_efficiency", "_per_s", "sharpness", "_factor", "_share", "tile_tokens", "query_tile")
@@ -67,8 +69,10 @@ def check_interval(interval: tuple[float, float]) -> tuple[float, float]:
 
 def check_ratios(interval: tuple[float, float]) -> tuple[float, float]:
     """An interval of ratios of two times; raises ValueError where one is none."""
-    if not 0 < interval[0] <= interval[1] <= MOST_COEFFICIENT:
-        raise ValueError(f"{interval[0]:g} to {interval[1]:g} are no ratios of two times, the smaller one first")
+    if not 1 / MOST_RATIO <= interval[0] <= interval[1] <= MOST_RATIO:
+        raise ValueError(
+            f"{interval[0]:g} to {interval[1]:g} are no ratios of two times: {1 / MOST_RATIO:g} to {MOST_RATIO:g}, the smaller first"
+        )
     return interval
 
 

@@ -708,6 +708,7 @@ def test_families_of_a_calibration_are_mappings(tmp_path, families):
     [
         ("fit", {"measured_over_predicted_80": [-0.9, 1.1]}, "-0.9 to 1.1 are no ratios"),
         ("fit", {"measured_over_predicted_80": [1.1, 0.9]}, "1.1 to 0.9 are no ratios"),
+        ("fit", {"measured_over_predicted_80": [1e-29, 1.1]}, "1e-29 to 1.1 are no ratios"),
         ("box", {"n": [8, 4]}, "goes from 8 to 4"),
         ("ci95", {"compute_efficiency": [0.9, 0.8]}, "goes from 0.9 to 0.8"),
     ],

@@ -70,8 +70,9 @@ def check_interval(interval: tuple[float, float]) -> tuple[float, float]:
 def check_ratios(interval: tuple[float, float]) -> tuple[float, float]:
     """An interval of ratios of two times; raises ValueError where one is none."""
     if not 1 / MOST_RATIO <= interval[0] <= interval[1] <= MOST_RATIO:
+        least, most = 1 / MOST_RATIO, MOST_RATIO
         raise ValueError(
-            f"{interval[0]:g} to {interval[1]:g} are no ratios of two times: {1 / MOST_RATIO:g} to {MOST_RATIO:g}, the smaller first"
+            f"{interval[0]:g} to {interval[1]:g} are no ratios of two times ({least:g} to {most:g}, the smaller first)"
         )
     return interval
 

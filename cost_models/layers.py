@@ -33,7 +33,9 @@ class Layer:
     """One layer's operators and its time after overlap and launch floors."""
 
     operators: dict[str, Timing]
+    """Of all micro-batches together."""
     time_s: Floats
+    microbatches: Floats
 
 
 def whole_model(model: ModelSpec, rows: Rows, layers: Sequence[Layer]) -> tuple[dict[str, Timing], dict[str, Floats]]:
@@ -41,7 +43,7 @@ def whole_model(model: ModelSpec, rows: Rows, layers: Sequence[Layer]) -> tuple[
 
     layers : one of each group of the model.
     """
-    stretch = as_floats(rows.pp * ceil_div(model.layers, rows.pp) / model.layers)
+    stretch = pipeline_stretch(model, rows)
     operators: dict[str, Timing] = {}
     kinds = {"dense_layers": np.zeros(len(stretch)), "moe_layers": np.zeros(len(stretch))}
     for group, layer in zip(model.groups, layers, strict=True):
@@ -50,6 +52,11 @@ def whole_model(model: ModelSpec, rows: Rows, layers: Sequence[Layer]) -> tuple[
             scaled = timing.scaled(group.count * stretch)
             operators[operator] = operators[operator] + scaled if operator in operators else scaled
     return operators, kinds
+
+
+def pipeline_stretch(model: ModelSpec, rows: Rows) -> Floats:
+    """Layers that a step takes as long as, over those of the model: every pipeline stage waits for the longest."""
+    return as_floats(rows.pp * ceil_div(model.layers, rows.pp) / model.layers)
 
 
 def priced_layers(
@@ -110,7 +117,7 @@ def finished(
     graph_s = halves * small * host.small_kernel_s
     gaps = graph_s if captured.all() else np.where(captured, graph_s, _eager_gaps_s(operators, rows, halves, host, busy, graph_s))
     scaled["launch_gaps"] = Timing(gaps, np.zeros(len(gaps)))
-    return Layer(scaled, busy + gaps)
+    return Layer(scaled, busy + gaps, halves)
 
 
 def _eager_gaps_s(
@@ -151,7 +158,7 @@ def overlapped(machine: Machine, layer: Layer, rows: Rows, split: NDArray[np.boo
         single = rows.overlap == OVERLAPS.index("single_batch")
         hidden = np.where(mask, np.where(single, inside, saved), hidden)
     operators = {**layer.operators, "overlap": Timing(-hidden, np.zeros(len(rows)))}
-    return Layer(operators, layer.time_s - hidden)
+    return Layer(operators, layer.time_s - hidden, layer.microbatches)
 
 
 def offload_stall(machine: Machine, rows: Rows, layers: Sequence[Layer]) -> Timing:

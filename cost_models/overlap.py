@@ -62,7 +62,15 @@ def two_batch_time_s(compute_s: ArrayLike, communication_s: ArrayLike, sharpness
 def single_batch_hidden_s(
     dispatch_s: ArrayLike, combine_s: ArrayLike, experts_s: ArrayLike, shared_expert_s: ArrayLike, hidden_share: float
 ) -> Floats:
-    """Time that single-batch overlap takes off a layer: combine under the down GEMM, dispatch under the shared expert [s]."""
-    under_down = np.minimum(as_floats(combine_s), DOWN_GEMM_SHARE * as_floats(experts_s))
-    under_shared = np.minimum(as_floats(dispatch_s), as_floats(shared_expert_s))
+    """Time that single-batch overlap takes off a layer [s]."""
+    under_shared, under_down = single_batch_hideable_s(dispatch_s, combine_s, experts_s, shared_expert_s)
     return as_floats(hidden_share * (under_down + under_shared))
+
+
+def single_batch_hideable_s(
+    dispatch_s: ArrayLike, combine_s: ArrayLike, experts_s: ArrayLike, shared_expert_s: ArrayLike
+) -> tuple[Floats, Floats]:
+    """What single-batch overlap could hide: dispatch under the shared expert, combine under the down GEMM [s]."""
+    under_shared = np.minimum(as_floats(dispatch_s), as_floats(shared_expert_s))
+    under_down = np.minimum(as_floats(combine_s), DOWN_GEMM_SHARE * as_floats(experts_s))
+    return under_shared, under_down

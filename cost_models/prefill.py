@@ -55,6 +55,8 @@ class PrefillCost:
 
     operators: dict[str, Timing]
     layer_kinds: dict[str, Floats]
+    layers: tuple[Layer, ...]
+    """One of each group of the model."""
     step_s: Floats
     """One step, through all pipeline stages."""
     prompt_s: Floats
@@ -100,7 +102,7 @@ def prefill_step(machine: Machine, rows: Rows, workload: Workload) -> PrefillCos
     kinds["head"] = sum((t.time_s for t in head.values()), operators["mtp_drafts"].time_s)
     kinds["host"] = operators["host"].time_s + operators["pipeline_hops"].time_s + operators["offload_stall"].time_s
     rate = batch.tokens * rows.dp * rows.pp / step_s / rows.gpus
-    return PrefillCost(operators, kinds, step_s, step_s * batch.steps, rate)
+    return PrefillCost(operators, kinds, tuple(layers), step_s, step_s * batch.steps, rate)
 
 
 def _layers(machine: Machine, rows: Rows, batch: PromptBatch) -> list[Layer]:

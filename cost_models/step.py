@@ -34,6 +34,8 @@ class StepCost:
 
     operators: dict[str, Timing]
     layer_kinds: dict[str, Floats]
+    layers: tuple[Layer, ...]
+    """One of each group of the model."""
     step_s: Floats
     accepted_tokens: Floats
     """Tokens a sequence gains per step."""
@@ -69,7 +71,7 @@ def decode_step(machine: Machine, rows: Rows, context_tokens: float, mtp_accepta
     accepted = accepted_tokens_per_step(rows.drafts, mtp_acceptance)
     tpot_s = step_s / accepted
     rate = rows.batch * rows.dp / tpot_s / rows.gpus
-    return StepCost(operators, kinds, step_s, accepted, tpot_s, rate)
+    return StepCost(operators, kinds, tuple(layers), step_s, accepted, tpot_s, rate)
 
 
 def _layers(machine: Machine, rows: Rows, sequences: Floats, context: float) -> list[Layer]:

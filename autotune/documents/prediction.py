@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from cost_models.specs.base import Spec
 
 
@@ -28,6 +30,47 @@ class OperatorLine(Spec):
         return self.time_s / self.bound_s if self.bound_s > 0 else None
 
 
+Lane = Literal["compute", "communication", "between"]
+"""`between`: small kernels and gaps, which have no place of their own in a layer."""
+
+
+class LayerOperator(Spec):
+    """One operator of a layer."""
+
+    name: str
+    lane: Lane
+    time_s: float
+    """Of all micro-batches together, and of all its launches where it runs more than once."""
+
+
+class HiddenTime(Spec):
+    """Time of operators that a layer does not take, since it passes beside others. How much is known, when is not."""
+
+    operators: tuple[str, ...]
+    behind: str
+    """What hides it: experts, down-projection, shared expert, other micro-batch."""
+    time_s: float
+    """Less what running side by side slows; negative where that is more than it hides."""
+
+
+class LayerPrediction(Spec):
+    """One MoE layer of a step: operators in the order they start, and what overlap hides of them.
+
+    time_s = sum of the operators - sum of what is hidden; time_s x passes, over the kinds of MoE layers, is their time in a step.
+    """
+
+    attention: str
+    """Its kind; empty for a layer without token mixing."""
+    count: int
+    """Layers of the model that are like it."""
+    passes: float
+    """Times it counts in a step: `count`, and more where pipeline stages wait for a longer one."""
+    microbatches: int
+    operators: tuple[LayerOperator, ...]
+    hidden: tuple[HiddenTime, ...]
+    time_s: float
+
+
 class MemoryLine(Spec):
     """One line of a GPU's memory."""
 
@@ -47,6 +90,8 @@ class StepPrediction(Spec):
     operators: tuple[OperatorLine, ...]
     layer_kinds: dict[str, float]
     """Seconds per step in dense layers, MoE layers, head and host."""
+    layers: tuple[LayerPrediction, ...] = ()
+    """One MoE layer of each kind that the model has, commonest first; empty for a dense model."""
     memory: tuple[MemoryLine, ...]
     memory_total_bytes: float
     memory_limit_bytes: float

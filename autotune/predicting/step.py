@@ -9,14 +9,14 @@ from autotune.documents.deployment import DEFAULT_MEMORY_FRACTION, CalibrationCh
 from autotune.documents.knobs import pool_rows
 from autotune.documents.prediction import MemoryLine, OperatorLine, Prediction, PrefillPrediction
 from autotune.errors import ProblemError
+from autotune.predicting.layers import layer_predictions
 from autotune.resolving import foreign_dtype, resolve_calibration, resolve_recipe
 from cost_models import catalog
-from cost_models.arrays import Floats
 from cost_models.errors import unknown_name
 from cost_models.machine import Machine
 from cost_models.memory import Memory, decode_memory, prefill_memory
 from cost_models.operators import Timing
-from cost_models.prefill import prefill_step, prompt_batch
+from cost_models.prefill import PrefillCost, prefill_step, prompt_batch
 from cost_models.provenance import Provenance, operator_provenance, prefill_provenance
 from cost_models.rows import Rows
 from cost_models.specs.hardware import HardwareSpec
@@ -155,7 +155,7 @@ def predict_prefill(resolved: Resolved) -> PrefillPrediction:
     memory = prefill_memory(resolved.machine, rows, workload)
     rate = float(cost.tokens_per_s_per_gpu[0])
     return PrefillPrediction(
-        **_common(resolved, cost.operators, cost.layer_kinds, float(cost.step_s[0]), memory, provenance),
+        **_common(resolved, cost, memory, provenance),
         tokens_per_s_per_gpu=rate,
         tokens_per_s=rate * resolved.pool.layout.gpus * resolved.pool.instances,
         tokens_per_step=float(batch.tokens[0]),
@@ -189,7 +189,7 @@ def prediction_of(resolved: Resolved, step: StepCost, memory: Memory) -> Predict
     rate = pool.batch_per_dp_rank * pool.dp / tpot_s
     provenance = operator_provenance(resolved.machine, resolved.rows, resolved.workload.context_tokens)
     return Prediction(
-        **_common(resolved, step.operators, step.layer_kinds, float(step.step_s[0]), memory, provenance),
+        **_common(resolved, step, memory, provenance),
         tokens_per_s_per_gpu=rate / pool.layout.gpus,
         tokens_per_s=rate * pool.instances,
         tpot_s=tpot_s,
@@ -200,17 +200,12 @@ def prediction_of(resolved: Resolved, step: StepCost, memory: Memory) -> Predict
 
 
 def _common(
-    resolved: Resolved,
-    operators: dict[str, Timing],
-    layer_kinds: dict[str, Floats],
-    step_s: float,
-    memory: Memory,
-    provenance: dict[str, Provenance],
+    resolved: Resolved, cost: StepCost | PrefillCost, memory: Memory, provenance: dict[str, Provenance]
 ) -> dict[str, Any]:
     """Fields that both phases report."""
-    pool, machine = resolved.pool, resolved.machine
+    pool, machine, step_s = resolved.pool, resolved.machine, float(cost.step_s[0])
     lines = {name: float(line[0]) for name, line in memory.lines.items()}
-    shown = _operator_lines(operators, provenance, step_s)
+    shown = _operator_lines(cost.operators, provenance, step_s)
     total = sum(lines.values())
     limit = memory_limit_bytes(machine, pool)
     room = _kv_room_bytes(resolved, memory)
@@ -219,7 +214,8 @@ def _common(
         "step_s": step_s,
         "gpus": pool.layout.gpus * pool.instances,
         "operators": shown,
-        "layer_kinds": {name: float(value[0]) for name, value in layer_kinds.items()},
+        "layer_kinds": {name: float(value[0]) for name, value in cost.layer_kinds.items()},
+        "layers": layer_predictions(machine.model, resolved.rows, cost.layers),
         "memory": tuple(MemoryLine(name=name, bytes=value) for name, value in lines.items()),
         "memory_total_bytes": total,
         "memory_limit_bytes": limit,

@@ -75,7 +75,7 @@ def test_every_chart_draws_at_every_width_without_an_error(
 ) -> None:
     opened(browser, tmp_path, render_page(page), width, dark)
     charts = browser.execute_script("return [...document.querySelectorAll('[data-chart]')].map(e => e.dataset.chart)")
-    assert {"candidates", "breakdown", "timeline", "memory", "sensitivity"} <= set(charts)
+    assert {"candidates", "breakdown", "timeline", "layer", "memory", "sensitivity"} <= set(charts)
     for chart in charts:
         assert pixels(browser, f"[data-chart='{chart}']") > 500, chart
     assert browser.get_log("browser") == []

@@ -16,6 +16,7 @@ from autotune.documents.results import Result
 from autotune.documents.service_plan import ServicePlan, ServiceResult
 from autotune.report.page.advice import first_checks, sizing
 from autotune.report.page.charts import Chart, pool_charts, tornado_chart
+from autotune.report.page.layer_charts import layer_charts
 from autotune.report.page.service_charts import charts_of_service
 from autotune.report.page.tradeoff import data_of, tradeoff
 
@@ -107,7 +108,8 @@ def _charts(page: RunPage) -> list[Chart]:
     if isinstance(result, ServiceResult):
         return charts_of_service(result, page.osl_tokens, page.gpu_hour_usd)
     weighed = [tradeoff(result, page.candidates)] if page.candidates and len(page.candidates) else []
-    return [*weighed, *pool_charts(result), *([tornado_chart(page.sensitivity)] if page.sensitivity else [])]
+    layers = layer_charts(result.best.prediction)
+    return [*weighed, *pool_charts(result), *layers, *([tornado_chart(page.sensitivity)] if page.sensitivity else [])]
 
 
 def page_headline(result: Result) -> str:

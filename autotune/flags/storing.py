@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from autotune.errors import OutputError
+
 if TYPE_CHECKING:
     import optuna
 
@@ -58,12 +60,12 @@ def open_store(url: str, study_name: str) -> Store:
 
     path = sqlite_file(url)
     with alone(path.parent) if path else contextlib.nullcontext():  # two processes must not both make the tables
-        study = optuna.create_study(storage=_backend(url), study_name=study_name, load_if_exists=True, direction="maximize")
+        study = optuna.create_study(storage=opened_storage(url), study_name=study_name, load_if_exists=True, direction="maximize")
     store = OptunaStore(study)
     return SqliteStore(path, store) if path and has_known_tables(path) else store
 
 
-def _backend(url: str) -> str | optuna.storages.BaseStorage:
+def opened_storage(url: str) -> str | optuna.storages.BaseStorage:
     """What Optuna opens: a URL of its own, or grpc://host:port, a proxy that many workers share one database through."""
     if not url.startswith(GRPC):
         return url
@@ -75,6 +77,14 @@ def _backend(url: str) -> str | optuna.storages.BaseStorage:
     proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
     proxy.wait_server_ready(timeout=PROXY_WAIT_S)
     return proxy
+
+
+def unusable_storage(url: str, error: Exception) -> OutputError:
+    """Whatever a driver raised, as one message without the URL's password."""
+    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return OutputError(
+        f"storage {without_password(url)} cannot be used: {without_password(reason)}. Check the URL, its driver and its locks"
+    )
 
 
 def sqlite_file(url: str) -> Path | None:

@@ -14,7 +14,7 @@ from autotune.documents.problem import DEFAULT_TRIALS
 from autotune.errors import OutputError
 from autotune.flags.evaluate import Evaluation, FlagEvaluator
 from autotune.flags.space import FlagSpace, Params
-from autotune.flags.storing import Store, open_store, without_password
+from autotune.flags.storing import Store, open_store, unusable_storage
 from search_spaces.schema import Value
 
 if TYPE_CHECKING:
@@ -343,11 +343,7 @@ def _storage_errors(storage: str | None) -> Iterator[None]:
     except Exception as error:  # any driver may sit behind the URL: sqlalchemy, redis, grpc, journal files
         if storage in (None, IN_MEMORY):
             raise
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        shown = without_password(storage or "")
-        raise OutputError(
-            f"storage {shown} cannot be used: {without_password(reason)}. Check the URL, its driver and its locks"
-        ) from error
+        raise unusable_storage(storage or "", error) from error
 
 
 def _known(params: Params, space: FlagSpace) -> bool:

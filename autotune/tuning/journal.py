@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.documents.tuned import RATE, MeasuredLoad, Quantities, TunedTrial
 from autotune.errors import OutputError
-from autotune.flags.storing import GRPC, without_password
+from autotune.flags.storing import opened_storage, unusable_storage, without_password
 from autotune.tuning.advising import Proposal, Tried
 from autotune.tuning.keeper import started_at
 from autotune.tuning.outcomes import TrialFailed
@@ -31,7 +31,6 @@ QUESTION, ORIGIN, PREDICTED, WORKER, REASON, DETAIL = "question", "origin", "pre
 RUN = "run:"
 UNCLAIMED_S = 10.0
 """After which a running trial that no worker claimed is taken over: its worker died between two writes."""
-PROXY_WAIT_S = 5.0
 
 
 @contextmanager
@@ -42,25 +41,14 @@ def journal_errors(url: str) -> Iterator[None]:
     except (OutputError, TrialFailed, KeyboardInterrupt, SystemExit):
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise OutputError(
-            f"storage {without_password(url)} cannot be used: {without_password(reason)}. Check the URL, its driver and its locks"
-        ) from error
+        raise unusable_storage(url, error) from error
 
 
 def journal_storage(url: str) -> Any:
-    """What Optuna opens: a URL of its own, grpc://host:port, or a journal file (a path without a scheme)."""
-    import optuna
-
-    if url.startswith(GRPC):
-        host, _, port = url.removeprefix(GRPC).rpartition(":")
-        if not host or not port.isdigit():
-            raise ValueError("a proxy is grpc://host:port")
-        proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
-        proxy.wait_server_ready(timeout=PROXY_WAIT_S)
-        return proxy
+    """What Optuna opens: as other storages, or a journal file (a path without a scheme)."""
     if "://" in url:
-        return url
+        return opened_storage(url)
+    import optuna
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     return optuna.storages.JournalStorage(JournalFileBackend(url, lock_obj=JournalFileOpenLock(url)))

@@ -89,6 +89,27 @@ def number_of(item: Mapping[str, Any], *keys: str) -> float:
     return float(found) if isinstance(found, int | float) and not isinstance(found, bool) and found == found else 0.0
 
 
+def paced(load: Load) -> list[str]:
+    """Pace of a load as the clients of vLLM and SGLang take it."""
+    words = ["--max-concurrency", str(load.concurrency)] if load.concurrency else []
+    return words + (["--request-rate", f"{load.rate_per_s:g}"] if load.rate_per_s else [])
+
+
+def client_figures(item: Mapping[str, Any]) -> dict[str, Any]:
+    """What the clients of vLLM and SGLang write under the same names."""
+    completed = number_of(item, "completed")
+    keys = {"mean": "mean_ttft_ms", "p50": "median_ttft_ms", "p95": "p95_ttft_ms", "p99": "p99_ttft_ms"}
+    return {
+        "completed": int(completed),
+        "duration_s": number_of(item, "duration"),
+        "isl_tokens": number_of(item, "total_input_tokens") / max(completed, 1),
+        "osl_tokens": number_of(item, "total_output_tokens") / max(completed, 1),
+        "tokens_per_s": number_of(item, "output_throughput"),
+        "ttft_s": {name: number_of(item, key) / 1e3 for name, key in keys.items() if key in item},
+        "tpot_s": number_of(item, "mean_tpot_ms") / 1e3,
+    }
+
+
 def some_completed(load: dict[str, Any], path: Path) -> MeasuredLoad:
     """The document; raises TrialFailed where nothing was completed, so that nothing can be said of it."""
     if load["completed"] < 1 or load["duration_s"] <= 0:

@@ -12,11 +12,11 @@ from pydantic import Field
 from cost_models.arrays import Floats, as_floats
 from cost_models.attention.base import Operators, OperatorSource, Phase, Requirement, per_head_rank
 from cost_models.attention.blocks import (
-    block_decode_bound_s,
     block_decode_time_s,
     block_prefill_bound_s,
     block_prefill_time_s,
 )
+from cost_models.attention.decode import gqa_decode_bound_s
 from cost_models.attention.grouped import GroupedKind
 from cost_models.attention.indexing import IndexShape, SparseCoefficients, index_bound_s, index_time_s
 from cost_models.attention.prompt import seen_pairs
@@ -86,7 +86,8 @@ class BlockSparseSpec(GroupedKind):
         shape: dict[str, Any] = {**self._shape(machine), "kv_bytes": machine.dtype_info("kv_cache").weight_bytes}
         columns = (sequences, np.minimum(context, self.reach_tokens), heads, self._shared(self.kv_heads, heads), query_tokens)
         time_s = block_decode_time_s(*columns, processors=machine.processors, coefficients=c, **shape)
-        result: Operators = {"block_attention": (time_s, block_decode_bound_s(*columns, **shape))}
+        # one selection of each sequence read once, as its query tokens may choose alike
+        result: Operators = {"block_attention": (time_s, gqa_decode_bound_s(*columns, **shape))}
         keys = sequences * context
         return result | self._index(machine, c, keys, keys * query_tokens, context, heads)
 
@@ -98,6 +99,7 @@ class BlockSparseSpec(GroupedKind):
         chosen = sequences * seen_pairs(new_tokens, prefix_tokens, self.reach_tokens)
         columns = (sequences, sequences * new_tokens, chosen, heads, self._shared(self.kv_heads, heads))
         time_s = block_prefill_time_s(*columns, coefficients=c, **shape)
+        # one selection of each sequence read once, as its query tokens may choose alike
         result: Operators = {"block_attention": (time_s, block_prefill_bound_s(*columns[1:4], **shape))}
         last = new_tokens + prefix_tokens
         pairs = sequences * seen_pairs(new_tokens, prefix_tokens)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats, smoothmax
-from cost_models.attention.decode import DecodeAttentionCoefficients, gqa_decode_bound_s, gqa_decode_time_s
+from cost_models.attention.decode import DecodeAttentionCoefficients, gqa_decode_time_s
 from cost_models.attention.indexing import SPARSE_DECODE, SPARSE_PREFILL, SparseCoefficients
 from cost_models.fitting import Coefficient
 
@@ -57,32 +57,6 @@ def block_decode_time_s(
     )
     query_s = queries * as_floats(heads) * 2 * head_dim * BF16_BYTES / hbm_bytes_per_s
     return kernel_s + c.query_passes * query_s + c.sequence_s * as_floats(sequences)
-
-
-def block_decode_bound_s(
-    sequences: ArrayLike,
-    seen_tokens: ArrayLike,
-    heads: ArrayLike,
-    kv_heads: ArrayLike,
-    query_tokens: ArrayLike,
-    *,
-    head_dim: float,
-    kv_bytes: float,
-    peak_flops_per_s: float,
-    hbm_bytes_per_s: float,
-) -> Floats:
-    """Roofline: FLOPs at peak, or one selection of each sequence read once, as its query tokens may choose alike [s]."""
-    return gqa_decode_bound_s(
-        sequences,
-        seen_tokens,
-        heads,
-        kv_heads,
-        query_tokens,
-        head_dim=head_dim,
-        kv_bytes=kv_bytes,
-        peak_flops_per_s=peak_flops_per_s,
-        hbm_bytes_per_s=hbm_bytes_per_s,
-    )
 
 
 def block_prefill_time_s(

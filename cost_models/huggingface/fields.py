@@ -83,6 +83,18 @@ def gqa(config: Config, **changes: Any) -> GqaSpec:
     return GqaSpec(**{**fields, **changes})
 
 
+def latent_sizes(config: Config) -> dict[str, Any]:
+    """Heads, ranks and widths of latent attention, as DeepSeek's configs name them."""
+    return {
+        "heads": config["num_attention_heads"],
+        "q_lora_rank": config["q_lora_rank"],
+        "kv_lora_rank": config["kv_lora_rank"],
+        "qk_nope_dim": config["qk_nope_head_dim"],
+        "qk_rope_dim": config["qk_rope_head_dim"],
+        "v_dim": config["v_head_dim"],
+    }
+
+
 def windowed(config: Config, full: GqaSpec, otherwise: Sequence[str] = ()) -> list[GqaSpec]:
     """The attention of each layer: the given one, over the sliding window where `layer_types` (or `otherwise`) says so.
 

@@ -11,7 +11,7 @@ from cost_models.attention.gated_delta import GatedDeltaSpec
 from cost_models.attention.kda import KdaSpec
 from cost_models.attention.mamba2 import Mamba2Spec
 from cost_models.attention.mla import MlaSpec
-from cost_models.huggingface.fields import FULL, Config, common, gqa, layer_kinds, only
+from cost_models.huggingface.fields import FULL, Config, common, gqa, latent_sizes, layer_kinds, only
 from cost_models.specs.model import DenseSpec, FeedForward, ModelSpec, MoeSpec
 
 K = TypeVar("K")
@@ -68,12 +68,7 @@ def kimi_linear(config: Config, name: str, source: str) -> ModelSpec:
     if not config.get("q_lora_rank"):
         raise ValueError("q_lora_rank null: latent attention without compressed queries is not modelled")
     latent = MlaSpec(
-        heads=config["num_attention_heads"],
-        q_lora_rank=config["q_lora_rank"],
-        kv_lora_rank=config["kv_lora_rank"],
-        qk_nope_dim=config["qk_nope_head_dim"],
-        qk_rope_dim=config["qk_rope_head_dim"],
-        v_dim=config["v_head_dim"],
+        **latent_sizes(config),
         output_gate=bool(config.get("mla_use_output_gate", False)),
     )
     layers = config["num_hidden_layers"]
@@ -103,12 +98,7 @@ def glm5_next(config: Config, name: str, source: str) -> ModelSpec:
     linear, layers = config["linear_attn_config"], config["num_hidden_layers"]
     delta = KdaSpec(heads=linear["num_heads"], head_dim=linear["head_dim"], conv=linear["short_conv_kernel_size"])
     latent = DsaSpec(
-        heads=config["num_attention_heads"],
-        q_lora_rank=config["q_lora_rank"],
-        kv_lora_rank=config["kv_lora_rank"],
-        qk_nope_dim=config["qk_nope_head_dim"],
-        qk_rope_dim=config["qk_rope_head_dim"],
-        v_dim=config["v_head_dim"],
+        **latent_sizes(config),
         index_heads=config["index_n_heads"],
         index_dim=config["index_head_dim"],
         top_k=config["index_topk"],

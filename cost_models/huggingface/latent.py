@@ -5,7 +5,7 @@ from __future__ import annotations
 from cost_models.attention.compressed import CompressedSpec
 from cost_models.attention.dsa import DsaSpec
 from cost_models.attention.mla import MlaSpec
-from cost_models.huggingface.fields import Config, common, only, window
+from cost_models.huggingface.fields import Config, common, latent_sizes, only, window
 from cost_models.specs.model import ModelSpec, MoeSpec
 
 INDEXED_RATIO, WHOLE_RATIO = 4, 128
@@ -90,12 +90,7 @@ def _deepseek(config: Config, name: str, source: str, *, correction_bias: bool) 
     if not config.get("q_lora_rank"):
         raise ValueError("q_lora_rank null: latent attention without compressed queries is not modelled")
     attention = MlaSpec(
-        heads=config["num_attention_heads"],
-        q_lora_rank=config["q_lora_rank"],
-        kv_lora_rank=config["kv_lora_rank"],
-        qk_nope_dim=config["qk_nope_head_dim"],
-        qk_rope_dim=config["qk_rope_head_dim"],
-        v_dim=config["v_head_dim"],
+        **latent_sizes(config),
     )
     moe = MoeSpec(
         experts=config["n_routed_experts"],

@@ -8,7 +8,7 @@ inputs it was measured. Datasheet facts are not in here, nor are safety margins.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
@@ -84,6 +84,13 @@ class Calibration(Spec):
                 "Choose another precision or backend, or calibrate on your hardware"
             )
         return variants[variant]
+
+    def with_entries(self, entries: Iterable[tuple[str, str, Entry]]) -> Calibration:
+        """The same document with other (family, variant, entry)."""
+        families = {family: dict(variants) for family, variants in self.families.items()}
+        for family, variant, entry in entries:
+            families.setdefault(family, {})[variant] = entry
+        return self.model_copy(update={"families": families})
 
     def has(self, family: str, variant: str) -> bool:
         return variant in self.families.get(family, {})

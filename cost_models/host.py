@@ -37,8 +37,8 @@ class HostCoefficients:
 
 NORMS = 2
 """Add-and-norm before each half of a layer."""
-ROUTING = 2
-"""Scores to choices, and choices to the kernel's order; twice that where groups of experts are chosen first."""
+ROUTING = 1
+"""Scores to choices; twice where groups of experts are chosen first. Order, activation and sum are the experts' own."""
 EXCHANGE = 2
 """Around one direction of an all-to-all: packing and unpacking."""
 
@@ -47,14 +47,17 @@ def small_kernels(group: LayerGroup, hidden: int, exchanged: ArrayLike) -> Float
     """Kernels of one layer that no operator covers, (rows,).
 
     Counted from the layer's shape: two norms; one after each attention projection but the last (rope, norms of latents and
-    heads, concatenation) and the cache write; the activation; routing; what joins the shared expert; and packing around the
-    all-to-all where tokens are `exchanged` between ranks. 5 for Llama, 7 for Qwen3-MoE, 17 for a wide-EP DeepSeek layer.
+    heads, concatenation) and the cache write, one more where heads are normed; a dense layer's activation; routing; the shared
+    expert's activation and what joins it; and packing around the all-to-all where tokens are `exchanged` between ranks. 5 for
+    Llama, 6 for Qwen3-MoE (as traced: results/2026-11-26_vllm_traces_study), 14 for a wide-EP DeepSeek layer.
     """
     exchanged = np.asarray(exchanged, dtype=np.bool_)
-    count = NORMS + (len(group.attention.matrices(hidden, 1)) if group.attention else 0)
+    count = NORMS
+    if group.attention:
+        count += len(group.attention.matrices(hidden, 1)) + group.attention.normed_heads
     if not isinstance(group.ffn, MoeSpec):
         return as_floats(np.full(exchanged.shape, count + (group.ffn is not None)))
-    count += 1 + ROUTING * (2 if group.ffn.groups > 1 else 1) + (2 if group.ffn.shared_intermediate else 0)
+    count += ROUTING * (2 if group.ffn.groups > 1 else 1) + (2 if group.ffn.shared_intermediate else 0)
     return as_floats(count + np.where(exchanged, 2 * EXCHANGE, 0))
 
 

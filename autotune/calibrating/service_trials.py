@@ -24,7 +24,7 @@ from autotune.errors import ProblemError
 from autotune.serving.predicting import predict_service
 from cost_models.arrays import Floats, as_floats
 from cost_models.calibration import Calibration, Entry, FitReport
-from cost_models.catalog import load_hardware, validated
+from cost_models.catalog import load_calibration, load_hardware, validated
 from cost_models.errors import AutotuneError
 
 SERVICE_FIT = (
@@ -141,6 +141,7 @@ class _Trial:
         self.scales = as_floats([m.scale for m in movable])
         self.measured = [_geometric(record) for record in records]
         self.files = 0
+        self.kernels = _changed_from_shipped(base)
 
     def fitted(self, rows: Sequence[int]) -> Floats:
         """Coefficients at the least squares over some trials, (movable,)."""
@@ -194,11 +195,22 @@ class _Trial:
                 "title": "a candidate",
                 "applies_to": self.base.applies_to.model_dump(mode="json"),
                 "date": self.base.date,
-                "families": _families(entries),
+                "families": _families([*self.kernels, *entries]),
             },
             path,
         )
         return path
+
+
+def _changed_from_shipped(base: Calibration) -> list[tuple[str, str, Entry]]:
+    """What `base` has beyond the document of its name: entries that a trace or a table gave before."""
+    shipped = load_calibration(base.id)
+    return [
+        (family, variant, entry)
+        for family, variants in base.families.items()
+        for variant, entry in variants.items()
+        if not shipped.has(family, variant) or shipped.entry(family, variant) != entry
+    ]
 
 
 def _families(entries: Sequence[tuple[str, str, Entry]]) -> dict[str, dict[str, object]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autotune.calibrating.fits import FittedEntry
     from autotune.calibrating.inputs import Inputs
     from autotune.calibrating.timings import TimingTable
+    from autotune.calibrating.traces import KernelTimes
     from autotune.documents.deployment import Deployment
     from autotune.documents.tuned import TrialRecord
     from cost_models.calibration import Calibration, Entry
@@ -69,7 +70,7 @@ def calibrate(
         ran = validated(Deployment, read_yaml(deployment), str(deployment))
         entries += _fit_runs(inputs, ran, base, steps, rules)
     if inputs.trials:
-        entries += _fit_trials(inputs.trials, base, files or [])
+        entries += _fit_trials(inputs.trials, base.with_entries(entries), files or [])
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     document = new_document(base.id, entries, name=out.stem, gpu=hardware.gpu.name, engine=engine, date=today)
     _report_changes(document, hw, engine)
@@ -104,33 +105,42 @@ def _fit_tables(tables: list[TimingTable], hardware: HardwareSpec, base: Calibra
 def _fit_runs(inputs: Inputs, ran: Deployment, base: Calibration, steps: int | None, rules: Path | None) -> Entries:
     """Entries from profiler traces and benchmark results of one deployment."""
     entries: Entries = []
-    for trace in inputs.traces:
-        entries += _rescaled(trace, ran, base, steps, rules)
+    if inputs.traces:
+        entries += _rescaled(inputs.traces, ran, base, steps, rules)
     if inputs.points:
         entries.append(_host(inputs, ran, base))
     return entries
 
 
-def _rescaled(trace, ran: Deployment, base: Calibration, steps: int | None, rules: Path | None) -> Entries:  # type: ignore[no-untyped-def]  # KernelTimes, imported lazily
-    from autotune.calibrating.rescaling import rescale
-    from autotune.calibrating.traces import family_times, load_rules
-    from autotune.predicting.step import predict
+def _rescaled(
+    traces: Sequence[KernelTimes], ran: Deployment, base: Calibration, steps: int | None, rules: Path | None
+) -> Entries:
+    from autotune.calibrating.rescaling import rescale, traced_steps
+    from autotune.calibrating.traces import load_rules
 
-    measured = family_times(trace, load_rules(rules), steps)
-    prediction = predict(ran)
-    context = f"{ran.model} on {ran.pool.layout.label()}, {ran.hardware}, {ran.phase}"
-    results = rescale(measured, prediction, base, context)
+    known = load_rules(rules)
+    traced = [step for trace in traces for step in traced_steps(ran, trace, known, steps)]
+    context = f"{ran.model} on {ran.pool.layout.label()}, {ran.hardware}, " + ", ".join(step.label for step in traced)
+    results = rescale(traced, base, context[:CONTEXT_KEPT])
+    if any(step.measured.apart for step in traced):
+        typer.echo("steps of the traces that the deployment explains: " + ", ".join(step.label for step in traced))
     for item in results:
         scaled = ", ".join(f"{family}.{variant}" for family, variant, _ in item.entries) or "nothing to scale"
-        ratio = f"{item.measured_s * 1e3:9.3f} ms measured, {item.predicted_s * 1e3:9.3f} ms predicted, x{item.ratio:.2f}"
-        typer.echo(f"{item.family:12s} {ratio}: {scaled}")
-    if measured.idle_s is not None:
-        typer.echo(f"{'idle':12s} {measured.idle_s * 1e3:9.3f} ms per step without a kernel (host and launch gaps)")
-    for name, count, share in measured.unknown[:UNKNOWN_SHOWN]:
+        times = f"{_ms(item.measured_s)} ms measured, {_ms(item.predicted_s)} ms predicted, x{item.ratio:.2f}"
+        typer.echo(f"{item.family:12s} {times}: {scaled}")
+    for measured in (step.measured for step in traced):
+        if measured.idle_s is not None and not measured.apart:
+            typer.echo(f"{'idle':12s} {measured.idle_s * 1e3:9.3f} ms per step without a kernel (host and launch gaps)")
+    unknown = max((step.measured.unknown for step in traced), key=len)
+    for name, count, share in unknown[:UNKNOWN_SHOWN]:
         typer.echo(f"unknown kernel, {count} launches, {share:.1%} of kernel time: {name[:NAME_SHOWN]}")
-    if len(measured.unknown) > UNKNOWN_SHOWN:
-        typer.echo(f"... and {len(measured.unknown) - UNKNOWN_SHOWN} more unknown kernels")
+    if len(unknown) > UNKNOWN_SHOWN:
+        typer.echo(f"... and {len(unknown) - UNKNOWN_SHOWN} more unknown kernels")
     return [entry for item in results for entry in item.entries]
+
+
+def _ms(seconds: Sequence[float]) -> str:
+    return " / ".join(f"{each * 1e3:.3f}" for each in seconds[:STEPS_SHOWN]) + (" / ..." if len(seconds) > STEPS_SHOWN else "")
 
 
 def _host(inputs: Inputs, ran: Deployment, base: Calibration) -> tuple[str, str, Entry]:
@@ -186,6 +196,8 @@ def _report_service(trials: Sequence[TrialRecord], document: dict[str, object]) 
         typer.echo(f"service plan {same}: {chosen}, {change.rate_before:,.0f} -> {change.rate_after:,.0f} tokens/s/GPU")
 
 
+CONTEXT_KEPT = 300
+STEPS_SHOWN = 4
 UNKNOWN_SHOWN = 8
 NAME_SHOWN = 100
 

@@ -94,6 +94,11 @@ class AttentionKind(Spec, ABC):
         """
 
     @property
+    def normed_heads(self) -> bool:
+        """Whether a kernel norms queries and keys by head, beside those that follow from the matrices."""
+        return False
+
+    @property
     def page_tokens(self) -> int | None:
         """Tokens that a page of the cache must have for the kernels; none: any."""
         return None

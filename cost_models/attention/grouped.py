@@ -31,6 +31,10 @@ class GroupedKind(AttentionKind):
         return self.heads
 
     @property
+    def normed_heads(self) -> bool:
+        return self.qk_norm
+
+    @property
     def v_dim(self) -> int:
         """Of a value and of an output head."""
         return self.value_dim or self.head_dim

@@ -12,8 +12,16 @@ import pytest
 
 from autotune.calibrating.benchmarks import fit_host, host_points, read_benchmark
 from autotune.calibrating.inputs import read_inputs
-from autotune.calibrating.rescaling import rescale, scaled_coefficients
-from autotune.calibrating.traces import FamilyTimes, KernelRules, family_times, load_rules, read_kernel_trace
+from autotune.calibrating.rescaling import TracedStep, rescale, scaled_coefficients, traced_steps
+from autotune.calibrating.traces import (
+    Composition,
+    FamilyTimes,
+    Kernel,
+    KernelRules,
+    family_times,
+    load_rules,
+    read_kernel_trace,
+)
 from autotune.documents.deployment import Deployment
 from autotune.errors import ProblemError
 from autotune.predicting.step import predict
@@ -76,7 +84,7 @@ def test_an_nsight_summary_needs_its_steps(tmp_path):
     path = tmp_path / "kern.csv"
     path.write_text(NSYS)
     times = read_kernel_trace(path)
-    assert times.total_s["flash_fwd_mla_kernel<...>"] == pytest.approx(7e-3)
+    assert times.total_s[Kernel("flash_fwd_mla_kernel<...>")] == pytest.approx(7e-3)
     with pytest.raises(ProblemError, match="--steps"):
         family_times(times, load_rules(), None)
     found = family_times(times, load_rules(), 10)
@@ -97,7 +105,8 @@ def test_an_nsight_export_counts_one_gpu_and_its_gaps(tmp_path):
     connection.commit()
     connection.close()
     times = read_kernel_trace(path)
-    assert times.total_s["nvjet_gemm"] == pytest.approx(2.5e-6)
+    assert times.total_s[Kernel("nvjet_gemm")] == pytest.approx(1e-6)  # the first, with nothing before it
+    assert times.total_s[Kernel("nvjet_gemm", "nvjet_gemm")] == pytest.approx(1.5e-6)
     assert (times.wall_s, times.busy_s) == (pytest.approx(3e-6), pytest.approx(2e-6))
 
 
@@ -125,6 +134,84 @@ def test_a_trace_without_a_known_kernel_is_refused():
         family_times(read_kernel_trace(SAMPLE), rules, 3)
 
 
+VLLM_SAMPLE = SAMPLE.with_name("h100_vllm_0.24.pt.trace.json.gz")
+"""Two decode steps of eight sequences, Qwen3-30B-A3B in BF16 on one H100 (kernels and step annotations only; recorded by us)."""
+
+
+def qwen(**changes) -> Deployment:
+    return Deployment.model_validate(
+        {
+            "hardware": "hgx-h100", "model": "qwen3-30b-a3b", "precision": "bf16", "engine": {"name": "vllm", "version": "0.24"},
+            "phase": "serve", "load": {"concurrency": 8},
+            "workload": {"isl_tokens": 16, "osl_tokens": 160, "popularity_sigma": 0},
+            "pools": {"serve": {"max_batched_tokens": 8192, "batch_per_dp_rank": 256, "memory_fraction": 0.9}},
+            **changes,
+        }
+    )  # fmt: skip
+
+
+def test_vllms_own_annotations_say_what_each_step_held():
+    times = read_kernel_trace(VLLM_SAMPLE)
+    assert set(times.by_step) == {Composition(0, 0, 8, 8)}
+    steps = times.by_step[Composition(0, 0, 8, 8)]
+    assert steps.steps == 2
+    found = family_times(steps, load_rules(), None)
+    # 48 layers: experts as vLLM runs them are two GEMMs, their order (2), activation and sum: 6 kernels
+    assert found.launches["experts"] == 2 * 48 * 6
+    assert found.per_step_s["experts"] == pytest.approx(8.5e-3, rel=0.03)
+    # six expert-weight matrices' bytes: 50.5 of 128 experts drawn by 64 choices, 9.44 MB each, at 3.35 TB/s
+    assert found.per_step_s["experts"] > 48 * 128 * (1 - (1 - 1 / 128) ** 64) * 3 * 2048 * 768 * 2 / 3.35e12
+    assert found.idle_s < 0.1 * sum(found.per_step_s.values())  # between kernels of a step, not between steps
+
+
+def test_a_vllm_trace_is_explained_by_the_service_that_ran():
+    (step,) = traced_steps(qwen(), read_kernel_trace(VLLM_SAMPLE), load_rules(), None)
+    assert step.label == "8 sequences"
+    results = {item.family: item for item in rescale([step], calibration_for("H100", "vllm"), "test")}
+    assert results["experts"].ratio == pytest.approx(1, abs=0.1)
+    assert results["dense_gemm"].ratio == pytest.approx(1, abs=0.1)
+    ((family, variant, entry),) = results["elementwise"].entries
+    assert (family, variant) == ("host", "default")
+    assert 1e-6 < entry.coefficients["small_kernel_s"] < 5e-6
+    rest = {name: value for name, value in entry.coefficients.items() if name != "small_kernel_s"}
+    before = calibration_for("H100", "vllm").entry("host", "default").coefficients
+    assert rest == {name: before[name] for name in rest}
+
+
+def test_steps_that_the_deployment_did_not_run_are_named():
+    speculative = qwen(phase="decode", load=None, model="deepseek-v3", precision="fp8-block", hardware="hgx-h200",
+                       workload={"isl_tokens": 16, "osl_tokens": 160, "mtp_acceptance": [0.8]},
+                       pools={"decode": {"tp": 8, "ep": 8, "batch_per_dp_rank": 8, "draft_tokens": 1}})  # fmt: skip
+    with pytest.raises(ProblemError, match=r"it holds 0 prompts \(0 tokens\) and 8 sequences \(8\).*2 tokens per"):
+        traced_steps(speculative, read_kernel_trace(VLLM_SAMPLE), load_rules(), None)
+
+
+def traced(path: Path, steps: list[tuple[str, list[tuple[str, float, float]]]]) -> Path:
+    """A trace file of annotated steps: (annotation, [(kernel, start, duration)])."""
+    events = []
+    for name, kernels in steps:
+        start, end = kernels[0][1], kernels[-1][1] + kernels[-1][2]
+        events.append({"name": name, "cat": "gpu_user_annotation", "ts": start, "dur": end - start, "pid": 0})
+        events += [{"name": k, "cat": "kernel", "ts": at, "dur": took, "pid": 0} for k, at, took in kernels]
+    path.write_text(json.dumps({"traceEvents": events}))
+    return path
+
+
+def test_steps_are_kept_apart_and_an_activation_belongs_to_the_experts_before_it(tmp_path):
+    moe = [("fused_moe_kernel", 0, 10), ("act_and_mul", 11, 2), ("fused_moe_kernel", 13, 8)]
+    dense = [("nvjet_gemm", 100, 10), ("act_and_mul", 110, 2), ("nvjet_gemm", 112, 8)]
+    both = traced(
+        tmp_path / "t.json", [("execute_context_0(0)_generation_4(4)", moe), ("execute_context_1(64)_generation_0(0)", dense)]
+    )
+    times = read_kernel_trace(both)
+    decode, prompt = (
+        family_times(times.by_step[held], load_rules(), None) for held in (Composition(0, 0, 4, 4), Composition(1, 64, 0, 0))
+    )
+    assert decode.per_step_s == pytest.approx({"experts": 20e-6})  # 10 + 2 + 8
+    assert decode.idle_s == pytest.approx(1e-6)  # 10 to 11; the wait from 21 to 100 is no step's
+    assert prompt.per_step_s == pytest.approx({"dense_gemm": 18e-6, "elementwise": 2e-6})
+
+
 def measured_as(ratios: dict[str, float], ran: Deployment) -> FamilyTimes:
     """A trace whose families took the given multiples of what is predicted."""
     prediction = predict(ran)
@@ -140,7 +227,7 @@ def measured_as(ratios: dict[str, float], ran: Deployment) -> FamilyTimes:
 def test_rescaling_makes_the_prediction_equal_the_trace():
     ran = deployment()
     base = calibration_for("H200", "sglang")
-    results = rescale(measured_as({"attention": 1.3, "experts": 1.1}, ran), predict(ran), base, "test")
+    results = rescale([TracedStep("decode", measured_as({"attention": 1.3, "experts": 1.1}, ran), predict(ran))], base, "test")
     ratios = {item.family: item.ratio for item in results}
     assert ratios == pytest.approx({"attention": 1.3, "dense_gemm": 1.0, "experts": 1.1})
     families = {family: dict(variants) for family, variants in base.families.items()}
@@ -148,9 +235,8 @@ def test_rescaling_makes_the_prediction_equal_the_trace():
         for family, variant, entry in item.entries:
             families[family][variant] = entry
     recalibrated = base.model_copy(update={"families": families})
-    again = rescale(
-        measured_as({"attention": 1.3, "experts": 1.1}, ran), _predicted_with(ran, recalibrated), recalibrated, "test"
-    )
+    traced = TracedStep("decode", measured_as({"attention": 1.3, "experts": 1.1}, ran), _predicted_with(ran, recalibrated))
+    again = rescale([traced], recalibrated, "test")
     assert {item.family: item.ratio for item in again} == pytest.approx({"attention": 1, "dense_gemm": 1, "experts": 1}, rel=1e-3)
 
 
@@ -166,7 +252,9 @@ def _predicted_with(ran, calibration):
 def test_faster_than_the_roofline_is_refused():
     ran = deployment()
     with pytest.raises(ProblemError, match="below its roofline"):
-        rescale(measured_as({"experts": 0.2}, ran), predict(ran), calibration_for("H200", "sglang"), "test")
+        rescale(
+            [TracedStep("decode", measured_as({"experts": 0.2}, ran), predict(ran))], calibration_for("H200", "sglang"), "test"
+        )
 
 
 H200 = {"peak_flops_per_s": 989e12, "hbm_bytes_per_s": 4.8e12}

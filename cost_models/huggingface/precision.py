@@ -91,9 +91,11 @@ def stored_precision(
     if "kv_b" in changed:
         expanded = changed["kv_b"]
         changed |= {"kv_b": "bf16", "kv_b_expand": expanded if expanded in ABSORBED else "bf16"}
-    if config.get("expert_dtype") == "fp4":  # DeepSeek-V4: MXFP4 experts in a checkpoint that says FP8
+    if config.get("expert_dtype") == "fp4" and main == "fp8_block":  # DeepSeek-V4: MXFP4 experts in a checkpoint that says FP8
         main = changed["experts"] = "mxfp4_mxfp8"
     cache = _kv_cache(described)
+    if cache is None and beside is not None:
+        cache = _kv_cache(_modelopt_of(beside))
     if cache is not None:
         changed |= {"kv_cache": cache} | ({"attention_compute": "bf16"} if cache == "bf16" else {})
     recipe = RECIPES[main]
@@ -125,6 +127,9 @@ def _dtypes(q: Mapping[str, Any]) -> tuple[DtypeOf, bool]:
     method, algorithm = str(q.get("quant_method", "")).lower(), str(q.get("quant_algo") or "").upper()
     if not q:
         return (lambda _: "bf16"), True
+    if method == "fp8" and q.get("moe_quant_algo"):  # an FP8 checkpoint whose experts ModelOpt quantised again
+        experts, rest = _modelopt(str(q["moe_quant_algo"]).upper(), q), _fp8(q)
+        return (lambda names: experts if any(".experts" in name for name in names) else rest), True
     if algorithm == "MIXED_PRECISION":
         return _by_layer(q), True
     excluded = [str(name) for key in EXCLUDED for name in q.get(key) or ()]

@@ -25,6 +25,8 @@ EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "num_experts_
 """Keys of a config.json that count experts."""
 LAYERS = ("first_k_dense_replace", "n_layer")
 """Keys of a config.json that count layers without saying so."""
+OF_A_LAYER = ("vocab_size_per_layer_input",)
+"""Keys of a config.json that speak of layers and count none of them."""
 UNCHECKED = ("parameters",)
 """Counts that are only compared."""
 MOST_SECONDS = 3600.0
@@ -84,7 +86,8 @@ def _is_time(name: str) -> bool:
 def check_config(config: dict[str, Any], origin: str) -> None:
     """Raise InputError naming a size in a config.json that no model has, before anything as long as it is made."""
     for place, name, value in _sizes(config, ""):
-        most = MOST_LAYERS if "layer" in name or name in LAYERS else MOST_EXPERTS if name in EXPERTS else MOST_TOKENS
+        counts_layers = ("layer" in name or name in LAYERS) and name not in OF_A_LAYER
+        most = MOST_LAYERS if counts_layers else MOST_EXPERTS if name in EXPERTS else MOST_TOKENS
         if abs(value) > most:
             raise InputError(f"{origin}: {place} {value:.6g} is more than any model has (at most {most:,})")
 

@@ -49,6 +49,23 @@ def test_a_presets_own_checkpoints_are_known_as_what_they_are(preset):
             assert known.model == preset
 
 
+def test_a_preset_is_priced_as_its_own_checkpoint_is_stored():
+    # the same weights under two names, preset and checkpoint: every field of their recipes is one
+    differing = {
+        (preset, recipe): checkpoint
+        for preset in catalog.model_names()
+        for recipe, checkpoint in catalog.load_model(preset).checkpoints.items()
+        if catalog.recipe_of(recipe, catalog.load_model(preset)) != catalog.recipe_of(recipe, catalog.load_model(checkpoint))
+    }
+    assert not differing
+
+
+def test_nvidias_qwen3_235b_has_its_attention_in_nvfp4():
+    # hf_quant_config.json (ModelOpt 0.33): NVFP4 but for the routers and lm_head, KV cache FP8
+    recipe = catalog.recipe_of("nvfp4", catalog.load_model("qwen3-235b-a22b"))
+    assert (recipe.attention_in, recipe.o_proj, recipe.experts, recipe.kv_cache) == ("nvfp4", "nvfp4", "nvfp4", "fp8")
+
+
 @pytest.mark.parametrize(
     ("name", "model", "precision"),
     [

@@ -384,6 +384,26 @@ def test_modelopts_file_beside_the_config_counts():
         stored({**config, "quantization_config": FP8}, model, beside)
 
 
+def test_experts_that_modelopt_quantised_in_an_fp8_checkpoint_are_its_own():
+    # nvidia/DeepSeek-V4-Pro-NVFP4: FP8 in blocks, experts NVFP4 by moe_quant_algo, although expert_dtype still says fp4
+    config, model = read("DeepseekV3ForCausalLM")
+    quantisation = {**FP8, "quant_algo": "MIXED_PRECISION", "moe_quant_algo": "NVFP4", "kv_cache_quant_algo": None}
+    found = stored({**config, "expert_dtype": "fp4", "quantization_config": quantisation}, model)
+    assert found.recipe == "nvfp4"
+    assert {found.changed[name] for name in ("attention_in", "q_b", "o_proj", "shared_expert")} == {"fp8_block"}
+    assert found.changed["kv_cache"] == "bf16"
+    assert stored({**config, "expert_dtype": "fp4", "quantization_config": FP8}, model).recipe == "mxfp4-mxfp8"
+
+
+def test_a_kv_cache_that_only_the_file_beside_the_config_names_counts():
+    # nvidia/Qwen3.6-35B-A3B-NVFP4: quantization_config is silent, hf_quant_config.json says FP8
+    config, model = read("Qwen3MoeForCausalLM")
+    quantisation = {**MODELOPT, "quant_algo": "MIXED_PRECISION", "quantized_layers": {**EXPERTS_NVFP4, **ATTENTION_FP8}}
+    beside = {"quantization": {"quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": None}}
+    assert stored({**config, "quantization_config": quantisation}, model, beside).changed["kv_cache"] == "bf16"
+    assert "kv_cache" not in stored({**config, "quantization_config": quantisation}, model).changed
+
+
 def test_layers_that_differ_from_the_rest_are_a_remark():
     config, model = read("Qwen3MoeForCausalLM")
     found = stored({**config, "quantization_config": {**FP8, "ignored_layers": ["model.layers.2.self_attn"]}}, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +12,14 @@ from numpy.typing import ArrayLike
 from cost_models.arrays import Floats, as_floats, ceil_div, smoothmax
 from cost_models.fitting import Coefficient, Fit, Mask, fit_model
 
-TILES = ((256, 128), (128, 128), (128, 64), (64, 64), (64, 32))
+TILES = {
+    64: ((256, 128), (128, 128), (128, 64), (64, 64), (64, 32)),
+    128: ((256, 128), (128, 128), (128, 64), (128, 32), (128, 16)),
+}
+"""Rows of the smallest tensor-core instruction -> tiles that kernels choose from."""
+INSTRUCTION_ROWS = {"blackwell": 128.0}
+"""Architectures whose instructions take more rows than Hopper's 64 (PTX ISA: wgmma 64, tcgen05.mma 128): where a Hopper kernel
+halves the rows of a small tile, a Blackwell kernel narrows it."""
 SPLITS_K = (1, 2, 4, 8)
 MIN_K_PER_SPLIT = 256
 
@@ -38,6 +46,8 @@ class DenseGemmCoefficients:
     """Extra start of a split-K kernel; 0 means the kernel does not split [s]."""
     quantise_bytes: float = 0.0
     """Traffic of quantising one activation element [B]."""
+    instruction_rows: float = 64.0
+    """Rows of the architecture's smallest tensor-core instruction; 128 and more leave out tiles of 64 [element]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,7 @@ def dense_gemm_time_s(
     m, n, k = (as_floats(x) for x in np.broadcast_arrays(m, n, k))
     c = coefficients
     splits = SPLITS_K if c.split_start_s else SPLITS_K[:1]
-    menu = np.array([(split, *tile) for split in splits for tile in TILES], dtype=np.float64)
+    menu = np.array([(split, *tile) for split in splits for tile in _tiles(c.instruction_rows)], dtype=np.float64)
     split, rows, columns = menu.T.reshape(3, -1, *(1,) * m.ndim)  # one kernel per entry of the first axis
     tiles = ceil_div(m, rows) * ceil_div(n, columns) * split
     efficiency = c.compute_efficiency / (1 + c.tile_fill * (1 / rows + 1 / columns))
@@ -100,6 +110,10 @@ def dense_gemm_time_s(
     allowed = (split == 1) | (k / split >= MIN_K_PER_SPLIT)
     best = np.where(allowed, smoothmax(compute_s, memory_s, c.sharpness) + reduce_s, np.inf).min(axis=0)
     return np.where(m > 0, c.start_s + best + c.quantise_bytes * m * k / hbm_bytes_per_s, 0.0)
+
+
+def _tiles(instruction_rows: float) -> tuple[tuple[int, int], ...]:
+    return TILES[128 if instruction_rows >= 128 else 64]
 
 
 def dense_gemm_bound_s(
@@ -142,14 +156,16 @@ def fit_dense_gemm(
     peak_flops_per_s: float,
     hbm_bytes_per_s: float,
     processors: float,
+    architecture: str,
     quantised: bool,
     kernel_alone: bool = False,
     held_out: Mask | None = None,
 ) -> Fit:
     """Fit DenseGemmCoefficients; whole weight shapes (n, k) are held out.
 
-    quantised : the timings contain the activation quantise kernel, whose traffic is then fitted, unless
-    kernel_alone; kernels of quantised dtypes do not split K. Raises FitError for too few rows.
+    architecture : decides the tiles (INSTRUCTION_ROWS). quantised : the timings contain the activation quantise kernel,
+    whose traffic is then fitted, unless kernel_alone; kernels of quantised dtypes do not split K. Raises FitError for too few
+    rows.
     """
     model = partial(
         dense_gemm_time_s,
@@ -161,4 +177,7 @@ def fit_dense_gemm(
     )
     extra = (QUANTISE_COEFFICIENT if not kernel_alone else {}) if quantised else SPLIT_COEFFICIENT
     coefficients = {**FIT_COEFFICIENTS, **extra}
-    return fit_model(model, DenseGemmCoefficients, (m, n, k), latency_s, coefficients, shape=(1, 2), held_out=held_out)
+    fixed = {"instruction_rows": INSTRUCTION_ROWS[architecture]} if architecture in INSTRUCTION_ROWS else {}
+    kind = partial(DenseGemmCoefficients, **fixed)
+    fit = fit_model(model, kind, (m, n, k), latency_s, coefficients, shape=(1, 2), held_out=held_out)
+    return dataclasses.replace(fit, values={**fit.values, **fixed})

@@ -15,6 +15,7 @@ from autotune.calibrating.attention_modules import BLOCK_SPARSE, COMPRESSED, DSA
 from cost_models import hyper_connections
 from cost_models.attention.base import Phase
 from cost_models.attention.decode import fit_gqa_decode, fit_mla_decode
+from cost_models.attention.latent import absorb_bytes
 from cost_models.attention.prompt import QUERY_TILES, fit_prefill_attention
 from cost_models.attention.recurrent import convolution_bytes, fit_scan, fit_stream, update_bytes
 from cost_models.calibration import Calibration
@@ -71,8 +72,9 @@ def _gemm_shape(dtype: str, hardware: HardwareSpec) -> dict[str, Any]:
 
 
 def _dense_shape(dtype: str, hardware: HardwareSpec) -> dict[str, Any]:
-    processors = hardware.gpu.processors.value
-    return {**_gemm_shape(dtype, hardware), "processors": processors, "quantised": dtype != "bf16"}
+    gpu = hardware.gpu
+    shape = {"processors": gpu.processors.value, "architecture": gpu.architecture, "quantised": dtype != "bf16"}
+    return {**_gemm_shape(dtype, hardware), **shape}
 
 
 def _dense(columns: Columns, latency_s: NDArray[np.float64], dtype: str, hardware: HardwareSpec, _known: Known) -> Fit:
@@ -177,6 +179,11 @@ def _convolution(columns: Columns, latency_s: NDArray[np.float64], _dtype: str, 
     return fit_stream(moved, columns["channels"], latency_s, hbm_bytes_per_s=hardware.gpu.hbm_bytes_per_s.value)
 
 
+def _absorb(columns: Columns, latency_s: NDArray[np.float64], _dtype: str, hardware: HardwareSpec, _known: Known) -> Fit:
+    moved = absorb_bytes(columns["tokens"], columns["heads"], MLA_V, MLA_LATENT)
+    return fit_stream(moved, columns["heads"], latency_s, hbm_bytes_per_s=hardware.gpu.hbm_bytes_per_s.value)
+
+
 def _scan(columns: Columns, latency_s: NDArray[np.float64], _dtype: str, hardware: HardwareSpec, _known: Known) -> Fit:
     return fit_scan(**columns, latency_s=latency_s, processors=hardware.gpu.processors.value)
 
@@ -215,6 +222,7 @@ OPERATORS: dict[str, Operator] = {
     "dense_gemm": Operator(("m", "n", "k"), "dense_gemm", _dense),
     "dense_gemm_kernel": Operator(("m", "n", "k"), "dense_gemm", _dense_kernel),
     "mla_decode": Operator(("sequences", "context_tokens", "heads"), "mla_decode", _mla_decode),
+    "mla_absorb": Operator(("tokens", "heads"), "mla_absorb", _absorb),
     "gqa_decode": Operator(("sequences", "context_tokens", "heads", "kv_heads", "head_dim"), "gqa_decode", _gqa_decode),
     "mla_prefill": Operator(("sequences", "new_tokens", "prefix_tokens", "heads"), "mla_prefill", _mla_prefill),
     "gqa_prefill": Operator(("sequences", "new_tokens", "prefix_tokens", "heads", "head_dim"), "gqa_prefill", _gqa_prefill),

@@ -20,6 +20,7 @@ from cost_models.catalog import validated
 
 FAMILY_OF_ENTRY = {
     "dense_gemm": "dense_gemm",
+    "mla_absorb": "dense_gemm",
     "mla_decode": "attention",
     "gqa_decode": "attention",
     "mla_prefill": "attention",

@@ -1,7 +1,7 @@
 """Tables of the public silicon databases (Apache-2.0) of one GPU and engine, as a timing table.
 
-GEMMs, dense attention, experts and links come from aiconfigurator-core 0.12.0; recurrent and sparse attention from its
-successor aisimulate, which that package does not have. What is not installed is left out, and said.
+GEMMs, dense attention, experts and links come from aiconfigurator-core 0.12.0; recurrent and sparse attention, which it does not
+have, and NVFP4 GEMMs of newer releases from its successor aisimulate. What is not installed is left out, and said.
 Which file is read for which operator, and whose: kernels that engines share are read from the engine that measured
 them best. What each table needs to become rows is in silicon_kernels.py and silicon_links.py; every row left out is counted.
 """
@@ -50,6 +50,7 @@ class SiliconSource:
 OWN = (
     SiliconSource("gemm", "gemm_perf.parquet", kernels.gemm_rows, beside=("quantize", "computescale_perf.parquet")),
     SiliconSource("mla", "generation_mla_perf.parquet", kernels.mla_decode_rows),
+    SiliconSource("mla_bmm", "mla_bmm_perf.parquet", kernels.absorb_rows),
     SiliconSource("attention", "generation_attention_perf.parquet", kernels.gqa_decode_rows),
     SiliconSource("attention", "context_attention_perf.parquet", kernels.gqa_prefill),
     SiliconSource("comm", "custom_allreduce_perf.parquet", links.all_reduce),
@@ -64,6 +65,7 @@ SHARED = (
 )
 """Libraries that every engine calls."""
 NEWER = "aisimulate_core"
+NVFP4_GEMM = SiliconSource("gemm", "gemm_perf.parquet", kernels.nvfp4_gemm, package=NEWER)
 RECURRENT = (
     SiliconSource("linear_attention", "gdn_perf.parquet", attention.gated_delta, versions=2, package=NEWER),
     SiliconSource("kda", "kda_perf.parquet", attention.kda, package=NEWER),
@@ -98,7 +100,8 @@ def sources(engine: str, gpu: str) -> tuple[SiliconSource, ...]:
         borrowed.append(SiliconSource("mla", "generation_mla_perf.parquet", kernels.fp8_mla_decode, owner="trtllm"))
     if gpu == "GB200":
         borrowed.append(SiliconSource("comm", "custom_allreduce_perf.parquet", links.all_reduce_across_nodes, gpu="GB300"))
-    return (*OWN, *SHARED, *borrowed, *attention_sources(engine, blackwell))
+    newer = (NVFP4_GEMM,) if blackwell else ()
+    return (*OWN, *newer, *SHARED, *borrowed, *attention_sources(engine, blackwell))
 
 
 def attention_sources(engine: str, blackwell: bool) -> tuple[SiliconSource, ...]:

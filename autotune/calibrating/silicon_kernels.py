@@ -25,6 +25,7 @@ DTYPES = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "
 KV_DTYPES = {"bfloat16": "bf16", "fp8": "fp8"}
 SLOW_MLA = {("sglang", "fp8")}
 """Hopper rows of a fallback kernel, four times slower than BF16."""
+NVFP4 = "nvfp4"
 EAGER_GEMM = {("vllm", "fp8_block")}
 SMALLEST_GEMM = 256
 SMALLEST_SHARE = 0.3
@@ -86,10 +87,21 @@ def median_of_duplicates(rows: pd.DataFrame, keys: list[str], dropped: dict[str,
 
 
 def gemm_rows(raw: pd.DataFrame, engine: str) -> TableRows:
-    """Dense GEMMs that serving runs."""
+    """Dense GEMMs that serving runs, but NVFP4."""
+    newer = raw.gemm_dtype == NVFP4
+    rows, dropped = _gemms(raw[~newer], engine)
+    return rows, dropped | {"gemm: NVFP4 (read of newer releases)": int(newer.sum())}
+
+
+def nvfp4_gemm(raw: pd.DataFrame, engine: str) -> TableRows:
+    """GEMMs in NVFP4 alone: their kernels became a quarter faster within half a year (CuTe DSL of FlashInfer)."""
+    return _gemms(raw[raw.gemm_dtype == NVFP4], engine)
+
+
+def _gemms(raw: pd.DataFrame, engine: str) -> TableRows:
     dropped: dict[str, int] = {}
     large = (raw.n >= SMALLEST_GEMM) & (raw.k >= SMALLEST_GEMM)
-    eager = raw.gemm_dtype.map(lambda d: (engine, d) in EAGER_GEMM)
+    eager = raw.gemm_dtype.map(lambda d: (engine, d) in EAGER_GEMM).astype(bool)
     known = raw.gemm_dtype.isin(DTYPES)
     dropped["gemm: n or k below 256"] = int((~large).sum())
     dropped["gemm: eager-launch rows (vllm fp8_block)"] = int((large & eager).sum())
@@ -125,7 +137,7 @@ def _nearest(knots: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray
 
 def block_gemm(raw: pd.DataFrame, engine: str) -> TableRows:
     """FP8 GEMMs with block scales alone, for engines whose own rows are unusable."""
-    return gemm_rows(raw[raw.gemm_dtype == "fp8_block"], engine)
+    return _gemms(raw[raw.gemm_dtype == "fp8_block"], engine)
 
 
 def fp8_mla_decode(raw: pd.DataFrame, engine: str) -> TableRows:
@@ -148,6 +160,19 @@ def mla_decode_rows(raw: pd.DataFrame, engine: str) -> TableRows:
         latency_ms=raw.latency,
     )
     return median_of_duplicates(rows, ["operator", "dtype", "sequences", "context_tokens", "heads"], dropped), dropped
+
+
+def absorb_rows(raw: pd.DataFrame, _engine: str) -> TableRows:
+    """The two absorbing batched GEMMs of MLA, one row each, in BF16.
+
+    FP8 rows time SGLang's quantise kernel with it, five times what the BF16 kernel takes, which no published step shows; those of
+    TensorRT-LLM are the BF16 kernel.
+    """
+    other = raw.bmm_dtype != "bfloat16"
+    kept = raw[~other]
+    rows = kept.assign(operator="mla_absorb", dtype="bf16", tokens=kept.num_tokens, heads=kept.num_heads, latency_ms=kept.latency)
+    dropped = {"mla_bmm: FP8 rows": int(other.sum())}
+    return median_of_duplicates(rows, ["operator", "dtype", "op_name", "tokens", "heads"], dropped), dropped
 
 
 def gqa_decode_rows(raw: pd.DataFrame, _engine: str) -> TableRows:

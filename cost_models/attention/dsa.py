@@ -158,9 +158,10 @@ class DsaSpec(LatentKind):
         return as_floats(self.heads / tp * self.cache_elements_per_token + own)
 
     def requirements(self, recipe: PrecisionRecipe, phase: Phase) -> tuple[Requirement, ...]:
-        return ((f"dsa_{phase}", recipe.kv_cache), ("elementwise", "default" if phase == "decode" else "prefill"))
+        around: Requirement = ("elementwise", "default" if phase == "decode" else "prefill")
+        return ((f"dsa_{phase}", recipe.kv_cache), ("mla_absorb", "bf16"), around)
 
     def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, OperatorSource]:
         core = (f"dsa_{phase}", recipe.kv_cache, {**inputs, "heads": self.heads / inputs["tp"]})
         indexer = {"indexer": core} if self.computes_index else {}
-        return {"sparse_attention": core, **indexer, "absorb": ("elementwise", "default", {})}
+        return {"sparse_attention": core, **indexer, "absorb": self.absorb_source(inputs)}

@@ -82,13 +82,13 @@ class MlaSpec(LatentKind):
 
     def requirements(self, recipe: PrecisionRecipe, phase: Phase) -> tuple[Requirement, ...]:
         if phase == "decode":
-            return (("mla_decode", recipe.kv_cache), ("elementwise", "default"))
+            return (("mla_decode", recipe.kv_cache), ("mla_absorb", "bf16"), ("elementwise", "default"))
         return (("mla_prefill", recipe.prefill_attention), ("elementwise", "prefill"))
 
     def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, OperatorSource]:
         core = {**inputs, "heads": self.heads / inputs["tp"]}
         if phase == "decode":
-            return {"attention": ("mla_decode", recipe.kv_cache, core), "absorb": ("elementwise", "default", {})}
+            return {"attention": ("mla_decode", recipe.kv_cache, core), "absorb": self.absorb_source(inputs)}
         expand = {"m": inputs["sequences"] * inputs["new_tokens"], "k": float(self.kv_lora_rank)}
         expand["n"] = self.heads * (self.qk_nope_dim + self.v_dim) / inputs["tp"]
         return {

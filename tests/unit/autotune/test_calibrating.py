@@ -11,8 +11,8 @@ import pytest
 from autotune.calibrating.document import new_document, write_document
 from autotune.calibrating.fits import fit_table
 from autotune.calibrating.infersim import read_infersim
-from autotune.calibrating.silicon import read_silicon
-from autotune.calibrating.silicon_kernels import busiest_rank
+from autotune.calibrating.silicon import read_silicon, sources
+from autotune.calibrating.silicon_kernels import absorb_rows, busiest_rank
 from autotune.calibrating.timings import merge, read_timings
 from autotune.errors import ProblemError
 from cost_models.catalog import calibration_for, load_calibration, load_hardware, raw_calibration
@@ -235,6 +235,25 @@ def test_silicon_gemm_rows_are_milliseconds_and_traps_are_counted(tmp_path):
     assert table.dropped["gemm: dtype not modelled"] == 1
     assert table.dropped["duplicate keys (median kept)"] == 1
     assert table.dropped["latency not positive"] == 1
+
+
+def test_absorbing_kernels_are_read_in_bf16_and_one_by_one():
+    pd = pytest.importorskip("pandas")
+    raw = pd.DataFrame(
+        [("mla_gen_pre", "bfloat16", 0.035), ("mla_gen_post", "bfloat16", 0.033), ("mla_gen_pre", "fp8", 0.193)],
+        columns=["op_name", "bmm_dtype", "latency"],
+    ).assign(num_tokens=1024, num_heads=128)
+    rows, dropped = absorb_rows(raw, "sglang")
+    assert sorted(rows.latency_ms) == [0.033, 0.035]
+    assert dropped["mla_bmm: FP8 rows"] == 1
+
+
+def test_nvfp4_gemms_are_read_of_the_newer_package_alone():
+    on_blackwell = [source for source in sources("vllm", "GB200") if source.file == "gemm_perf.parquet"]
+    assert {source.package for source in on_blackwell} == {"aiconfigurator_core", "aisimulate_core"}
+    assert all(
+        source.package == "aiconfigurator_core" for source in sources("vllm", "H200") if source.file == "gemm_perf.parquet"
+    )
 
 
 def test_silicon_mla_rows_of_the_fallback_kernel_are_left_out(tmp_path):

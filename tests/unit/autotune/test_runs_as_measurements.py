@@ -215,7 +215,7 @@ def test_steps_are_kept_apart_and_an_activation_belongs_to_the_experts_before_it
 def measured_as(ratios: dict[str, float], ran: Deployment) -> FamilyTimes:
     """A trace whose families took the given multiples of what is predicted."""
     prediction = predict(ran)
-    kinds = {"dense_gemm": "dense_gemm", "mla_decode": "attention", "grouped_gemm": "experts"}
+    kinds = {"dense_gemm": "dense_gemm", "mla_absorb": "dense_gemm", "mla_decode": "attention", "grouped_gemm": "experts"}
     per_step: dict[str, float] = {}
     for line in prediction.operators:
         family = line.family.partition(".")[0]

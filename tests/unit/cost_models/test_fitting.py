@@ -38,13 +38,24 @@ def test_dense_gemm_round_trip():
     )
     shape = {"weight_bytes": 2.0, "activation_bytes": 2.0, "processors": 132.0, **GPU}
     measured = noisy(dense_gemm_time_s(m, n, k, coefficients=true, **shape))
-    fit = fit_dense_gemm(m, n, k, measured, quantised=False, **shape)
+    fit = fit_dense_gemm(m, n, k, measured, architecture="hopper", quantised=False, **shape)
     assert fit.median_error < 0.03
     assert abs(fit.bias) < 0.03
     predicted = dense_gemm_time_s(m, n, k, coefficients=DenseGemmCoefficients(**fit.values), **shape)
     clean = dense_gemm_time_s(m, n, k, coefficients=true, **shape)
     assert np.median(np.abs(predicted / clean - 1)) < 0.02
     assert fit.values["memory_efficiency"] == pytest.approx(0.85, rel=0.05)
+
+
+def test_a_gemm_fit_has_the_tiles_of_its_architecture():
+    m, n, k = grid([1, 16, 64, 128, 512, 2048], [512, 2112, 4096, 7168], [512, 1536, 7168])
+    shape = {"weight_bytes": 2.0, "activation_bytes": 2.0, "processors": 148.0, **GPU}
+    true = DenseGemmCoefficients(3e-6, 0.8, 0.85, 2.5, split_start_s=2e-6, instruction_rows=128.0)
+    measured = dense_gemm_time_s(m, n, k, coefficients=true, **shape)
+    own, other = (fit_dense_gemm(m, n, k, measured, architecture=a, quantised=False, **shape) for a in ("blackwell", "hopper"))
+    assert own.values["instruction_rows"] == 128.0
+    assert "instruction_rows" not in other.values
+    assert own.median_error < other.median_error
 
 
 def test_mla_decode_round_trip_and_extrapolation_in_context():

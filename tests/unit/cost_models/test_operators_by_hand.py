@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from cost_models.attention.decode import (
     mla_decode_bound_s,
     mla_decode_time_s,
 )
+from cost_models.attention.latent import absorb_bytes
 from cost_models.catalog import load_hardware, load_model
 from cost_models.chunking import activation_chunks, moe_chunks
 from cost_models.collectives import AllReduceCoefficients, all_reduce_bound_s, all_reduce_time_s
@@ -49,6 +52,14 @@ def test_a_square_gemm_runs_at_peak_flops():
 def test_a_gemm_of_no_rows_costs_nothing():
     c = DenseGemmCoefficients(start_s=5e-6, compute_efficiency=0.7, memory_efficiency=0.8, sharpness=2)
     assert dense_gemm_time_s(0, 7168, 7168, weight_bytes=1, activation_bytes=1, processors=132, coefficients=c, **H200) == 0
+
+
+def test_an_instruction_of_128_rows_computes_rows_that_are_not_there():
+    # 64 rows, 132 x 64 columns: one wave of 64 x 64 tiles, 2 * 64 * 64 * 65,536 * 132 / 989e12 = 71.7 us; of 128 rows twice
+    shape = {"weight_bytes": 1e-3, "activation_bytes": 1e-3, "processors": 132, **H200}
+    hopper, blackwell = IDEAL_GEMM, dataclasses.replace(IDEAL_GEMM, instruction_rows=128.0)
+    times = [dense_gemm_time_s(64, 132 * 64, 65536, coefficients=c, **shape) for c in (hopper, blackwell)]
+    assert times == pytest.approx([71.66e-6, 143.3e-6], rel=2e-3)
 
 
 def test_split_k_helps_a_single_column_of_tiles():
@@ -129,6 +140,12 @@ def test_all_reduce_takes_the_better_of_one_and_two_shots():
     assert all_reduce_time_s(2**26, 8, links=links, coefficients=c) == pytest.approx(10e-6 + 1.75 * 2**26 / 450e9)
     assert all_reduce_time_s(2**26, 1, links=links, coefficients=c) == 0
     assert all_reduce_bound_s(2**26, 8, links) == pytest.approx(1.75 * 2**26 / 450e9)
+
+
+def test_absorbing_streams_activations_and_weights_of_every_head():
+    # 1,024 tokens x 128 heads x (128 + 512) + 128 heads x 128 x 512 = 92.3e6 elements in BF16 = 184.5 MB a kernel
+    assert absorb_bytes(1024, 128, 128, 512) == pytest.approx(184.5e6, rel=1e-3)
+    assert absorb_bytes(0, 128, 128, 512) == 0
 
 
 def test_elementwise_counts_passes():

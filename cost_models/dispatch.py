@@ -35,6 +35,8 @@ class DispatchCoefficients:
     scale_up_efficiency: float
     scale_out_efficiency: float = 0.8
     start_per_log2_ranks_s: float = 0.0
+    start_per_rank_s: float = 0.0
+    """Each further step of a ring: a rank more is a step more [s]."""
     start_per_log2_domains_s: float = 0.0
     start_per_expert_s: float = 0.0
     sharpness: float = 1.0
@@ -106,6 +108,7 @@ def transfer_time_s(
     start = (
         c.start_s
         + c.start_per_log2_ranks_s * np.log2(np.maximum(ranks, 1))
+        + c.start_per_rank_s * np.maximum(ranks - 1, 0)
         + c.start_per_log2_domains_s * np.log2(domains)
         + c.start_per_expert_s * as_floats(experts)
     )

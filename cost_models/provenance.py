@@ -19,6 +19,12 @@ NORMAL_80 = 1.2816
 """Half-width of the central 80 % of a normal distribution in standard deviations."""
 HOST_OPERATORS = ("host", "launch_gaps", "output_processing_wait", "pipeline_hops")
 
+RANKS_SIGMA = {"all_reduce": 0.3}
+"""Standard deviation of the log error that every doubling of a group beyond the timed ones adds. All-reduce: NCCL's ring would
+start after 200 us on 72 ranks, a reduction in the switch after 50; which one it takes was timed up to 16."""
+OTHER_RANKS_SIGMA = 0.08
+"""The same of other transfers: fits on up to 16 ranks miss 32 and 64 by 9 and 16 % (results/2026-11-21_kernel_models_study)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
@@ -102,7 +108,17 @@ def _checked(machine: Machine, family: str, variant: str, inputs: Mapping[str, f
         value = inputs.get(name)
         if value is not None and not low <= value <= high:
             outside.append(f"{name} {value:,.0f} outside {low:,.0f}-{high:,.0f}")
-    return Provenance(family, variant, entry.status, tuple(outside), _held_out_sigma(entry))
+    sigma = _held_out_sigma(entry)
+    if sigma is not None:
+        sigma = math.hypot(sigma, RANKS_SIGMA.get(family, OTHER_RANKS_SIGMA) * _octaves_beyond(entry, inputs))
+    return Provenance(family, variant, entry.status, tuple(outside), sigma)
+
+
+def _octaves_beyond(entry: Entry, inputs: Mapping[str, float]) -> float:
+    """How many times the group of ranks doubles from the largest one that was timed."""
+    if "ranks" not in entry.box or "ranks" not in inputs:
+        return 0.0
+    return max(math.log2(max(inputs["ranks"], 1.0) / max(entry.box["ranks"][1], 1.0)), 0.0)
 
 
 def _held_out_sigma(entry: Entry) -> float | None:

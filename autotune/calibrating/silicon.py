@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SYSTEMS = {"GB200": "gb200", "GB300": "gb300", "B200": "b200_sxm", "B300": "b300_sxm", "H200": "h200_sxm", "H100": "h100_sxm"}
+RACKS = ("GB200", "GB300")
+"""Scale-up domains of several hosts."""
 BLACKWELL = ("GB200", "GB300", "B200", "B300")
 
 
@@ -85,7 +87,7 @@ def sources(engine: str, gpu: str) -> tuple[SiliconSource, ...]:
     Experts: on Blackwell all three run TRTLLM-gen kernels; vLLM's table has a third of the rows, TensorRT-LLM's FP8
     rows time DeepGEMM, whose cost per local expert (0.4 us x 256) exceeds whole layers of measured TP runs. MLA: vLLM
     has no kernel tables, and SGLang's on Hopper time the absorbed path in prefill and a fallback kernel with FP8.
-    Block-scaled FP8 GEMMs of vLLM carry an eager launch. All-reduce over several trays was timed on GB300 alone.
+    Block-scaled FP8 GEMMs of vLLM carry an eager launch. Collectives over several trays: `_across_nodes`.
     """
     blackwell = gpu in BLACKWELL
     borrowed = [SiliconSource("moe", "moe_perf.parquet", kernels.expert_rows, owner="sglang" if blackwell else engine)]
@@ -98,10 +100,20 @@ def sources(engine: str, gpu: str) -> tuple[SiliconSource, ...]:
         borrowed.append(SiliconSource("gemm", "gemm_perf.parquet", kernels.block_gemm, owner="trtllm"))
     if engine == "sglang" and not blackwell:
         borrowed.append(SiliconSource("mla", "generation_mla_perf.parquet", kernels.fp8_mla_decode, owner="trtllm"))
-    if gpu == "GB200":
-        borrowed.append(SiliconSource("comm", "custom_allreduce_perf.parquet", links.all_reduce_across_nodes, gpu="GB300"))
+    if gpu in RACKS:
+        borrowed += _across_nodes(engine)
     newer = (NVFP4_GEMM,) if blackwell else ()
     return (*OWN, *newer, *SHARED, *borrowed, *attention_sources(engine, blackwell))
+
+
+def _across_nodes(engine: str) -> tuple[SiliconSource, ...]:
+    """Collectives over several trays of a rack, by whichever of GB200 and GB300, which have the same links, timed them."""
+    timed = "GB200" if engine == "sglang" else "GB300"
+    all_reduce, nccl = links.all_reduce_across_nodes, links.gather_and_scatter_across_nodes
+    return (
+        SiliconSource("comm", "custom_allreduce_perf.parquet", all_reduce, gpu=timed, package=NEWER),
+        SiliconSource("comm", "nccl_perf.parquet", nccl, owner="nccl", gpu="GB200", package=NEWER),
+    )
 
 
 def attention_sources(engine: str, blackwell: bool) -> tuple[SiliconSource, ...]:

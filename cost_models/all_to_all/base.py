@@ -27,6 +27,7 @@ START = {
     "scale_up_efficiency": Coefficient(0.6, 0.05, 0.98, prior=0.5),
 }
 SHARPNESS = {"sharpness": Coefficient(1.0, 0.8, 4.0, prior=0.4)}
+PER_RANK = {"start_per_rank_s": Coefficient(1e-6, 1e-8, 1e-5)}
 PER_LOG2_RANKS = {"start_per_log2_ranks_s": Coefficient(3e-6, 1e-7, 3e-5)}
 
 

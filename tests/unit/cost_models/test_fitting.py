@@ -12,9 +12,11 @@ from cost_models.attention.decode import (
     gqa_decode_time_s,
     mla_decode_time_s,
 )
+from cost_models.collectives import AllReduceCoefficients, all_reduce_time_s, fit_all_reduce
 from cost_models.dense_gemm import DenseGemmCoefficients, dense_gemm_time_s, fit_dense_gemm
 from cost_models.fitting import Coefficient, FitError, fit_coefficients, held_out_mask
 from cost_models.grouped_gemm import GroupedGemmCoefficients, fit_grouped_gemm, grouped_gemm_time_s
+from cost_models.links import Links
 
 GPU = {"peak_flops_per_s": 989e12, "hbm_bytes_per_s": 4.8e12}
 NOISE = 0.03
@@ -56,6 +58,18 @@ def test_a_gemm_fit_has_the_tiles_of_its_architecture():
     assert own.values["instruction_rows"] == 128.0
     assert "instruction_rows" not in other.values
     assert own.median_error < other.median_error
+
+
+def test_all_reduce_fit_finds_where_the_engines_own_kernel_ends():
+    links = Links(72, 900e9, 50e9, node_gpus=4)
+    true = AllReduceCoefficients(
+        4e-6, 4e-7, 0.5, 0.65, 1e-5, 7e-6, own_ranks=8.0, ring_step_s=1.4e-6, switch_start_s=4.5e-5, ring_efficiency=0.65
+    )
+    size, n = grid([2.0**k for k in range(10, 28)], [2, 4, 8, 16])
+    fit = fit_all_reduce(size, n, noisy(all_reduce_time_s(size, n, links=links, coefficients=true)), links=links)
+    assert fit.values["own_ranks"] == 8.0
+    assert fit.values["switch_start_s"] == pytest.approx(4.2e-5, rel=0.1)  # 30 steps of 1.4 us are just short of it
+    assert fit.median_error < 0.03
 
 
 def test_mla_decode_round_trip_and_extrapolation_in_context():

@@ -142,6 +142,18 @@ def test_all_reduce_takes_the_better_of_one_and_two_shots():
     assert all_reduce_bound_s(2**26, 8, links) == pytest.approx(1.75 * 2**26 / 450e9)
 
 
+def test_groups_too_large_for_the_engines_kernel_take_the_rings_steps_or_the_switch():
+    # 16 ranks: 2 us + 2 x 15 steps x 1.5 us = 47 us + 2 x 15/16 x 1 MiB / 900 GB/s = 2.18 us; the switch starts after 40 us
+    links = Links(72, 900e9, 50e9, node_gpus=4)
+    ring = AllReduceCoefficients(2e-6, 0, 1, 1, 0, own_ranks=8.0, ring_step_s=1.5e-6)
+    assert all_reduce_time_s(2**20, 16, links=links, coefficients=ring) == pytest.approx(49.18e-6, rel=1e-3)
+    switch = dataclasses.replace(ring, switch_start_s=40e-6)
+    assert all_reduce_time_s(2**20, 16, links=links, coefficients=switch) == pytest.approx(44.18e-6, rel=1e-3)
+    times = all_reduce_time_s(2**20, [8, 9, 16, 72], links=links, coefficients=switch)
+    assert np.all(np.diff(times) > 0)
+    assert np.all(times >= all_reduce_bound_s(2**20, [8, 9, 16, 72], links))
+
+
 def test_absorbing_streams_activations_and_weights_of_every_head():
     # 1,024 tokens x 128 heads x (128 + 512) + 128 heads x 128 x 512 = 92.3e6 elements in BF16 = 184.5 MB a kernel
     assert absorb_bytes(1024, 128, 128, 512) == pytest.approx(184.5e6, rel=1e-3)

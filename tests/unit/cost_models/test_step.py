@@ -220,3 +220,19 @@ def test_provenance_names_what_lies_outside_the_measured_box(gb200):
     sources = operator_provenance(gb200, rows, 3000)
     assert sources["attention"].status == "measured"
     assert any("ranks 72" in text for text in sources["dispatch"].outside)
+
+
+def test_groups_beyond_the_timed_ones_are_less_sure(gb200):
+    # DeepEP low latency was timed on 4 ranks of a rack: 64 are four doublings, hypot(own, 4 x 0.08)
+    def sigma(ep: int) -> float:
+        rows = Rows.of(dp=ep, ep=ep, redundant_experts=0, batch=64, backend=LL)
+        return operator_provenance(gb200, rows, 3000)["dispatch"].held_out_sigma
+
+    assert sigma(64) == pytest.approx(np.hypot(sigma(4), 4 * 0.08))
+
+
+def test_an_all_reduce_on_a_whole_rack_says_so(gb200):
+    measured, rack = (operator_provenance(gb200, Rows.of(tp=tp, dp=1), 3000)["tp_all_reduce"] for tp in (16, 64))
+    assert measured.outside == ()
+    assert rack.outside == ("ranks 64 outside 2-16",)
+    assert rack.held_out_sigma == pytest.approx(np.hypot(measured.held_out_sigma, 2 * 0.3))

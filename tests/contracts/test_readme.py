@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,11 @@ def test_its_one_picture_is_of_the_main_job_as_it_is_now():
     drawn = float(pytest.importorskip("PIL.Image").open(ROOT / picture).text["tokens_per_s_per_gpu"])
     now = search(Problem(hardware="gb200-nvl72")).best.prediction.tokens_per_s_per_gpu
     assert drawn == pytest.approx(now, rel=0.05), "python scripts/picture.py makes it again"
+
+
+def test_the_page_of_operators_is_what_its_study_writes():
+    writer = runpy.run_path(str(ROOT / "results" / "2026-11-21_breakdowns_study" / "page.py"))
+    assert (ROOT / "docs" / "operators.md").read_text() == writer["page"]()
 
 
 def test_both_command_lines_are_in_the_readme_and_ci_runs_the_same_tests():

@@ -51,6 +51,10 @@ UNVARIED = 3.0
 """The same of a knob that only the engine's defaults go without."""
 
 
+Engine = tuple[str, tuple[tuple[str, Value], ...]]
+"""Layout and settings that a server is started with."""
+
+
 @dataclass(frozen=True, slots=True)
 class TuneCandidate:
     """One configuration under one load."""
@@ -60,7 +64,7 @@ class TuneCandidate:
     settings: tuple[tuple[str, Value], ...] = ()
 
     @property
-    def engine(self) -> tuple[str, tuple[tuple[str, Value], ...]]:
+    def engine(self) -> Engine:
         """What a server is started with: candidates that share it need no restart."""
         return self.layout, self.settings
 

@@ -10,12 +10,13 @@ from typing import Protocol
 
 import numpy as np
 
-from autotune.documents.tuned import RATE, Accuracy, Quantities, TunedTrial, TuneResult
+from autotune.documents.tuned import RATE, Accuracy, MeasuredLoad, Quantities, TunedTrial, TuneResult
 from autotune.tuning.advising import GUESS_ORIGIN, Adviser, Proposal, Stop, Tried
 from autotune.tuning.guessing import worst_excess
 from autotune.tuning.journal import Claim, TuneJournal
 from autotune.tuning.noise import mean_quantities, run_sigma, worth_another
 from autotune.tuning.outcomes import UNDER_LOAD, Bench, TrialFailed, TuningError
+from autotune.tuning.space import Engine
 
 WITHIN = 0.02
 """Of the winner: what random search is asked to come to."""
@@ -41,11 +42,11 @@ class Budget:
     seconds: float | None = None
     """Of this session."""
 
-    def spent(self, trials: int, since: float, longest_s: float) -> str:
-        """Why no more may be begun; empty where more may. longest_s : of the trials of this session: another takes as long."""
+    def spent(self, trials: int, since: float, expected_s: float) -> str:
+        """Why no more may be begun; empty where more may. expected_s : that the next trial is thought to take."""
         if self.trials is not None and trials >= self.trials:
             return f"the budget of {self.trials} trials is spent"
-        if self.seconds is not None and time.monotonic() - since + longest_s >= self.seconds:
+        if self.seconds is not None and time.monotonic() - since + expected_s >= self.seconds:
             return f"the budget of {self.seconds / 60:,.3g} minutes is spent; go on with --resume"
         return ""
 
@@ -60,8 +61,10 @@ class Tuner:
     budget: Budget
     watch: TuneWatch | None = None
     began: float = field(default_factory=time.monotonic)
-    longest_s: float = 0.0
-    """Of the trials of this session."""
+    longest_s: dict[bool, float] = field(default_factory=dict)
+    """Of the trials of this session: of those that started a server, and of those that found theirs running."""
+    engine: Engine | None = None
+    """What the server of the last trial was started with."""
 
     @property
     def limits(self) -> Mapping[str, float]:
@@ -76,26 +79,39 @@ class Tuner:
                 claim = self.journal.left_behind()
                 if claim is None:
                     history = self.journal.history()
-                    if why := self.budget.spent(len(history), self.began, self.longest_s):
-                        return why
                     proposal = self._proposal(history)
+                    if why := self.budget.spent(len(history), self.began, self._expected_s(proposal)):
+                        return why
                     if isinstance(proposal, Stop):
                         return proposal.reason
                     predicted = self.adviser.guesses.of(proposal.candidate) or {} if proposal else {}
                     claim = self.journal.claim(proposal, predicted)
-                since = time.monotonic()
-                self._try(claim)
-                self.longest_s = max(self.longest_s, time.monotonic() - since)
+                since, starts = time.monotonic(), claim.candidate.engine != self.engine
+                loads = self._try(claim)
+                self._note_time(starts, time.monotonic() - since, loads)
+                self.engine = claim.candidate.engine
                 self._check_all_failed()
         finally:
             self.bench.close()
+
+    def _note_time(self, starts: bool, took_s: float, loads: Sequence[MeasuredLoad]) -> None:
+        """A trial that had to start its server also tells what one takes that has not to: its runs, and another to warm up."""
+        kept_s = sum(load.duration_s for load in loads) * (1 + 1 / len(loads)) if starts and loads else took_s
+        self.longest_s[starts] = max(self.longest_s.get(starts, 0.0), took_s)
+        self.longest_s[False] = max(self.longest_s.get(False, 0.0), kept_s)
+
+    def _expected_s(self, proposal: Proposal | Stop | None) -> float:
+        """As long as the longest so far that had to start a server, or had not to, as this one."""
+        next_up = [proposal] if isinstance(proposal, Proposal) else self.adviser.seeds()
+        kept = all(each.candidate.engine == self.engine for each in next_up)
+        return self.longest_s.get(False, 0.0) if kept else max(self.longest_s.values(), default=0.0)
 
     def _proposal(self, history: Sequence[Tried]) -> Proposal | Stop | None:
         """None where something enqueued waits."""
         return None if self.journal.waiting else self.adviser.next(history)
 
-    def _try(self, claim: Claim) -> None:
-        """Measure a trial as often as it takes and tell what came out."""
+    def _try(self, claim: Claim) -> Sequence[MeasuredLoad]:
+        """Measure a trial as often as it takes and tell what came out; returns its runs."""
         gpus = self.adviser.space.layouts[claim.candidate.layout].layout.gpus
         loads = list(claim.runs)
         self._tell(f"trial {claim.number} ({claim.origin}): {claim.candidate.label()}")
@@ -107,10 +123,11 @@ class Tuner:
         except TrialFailed as failure:
             self.journal.tell_failed(claim, failure)
             self._tell(f"trial {claim.number} failed: {failure.name}: {failure.detail}")
-            return
+            return loads
         mean = mean_quantities([load.quantities(gpus) for load in loads])
         self.journal.tell_measured(claim, mean, self.limits)
         self._tell(f"trial {claim.number}: {said_quantities(mean, self.limits)}")
+        return loads
 
     def _again(self, claim: Claim, runs: list[Quantities]) -> bool:
         history = [tried for tried in self.journal.history() if tried.candidate != claim.candidate]

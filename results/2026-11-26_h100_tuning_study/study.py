@@ -15,13 +15,17 @@ import tempfile
 from pathlib import Path
 from statistics import mean
 
+from autotune.calibrating.document import new_document, write_document
+from autotune.calibrating.service_trials import fit_service
 from autotune.documents.deployment import CalibrationChoice, Deployment
+from autotune.documents.tuned import RATE, read_trials
 from autotune.files import save_figure
 from autotune.serving.predicting import predict_service
+from cost_models.catalog import calibration_for
 
 HERE = Path(__file__).parent
 MEASURED = HERE.parent / "2026-11-25_vllm_h100_study" / "measured.csv"
-TRIALS = {"llama-3.1-8b": ["llama_1gpu"], "qwen3-30b-a3b": ["qwen_1gpu", "qwen_2gpu"]}
+TRIALS = {"llama-3.1-8b": ["llama_1gpu"], "qwen3-30b-a3b": ["qwen_1gpu", "qwen_2gpu", "qwen_2gpu_second"]}
 QUANTITIES = {"tokens_per_s": "output_tokens_per_s", "tpot_ms": "tpot_mean_ms", "ttft_p50_ms": "ttft_p50_ms"}
 LAYOUTS = {
     "tp1": {"tp": 1},
@@ -105,6 +109,30 @@ def unmeasured(calibrations: dict[str, Path]) -> list[dict[str, object]]:
     return rows
 
 
+def left_out(model: str, folder: Path) -> dict[str, tuple[float, float]]:
+    """Quantity -> mean absolute error of trials, before and by a calibration from all trials but the one predicted."""
+    records = [record for name in TRIALS[model] for record in read_trials(HERE / f"trials_{name}.jsonl")]
+    base = calibration_for("H100", "vllm")
+    errors: dict[str, list[tuple[float, float]]] = {}
+    for at, record in enumerate(records):
+        entries = fit_service([*records[:at], *records[at + 1 :]], base, "trials").entries
+        path = folder / f"{model}-{at}.yaml"
+        document = new_document(base.id, list(entries), name=path.stem, gpu="H100", engine="vllm", date=base.date)
+        write_document(document, path)
+        both = (predicted(record.deployment, calibration) for calibration in (None, path))
+        before, after = both
+        pool = record.deployment.pool
+        seen = [load.quantities(pool.layout.gpus * pool.instances) for load in record.loads]
+        measured = {
+            "tokens_per_s": mean(x[RATE] for x in seen) * pool.layout.gpus * pool.instances,
+            "tpot_ms": mean(x["tpot_s"] for x in seen) * 1e3,
+            "ttft_p50_ms": mean(x["ttft_p50_s"] for x in seen) * 1e3,
+        }
+        for name, value in measured.items():
+            errors.setdefault(name, []).append((abs(before[name] / value - 1), abs(after[name] / value - 1)))
+    return {name: (mean(b for b, _ in pairs), mean(a for _, a in pairs)) for name, pairs in errors.items()}
+
+
 def table(rows: list[dict[str, object]]) -> None:
     """Mean absolute errors by model and quantity."""
     print("| model | loads | quantity | before | after |\n|---|---:|---|---:|---:|")
@@ -145,6 +173,10 @@ def main() -> None:
     write("trials.csv", tried())
     with tempfile.TemporaryDirectory() as folder:
         rows = unmeasured({model: recalibrated(model, Path(folder)) for model in TRIALS})
+        print("| model | quantity | before | left out of the fit |\n|---|---|---:|---:|")
+        for model in TRIALS:
+            for quantity, (before, after) in left_out(model, Path(folder)).items():
+                print(f"| {model} | {quantity} | {before:.1%} | {after:.1%} |")
     write("unmeasured.csv", rows)
     table(rows)
     picture(rows)

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -222,6 +223,35 @@ def test_an_undistorted_world_is_solved_by_the_models_own_plan(space, adviser, t
     bench, result = tuned(space, adviser, NONE, tmp_path)
     assert result.trial(result.best).measured[RATE] == pytest.approx(best_rate(space, bench, LIMITS)[0], rel=0.02)
     assert len(result.trials) <= 8
+
+
+class ClockedBench(WorldBench):
+    """A start takes 300 s, a run 20 s."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.now_s, self.started = 0.0, []
+
+    def measure(self, candidate, trial, run):
+        load = super().measure(candidate, trial, run).model_copy(update={"duration_s": 20.0})
+        if not self.started or self.started[-1] != candidate.engine:
+            self.started.append(candidate.engine)
+            self.now_s += 300
+        self.now_s += 20
+        return load
+
+
+def test_time_that_no_start_fits_in_is_used_for_loads_of_the_server_that_runs(tmp_path, monkeypatch):
+    one = tune_space(DEPLOYMENT, load_only=True)
+    bench = ClockedBench(one, Distortions(decode=1.3))
+    monkeypatch.setattr("autotune.tuning.tuner.time", SimpleNamespace(monotonic=lambda: bench.now_s))
+    adviser = Adviser(one, Guesses(one), {"tpot_s": 0.02})
+    tuner = Tuner(adviser, TuneJournal(str(tmp_path / "j"), one, "q", resume=True), bench, Budget(seconds=600), began=0.0)
+    result = tuner.result(tuner.run())
+    # the start and its runs take 320 to 360 s: as much again would not fit into 600 s, another load (20 to 60 s) does
+    assert len(bench.started) == 1
+    assert len(result.trials) > 1
+    assert bench.now_s <= 600
 
 
 def test_a_slow_world_with_traps_is_solved_within_fifteen_trials(space, adviser, tmp_path):

@@ -78,14 +78,14 @@ class KernelRules(Spec):
         return None
 
 
-class Kernel(NamedTuple):
+class TracedKernel(NamedTuple):
     """A kernel by name, and what ran before it on its GPU where the order is known."""
 
     name: str
     before: str | None = None
 
 
-class Launch(NamedTuple):
+class KernelLaunch(NamedTuple):
     """One kernel that ran, in the trace's unit of time."""
 
     name: str
@@ -108,9 +108,9 @@ class Composition:
 class KernelTimes:
     """Kernels of one GPU in a trace, or in its steps of one composition."""
 
-    total_s: dict[Kernel, float]
+    total_s: dict[TracedKernel, float]
     """Time of all its launches."""
-    launches: dict[Kernel, int]
+    launches: dict[TracedKernel, int]
     steps: int | None
     """Steps in the trace, where it marks them."""
     wall_s: float | None
@@ -216,7 +216,7 @@ def _composition(event: dict[str, Any]) -> Composition | None:
 
 
 def _by_step(
-    kernels: Sequence[Launch], spans: Sequence[tuple[Composition, Launch]], unit_s: float, source: str
+    kernels: Sequence[KernelLaunch], spans: Sequence[tuple[Composition, KernelLaunch]], unit_s: float, source: str
 ) -> dict[Composition, KernelTimes]:
     """Kernels by what their step held: of each composition the sums over its steps, by when a kernel started."""
     ordered = sorted(kernels, key=lambda kernel: kernel.start)
@@ -231,7 +231,7 @@ def _by_step(
 
 def _summed(steps: Sequence[KernelTimes]) -> KernelTimes:
     """Steps of one composition as one."""
-    total, launches = defaultdict[Kernel, float](float), Counter[Kernel]()
+    total, launches = defaultdict[TracedKernel, float](float), Counter[TracedKernel]()
     for step in steps:
         for kernel, seconds in step.total_s.items():
             total[kernel] += seconds
@@ -240,12 +240,12 @@ def _summed(steps: Sequence[KernelTimes]) -> KernelTimes:
     return KernelTimes(dict(total), dict(launches), len(steps), wall, busy, steps[0].source, apart=True)
 
 
-def _launch(event: dict[str, Any], where: str) -> Launch:
+def _launch(event: dict[str, Any], where: str) -> KernelLaunch:
     """A kernel event; raises ProblemError for what is not text and two times."""
     name, start, duration = event.get("name"), event.get("ts"), event.get("dur")
     if not isinstance(name, str):
         raise ProblemError(f"{where}: its name is {name!r:.60}, not text")
-    return Launch(name, _time(start, f"{where}: its ts"), _time(duration, f"{where}: its dur"))
+    return KernelLaunch(name, _time(start, f"{where}: its ts"), _time(duration, f"{where}: its dur"))
 
 
 def _time(value: Any, where: str) -> float:
@@ -254,12 +254,12 @@ def _time(value: Any, where: str) -> float:
     return float(value)
 
 
-def _timeline(kernels: Sequence[Launch], unit_s: float, steps: int | None, source: str) -> KernelTimes:
+def _timeline(kernels: Sequence[KernelLaunch], unit_s: float, steps: int | None, source: str) -> KernelTimes:
     """Sums over one GPU's kernels."""
-    total, launches = defaultdict[Kernel, float](float), Counter[Kernel]()
+    total, launches = defaultdict[TracedKernel, float](float), Counter[TracedKernel]()
     before: str | None = None
     for launch in sorted(kernels, key=lambda kernel: kernel.start):
-        kernel = Kernel(launch.name, before)
+        kernel = TracedKernel(launch.name, before)
         total[kernel] += launch.duration * unit_s
         launches[kernel] += 1
         before = launch.name
@@ -285,13 +285,15 @@ def _from_nsys_csv(path: Path, source: str) -> KernelTimes:
     header = next((i for i, line in enumerate(lines) if NSYS_TIME in line and NSYS_NAME in line), None)
     if header is None:
         raise ProblemError(f"{path}: no header with {NSYS_TIME!r} and {NSYS_NAME!r}: not a cuda_gpu_kern_sum report")
-    total, launches = defaultdict[Kernel, float](float), Counter[Kernel]()
+    total, launches = defaultdict[TracedKernel, float](float), Counter[TracedKernel]()
     with reading(path, "not a cuda_gpu_kern_sum report", ProblemError):
         for number, row in enumerate(csv.DictReader(lines[header:]), start=header + 2):
             with reading(path, f"line {number} is not a kernel row: truncated?", ProblemError):
                 name, time_ns = row[NSYS_NAME], _time(float(row[NSYS_TIME].replace(",", "")), f"{path}: line {number}: its time")
-                launches[Kernel(name)] += int(_time(int(row[NSYS_COUNT].replace(",", "")), f"{path}: line {number}: its count"))
-                total[Kernel(name)] += time_ns * 1e-9
+                launches[TracedKernel(name)] += int(
+                    _time(int(row[NSYS_COUNT].replace(",", "")), f"{path}: line {number}: its count")
+                )
+                total[TracedKernel(name)] += time_ns * 1e-9
                 if not isinstance(name, str):
                     raise ProblemError(f"{path}: line {number} has no name: truncated?")
     return KernelTimes(dict(total), dict(launches), None, None, None, source)

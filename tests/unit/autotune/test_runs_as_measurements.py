@@ -16,8 +16,8 @@ from autotune.calibrating.rescaling import TracedStep, rescale, scaled_coefficie
 from autotune.calibrating.traces import (
     Composition,
     FamilyTimes,
-    Kernel,
     KernelRules,
+    TracedKernel,
     family_times,
     load_rules,
     read_kernel_trace,
@@ -84,7 +84,7 @@ def test_an_nsight_summary_needs_its_steps(tmp_path):
     path = tmp_path / "kern.csv"
     path.write_text(NSYS)
     times = read_kernel_trace(path)
-    assert times.total_s[Kernel("flash_fwd_mla_kernel<...>")] == pytest.approx(7e-3)
+    assert times.total_s[TracedKernel("flash_fwd_mla_kernel<...>")] == pytest.approx(7e-3)
     with pytest.raises(ProblemError, match="--steps"):
         family_times(times, load_rules(), None)
     found = family_times(times, load_rules(), 10)
@@ -105,8 +105,8 @@ def test_an_nsight_export_counts_one_gpu_and_its_gaps(tmp_path):
     connection.commit()
     connection.close()
     times = read_kernel_trace(path)
-    assert times.total_s[Kernel("nvjet_gemm")] == pytest.approx(1e-6)  # the first, with nothing before it
-    assert times.total_s[Kernel("nvjet_gemm", "nvjet_gemm")] == pytest.approx(1.5e-6)
+    assert times.total_s[TracedKernel("nvjet_gemm")] == pytest.approx(1e-6)  # the first, with nothing before it
+    assert times.total_s[TracedKernel("nvjet_gemm", "nvjet_gemm")] == pytest.approx(1.5e-6)
     assert (times.wall_s, times.busy_s) == (pytest.approx(3e-6), pytest.approx(2e-6))
 
 

@@ -38,6 +38,8 @@ class DsaSpec(LatentKind):
     """
 
     kind: Literal["dsa"] = "dsa"
+    q_lora_rank: int = Field(gt=0)
+    """The indexer's queries come from the same latent."""
     index_heads: int = Field(gt=0)
     index_dim: int = Field(gt=0)
     top_k: int = Field(gt=0)

@@ -33,7 +33,8 @@ class LatentKind(AttentionKind):
     """Keys and values are up-projections of one latent per token, which is all that is cached."""
 
     heads: int = Field(gt=0)
-    q_lora_rank: int = Field(gt=0)
+    q_lora_rank: int = Field(ge=0)
+    """0: queries are projected at once, without a latent of their own (DeepSeek-V2-Lite, Kimi Linear)."""
     kv_lora_rank: int = Field(gt=0)
     qk_nope_dim: int = Field(gt=0)
     qk_rope_dim: int = Field(ge=0)
@@ -57,16 +58,19 @@ class LatentKind(AttentionKind):
 
     def matrices(self, hidden: int, layers: int) -> list[Matrix]:
         gate = [Matrix("o_gate", "attention_in", self.heads * self.v_dim, hidden, layers, "column")] if self.output_gate else []
+        width = self.q_lora_rank + self.cache_elements_per_token
         return [
-            Matrix("q_a_kv_a", "attention_in", self.q_lora_rank + self.cache_elements_per_token, hidden, layers, "replicated"),
-            Matrix("q_b", "q_b", self.heads * self.qk_dim, self.q_lora_rank, layers, "column"),
+            Matrix("q_a_kv_a" if self.q_lora_rank else "kv_a", "attention_in", width, hidden, layers, "replicated"),
+            Matrix(
+                "q_b" if self.q_lora_rank else "q", "q_b", self.heads * self.qk_dim, self.q_lora_rank or hidden, layers, "column"
+            ),
             Matrix("kv_b", "kv_b", self.heads * (self.qk_nope_dim + self.v_dim), self.kv_lora_rank, layers, "column"),
             *gate,
             Matrix("o_proj", "o_proj", hidden, self.heads * self.v_dim, layers, "row"),
         ]
 
     def vector_parameters(self, layers: int) -> int:
-        """The two latent norms."""
+        """The latents' norms."""
         return layers * (self.q_lora_rank + self.kv_lora_rank)
 
     def absorb(self, machine: Machine, tokens: Floats, heads: Floats) -> tuple[Floats, Floats]:

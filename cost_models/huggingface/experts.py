@@ -136,6 +136,36 @@ def hunyuan_moe(config: Config, name: str, source: str) -> ModelSpec:
     return _model(config, name, source, attention, moe)
 
 
+def hy_v3(config: Config, name: str, source: str) -> ModelSpec:
+    """Hy3: dense layers first, as mlp_layer_types or first_k_dense_replace say; sigmoid routing, one shared expert."""
+    width = one_value(config, "moe_intermediate_size")
+    moe = _moe(
+        config,
+        experts=one_value(config, "num_experts"),
+        intermediate=width,
+        shared_intermediate=(config.get("num_shared_experts") or 0) * width,
+        correction_bias=True,
+    )
+    attention = gqa(config, bias=bool(config.get("attention_bias", False)), qk_norm=True)
+    drafts = config.get("num_nextn_predict_layers") or 0
+    return _model(config, name, source, attention, moe, dense=_dense_first(config), mtp_layers=drafts)
+
+
+def _dense_first(config: Config) -> int:
+    """Dense layers ahead of the experts; raises ValueError where they are elsewhere too."""
+    kinds = list(config.get("mlp_layer_types") or ())
+    if not kinds:
+        return int(config["first_k_dense_replace"])
+    dense = kinds.index("sparse") if "sparse" in kinds else len(kinds)
+    if len(kinds) != config["num_hidden_layers"] or kinds != ["dense"] * dense + ["sparse"] * (len(kinds) - dense):
+        raise ValueError("mlp_layer_types: dense layers after the experts, or a list of another length, are not modelled")
+    if config.get("first_k_dense_replace", dense) != dense:
+        raise ValueError(
+            f"first_k_dense_replace {config['first_k_dense_replace']} contradicts mlp_layer_types ({dense} dense layers first)"
+        )
+    return dense
+
+
 def step3p5(config: Config, name: str, source: str) -> ModelSpec:
     """Step-3.5 and 3.7 Flash: windows of 512 tokens in three of four layers; experts after the dense layers."""
     if config.get("attention_other_setting"):

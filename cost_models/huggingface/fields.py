@@ -30,7 +30,8 @@ VISION = "images: the vision tower's memory and time are not modelled"
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """The language model's fields with the outer ones they leave out (architectures, tied embeddings); null is absent.
+    """The language model's fields with the outer ones they leave out (architectures, tied embeddings); null is absent,
+    but for `q_lora_rank`, whose null says that queries have no latent: 0.
 
     Raises ValueError naming a field whose number is written as text, and a depth that no model has.
     """
@@ -39,6 +40,8 @@ def flat(config: Config) -> dict[str, Any]:
     if isinstance(text, Mapping):
         both |= {key: value for key, value in text.items() if key not in ("architectures", "model_type")}
     fields = {key: value for key, value in both.items() if value is not None}
+    if "q_lora_rank" in both:
+        fields.setdefault("q_lora_rank", 0)
     if fields.get("head_dim") == 0 and fields.get("kv_lora_rank"):
         del fields["head_dim"]  # latent attention has no head width of its own
     for key, value in fields.items():

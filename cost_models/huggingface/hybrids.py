@@ -65,8 +65,6 @@ def kimi_linear(config: Config, name: str, source: str) -> ModelSpec:
         conv=linear["short_conv_kernel_size"],
         full_rank_gate=bool(linear.get("use_full_rank_gate", False)),
     )
-    if not config.get("q_lora_rank"):
-        raise ValueError("q_lora_rank null: latent attention without compressed queries is not modelled")
     latent = MlaSpec(
         **latent_sizes(config),
         output_gate=bool(config.get("mla_use_output_gate", False)),

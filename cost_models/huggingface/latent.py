@@ -87,11 +87,7 @@ def deepseek_v2(config: Config, name: str, source: str) -> ModelSpec:
 
 def _deepseek(config: Config, name: str, source: str, *, correction_bias: bool) -> ModelSpec:
     only(config, "moe_layer_freq", 1)
-    if not config.get("q_lora_rank"):
-        raise ValueError("q_lora_rank null: latent attention without compressed queries is not modelled")
-    attention = MlaSpec(
-        **latent_sizes(config),
-    )
+    attention = MlaSpec(**latent_sizes(config))
     moe = MoeSpec(
         experts=config["n_routed_experts"],
         top_k=config["num_experts_per_tok"],

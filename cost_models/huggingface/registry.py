@@ -29,6 +29,8 @@ LATENT = {
     "q_b": "self_attn.q_b_proj",
     "kv_b": "self_attn.kv_b_proj",
 }
+WHOLE_QUERIES = {"attention_in": "self_attn.kv_a_proj_with_mqa", "q_b": "self_attn.q_proj"}
+"""Of latent attention whose queries have no latent."""
 KIMI_LINEAR = {**LATENT, "experts": "block_sparse_moe.experts.0.w1", "shared_expert": "block_sparse_moe.shared_experts.down_proj"}
 DEEPSEEK_V4 = {**LATENT, "attention_in": "attn.wq_a", "q_b": "attn.wq_b", "o_proj": "attn.wo_b"}
 QWEN3_NEXT = {
@@ -69,6 +71,11 @@ class Architecture:
     flags: tuple[str, ...] = ()
     """What of it is left out, said by name."""
 
+    def modules_of(self, config: Config) -> Mapping[str, str]:
+        """The names in a checkpoint of this config: queries without a latent of their own have other matrices."""
+        whole = "kv_b" in self.modules and not flat(config).get("q_lora_rank")
+        return {**self.modules, **WHOLE_QUERIES} if whole else self.modules
+
 
 ARCHITECTURES: dict[str, Architecture] = {
     "BailingMoeV2ForCausalLM": Architecture(experts.bailing_moe),
@@ -88,6 +95,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Glm5NextForConditionalGeneration": Architecture(hybrids.glm5_next, GLM5_NEXT, (VISION,)),
     "GlmMoeDsaForCausalLM": Architecture(latent.deepseek_v32, LATENT),
     "GptOssForCausalLM": Architecture(experts.gpt_oss, {**MODULES, "experts": "mlp.experts.down_proj"}),
+    "HYV3ForCausalLM": Architecture(experts.hy_v3, {**MODULES, "shared_expert": "mlp.shared_experts.down_proj"}),
     "HunYuanMoEV1ForCausalLM": Architecture(experts.hunyuan_moe, {**MODULES, "shared_expert": "mlp.shared_mlp.down_proj"}),
     "InternS1ForConditionalGeneration": Architecture(experts.qwen3_moe, flags=(VISION,)),
     "KimiK25ForConditionalGeneration": Architecture(latent.deepseek_v3, LATENT, (VISION,)),

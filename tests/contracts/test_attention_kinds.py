@@ -42,6 +42,7 @@ STREAM = {
 }
 EXAMPLES: dict[str, AttentionKind] = {
     "mla": MlaSpec(**LATENT),
+    "mla without a latent of queries": MlaSpec(**{**LATENT, "heads": 32, "q_lora_rank": 0}),
     "mla with a gate": MlaSpec(**{**LATENT, "heads": 96}, output_gate=True),
     "gqa": GqaSpec(heads=64, kv_heads=8, head_dim=128, bias=True, qk_norm=True, sinks=True),
     "gqa with a window": GqaSpec(heads=64, kv_heads=8, head_dim=64, window_tokens=128),

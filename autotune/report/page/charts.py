@@ -22,7 +22,7 @@ LEAST_SWING = 0.001
 GROUPS: dict[str, tuple[str, ...]] = {
     "attention": ("attention", "absorb", "indexer"),
     "projections and dense layers": (
-        "q_a_kv_a", "q_b", "kv_b", "qkv", "o_proj", "ffn_gate_up", "ffn_down", "shared_gate_up", "shared_down",
+        "q_a_kv_a", "q_b", "kv_a", "q", "kv_b", "qkv", "o_proj", "ffn_gate_up", "ffn_down", "shared_gate_up", "shared_down",
         "router", "lm_head",
     ),
     "experts": ("experts",),

@@ -76,6 +76,7 @@ CONFIGS = {
     "Glm4MoeForCausalLM": GLM,
     "Glm4vMoeForConditionalGeneration": {"text_config": GLM},
     "GptOssForCausalLM": {**LOCAL, "sliding_window": 128},
+    "HYV3ForCausalLM": BAILING,
     "HunYuanMoEV1ForCausalLM": HUNYUAN,
     "InternS1ForConditionalGeneration": {"text_config": EXPERTS},
     "KimiK25ForConditionalGeneration": {"text_config": {"architectures": ["DeepseekV3ForCausalLM"], **LATENT}},
@@ -243,8 +244,9 @@ def test_what_is_not_modelled_is_refused_by_the_name_of_its_part(architecture):
         ("Qwen3MoeForCausalLM", {"layer_types": ["linear_attention"] * 4}, "linear_attention is not modelled here"),
         ("Step3p5ForCausalLM", {"sliding_window": 5000}, "sliding_window 5000 does not lie within the 4096-token context"),
         ("Qwen3MoeForCausalLM", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
-        ("DeepseekV3ForCausalLM", {"q_lora_rank": None}, "q_lora_rank null"),
         ("HunYuanMoEV1ForCausalLM", {"moe_topk": [2, 2, 4, 2]}, r"moe_topk: layers that differ \(2, 4\)"),
+        ("HYV3ForCausalLM", {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]}, "mlp_layer_types: dense layers after"),
+        ("HYV3ForCausalLM", {"mlp_layer_types": ["sparse"] * 4}, "first_k_dense_replace 1 contradicts mlp_layer_types"),
         ("MiniMaxM2ForCausalLM", {"attn_type_list": [1, 0, 1, 1]}, "lightning attention"),
         ("MiniMaxM3ForCausalLM", {"moe_layer_freq": [0, 1]}, "moe_layer_freq has 2 entries, num_hidden_layers is 4"),
         (
@@ -402,6 +404,20 @@ def test_a_kv_cache_that_only_the_file_beside_the_config_names_counts():
     beside = {"quantization": {"quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": None}}
     assert stored({**config, "quantization_config": quantisation}, model, beside).changed["kv_cache"] == "bf16"
     assert "kv_cache" not in stored({**config, "quantization_config": quantisation}, model).changed
+
+
+def test_queries_without_a_latent_are_one_matrix_and_their_own_module():
+    # DeepSeek-V2-Lite, Moonlight, Kimi Linear: q_proj [heads * (nope + rope), hidden] beside kv_a [latent + rope, hidden]
+    config, whole = read("DeepseekV3ForCausalLM", q_lora_rank=None)
+    _, through = read("DeepseekV3ForCausalLM")
+    layers, heads, hidden = config["num_hidden_layers"], 4, config["hidden_size"]
+    (group, *_) = whole.groups
+    shapes = {m.name: (m.n, m.k) for m in group.attention.matrices(hidden, 1)}
+    assert (shapes["q"], shapes["kv_a"]) == ((heads * (8 + 4), hidden), (8 + 4, hidden))
+    # q [48, h] in place of q_a [16, h], q_b [48, 16] and the norm of 16
+    assert whole.parameters() - through.parameters() == layers * (48 * hidden - 16 * hidden - 48 * 16 - 16)
+    bf16_queries = {**FP8, "modules_to_not_convert": [f"model.layers.{n}.self_attn.q_proj" for n in range(layers)]}
+    assert stored({**config, "quantization_config": bf16_queries}, whole).changed["q_b"] == "bf16"
 
 
 def test_layers_that_differ_from_the_rest_are_a_remark():

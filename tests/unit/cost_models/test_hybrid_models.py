@@ -206,7 +206,6 @@ def test_a_dense_network_without_a_gate_has_two_matrices():
         (KIMI, {"linear_attn_config": {**KIMI["linear_attn_config"], "full_attn_layers": [3, 4]}}, "layer 3 is named twice"),
         (KIMI, {"linear_attn_config": {**KIMI["linear_attn_config"], "full_attn_layers": []}}, "layer 4 is in neither"),
         (KIMI, {"linear_attn_config": {**KIMI["linear_attn_config"], "full_attn_layers": [5]}}, "layer 5 is not one of 4"),
-        (KIMI, {"q_lora_rank": None}, "q_lora_rank null"),
         (QWEN, {"full_attention_interval": 2}, "full_attention_interval 2 contradicts layer_types"),
         (QWEN, {"layer_types": ["linear_attention"] * 4}, "full_attention_interval 4 contradicts layer_types"),
         (QWEN, {"layer_types": ["linear_attention"] * 3}, "layer_types has 3 entries"),

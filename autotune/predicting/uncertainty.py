@@ -25,7 +25,7 @@ from autotune.documents.prediction import (
     Uncertainty,
 )
 from autotune.documents.problem import Objective, by_latency
-from cost_models.arrays import Floats
+from cost_models.arrays import Floats, as_floats
 
 DRAWS = 2000
 
@@ -39,6 +39,10 @@ OUTSIDE_FACTOR = 1.5
 BALANCE_SIGMA = 0.06
 """Expert imbalance, shared by the operators of the busiest rank."""
 BALANCED = ("experts", "dispatch", "combine")
+DECODE_WIDTH = {"sglang": 1.09, "trtllm": 0.72}
+"""Width of a decode step's bars by engine, relative to what its operators' errors add up to: what covers 80 % of 41 and 71 public
+points (results/2026-11-21_inferencex_decode_study/widths.py). SGLang's releases and options vary more than its kernels. Other
+engines, and prefill (11 of 14 published runs inside), as they add up."""
 
 
 VALUE_DRAWS = 4000
@@ -92,7 +96,14 @@ def step_factors(prediction: StepPrediction, draws: int = DRAWS) -> Floats:
         if line.name in BALANCED:
             log_factor = log_factor + balance
         total += line.time_s * np.exp(log_factor)
-    return np.maximum(total, 0.2 * prediction.step_s) / prediction.step_s
+    factors = np.maximum(total, 0.2 * prediction.step_s) / prediction.step_s
+    return as_floats(factors ** _width(prediction))
+
+
+def _width(prediction: StepPrediction) -> float:
+    """Of a decode step priced by an engine's shipped document; 1 of any other."""
+    engine = prediction.calibration.rpartition("-")[2]
+    return DECODE_WIDTH.get(engine, 1.0) if isinstance(prediction, Prediction) else 1.0
 
 
 def own_sigma(line: OperatorLine) -> float:

@@ -9,7 +9,7 @@ import csv
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "operators.md"
 LARGE = 0.15
 INTRODUCTION = """# Operators, one by one

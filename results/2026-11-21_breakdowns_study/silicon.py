@@ -78,21 +78,30 @@ def cores(machine: Machine, rows: pd.DataFrame, cache: str) -> Iterator[Result]:
 
 
 def exchange(machine: Machine, rows: pd.DataFrame) -> Iterator[Result]:
-    """All-gather and reduce-scatter of 64 to 2,048 tokens a rank, over every timed group."""
-    for direction in ("dispatch", "combine"):
-        variant = f"allgather_reducescatter.{direction}"
-        kept = rows[rows.operator == variant]
-        sent = kept.tokens * kept.token_bytes
-        kept = kept[sent.between(64 * 4096, 2048 * 14336)]
-        ranks = kept.ranks.to_numpy(float)
-        own = (kept.tokens * kept.token_bytes).to_numpy(float)
+    """Dispatch and combine of 64 to 2,048 tokens a rank over every timed group; all-gathers of as many bytes."""
+    for backend in ("allgather_reducescatter", "deepep_low_latency", "nvlink_one_sided"):
+        for direction in ("dispatch", "combine"):
+            kept = rows[rows.operator == f"{backend}.{direction}"]
+            sent = kept.tokens * kept.token_bytes
+            gathers = backend == "allgather_reducescatter"
+            kept = kept[sent.between(64 * 4096, 2048 * 14336) if gathers else kept.tokens.between(*TOKENS)]
+            if len(kept):
+                yield direction, backend.replace("_", " "), "fitted", transfers(machine, backend, direction, kept)
+
+
+def transfers(machine: Machine, backend: str, direction: str, rows: pd.DataFrame) -> Floats:
+    """Predicted / timed of each row of one backend and direction."""
+    c = machine.coefficients("dispatch", f"{backend}.{direction}", DispatchCoefficients)
+    ratios = []
+    for (top_k, size), part in rows.groupby(["top_k", "token_bytes"]):
+        ranks = part.ranks.to_numpy(float)
         moved = volumes(
-            "allgather_reducescatter", own, ranks, token_bytes=1.0, top_k=1, groups=1, top_k_groups=1, contiguous=False,
-            links=machine.links,
+            backend, part.tokens.to_numpy(float), ranks, token_bytes=float(size), top_k=int(top_k), groups=1, top_k_groups=1,
+            contiguous=False, links=machine.links,
         )  # fmt: skip
-        c = machine.coefficients("dispatch", variant, DispatchCoefficients)
-        time_s = transfer_time_s(moved, ranks, 0, 1.0, links=machine.links, coefficients=c)
-        yield direction, "all-gather, reduce-scatter", "fitted", time_s / kept.latency_s.to_numpy(float)
+        time_s = transfer_time_s(moved, ranks, part.experts.to_numpy(float), 1.0, links=machine.links, coefficients=c)
+        ratios.append(time_s / part.latency_s.to_numpy(float))
+    return np.concatenate(ratios)
 
 
 def newer(machine: Machine, gpu: str, engine: str, dtypes: tuple[str, ...]) -> Iterator[Result]:
@@ -124,7 +133,12 @@ def modules(machine: Machine, gpu: str, engine: str, cache: str, dtype: str) -> 
         other_s = traffic(machine, tokens, kind.elementwise_elements("decode", one), 0.0, c.query_passes, c)[0]
         predicted.append(float(sum(time_s[0] for time_s, _ in parts.values()) + other_s[0]) + gap_s * (len(parts) + 1))
     if len(kept):
-        yield "attention module", f"{dtype}, {cache} cache", f"{engine} {version}", np.array(predicted) / (kept.latency / 1e3).to_numpy(float)
+        yield (
+            "attention module",
+            f"{dtype}, {cache} cache",
+            f"{engine} {version}",
+            np.array(predicted) / (kept.latency / 1e3).to_numpy(float),
+        )
 
 
 def folder(gpu: str) -> Path:

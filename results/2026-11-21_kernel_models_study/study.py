@@ -26,16 +26,19 @@ SPLITS = {
     "nvlink_one_sided.combine": ("EP <= 8 -> 16, 32", "ranks", 8, 16),
     "deepep_low_latency.dispatch": ("EP <= 16 -> 32, 64", "ranks", 16, 32),
     "deepep_low_latency.combine": ("EP <= 16 -> 32, 64", "ranks", 16, 32),
-    "allgather_reducescatter.dispatch": ("2 GPUs -> 4, 8", "ranks", 2, 4),
-    "allgather_reducescatter.combine": ("2 GPUs -> 4, 8", "ranks", 2, 4),
+    "allgather_reducescatter.dispatch": ("2, 4 GPUs -> 8, 16", "ranks", 4, 8),
+    "allgather_reducescatter.combine": ("2, 4 GPUs -> 8, 16", "ranks", 4, 8),
     "all_reduce": ("2, 4 GPUs -> 8, 16", "ranks", 4, 8),
 }
 SECOND_SPLITS = {"mla_decode": ("context <= 16K -> >= 64K", "context_tokens", 16384, 65536)}
 
 
-def fit(operator, variant, rows, hardware, known, held_out=None):
+def fit(operator, variant, rows, hardware, base, held_out=None):
     kind = OPERATORS[operator]
     columns = {name: rows[name].to_numpy(float) for name in kind.columns}
+    if kind.fit_module is not None:
+        return kind.fit_module(columns, rows.latency_s.to_numpy(float), variant, hardware, base)
+    known = base.entry(kind.family, variant).coefficients if base.has(kind.family, variant) else {}
     if held_out is not None:
         columns["held_out"] = held_out
     return kind.fit(columns, rows.latency_s.to_numpy(float), variant, hardware, known)
@@ -59,10 +62,8 @@ def main() -> None:
     for gpu, hw, engine in MACHINES:
         hardware, base = load_hardware(hw), calibration_for(gpu, engine)
         for operator, variant, rows in read_silicon(gpu, engine).groups():
-            kind = OPERATORS[operator]
-            known = base.entry(kind.family, variant).coefficients if base.has(kind.family, variant) else {}
             try:
-                plain = fit(operator, variant, rows, hardware, known)
+                plain = fit(operator, variant, rows, hardware, base)
             except Exception as error:  # noqa: BLE001  # a study reports what cannot be fitted
                 print(gpu, engine, operator, variant, error, file=sys.stderr)
                 continue
@@ -78,7 +79,7 @@ def main() -> None:
                 if not mask.any() or mask.all():
                     continue
                 try:
-                    far = fit(operator, variant, kept, hardware, known, mask)
+                    far = fit(operator, variant, kept, hardware, base, mask)
                 except Exception as error:  # noqa: BLE001
                     print(gpu, engine, operator, variant, name, error, file=sys.stderr)
                     continue

@@ -54,6 +54,13 @@ def test_one_operator_has_the_width_of_its_two_errors():
     assert bars.low < 0.1 < bars.high
 
 
+def test_a_decode_step_is_as_sure_as_the_engines_measured_steps_were():
+    plain = prediction(line("attention", 0.1))
+    trtllm, sglang = (plain.model_copy(update={"calibration": f"gb200-{engine}"}) for engine in ("trtllm", "sglang"))
+    widths = [np.log(bars.high / bars.low) for bars in (uncertainty(p).tpot_s for p in (plain, trtllm, sglang))]
+    assert widths[1:] == pytest.approx([0.72 * widths[0], 1.09 * widths[0]])
+
+
 def test_the_busiest_ranks_operators_share_one_more_error():
     sigma = np.sqrt(SHARED_SIGMA["measured"] ** 2 + 0.05**2 + BALANCE_SIGMA**2)
     bars = uncertainty(prediction(line("experts", 0.1, held_out_sigma=0.05))).tpot_s

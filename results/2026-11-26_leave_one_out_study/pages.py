@@ -1,15 +1,12 @@
 """What the published cases look like when nothing printed on their own page is in the calibration.
 
-Each page's entries are replaced by those of another page, engine or GPU; the cases of that page are predicted again.
-
-    python leave_one_source_out.py > leave_one_source_out.csv
+Each page's entries are replaced by those of another page, engine or GPU; the cases of that page are predicted again (study.py).
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import sys
+from collections.abc import Iterator
 
 from autotune.predicting.step import predict_decode, predict_prefill, resolve
 from autotune.validating.cases import published
@@ -63,9 +60,8 @@ def without(calibration: Calibration, page: dict[tuple[str, str], Entry]) -> Cal
     return calibration.model_copy(update={"families": families})
 
 
-def main() -> None:
-    out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(["page", "case", "named", "error", "error_without_its_page"])
+def errors() -> Iterator[tuple[str, str, float, float]]:
+    """(page, case, error as shipped, error without the page) of every case whose page set something."""
     pages = replacements()
     for case in (case for file in published() for case in file.cases):
         page = next((name for name in pages if name in case.source), None)
@@ -75,9 +71,5 @@ def main() -> None:
         run = predict_prefill if case.deployment.phase == "prefill" else predict_decode
         left = dataclasses.replace(resolved.machine, calibration=without(resolved.machine.calibration, pages[page]))
         measured = case.measured.tokens_per_s_per_gpu
-        errors = [run(r).tokens_per_s_per_gpu / measured - 1 for r in (resolved, dataclasses.replace(resolved, machine=left))]
-        out.writerow([page, case.id, case.named, *(f"{e:+.4f}" for e in errors)])
-
-
-if __name__ == "__main__":
-    main()
+        own, other = (run(r).tokens_per_s_per_gpu / measured - 1 for r in (resolved, dataclasses.replace(resolved, machine=left)))
+        yield page, case.id, own, other

@@ -94,6 +94,10 @@ def _ffn_operators(machine: Machine, rows: Rows, ffn: FeedForward, tokens: Float
     return dense_ffn_operators(machine, ffn, tokens, as_floats(rows.tp))
 
 
+ONCE = ("eplb_moves",)
+"""Operators of a layer that do not depend on how many microbatches it runs."""
+
+
 def finished(
     operators: Mapping[str, Timing],
     rows: Rows,
@@ -112,7 +116,9 @@ def finished(
     Kernels queue up while the GPU works, so eager launches cost only what exceeds it, unless dispatch makes the host
     wait for its counts (DeepEP normal): then one microbatch's launches are exposed.
     """
-    scaled = {name: timing.scaled(halves) for name, timing in operators.items()} if (halves != 1).any() else dict(operators)
+    scaled = dict(operators)
+    if (halves != 1).any():
+        scaled |= {name: timing.scaled(halves) for name, timing in operators.items() if name not in ONCE}
     busy = sum((t.time_s for t in scaled.values()), np.zeros(len(halves)))
     graph_s = halves * small * host.small_kernel_s
     gaps = graph_s if captured.all() else np.where(captured, graph_s, _eager_gaps_s(operators, rows, halves, host, busy, graph_s))

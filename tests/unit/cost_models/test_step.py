@@ -72,6 +72,15 @@ def test_steps_grow_with_batch_and_context(batch, context):
     assert np.all(far >= near)
 
 
+def test_experts_move_once_however_many_microbatches_a_layer_runs():
+    machine = machine_of("hgx-h200", recipe="fp8-block", engine="sglang", model="deepseek-r1")
+    rows = Rows.of(dp=16, ep=16, redundant_experts=32, backend=2, batch=64, overlap=[0, 1], eplb=1, eplb_interval_steps=100)
+    # none, two_batch
+    moved_s = decode_step(machine, rows, 2000).operators["eplb_moves"].time_s
+    assert moved_s[0] > 0
+    assert moved_s[1] == moved_s[0]
+
+
 @pytest.mark.parametrize(
     ("model", "recipe", "rows", "kernels"),
     [

@@ -124,7 +124,7 @@ def batches(base: Deployment) -> None:
     print("\n| prompt | sequences per rank that fit | published |\n|---|---:|---:|")
     for isl, stated in ((2000, 1408), (4000, 768)):
         deployment = with_pool(base, workload={"isl_tokens": isl, "mean_context_tokens": isl + 50})
-        print(f"| {isl:,} tokens | {room(predict(deployment), deployment.workload):,} | {stated:,} |")
+        print(f"| {isl:,} tokens | {room(predict(deployment)):,} | {stated:,} |")
 
 
 def prefill_rows(nvfp4: Deployment, fp8: Deployment) -> list[tuple[str, Deployment]]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from autotune.documents.deployment import Deployment
+from autotune.documents.deployment import Deployment, PrecisionChoice
 from autotune.predicting.step import predict, resolve
 from autotune.validating.cases import published
 from cost_models.dispatch import DispatchCoefficients, payload_bytes, transfer_time_s, volumes
@@ -30,6 +30,7 @@ MOE_GEMMS = ("router", "shared_gate_up", "shared_down", "shared_stream")
 TRAFFIC = ("elementwise", "launch_gaps")
 CASES = {case.id: case for file in published() for case in file.cases}
 HIDDEN, TOP_K, EXPERTS = 7168, 8, 256
+BF16_CACHE = PrecisionChoice(recipe="fp8-block", kv_cache="bf16", attention_compute="bf16")
 ROUTED = "experts and element-wise"
 WAITING = "dispatch, combine, experts, element-wise (waiting included)"
 COMPUTE_SHARE = 108 / 132
@@ -214,6 +215,27 @@ def deepgemm() -> Iterator[Row]:
             yield "DeepGEMM README, H800", "us", f"{m:,} x {n:,} x {k:,}", time_s * 1e6, 2 * m * n * k / rate / 1e6, ""
 
 
+def mla_cores() -> Iterator[Row]:
+    """MLA decode in BF16 with 128 heads: InferSim's README on H20 and H800, FlashMLA's where it is bound by computing."""
+    machines = {
+        "H800": resolve(CASES["deepseek-h800-profile-decode"].deployment).machine,
+        "H20": resolve(changed("ant-h20-decode-ep16-bs48").model_copy(update={"precision": BF16_CACHE})).machine,
+    }
+    for gpu, sequences, context, measured in (
+        ("H20", 64, 4096, 689.6), ("H20", 128, 1024, 363.7), ("H800", 64, 4096, 155.2), ("H800", 128, 1024, 96.3),
+    ):  # fmt: skip
+        yield "InferSim README", "us", f"MLA decode on {gpu}, {sequences} x {context:,}", core_us(machines[gpu], sequences, context), measured, "fitted"
+    flops = 2 * 128 * 8192 * 128 * (2 * 512 + 64)
+    yield "FlashMLA README", "TFLOPS", "MLA decode on H800, bound by computing", flops / core_us(machines["H800"], 128, 8192) / 1e6, 660.0, ""
+
+
+def core_us(machine: Machine, sequences: int, context: int) -> float:
+    """The attention core of one layer, one query token each."""
+    (kind,) = machine.model.attentions
+    one = np.ones(1)
+    return float(kind.decode(machine, np.array([float(sequences)]), one, one, float(context))["attention"][0][0]) * 1e6
+
+
 def rates() -> Iterator[Row]:
     """SGLang GB200 part II: how much faster lower precision makes its kernels."""
     low, high = (changed(f"sglang-gb200p2-decode-2k-{name}", batch_per_dp_rank=768) for name in ("fp4", "fp8"))
@@ -222,7 +244,7 @@ def rates() -> Iterator[Row]:
         yield "SGLang GB200 part II, low precision", "times faster", name, times[1][name] / times[0][name], measured, ""
 
 
-STEPS = (h100_decode, h800_decode, h100_prefill, h800_prefill, gb200_prefill, gb200_kernels, deepep, one_sided, deepgemm, rates)
+STEPS = (h100_decode, h800_decode, h100_prefill, h800_prefill, gb200_prefill, gb200_kernels, deepep, one_sided, deepgemm, mla_cores, rates)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ What is further off than 15 %, and why it stays:
 - **Attention of DeepSeek's prefill** (+20 %): ours holds rope, concatenation and cache write, theirs does not; with SGLang, whose profile holds them, +1 %. **Combine** there: DeepSeek's own
   DeepEP of the time, SGLang's build is met within 2 %. **Dispatch of SGLang with even experts**: -27 %, where DeepSeek's profile of the same library is met; the tables' run alone.
 - **DeepGEMM alone, 64 and 128 rows**: the H800 tables carry a launch of 4 us that a captured graph does not have; inside SGLang's captured steps the same GEMMs are 3 to 8 % slow.
+- **FlashMLA alone** (-21 %): 660 TFLOPS are its kernel of April 2025; the tables of H800 time the one before, which DeepSeek's and SGLang's profiles ran (+5 %, -2 %).
 - **One-sided, 64 tokens**: the blog's build starts 3 to 5 us earlier than the table's.
 - **Whole attention modules** of vLLM on GB200 (0.81-0.85): its table runs rope, quantise, concatenation and cache write as kernels of their own, 0.2-0.3 us a token and layer; the published steps
   fuse them (325 to 73 us, says vLLM's page). TensorRT-LLM's modules (1.09-1.12) fuse nearly all of it, where 0.11 us a token are charged to every engine on Blackwell.

@@ -7,7 +7,7 @@ plus the kernels of the kind itself. Errors are those of the whole module, as th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,18 @@ from cost_models.attention.block_sparse import BlockSparseSpec
 from cost_models.attention.blocks import BLOCK_DECODE, BLOCK_PREFILL
 from cost_models.attention.compressed import CompressedSpec
 from cost_models.attention.dsa import DsaSpec
-from cost_models.attention.indexing import SPARSE_DECODE, SPARSE_PREFILL, SparseCoefficients
+from cost_models.attention.indexing import (
+    PREFILL_KERNELS,
+    SELECTING_KERNELS,
+    SPARSE_DECODE,
+    SPARSE_PREFILL,
+    SparseCoefficients,
+    SparseKernel,
+)
 from cost_models.calibration import Calibration
 from cost_models.catalog import load_recipe
 from cost_models.elementwise import ElementwiseCoefficients
-from cost_models.fitting import Coefficient, Fit, fit_coefficients, held_out_mask
+from cost_models.fitting import Coefficient, Fit, Mask, fit_coefficients, held_out_mask
 from cost_models.host import HostCoefficients
 from cost_models.machine import Machine
 from cost_models.operators import traffic
@@ -54,18 +61,22 @@ class Module:
     """Columns that describe it; heads are those of the rank."""
     recipe: str
     """What the weights of the rows that are read are stored in."""
-    ranges: Mapping[Phase, Mapping[str, Coefficient]]
-    """Of what a coefficient may be, by phase."""
+    kernels: Mapping[Phase, tuple[SparseKernel, ...]]
+    """What its kernel may be, by phase; the one that fits the timings best is taken."""
 
     def columns(self, phase: Phase) -> tuple[str, ...]:
         """Shape columns of a timing table."""
         return (*(DECODE_COLUMNS if phase == "decode" else PREFILL_COLUMNS), *self.dims)
 
 
-SELECTED: dict[Phase, Mapping[str, Coefficient]] = {"decode": SPARSE_DECODE, "prefill": SPARSE_PREFILL}
+def _only(ranges: Mapping[str, Coefficient]) -> tuple[SparseKernel, ...]:
+    return (SparseKernel({}, ranges),)
+
+
+SELECTED: dict[Phase, tuple[SparseKernel, ...]] = {"decode": _only(SPARSE_DECODE), "prefill": PREFILL_KERNELS}
 DSA = Module(DsaSpec, DSA_DIMS, "bf16", SELECTED)
-COMPRESSED = Module(CompressedSpec, COMPRESSED_DIMS, "fp8-block", SELECTED)
-BLOCK_SPARSE = Module(BlockSparseSpec, BLOCK_DIMS, "bf16", {"decode": BLOCK_DECODE, "prefill": BLOCK_PREFILL})
+COMPRESSED = Module(CompressedSpec, COMPRESSED_DIMS, "fp8-block", {**SELECTED, "prefill": SELECTING_KERNELS})
+BLOCK_SPARSE = Module(BlockSparseSpec, BLOCK_DIMS, "bf16", {"decode": _only(BLOCK_DECODE), "prefill": _only(BLOCK_PREFILL)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +99,29 @@ def fit_module(
     hardware: HardwareSpec,
     base: Calibration,
 ) -> Fit:
-    """Fit SparseCoefficients of a phase; dtype : of the KV cache, before a dot.
+    """Fit SparseCoefficients of a phase, of the kernel with the least loss; dtype : of the KV cache, before a dot.
 
     Whole (sequences, tokens, context, heads) shapes are held out. Raises MissingFactError where the base lacks what
     prices the rest of the module.
     """
     parts = list(_parts(module, phase, columns, dtype.partition(".")[0], hardware, base))
+    names = module.columns(phase)
+    shapes = np.stack([columns[name] for name in names[: names.index("hidden")]], axis=1).tolist()
+    held_out = held_out_mask(shapes)
+    return min((_fit_kernel(kernel, phase, parts, latency_s, held_out) for kernel in module.kernels[phase]), key=lambda f: f.cost)
 
+
+def _fit_kernel(kernel: SparseKernel, phase: Phase, parts: list[_Part], latency_s: NDArray[np.float64], held_out: Mask) -> Fit:
     def predict_s(values: Mapping[str, float], rows: NDArray[np.int64]) -> Floats:
-        c = SparseCoefficients(**values)
+        c = SparseCoefficients(**neutral, **kernel.chosen, **values)
         time_s = np.zeros(len(latency_s))
         for part in parts:
             time_s[part.rows] = part.known_s + _core_s(phase, part, c)
         return time_s[rows]
 
-    names = module.columns(phase)
-    shapes = np.stack([columns[name] for name in names[: names.index("hidden")]], axis=1).tolist()
-    return fit_coefficients(predict_s, latency_s, module.ranges[phase], held_out_mask(shapes))
+    neutral = {name: 1.0 for name in SPARSE_PREFILL if name not in kernel.fitted}
+    fit = fit_coefficients(predict_s, latency_s, kernel.fitted, held_out)
+    return replace(fit, values={**neutral, **fit.values, **kernel.chosen})
 
 
 def _parts(

@@ -160,7 +160,8 @@ class CompressedSpec(AttentionKind):
         }
         tokens = sequences * new_tokens
         columns = (sequences, tokens, sequences * (near + far), heads)
-        core = sparse_prefill_time_s(*columns, coefficients=c, **shape)
+        full = self.window_tokens + self.top_k
+        core = sparse_prefill_time_s(*columns, full_selection=full, coefficients=c, **shape)
         result: Operators = {self.core: (core, sparse_prefill_bound_s(*columns[1:], **shape))}
         last = self._entries(new_tokens + prefix_tokens)
         scored = sequences * (seen_pairs(new_tokens, prefix_tokens) / self.ratio if self.ratio else 0.0 * new_tokens)

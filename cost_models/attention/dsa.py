@@ -120,7 +120,7 @@ class DsaSpec(LatentKind):
         }
         selected = sequences * seen_pairs(new_tokens, prefix_tokens, self.top_k)
         columns = (sequences * new_tokens, selected, heads)
-        core = sparse_prefill_time_s(sequences, *columns, coefficients=c, **shape)
+        core = sparse_prefill_time_s(sequences, *columns, full_selection=self.top_k, coefficients=c, **shape)
         result: Operators = {"sparse_attention": (core, sparse_prefill_bound_s(*columns, **shape))}
         last = (new_tokens + prefix_tokens) / self.key_pool
         pairs = sequences * seen_pairs(new_tokens, prefix_tokens) / self.key_pool

@@ -6,6 +6,7 @@ top_k of them are selected for all heads alike, and absorbed multi-head latent a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,15 @@ class SparseCoefficients:
     sequence_s: float = 0.0
     """Scheduling of one sequence in the core [s]."""
     head_tile: float = 16.0
-    """Rows that query heads are padded to; a property of the kernel, not fitted."""
+    """Rows that query heads are padded to; a property of the kernel, chosen and not fitted."""
+    pad_passes: float = 0.0
+    """Prefill: filling the padded queries, in multiples of their and their outputs' one pass [-]."""
+    copy_passes: float = 0.0
+    """Prefill: copies of the real heads in and out of the padded ones, likewise [-]."""
+    whole_below_heads: float = 0.0
+    """Prefill: with fewer heads every query walks a full selection, however short its prompt; chosen."""
+    whole_efficiency: float = 1.0
+    """Of that walk, which computes on head_tile rows [-]."""
 
 
 def index_time_s(
@@ -148,6 +157,7 @@ def sparse_prefill_time_s(
     pairs: ArrayLike,
     heads: ArrayLike,
     *,
+    full_selection: float,
     latent_dim: int,
     rope_dim: int,
     peak_flops_per_s: float,
@@ -157,18 +167,27 @@ def sparse_prefill_time_s(
     r"""Absorbed attention of prefill, each query over its own selection.
 
     .. math::
-        t = t_0 + t_b b + (F^4/e_c^4 + (B/e_m)^4)^{1/4} + c_q B_q, \quad F = 2 P h (2 r + d), \quad B = P (r + d) 2
+        t = t_0 + t_b b + \begin{cases} 2 T k H w / F_p e_w & h < h_w \\
+        (F^4/e_c^4 + (B/e_m)^4)^{1/4} + [h < H](c_p H + c_c h) T w\,2/W & \end{cases} + c_q T h w\,2/W,
+        \quad F = 2 P H w / F_p,\ B = P (r + d)\,2/W,\ w = 2 r + d
 
-    tokens : new ones of all sequences b; pairs P : (query, selected key) pairs of all of them; h is padded to head_tile.
+    tokens T : new ones of all sequences b; pairs P : (query, selected key) pairs of all of them; H : h padded to head_tile;
+    full_selection k : keys of a query that selects all it may. FlashMLA's kernels take 64 heads on Hopper and 128 on Blackwell,
+    so vLLM copies fewer into padded ones; with an FP8 cache and fewer than 32 heads it takes the FP8 decode kernel for prompts
+    too, which walks k keys of every query, valid or not (vllm/v1/attention/backends/mla/flashmla_sparse.py, 0.24).
     Returns seconds; zero without tokens.
     """
     b, t, p, h = (as_floats(v) for v in np.broadcast_arrays(sequences, tokens, pairs, heads))
     c = coefficients
-    flops_s = 2 * p * np.maximum(h, c.head_tile) * (2 * latent_dim + rope_dim) / peak_flops_per_s / c.compute_efficiency
+    width, rows = 2 * latent_dim + rope_dim, np.maximum(h, c.head_tile)
+    flops_s = 2 * p * rows * width / peak_flops_per_s / c.compute_efficiency
     gather_s = p * (latent_dim + rope_dim) * BF16_BYTES / hbm_bytes_per_s / c.memory_efficiency
-    query_s = t * h * (2 * latent_dim + rope_dim) * BF16_BYTES / hbm_bytes_per_s
-    time_s = c.start_s + c.sequence_s * b + smoothmax(flops_s, gather_s, ROOF_SHARPNESS) + c.query_passes * query_s
-    return np.where(t > 0, time_s, 0.0)
+    row_s = t * width * BF16_BYTES / hbm_bytes_per_s
+    padding_s = np.where(h < c.head_tile, (c.pad_passes * c.head_tile + c.copy_passes * h) * row_s, 0.0)
+    selected_s = smoothmax(flops_s, gather_s, ROOF_SHARPNESS) + padding_s
+    whole_s = 2 * t * full_selection * rows * width / peak_flops_per_s / c.whole_efficiency
+    core_s = np.where(h < c.whole_below_heads, whole_s, selected_s)
+    return np.where(t > 0, c.start_s + c.sequence_s * b + core_s + c.query_passes * h * row_s, 0.0)
 
 
 def sparse_prefill_bound_s(
@@ -201,3 +220,32 @@ SPARSE_PREFILL = {
 }
 SPARSE_DECODE = {**SPARSE_PREFILL, "memory_efficiency": Coefficient(0.7, 0.1, 0.98, prior=0.5)}
 """Decode reads each sequence's selection from memory; in prefill neighbours select much the same, which caches hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class SparseKernel:
+    """What is known of a kernel before its times are: the shape of its tiles, and what is fitted with it."""
+
+    chosen: Mapping[str, float]
+    fitted: Mapping[str, Coefficient]
+
+
+PADDING = {"pad_passes": Coefficient(1.0, 0.01, 10.0, prior=1.0), "copy_passes": Coefficient(1.0, 0.01, 10.0, prior=1.0)}
+WHOLE_WALK = {"whole_efficiency": Coefficient(0.35, 0.03, 0.98, prior=0.5)}
+ALWAYS = 4096.0
+"""More heads than a rank has."""
+SELECTING_KERNELS = (
+    SparseKernel({"head_tile": 16.0}, SPARSE_PREFILL),
+    SparseKernel({"head_tile": 64.0}, SPARSE_PREFILL | PADDING),
+    SparseKernel({"head_tile": 128.0}, SPARSE_PREFILL | PADDING),
+)
+"""Plain tiles of 16 rows; FlashMLA on Hopper and on Blackwell."""
+PREFILL_KERNELS = (
+    *SELECTING_KERNELS,
+    SparseKernel({"head_tile": 64.0, "whole_below_heads": 32.0}, SPARSE_PREFILL | PADDING | WHOLE_WALK),
+    SparseKernel(
+        {"head_tile": 64.0, "whole_below_heads": ALWAYS},
+        {name: c for name, c in (SPARSE_PREFILL | WHOLE_WALK).items() if name not in ("compute_efficiency", "memory_efficiency")},
+    ),
+)
+"""Those; vLLM with an FP8 cache on Hopper; and a walk of all keys, which TensorRT-LLM's kernel on Hopper takes."""

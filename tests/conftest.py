@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,13 @@ from cost_models.catalog import calibration_for, load_hardware, load_model, load
 from cost_models.machine import Machine
 
 MARKERS = {"unit": pytest.mark.unit, "contracts": pytest.mark.contract, "integration": pytest.mark.integration}
+
+YOUNG_OBJECTS = 50_000
+"""Python's 700 look for garbage through all modules, documents and rewritten tests of a long process again and again."""
+
+
+def pytest_configure() -> None:
+    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

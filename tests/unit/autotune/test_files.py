@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 
 from autotune import files
 from autotune.errors import OutputError
@@ -47,6 +46,8 @@ def _umask() -> int:
 
 
 def test_pictures_are_written_whole_and_named_where_they_are_none(tmp_path, full_disk):
+    from matplotlib.figure import Figure  # a second to import, which every worker would spend
+
     figure = Figure()
     figure.add_subplot().plot([1, 2])
     save_figure(figure, tmp_path / "p.png", 40)

@@ -34,7 +34,8 @@ def test_a_working_plan_works_and_a_goal_s_odds_are_its_error_bars():
 
 
 def test_sensitivity_signs_and_the_factor_that_a_goal_takes():
-    found = sensitivity(h20_plan(precision="fp8-block"))
+    plan = h20_plan(precision="fp8-block")
+    found = sensitivity(plan, predict(plan).tokens_per_s * 1.5)
     effects = {influence.name: influence.effects for influence in found.influences}
     assert found.influences[0].name == "scale-out bandwidth"
     up, down = STEPS.index(0.4), STEPS.index(-0.4)
@@ -42,8 +43,7 @@ def test_sensitivity_signs_and_the_factor_that_a_goal_takes():
         assert effects[name][down] <= 0 <= effects[name][up] + 1e-9
     assert effects["expert imbalance (excess)"][up] < 0 < effects["expert imbalance (excess)"][down]
     assert effects["host link bandwidth"][up] == 0  # decode copies nothing from the host
-    goal = found.tokens_per_s * 1.5
-    needed = {i.name: i.needed for i in sensitivity(h20_plan(precision="fp8-block"), goal).influences}
+    needed = {influence.name: influence.needed for influence in found.influences}
     assert needed["scale-out bandwidth"] > 1.5  # more than proportional: other times stay
     assert needed["host link bandwidth"] is None
 

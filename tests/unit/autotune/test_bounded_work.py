@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import shlex
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autotune.auditing import shell
 from autotune.auditing.shell import find_command
@@ -80,6 +83,17 @@ def test_variables_of_variables_do_not_grow_without_end():
     with pytest.raises(ProblemError, match="more than 1,000,000 characters"):
         find_command(text)
     assert find_command("A=$((" + "1+" * 5000 + "1))\nvllm serve m").words == ("m",)
+
+
+@given(text=st.text(alphabet="ab$=|;&<> \t\r\n'\"\\#\x0b\u00a0", max_size=30))
+def test_unquoted_words_are_those_of_shlex(text):
+    try:
+        expected = shlex.split(text, comments=True)
+    except ValueError:
+        with pytest.raises(ProblemError, match="cannot be read as a command line"):
+            shell._words(text)
+    else:
+        assert shell._words(text) == expected
 
 
 def test_an_engine_without_knobs_is_searched():

@@ -61,7 +61,7 @@ def test_exact_names_are_their_models(name, document, recipe):
         ("someone/DeepSeek-R1", "deepseek-ai/DeepSeek-R1, unsloth/DeepSeek-R1 have the same name"),
         ("/models/DeepSeek-R1-mine", "other models and are not taken for it"),
         ("deepseek-ai/DeepSeek-V9", "not taken for it"),
-        ("tencent/Hy3", "no configuration of it is shipped"),
+        ("poolside/Laguna-M.1", "no configuration of it is shipped"),
         ("amd/gpt-oss-120b-w-mxfp4-a-fp8", "mxfp4 with fp8 activations, which no precision recipe describes"),
     ],
 )

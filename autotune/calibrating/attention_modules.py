@@ -20,9 +20,9 @@ from cost_models.attention.compressed import CompressedSpec
 from cost_models.attention.dsa import DsaSpec
 from cost_models.attention.indexing import (
     PREFILL_KERNELS,
-    SELECTING_KERNELS,
     SPARSE_DECODE,
     SPARSE_PREFILL,
+    STREAM_KERNELS,
     SparseCoefficients,
     SparseKernel,
 )
@@ -75,7 +75,7 @@ def _only(ranges: Mapping[str, Coefficient]) -> tuple[SparseKernel, ...]:
 
 SELECTED: dict[Phase, tuple[SparseKernel, ...]] = {"decode": _only(SPARSE_DECODE), "prefill": PREFILL_KERNELS}
 DSA = Module(DsaSpec, DSA_DIMS, "bf16", SELECTED)
-COMPRESSED = Module(CompressedSpec, COMPRESSED_DIMS, "fp8-block", {**SELECTED, "prefill": SELECTING_KERNELS})
+COMPRESSED = Module(CompressedSpec, COMPRESSED_DIMS, "fp8-block", {**SELECTED, "prefill": STREAM_KERNELS})
 BLOCK_SPARSE = Module(BlockSparseSpec, BLOCK_DIMS, "bf16", {"decode": _only(BLOCK_DECODE), "prefill": _only(BLOCK_PREFILL)})
 
 

@@ -165,7 +165,7 @@ class CompressedSpec(AttentionKind):
         result: Operators = {self.core: (core, sparse_prefill_bound_s(*columns[1:], **shape))}
         last = self._entries(new_tokens + prefix_tokens)
         scored = sequences * (seen_pairs(new_tokens, prefix_tokens) / self.ratio if self.ratio else 0.0 * new_tokens)
-        return result | self._index(machine, c, sequences * last, scored, tokens * sequences * last, last)
+        return result | self._index(machine, c, sequences * last, scored, tokens * sequences * last, last, tokens)
 
     @property
     def core(self) -> str:
@@ -173,13 +173,20 @@ class CompressedSpec(AttentionKind):
         return "selected_attention" if self.index_heads else "compressed_attention"
 
     def _index(
-        self, machine: Machine, c: SparseCoefficients, keys: Floats, pairs: Floats, scores: Floats, longest: Floats
+        self,
+        machine: Machine,
+        c: SparseCoefficients,
+        keys: Floats,
+        pairs: Floats,
+        scores: Floats,
+        longest: Floats,
+        queries: ArrayLike = 0.0,
     ) -> Operators:
         if not self.index_heads:
             return {}
         peak = machine.hardware.gpu.peak_flops_per_s("fp8")
         shape: dict[str, Any] = {"index": self.index, "peak_flops_per_s": peak, "hbm_bytes_per_s": machine.hbm_bytes_per_s}
-        time_s = index_time_s(keys, pairs, scores, longest, coefficients=c, **shape)
+        time_s = index_time_s(keys, pairs, scores, longest, queries=queries, coefficients=c, **shape)
         return {"indexer": (time_s, index_bound_s(keys, pairs, **shape))}
 
     def state_bytes(self, context_tokens: ArrayLike, tp: ArrayLike, recipe: PrecisionRecipe) -> Floats:

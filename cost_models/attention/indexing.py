@@ -71,6 +71,8 @@ class SparseCoefficients:
     """Prefill: with fewer heads every query walks a full selection, however short its prompt; chosen."""
     whole_efficiency: float = 1.0
     """Of that walk, which computes on head_tile rows [-]."""
+    select_query_s: float = 0.0
+    """Prefill: selection of one query, where there is more than it keeps [s]."""
 
 
 def index_time_s(
@@ -79,6 +81,7 @@ def index_time_s(
     scores: ArrayLike,
     longest: ArrayLike,
     *,
+    queries: ArrayLike = 0.0,
     index: IndexShape,
     peak_flops_per_s: float,
     hbm_bytes_per_s: float,
@@ -87,11 +90,12 @@ def index_time_s(
     r"""Scores and selection of one layer.
 
     .. math::
-        t = t_i + (F_i^4/e_c^4 + (B_i/e_m)^4)^{1/4} + c_s\,4S/W + [s > k]\,t_s
+        t = t_i + (F_i^4/e_c^4 + (B_i/e_m)^4)^{1/4} + c_s\,4S/W + [s > k]\,(t_s + Q t_q)
 
     keys : index keys read; pairs P : (query, key) pairs scored; scores S : entries of the score matrix, which in prefill
-    has a column for every key of the step; longest s : context of a query. F = 2 P heads dim FLOP, B = keys times
-    the bytes of an index key. Nothing is selected where top_k or fewer tokens are there. Returns seconds.
+    has a column for every key of the step; longest s : context of a query; queries Q : of a prefill step.
+    F = 2 P heads dim FLOP, B = keys times the bytes of an index key. Nothing is selected where top_k or fewer tokens
+    are there. Returns seconds.
     """
     count, scored, entries, context = (as_floats(x) for x in np.broadcast_arrays(keys, pairs, scores, longest))
     c = coefficients
@@ -99,7 +103,9 @@ def index_time_s(
     read_s = count * index.key_bytes / hbm_bytes_per_s / c.index_memory_efficiency
     score_s = c.score_passes * entries * SCORE_BYTES / hbm_bytes_per_s
     time_s = c.index_start_s + smoothmax(flops_s, read_s, ROOF_SHARPNESS) + score_s
-    return np.where(scored > 0, time_s + np.where(context > index.top_k, c.select_s, 0.0), 0.0)
+    return np.where(
+        scored > 0, time_s + np.where(context > index.top_k, c.select_s + c.select_query_s * as_floats(queries), 0.0), 0.0
+    )
 
 
 def index_bound_s(
@@ -231,6 +237,7 @@ class SparseKernel:
 
 
 PADDING = {"pad_passes": Coefficient(1.0, 0.01, 10.0, prior=1.0), "copy_passes": Coefficient(1.0, 0.01, 10.0, prior=1.0)}
+SELECTION = {"select_query_s": Coefficient(5e-8, 1e-11, 2e-6, prior=2.0)}
 WHOLE_WALK = {"whole_efficiency": Coefficient(0.35, 0.03, 0.98, prior=0.5)}
 ALWAYS = 4096.0
 """More heads than a rank has."""
@@ -240,6 +247,8 @@ SELECTING_KERNELS = (
     SparseKernel({"head_tile": 128.0}, SPARSE_PREFILL | PADDING),
 )
 """Plain tiles of 16 rows; FlashMLA on Hopper and on Blackwell."""
+STREAM_KERNELS = tuple(SparseKernel(kernel.chosen, {**kernel.fitted, **SELECTION}) for kernel in SELECTING_KERNELS)
+"""Of compressed streams, whose selection takes a step per query once a prompt has more entries than are kept."""
 PREFILL_KERNELS = (
     *SELECTING_KERNELS,
     SparseKernel({"head_tile": 64.0, "whole_below_heads": 32.0}, SPARSE_PREFILL | PADDING | WHOLE_WALK),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cost_models.attention.indexing import SparseCoefficients, sparse_prefill_time_s
+from cost_models.attention.indexing import IndexShape, SparseCoefficients, index_time_s, sparse_prefill_time_s
 from cost_models.catalog import load_calibration
 
 PLAIN = SparseCoefficients(0.0, 1.0, 1e9, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0)
@@ -78,3 +78,18 @@ def test_time_grows_with_tokens_on_either_side_of_the_switch():
         ]  # fmt: skip
         assert times[0] == 0
         assert np.all(np.diff(times) > 0)
+
+
+def test_selection_takes_a_step_per_query_once_there_is_more_than_it_keeps():
+    """1,024 entries kept of one per four tokens: 6,000 queries x 0.2 us begin where a prompt has more than 4,096 tokens."""
+    kernel = replace(PLAIN, select_query_s=2e-7)
+
+    def scoring_s(entries: float, c: SparseCoefficients) -> float:
+        index = IndexShape(heads=64, dim=128, top_k=1024)
+        time_s = index_time_s(
+            entries, 1e6, 1e6, entries, queries=6000.0, index=index, peak_flops_per_s=2e15, hbm_bytes_per_s=3e12, coefficients=c
+        )
+        return float(time_s)
+
+    assert scoring_s(1024.0, kernel) == scoring_s(1024.0, PLAIN)
+    assert scoring_s(1500.0, kernel) - scoring_s(1500.0, PLAIN) == pytest.approx(1.2e-3)

@@ -44,7 +44,10 @@ def best_ratio(pair: Pair, excluded: Collection[tuple[int, int]] = ()) -> RateAn
     best: RateAndCost | None = None
     for row in np.argsort(-bounds.max(axis=0)).tolist():
         least = best.rate / best.cost * (1 - ROUNDING) if best else 0.0
-        found = _best_with(pair, np.flatnonzero(bounds[:, row] > least), row, least, placed)
+        rows = np.flatnonzero(bounds[:, row] > least)
+        if not len(rows):  # no bound is above zero beside a row that serves less than the resolution
+            continue
+        found = _best_with(pair, rows, row, least, placed)
         if found and found.beats(best):
             best = found
     return best

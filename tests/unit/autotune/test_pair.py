@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from fractions import Fraction
 
@@ -120,6 +121,16 @@ def test_the_best_ratio_is_found_and_then_the_largest_service(seed):
     assert Fraction(found.rate, found.cost) >= close
     assert found.rate == max(rate for rate, cost, _ in everything if Fraction(rate, cost) >= close)
     assert found.gap == 0
+
+
+def test_a_row_that_serves_less_than_the_resolution_is_in_no_pair():
+    pair = random_pair(1, 40)
+    idle = dataclasses.replace(pair.decode, rate=pair.decode.rate * [0, *[1] * (len(pair.decode) - 1)])
+    found = best_ratio(dataclasses.replace(pair, decode=idle))
+    ratios = [Fraction(rate, cost) for rate, cost, chosen in every_pair(pair) if chosen[1] != 0]
+    assert (found and Fraction(found.rate, found.cost)) == max(ratios, default=None)
+    nothing = dataclasses.replace(pair.decode, rate=pair.decode.rate * 0)
+    assert best_ratio(dataclasses.replace(pair, decode=nothing)) is None
 
 
 @settings(max_examples=60, deadline=None)

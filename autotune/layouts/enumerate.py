@@ -103,12 +103,21 @@ def layout_rows(resolved: ResolvedProblem, gpus: int | None = None) -> Rows:
     return rows.take(legal(RULES, rule_subject(resolved, rows))) if len(rows) else rows
 
 
+def refused_whole(resolved: ResolvedProblem) -> str | None:
+    """What the engine says of every layout alike, where one rule refuses them all; none where the rules differ."""
+    rows = _every_row(resolved, resolved.gpus)
+    subject = rule_subject(resolved, rows)
+    rule = next((rule for rule in RULES if len(rows) and rule.applies(subject) and rule.broken(subject).all()), None)
+    return rule.because(subject.at(0)) if rule else None
+
+
 def rule_subject(resolved: ResolvedProblem, rows: Rows) -> Subject:
     """Candidate rows as the engine rules look at them."""
     machine = resolved.machine
     return Subject(
-        resolved.engine, resolved.version, machine.model, machine.recipe, machine.hardware, role=resolved.pool, rows=rows
-    )
+        resolved.engine, resolved.version, machine.model, machine.recipe, machine.hardware, role=resolved.pool, rows=rows,
+        asked=resolved.problem.engine_version,
+    )  # fmt: skip
 
 
 def _every_row(resolved: ResolvedProblem, gpus: int) -> Rows:

@@ -9,6 +9,7 @@ import numpy as np
 
 from autotune.documents.plan import AlternativeSummary, SizeSummary
 from autotune.documents.problem import by_latency
+from autotune.layouts.enumerate import refused_whole
 from autotune.layouts.families import FAMILIES, Family, Limits, excess, feasible
 from autotune.layouts.table import LayoutTable, build_table, kept_free_bytes, kernel_size_limit, phase_of
 from autotune.resolving import ResolvedProblem, resolve_problem, usable_recipes
@@ -57,6 +58,8 @@ def explain_infeasible(resolved: ResolvedProblem, table: LayoutTable) -> Infeasi
 
 def _no_layout(resolved: ResolvedProblem) -> str:
     model, hardware = resolved.model, resolved.hardware
+    if refused := refused_whole(resolved):
+        return f"No layout is offered: {refused}."
     experts = f", {model.moe.experts} experts" if model.moe else ""
     return (
         f"No layout of {model.name} ({model.heads} heads{experts}) divides over up to "

@@ -36,6 +36,7 @@ def subject_of(
         rows=pool_rows(pool),
         options=options,
         environment=environment or {},
+        asked=deployment.engine.version,
     )
 
 

@@ -199,4 +199,4 @@ def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
         detail = error.errors()[0] if isinstance(error, ValidationError) else error
         text = f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" if isinstance(detail, dict) else str(detail)
         raise UnsupportedModelError(f"{source}: {architecture}: {text}") from error
-    return model.model_copy(update={"flags": (*model.flags, *entry.flags)}) if entry.flags else model
+    return model.model_copy(update={"architecture": architecture, "flags": (*model.flags, *entry.flags)})

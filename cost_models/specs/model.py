@@ -137,6 +137,8 @@ class ModelSpec(Spec):
     name: str
     title: str
     source: str
+    architecture: str = ""
+    """As engines know it, by config.json; empty where no config was read."""
     hidden: int = Field(gt=0)
     groups: tuple[LayerGroup, ...] = Field(min_length=1)
     """Every layer is in one of them; `ModelSpec.of_layers` makes them from a list of layers."""

@@ -38,7 +38,7 @@ def sharded_width(subject: Subject, matrix: Matrix) -> Ints | None:
     ways = np.where(whole, 1, ways)
     if matrix.sharding == "row":
         return np.asarray(np.where(matrix.k % ways, 1, matrix.k // ways), dtype=np.int64)
-    if matrix.name in ("q_b", "kv_b"):
+    if matrix.name in ("q", "q_b", "kv_b"):
         return np.asarray(np.where(matrix.n % ways, 1, matrix.n // ways), dtype=np.int64)
     return None
 

@@ -37,6 +37,14 @@ class Subject:
     options: Mapping[str, str | None] | None = None
     """Of a command line as it was written, by the version's own names; none for a plan, whose scripts are yet to be written."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    asked: str | None = None
+    """The version as it was asked for: it may lie between two that are known."""
+
+    @property
+    def release(self) -> str:
+        """The exact release: as asked for, else the one that the version's options were read from."""
+        exact = self.asked is not None and self.asked.count(".") > 1
+        return self.asked if self.asked and exact else self.engine.release(self.version)
 
     @property
     def phase(self) -> Literal["decode", "prefill"]:

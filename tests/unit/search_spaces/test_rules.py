@@ -51,6 +51,11 @@ TRTLLM = {"engine": "trtllm"}
 GRAPHS = "cuda_graph_config.{}"
 BLACKWELL = {"hardware": "gb200-nvl72"}
 BREAKING = {
+    # DeepSeek-V4 is in vLLM's registry from 0.20.0 on
+    "architecture_of_the_release": (
+        {"model": "deepseek-v4-flash", "recipe": "fp8-block", "version": "0.19"},
+        {"model": "deepseek-v4-flash", "recipe": "fp8-block", "version": "0.20"},
+    ),
     "heads_divide": ({"tp": 3}, {"tp": 4}),
     # 4 KV heads: 2 divides them, 8 copies them, 6 does neither
     "kv_heads_divide": ({**QWEN, "tp": 6}, {**QWEN, "tp": 8, "recipe": "bf16"}),

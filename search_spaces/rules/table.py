@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from search_spaces.rules import experts, models, nodes, settings, shapes, transport
+from search_spaces.rules import context, experts, models, nodes, settings, shapes, transport
 from search_spaces.rules.nodes import PAIR_RULES
 from search_spaces.rules.requirements import REQUIREMENTS, Needed
 from search_spaces.rules.rule import Finding, Rule
 from search_spaces.rules.subject import Subject
 
-RULES: tuple[Rule, ...] = (*models.RULES, *shapes.RULES, *experts.RULES, *nodes.RULES, *transport.RULES, *settings.RULES)
+RULES: tuple[Rule, ...] = (
+    *models.RULES,
+    *shapes.RULES,
+    *experts.RULES,
+    *nodes.RULES,
+    *transport.RULES,
+    *settings.RULES,
+    *context.RULES,
+)
 SIZED_RULES = tuple(rule for rule in RULES if rule.sized)
 """Those that the size of a step decides: the others are asked once per layout."""
 

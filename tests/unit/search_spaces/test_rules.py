@@ -45,6 +45,7 @@ def broken(asked: Subject) -> set[str]:
 
 
 QWEN = {"model": "qwen3-235b-a22b"}
+DCP = "--decode-context-parallel-size"
 SPREAD = {"dp": 16, "ep": 16}
 SGLANG = {"engine": "sglang"}
 TRTLLM = {"engine": "trtllm"}
@@ -57,6 +58,16 @@ BREAKING = {
         {"model": "deepseek-v4-flash", "recipe": "fp8-block", "version": "0.20"},
     ),
     "heads_divide": ({"tp": 3}, {"tp": 4}),
+    "context_ranks_divide": ({"tp": 8, "options": {DCP: "3"}}, {"tp": 8, "options": {DCP: "8"}}),
+    # 64 query heads on 4 KV heads: tp 8 makes two copies of each, so two ranks may share one, not four
+    "context_ranks_of_kv_heads": (
+        {**QWEN, "tp": 8, "options": {DCP: "4"}},
+        {**QWEN, "tp": 8, "options": {DCP: "2"}},
+    ),
+    "context_ranks_of_the_connector": (
+        {"tp": 8, "options": {DCP: "4", "--kv-transfer-config": '{"kv_connector": "NixlConnector"}'}},
+        {"tp": 8, "options": {DCP: "8", "--kv-transfer-config": '{"kv_connector": "NixlConnector"}'}},
+    ),
     # 4 KV heads: 2 divides them, 8 copies them, 6 does neither
     "kv_heads_divide": ({**QWEN, "tp": 6}, {**QWEN, "tp": 8, "recipe": "bf16"}),
     # 256 + 8 over 24 ranks are 11 each

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction
+from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction, SkewedInterval
 from autotune.documents.problem import MAX_GOAL
 from autotune.predicting.uncertainty import step_factors
 from autotune.serving.errors import probability_below
@@ -70,16 +70,16 @@ class Measure:
     """Whether it must stay below what is wanted."""
     draws: Floats | None = None
     """With the errors of a step's prediction."""
-    ratio: tuple[float, float] | None = None
-    """10 % and 90 % quantiles of measured over predicted, of a service."""
+    interval: SkewedInterval | None = None
+    """Of a service, around the value."""
 
     def odds(self, wanted: float) -> float | None:
         """Probability of reaching what is wanted; none for what is counted."""
         if self.draws is not None:
             return float(self.reached(self.draws, wanted).mean())
-        if self.ratio is None:
+        if self.interval is None:
             return None
-        below = probability_below(self.value, wanted, *self.ratio)
+        below = probability_below(self.value, wanted, self.interval)
         return below if self.at_most else 1 - below
 
     def reached(self, values: Floats, wanted: float) -> Floats:
@@ -108,22 +108,16 @@ def pool_goals(goals: Goals, prediction: Prediction | PrefillPrediction, dp: int
 def service_goals(goals: Goals, service: ServicePrediction) -> tuple[GoalLine, ...]:
     """Every goal that is asked of a service; each percentile with its own band."""
     bands, ttft_s = service.intervals, service.ttft_s
-
-    def ratio(which: str) -> tuple[float, float]:
-        band, predicted = bands.of_ttft(which), getattr(ttft_s, which)
-        return band.low / predicted, band.high / predicted
-
-    tpot = (bands.tpot_s.low / service.tpot_s.mean, bands.tpot_s.high / service.tpot_s.mean) if service.tpot_s.mean else None
-    rate = service.tokens_per_s_per_gpu
+    bars = bands.tokens_per_s_per_gpu
+    middle = None if bars.middle is None else bars.middle * service.gpus
+    rate = SkewedInterval(low=bars.low * service.gpus, middle=middle, high=bars.high * service.gpus)
     measures = {
-        "ttft_s": Measure(ttft_s.mean, True, ratio=ratio("mean")),
-        "ttft_p50_s": Measure(ttft_s.p50, True, ratio=ratio("p50")),
-        "ttft_p95_s": Measure(ttft_s.p95, True, ratio=ratio("p95")),
-        "ttft_p99_s": Measure(ttft_s.p99, True, ratio=ratio("p99")),
-        "tpot_s": Measure(service.tpot_s.mean, True, ratio=tpot),
-        "tokens_per_s": Measure(
-            service.tokens_per_s, False, ratio=(bands.tokens_per_s_per_gpu.low / rate, bands.tokens_per_s_per_gpu.high / rate)
-        ),
+        "ttft_s": Measure(ttft_s.mean, True, interval=bands.of_ttft("mean")),
+        "ttft_p50_s": Measure(ttft_s.p50, True, interval=bands.of_ttft("p50")),
+        "ttft_p95_s": Measure(ttft_s.p95, True, interval=bands.of_ttft("p95")),
+        "ttft_p99_s": Measure(ttft_s.p99, True, interval=bands.of_ttft("p99")),
+        "tpot_s": Measure(service.tpot_s.mean, True, interval=bands.tpot_s),
+        "tokens_per_s": Measure(service.tokens_per_s, False, interval=rate),
         "concurrency": Measure(service.decode_slots, False),
     }
     return _lines(goals, measures)

@@ -120,8 +120,9 @@ def main() -> None:
             print(f"  {engine}:\n    points: {len(chosen['tpot'])}")
             for metric, found in chosen.items():
                 low, high, inside = band(found)
+                middle = float(np.median([ratio for _, ratio in found]))
                 print(
-                    f"    {metric}: {{low: {low:.3g}, high: {high:.3g}}}  # {len(found)} points, {inside:.0%} inside with their run left out"
+                    f"    {metric}: {{low: {low:.3g}, middle: {middle:.3g}, high: {high:.3g}}}  # {len(found)} points, {inside:.0%} inside with their run left out"
                 )
 
 

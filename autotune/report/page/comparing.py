@@ -47,9 +47,9 @@ def _figures(plan: Plan | ServicePlan) -> dict[str, str]:
         "GPUs": f"{prediction.gpus}",
     }
     if isinstance(plan, ServicePlan):
-        bars = plan.prediction.intervals.tokens_per_s_per_gpu
+        rate = plan.prediction.intervals.tokens_per_s_per_gpu
         return found | {
-            "80 % interval": f"{bars.low:,.0f} to {bars.high:,.0f}",
+            "80 % interval": f"{rate.low:,.0f} to {rate.high:,.0f}",
             "mean TTFT": f"{plan.prediction.ttft_s.mean * 1e3:,.0f} ms",
             "TTFT P99": f"{plan.prediction.ttft_s.p99 * 1e3:,.0f} ms",
             "mean TPOT": f"{plan.prediction.tpot_s.mean * 1e3:,.1f} ms",

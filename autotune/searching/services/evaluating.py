@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
 from autotune.documents.deployment import Deployment, EngineChoice, Load, Pool, PoolRole
-from autotune.documents.prediction import Interval, ServicePrediction
+from autotune.documents.prediction import ServicePrediction
 from autotune.documents.service_plan import LimitOutcome
 from autotune.errors import ProblemError
 from autotune.flags.space import Params, analytic_params
@@ -19,7 +17,7 @@ from autotune.resolving import ResolvedProblem
 from autotune.searching.realising import pool_of, precision_of
 from autotune.searching.services.choosing import Candidate, Chosen
 from autotune.searching.services.sides import Pools, planned_share
-from autotune.serving.errors import QUANTILE_SIGMAS, probability_below
+from autotune.serving.errors import probability_below, spread_of
 from autotune.serving.predicting import Service, service_of
 from cost_models.rows import UNLIMITED
 
@@ -159,20 +157,13 @@ def objectives_of(resolved: ResolvedProblem, prediction: ServicePrediction) -> t
             name=f"TTFT {name.upper()}",
             predicted=getattr(prediction.ttft_s, name),
             limit=limit,
-            probability=_probability(getattr(prediction.ttft_s, name), limit, bands.of_ttft(name)),
+            probability=probability_below(getattr(prediction.ttft_s, name), limit, bands.of_ttft(name)),
         )
         for name, limit in resolved.ttft_limits_s.items()
     ]
     mean_s, limit_s = prediction.tpot_s.mean, resolved.problem.tpot_limit_s
-    chance = _probability(mean_s, limit_s, bands.tpot_s)
+    chance = probability_below(mean_s, limit_s, bands.tpot_s)
     return (*found, LimitOutcome(name="mean TPOT", predicted=mean_s, limit=limit_s, probability=chance))
-
-
-def _probability(predicted: float, limit: float, band: Interval) -> float:
-    """Of staying under a limit."""
-    if predicted <= 0:
-        return 1.0
-    return probability_below(predicted, limit, band.low / predicted, band.high / predicted)
 
 
 def room_for_errors(prediction: ServicePrediction, confidence: float) -> tuple[float, float, float]:
@@ -181,14 +172,8 @@ def room_for_errors(prediction: ServicePrediction, confidence: float) -> tuple[f
     found = {"tpot": (bands.tpot_s, prediction.tpot_s.mean)}
     for name in ("p50", "p95", "p99"):
         found[name] = (bands.of_ttft(name), getattr(prediction.ttft_s, name))
-    ratios = {name: (band.low / value, band.high / value) for name, (band, value) in found.items() if value > 0}
-    above = {name: _above(*ratios[name], confidence) if name in ratios else 1.0 for name in found}
-    rate, served = bands.tokens_per_s_per_gpu, prediction.tokens_per_s_per_gpu
-    below = _above(served / rate.high, served / rate.low, confidence)
+    spreads = {name: spread_of(band, value) for name, (band, value) in found.items() if value > 0}
+    above = {name: max(spreads[name].quantile(confidence), 1.0) if name in spreads else 1.0 for name in found}
+    rate = spread_of(bands.tokens_per_s_per_gpu, prediction.tokens_per_s_per_gpu)
+    below = max(1 / rate.quantile(1 - confidence), 1.0)
     return above["tpot"], below, max(above[name] for name in ("p50", "p95", "p99"))
-
-
-def _above(low: float, high: float, confidence: float) -> float:
-    """What a log-normal ratio between its 10 % and 90 % quantiles stays below with a probability, at least 1."""
-    centre, spread = (math.log(low) + math.log(high)) / 2, (math.log(high) - math.log(low)) / QUANTILE_SIGMAS
-    return max(math.exp(centre + spread * NormalDist().inv_cdf(confidence)), 1.0)

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from cost_models.balance import REAL_TRAFFIC_SIGMA
 from cost_models.calibration import Calibration, Entry
+from cost_models.expert_kernels import CHOOSES, kernel_variant, taken_kernel
 from cost_models.links import Links
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
@@ -15,10 +16,6 @@ from cost_models.specs.precision import DTYPES, MX_ARCHITECTURES, DtypeInfo, Pre
 C = TypeVar("C")
 MXFP8_BY_DEFAULT = ("sglang", "trtllm")
 """Engines whose MXFP4 experts take MXFP8 activations unless told otherwise."""
-ONE_EXPERT_KERNEL = (("trtllm", "hopper"), ("trtllm", "blackwell"))
-"""Engine and architecture that run one fused expert kernel behind every all-to-all and in both phases. TensorRT-LLM's other
-kernels for experts in blocks of FP8 (DeepGEMM, TRTLLM-gen) need Blackwell, so on Hopper all is CUTLASS; on Blackwell it has
-TRTLLM-gen and a masked DeepGEMM between passes of its own, of which there is no table, but no contiguous one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +54,18 @@ class Machine:
         return stored
 
     @property
-    def one_expert_kernel(self) -> bool:
-        """Whether masked and contiguous expert kernels, as other engines have them, are none of this engine's here."""
-        return (self.calibration.applies_to.engine, self.hardware.gpu.architecture) in ONE_EXPERT_KERNEL
+    def chooses_expert_kernel(self) -> bool:
+        """Whether the engine is told its expert kernel: the all-to-all and the phase choose none."""
+        return self.calibration.applies_to.engine in CHOOSES
+
+    def chosen_expert_kernel(self, kernel: str, spread: bool) -> str:
+        """The calibration's name for a kernel of EXPERT_KERNELS, or for the one taken where it is `auto`.
+
+        spread : whether attention-DP ranks decode.
+        """
+        architecture, dtype = self.hardware.gpu.architecture, self.dtype("experts")
+        taken = taken_kernel(architecture, dtype, spread) if kernel == "auto" else kernel
+        return kernel_variant(architecture, dtype, taken)
 
     def dtype_info(self, family: str) -> DtypeInfo:
         return DTYPES[self.dtype(family)]

@@ -27,6 +27,7 @@ from cost_models.dispatch import (
     transfer_time_s,
     volumes,
 )
+from cost_models.expert_kernels import EXPERT_KERNELS
 from cost_models.grouped_gemm import GroupedGemmCoefficients, grouped_gemm_bound_s, grouped_gemm_time_s
 from cost_models.machine import Machine
 from cost_models.operators import Timing, matrix_gemm, moe_traffic, tp_all_reduce
@@ -34,6 +35,7 @@ from cost_models.overlap import SharedExpertStream, shared_stream_hidden_s
 from cost_models.rebalancing import EplbDynamics, moved_bytes, placed_max_over_mean, rebalance_s, stale_max_over_mean
 from cost_models.rows import Rows
 from cost_models.specs.model import MoeSpec
+from cost_models.specs.precision import DTYPES
 
 RECORDED_STEPS = 10_000
 """Steps that a recording which experts are placed from once holds: its noise is negligible."""
@@ -44,6 +46,11 @@ OUTSIDE = (
     "offload_group_size", "offload_in_group", "offload_prefetch_step",
 )  # fmt: skip
 """Columns that an MoE layer does not depend on, but for the tokens that it is given."""
+
+
+QUANTISES_AFTERWARDS = ".deepgemm"
+"""Expert kernel of TensorRT-LLM that is handed BF16 tokens and quantises them in its own layout
+(_torch/modules/fused_moe/fused_moe_deepgemm.py, masked_index_copy_group_quant_fp8)."""
 
 
 def popularity(machine: Machine, rows: Rows) -> Floats:
@@ -130,7 +137,7 @@ def _distinct_operators(machine: Machine, rows: Rows, tokens: Floats, phase: Pha
     operators = _router_and_shared(machine, fed, as_floats(shared_shards))
     operators["experts"] = _experts(machine, moe, rows, chunk, ratio, phase).scaled(iterations)
     for direction in ("dispatch", "combine"):
-        operators[direction] = _transfer(machine, moe, rows, chunk, ratio, direction).scaled(iterations)
+        operators[direction] = _transfer(machine, moe, rows, chunk, ratio, direction, phase).scaled(iterations)
     joined = evaluate_distinct(lambda m, t: tp_all_reduce(machine, m, t), tokens, np.where(spread, 1, rows.tp))
     operators["moe_all_reduce"] = Timing(*joined)
     operators["moe_elementwise"] = moe_traffic(machine, fed, "prefill" if phase == "prefill" else "default")
@@ -175,18 +182,20 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     loops = activation_chunks(entering, np.where(masked, 0, rows.activation_chunk_rows))
     sigmas = popularity(machine, rows)
     parts = [np.zeros(len(rows)), np.zeros(len(rows))]
-    for kind, sigma in sorted({*zip(rows.backend.tolist(), sigmas.tolist(), strict=True)}):
-        mask = (rows.backend == kind) & (sigmas == sigma)
+    spread = rows.dp > 1
+    choices = (rows.backend, rows.expert_kernel, spread, sigmas)
+    for kind, kernel, own, sigma in sorted({*zip(*(column.tolist() for column in choices), strict=True)}):
+        mask = (rows.backend == kind) & (rows.expert_kernel == kernel) & (spread == own) & (sigmas == sigma)
         kernels = tuple(
             machine.coefficients("grouped_gemm", variant, GroupedGemmCoefficients)
-            for variant in kernel_variants(machine, BACKENDS[kind], phase)
+            for variant in kernel_variants(machine, BACKENDS[kind], phase, EXPERT_KERNELS[kernel], own)
         )
 
         def distinct(
             p: Floats, e: Floats, t: Floats, s: Floats, all_tokens: Floats, ranks: Floats,
-            choice: tuple[GroupedGemmCoefficients, ...] = kernels, spread: float = sigma,
+            choice: tuple[GroupedGemmCoefficients, ...] = kernels, unequal: float = sigma,
         ) -> tuple[Floats, Floats]:  # fmt: skip
-            mean = expected_active_experts(all_tokens, e, moe.experts, moe.top_k, spread)
+            mean = expected_active_experts(all_tokens, e, moe.experts, moe.top_k, unequal)
             active = np.minimum(busiest_active_experts(mean, e, ranks), p)
             cell = {"activation_bytes": info.activation_bytes, **shape}
             times = [grouped_gemm_time_s(p, e, active, t, s, coefficients=c, **cell) for c in choice]
@@ -199,16 +208,17 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     return Timing(parts[0] * loops, parts[1] * np.where(loops > 1, 1, loops))
 
 
-def kernel_variants(machine: Machine, backend: str, phase: Phase) -> tuple[str, ...]:
+def kernel_variants(machine: Machine, backend: str, phase: Phase, kernel: str = "auto", spread: bool = False) -> tuple[str, ...]:
     """Expert kernels that a backend can feed; the engine takes the fastest.
 
-    Low-latency dispatch feeds a masked kernel, DeepEP normal a contiguous one, every other path the engine's fused
-    one; prefill after an all-gather, which no CUDA graph captures, may choose the contiguous one too. Some engines have but
-    the fused one (`Machine.one_expert_kernel`).
+    kernel : of EXPERT_KERNELS; spread : whether attention-DP ranks feed it. Low-latency dispatch feeds a masked kernel, DeepEP
+    normal a contiguous one, every other path the engine's fused one; prefill after an all-gather, which no CUDA graph captures,
+    may choose the contiguous one too. Some engines run the one that they are told to (`Machine.chosen_expert_kernel`).
     """
     dtype = machine.dtype("experts")
-    if machine.one_expert_kernel:
-        return (dtype,)
+    if machine.chooses_expert_kernel:
+        variant = machine.chosen_expert_kernel(kernel, spread and phase == "decode")
+        return (variant if machine.calibration.has("grouped_gemm", variant) else dtype,)
     exchange = BY_NAME[backend]
     wanted: tuple[str, ...] = (dtype,)
     if exchange.expert_kernel != "fused":
@@ -228,25 +238,26 @@ def _entering_tokens(moe: MoeSpec, rows: Rows, total: Floats, pairs: Floats) -> 
     return as_floats(np.where(gathered, total, np.where(copied, pairs, total * hit)))
 
 
-def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: Floats, direction: str) -> Timing:
+def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: Floats, direction: str, phase: Phase) -> Timing:
+    """Tokens on their way to the experts, or what becomes of them on their way back."""
     links = machine.links
-    info = machine.dtype_info(direction)
-    element = info.activation_bytes
     hidden = moe.routed_hidden(machine.model.hidden)
-    token_bytes = payload_bytes(hidden, element, moe.top_k) if direction == "dispatch" else hidden * element
+    elements = _element_bytes(machine, rows, direction, phase)
     parts = [np.zeros(len(rows)), np.zeros(len(rows))]
-    for kind in np.unique(rows.backend):
+    for kind, element in sorted({*zip(rows.backend.tolist(), elements.tolist(), strict=True)}):
         backend = BACKENDS[kind]
         if backend == "none":
             continue
-        mask = rows.backend == kind
+        mask = (rows.backend == kind) & (elements == element)
+        token_bytes = payload_bytes(hidden, element, moe.top_k) if direction == "dispatch" else hidden * element
         coefficients = machine.coefficients("dispatch", f"{backend}.{direction}", DispatchCoefficients)
 
         def distinct(
-            t: Floats, n: Floats, r: Floats, e: Floats, shuffled: Floats, b: str = backend, c: DispatchCoefficients = coefficients
-        ) -> tuple[Floats, Floats]:
+            t: Floats, n: Floats, r: Floats, e: Floats, shuffled: Floats,
+            b: str = backend, c: DispatchCoefficients = coefficients, each: float = token_bytes,
+        ) -> tuple[Floats, Floats]:  # fmt: skip
             moved = volumes(
-                b, t, n, token_bytes=token_bytes, top_k=moe.top_k, groups=moe.groups,
+                b, t, n, token_bytes=each, top_k=moe.top_k, groups=moe.groups,
                 top_k_groups=moe.top_k_groups, contiguous=shuffled == 0, links=links,
             )  # fmt: skip
             return transfer_time_s(moved, n, e, r, links=links, coefficients=c), transfer_bound_s(moved, links)
@@ -257,6 +268,17 @@ def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio:
         for part, value in zip(parts, evaluate_distinct(distinct, *inputs), strict=True):
             part[mask] = value
     return Timing(parts[0], parts[1])
+
+
+def _element_bytes(machine: Machine, rows: Rows, direction: str, phase: Phase) -> Floats:
+    """Bytes of an element that travels: of the recipe's dtype, but whole BF16 where the expert kernel quantises by itself."""
+    stored = np.full(len(rows), float(machine.dtype_info(direction).activation_bytes))
+    if direction != "dispatch" or not machine.chooses_expert_kernel:
+        return stored
+    own = (rows.dp > 1) & (phase == "decode")
+    found = [machine.chosen_expert_kernel(EXPERT_KERNELS[k], s) for k, s in zip(rows.expert_kernel, own, strict=True)]
+    whole = np.array([variant.endswith(QUANTISES_AFTERWARDS) for variant in found])
+    return as_floats(np.where(whole, float(DTYPES["bf16"].activation_bytes), stored))
 
 
 def _rebalance(machine: Machine, rows: Rows) -> Timing:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cost_models.arrays import Floats, Ints
 from cost_models.dispatch import BACKENDS
+from cost_models.expert_kernels import EXPERT_KERNELS
 from cost_models.overlap import OVERLAPS
 
 NO_GRAPH = 0
@@ -32,6 +33,8 @@ class Rows:
     redundant_experts: Ints
     backend: Ints
     """Code into dispatch.BACKENDS."""
+    expert_kernel: Ints
+    """Code into expert_kernels.EXPERT_KERNELS."""
     overlap: Ints
     """Code into overlap.OVERLAPS."""
     eplb: Ints
@@ -132,6 +135,7 @@ DEFAULTS: dict[str, ArrayLike] = {
     "drafts": 0,
     "redundant_experts": 0,
     "backend": BACKENDS.index("none"),
+    "expert_kernel": EXPERT_KERNELS.index("auto"),
     "overlap": OVERLAPS.index("none"),
     "eplb": 0,
     "eplb_window_steps": 1000,

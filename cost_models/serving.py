@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike
 from cost_models.all_to_all.registry import ALL_TO_ALL
 from cost_models.arrays import Floats, as_floats
 from cost_models.dispatch import BACKENDS
+from cost_models.expert_kernels import EXPERT_KERNELS, taken_kernel
+from cost_models.machine import Machine
 from cost_models.operators import Timing
 from cost_models.prefill import PrefillCost
 from cost_models.rows import Rows
@@ -93,6 +95,15 @@ def prefill_kernels(rows: Rows) -> Rows:
     """Rows with the all-to-all that they prefill with: DeepEP's low-latency kernels are for decode, the normal ones step in."""
     instead = [BACKENDS.index(backend.prefills_as or backend.name) for backend in ALL_TO_ALL]
     return rows.replace(backend=np.array(instead)[rows.backend])
+
+
+def joined_kernels(machine: Machine, rows: Rows) -> Rows:
+    """Rows of an aggregated engine, which was told one expert kernel: its prompts run the one that its decode steps take."""
+    if not machine.chooses_expert_kernel or machine.model.moe is None:
+        return rows
+    taken = taken_kernel(machine.hardware.gpu.architecture, machine.dtype("experts"), True) or "auto"
+    unsaid = (rows.expert_kernel == EXPERT_KERNELS.index("auto")) & (rows.dp > 1)
+    return rows.replace(expert_kernel=np.where(unsaid, EXPERT_KERNELS.index(taken), rows.expert_kernel))
 
 
 def core_s(operators: dict[str, Timing], rows: int) -> Floats:

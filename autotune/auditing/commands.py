@@ -20,12 +20,19 @@ from autotune.auditing.naming import served_model, served_precision
 from autotune.auditing.options import Command, engine_for, split_options, whole_number
 from autotune.auditing.shell import find_command
 from autotune.auditing.sizing import pool_of_command, servers_of
-from autotune.auditing.trtllm_sizing import FREE_FRACTION, USUAL_TOKENS, pool_of_settings, refused_prompts, unpriced_backend
+from autotune.auditing.trtllm_sizing import (
+    FREE_FRACTION,
+    USUAL_TOKENS,
+    pool_of_settings,
+    refused_prompts,
+    unpriced_backend,
+    unpriced_kernel,
+)
 from autotune.auditing.unmodelled import Unmodelled, harmless, unmodelled
 from autotune.documents.deployment import Deployment, Load, PoolRole
 from autotune.errors import ProblemError
 from autotune.exporters.vllm import KV_ROLES
-from autotune.resolving import choose_recipe, resolve_calibration
+from autotune.resolving import choose_recipe, resolve_calibration, resolve_recipe
 from cost_models.catalog import load_hardware, load_recipe, validated
 from search_spaces.schema import Knob, Value
 
@@ -114,7 +121,9 @@ def read_command(
     if own is None and command.text("cache_transceiver_config.backend"):
         remarks.append("it hands caches over, but nothing says which side of a pair it is: judged as an engine that does both")
     if engine.command_line == "trtllm":
-        pool = pool_of_settings(command, flags, phase, spec, size, machine, calibration)
+        experts = resolve_recipe(recipe, spec).on(machine.gpu.architecture).experts
+        pool = pool_of_settings(command, flags, phase, spec, size, machine, calibration, experts)
+        strange += [Unmodelled(*found) for found in unpriced_kernel(pool, machine, calibration, experts)]
         strange += [Unmodelled(*found) for found in unpriced_backend(command, flags, pool, spec, machine)]
     else:
         pool = pool_of_command(command, flags, phase, spec, size, machine.gpu.hbm_visible_bytes.value)

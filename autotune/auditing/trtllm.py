@@ -364,6 +364,6 @@ def _forced(environment: Mapping[str, str], engine: EngineSpec, version: str) ->
 def _said_aside(options: Mapping[str, str | None]) -> Iterator[str]:
     """What the engine decides by itself, and what a command leaves open."""
     if options.get("moe_config.backend") in (None, "AUTO"):
-        yield "moe_config.backend is left to TensorRT-LLM, which takes one by model and hardware; the fastest known is priced"
+        yield "moe_config.backend is left to TensorRT-LLM, which takes one by model, release and hardware; that one is priced"
     if options.get("cuda_graph_config") != "null" and options.get("cuda_graph_config.enable_padding") in (None, "false"):
         yield "without cuda_graph_config.enable_padding only steps of exactly a captured size run as graphs; all are priced so"

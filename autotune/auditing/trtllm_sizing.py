@@ -9,10 +9,11 @@ from autotune.auditing.options import Command, whole_number
 from autotune.documents.deployment import PoolRole
 from autotune.errors import ProblemError
 from cost_models.calibration import Calibration
+from cost_models.expert_kernels import own_kernel, priced_instead
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.effects import Part
-from search_spaces.schema import Choice, Value
+from search_spaces.schema import Choice, Value, version_key
 
 USUAL_SEQUENCES, USUAL_TOKENS = 2048, 8192
 """max_batch_size and max_num_tokens where nothing is said (builder.py BuildConfig, 1.3.0rc3)."""
@@ -22,6 +23,8 @@ FREE_FRACTION = 0.9
 """Of what weights and a step leave, kept for caches where nothing is said (commands/serve.py, 1.3.0rc3)."""
 ON = ("true", "1", "yes", "on")
 BALANCER = "moe_config.load_balancer"
+TELLS_BLOCKS = (1, 3)
+"""First version that takes another expert kernel by itself for FP8 in blocks."""
 
 
 def pool_of_settings(
@@ -32,11 +35,13 @@ def pool_of_settings(
     size: int | None,
     machine: HardwareSpec,
     calibration: Calibration,
+    experts: str,
 ) -> dict[str, Any]:
     """Fields of the pool that a command starts.
 
     flags : engine knobs that it sets, to which it adds; size : sequences or tokens per attention-DP rank where the command leaves
-    them open; calibration : decides which all-to-alls have a price. Raises ProblemError for what is no layout.
+    them open; calibration : decides which all-to-alls have a price; experts : dtype of the routed experts. Raises ProblemError
+    for what is no layout.
     """
     layout = layout_of(command)
     drafts = drafts_of(command) if model.mtp_layers and phase != "prefill" else 0
@@ -44,7 +49,7 @@ def pool_of_settings(
         flags["draft_tokens"] = drafts
     pool: dict[str, Any] = {**layout, "draft_tokens": drafts, "flags": flags, **graphs_of(command, phase, drafts)}
     if model.moe is not None:
-        pool |= balance_of(command, model.moe.experts)
+        pool |= {**balance_of(command, model.moe.experts), "expert_kernel": kernel_of(command, flags, machine, experts)}
     if layout["dp"] > 1 and model.moe is not None:  # experts that are cut, not spread, are gathered for too
         taken, gathered = alltoall_of(command, flags, layout, model, machine)
         priced = taken if calibration.has("dispatch", f"{taken.model}.dispatch") else gathered
@@ -101,6 +106,28 @@ def balance_of(command: Command, experts: int) -> dict[str, Any]:
     if slots < experts:
         raise ProblemError(f"{BALANCER}.num_slots {slots}: the model has {experts} experts, each of which needs a slot")
     return {"redundant_experts": slots - experts, "expert_balance": {"kind": "static"}}
+
+
+def kernel_of(command: Command, flags: Mapping[str, Value], machine: HardwareSpec, experts: str) -> str:
+    """Expert kernel that the command says, or that the engine takes where it says none, by name of the cost models."""
+    knob = command.engine.knob("moe_backend")
+    choices = knob.choices_in(command.version) if knob else ()
+    said = next((choice.model for choice in choices if choice.value == flags.get("moe_backend")), None)
+    if said not in (None, "auto"):
+        return str(said)
+    if said is None and flags.get("moe_backend"):  # no product's kernel, which `check` names
+        return "auto"
+    tells_blocks = version_key(command.version) >= TELLS_BLOCKS
+    return own_kernel(machine.gpu.architecture, experts, tells_blocks)
+
+
+def unpriced_kernel(
+    pool: Mapping[str, Any], machine: HardwareSpec, calibration: Calibration, experts: str
+) -> Iterator[tuple[str, str, tuple[Part, ...]]]:
+    """The expert kernel that the engine takes, where another was priced in its place."""
+    kernel = pool.get("expert_kernel", "auto")
+    if instead := priced_instead(machine.gpu.architecture, experts, kernel, calibration):
+        yield f"expert kernel {kernel}", f"not measured on {machine.gpu.name}: {instead} was priced", ("speed",)
 
 
 def alltoall_of(

@@ -33,6 +33,9 @@ MLA_QK, MLA_V = 192, 128
 MASKED = ".masked"
 CONTIGUOUS = ".contiguous"
 """Suffixes of expert dtypes: the kernels that DeepEP low-latency and DeepEP normal feed."""
+CUTLASS = ".cutlass"
+DEEPGEMM = ".deepgemm"
+"""Suffixes of expert dtypes: the kernels that an engine takes when it is told to (cost_models.expert_kernels)."""
 FP8_DECODE_ATTENTION = ("blackwell",)
 """Architectures whose decode kernels compute in FP8 when the cache is FP8."""
 
@@ -59,7 +62,7 @@ class Operator:
 
 
 def _gemm_shape(dtype: str, hardware: HardwareSpec) -> dict[str, Any]:
-    stored = dtype.removesuffix(MASKED).removesuffix(CONTIGUOUS)
+    stored = dtype.partition(".")[0]
     if stored not in DTYPES:
         raise FitError(f"dtype {dtype} is not modelled; known: {', '.join(sorted(DTYPES))}")
     info = DTYPES[stored]

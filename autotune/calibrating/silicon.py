@@ -84,8 +84,8 @@ PUBLISHED_AS = {"aiconfigurator_core": "aiconfigurator-core", "aisimulate_core":
 def sources(engine: str, gpu: str) -> tuple[SiliconSource, ...]:
     """Which table is read for which operator of an engine.
 
-    Experts: on Blackwell all three run TRTLLM-gen kernels; vLLM's table has a third of the rows, TensorRT-LLM's FP8
-    rows time DeepGEMM, whose cost per local expert (0.4 us x 256) exceeds whole layers of measured TP runs. MLA: vLLM
+    Experts: on Blackwell all three run TRTLLM-gen kernels, of which vLLM's table has a third of the rows and TensorRT-LLM's
+    none by that name; its CUTLASS and DeepGEMM rows are kernels of their own, which `moe_config.backend` chooses. MLA: vLLM
     has no kernel tables, and SGLang's on Hopper time the absorbed path in prefill and a fallback kernel with FP8.
     Block-scaled FP8 GEMMs of vLLM carry an eager launch. Collectives over several trays: `_across_nodes`.
     """
@@ -100,6 +100,8 @@ def sources(engine: str, gpu: str) -> tuple[SiliconSource, ...]:
         borrowed.append(SiliconSource("gemm", "gemm_perf.parquet", kernels.block_gemm, owner="trtllm"))
     if engine == "sglang" and not blackwell:
         borrowed.append(SiliconSource("mla", "generation_mla_perf.parquet", kernels.fp8_mla_decode, owner="trtllm"))
+    if engine == "trtllm" and blackwell:
+        borrowed.append(SiliconSource("moe", "moe_perf.parquet", kernels.chosen_experts))
     if gpu in RACKS:
         borrowed += _across_nodes(engine)
     newer = (NVFP4_GEMM,) if blackwell else ()

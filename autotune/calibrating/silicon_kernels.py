@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.calibrating.operators import CONTIGUOUS, MASKED
+from autotune.calibrating.operators import CONTIGUOUS, CUTLASS, DEEPGEMM, MASKED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +49,8 @@ INT4_LAYERS = ((7168, 2048, 384, 8),)
 MOE_DTYPES = {**DTYPES, INT4: "int4_g32", "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4_mxfp8"}
 MOE_SHAPES = {**dict.fromkeys(DTYPES, MOE_LAYERS), **dict.fromkeys(("w4a16_mxfp4", "w4a8_mxfp4_mxfp8"), GPT_OSS_LAYERS)}
 """dtype -> the layers read for it: those of models that are served in it."""
+CHOSEN_KERNELS = {"moe_torch_flow_cutlass": CUTLASS, "deepgemm": DEEPGEMM}
+"""Sources of TensorRT-LLM's expert rows -> suffix of the dtype."""
 MOE_MAX_TOKENS = 16384
 MOE_MAX_EP = 8
 LOAD_DRAWS = 12
@@ -244,12 +246,24 @@ def expert_rows(raw: pd.DataFrame, _engine: str) -> TableRows:
     return _power_law_experts(raw, MOE_SHAPES)
 
 
+def chosen_experts(raw: pd.DataFrame, _engine: str) -> TableRows:
+    """Experts as TensorRT-LLM runs them on Blackwell where `moe_config.backend` asks for CUTLASS or DeepGEMM.
+
+    The variant is named after the kernel (`nvfp4.cutlass`); rows of gated layers only, power-law loads as `expert_rows`.
+    """
+    chosen = raw.kernel_source.isin(CHOSEN_KERNELS)
+    kept = raw[chosen]
+    rows, dropped = _power_law_experts(kept.assign(kernel=kept.kernel_source.map(CHOSEN_KERNELS)), MOE_SHAPES)
+    return rows, {**dropped, "moe: other kernels": int((~chosen).sum())}
+
+
 def int4_experts(raw: pd.DataFrame, _engine: str) -> TableRows:
     """Experts with INT4 weights in groups of 32 and BF16 activations (Marlin)."""
     return _power_law_experts(raw[raw.moe_dtype == INT4], {INT4: INT4_LAYERS})
 
 
 def _power_law_experts(raw: pd.DataFrame, shapes: Mapping[str, tuple[tuple[int, int, int, int], ...]]) -> TableRows:
+    """Rows of the layers given; a column `kernel` is the suffix of the dtype."""
     shape = np.logical_or.reduce([_is_layer(raw, dtype, layer) for dtype, layers in shapes.items() for layer in layers])
     power = raw.distribution.str.startswith("power_law")
     small = (raw.num_tokens <= MOE_MAX_TOKENS) & (raw.moe_ep_size <= MOE_MAX_EP)
@@ -268,10 +282,10 @@ def _power_law_experts(raw: pd.DataFrame, shapes: Mapping[str, tuple[tuple[int, 
     loads = [cache[key] for key in draws]
     pairs, active = [load.pairs for load in loads], [load.active_experts for load in loads]
     loaded = kept.assign(pairs=pairs, active_experts=active, input_tokens=kept.num_tokens)
-    return _expert_rows(loaded, "", dropped)
+    return _expert_rows(loaded, loaded.get("kernel", ""), dropped)
 
 
-def _expert_rows(loaded: pd.DataFrame, kernel: str, dropped: dict[str, int]) -> TableRows:
+def _expert_rows(loaded: pd.DataFrame, kernel: str | pd.Series, dropped: dict[str, int]) -> TableRows:
     """Raw rows with their loads (pairs, active_experts, input_tokens) -> timing rows; kernel : suffix of the dtype."""
     rows = loaded.assign(
         operator="grouped_gemm",

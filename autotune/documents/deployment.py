@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cost_models.dispatch import BackendName
+from cost_models.expert_kernels import ExpertKernelName
 from cost_models.overlap import OverlapName
 from cost_models.specs.base import Spec
 from cost_models.specs.bounds import MOST_LAYERS
@@ -129,6 +130,9 @@ class Pool(Spec):
     rank takes in one step at most; 0 no limit but its tokens."""
     redundant_experts: int = Field(default=0, ge=0, le=MAX_REDUNDANT)
     all2all_backend: BackendName = "none"
+    expert_kernel: ExpertKernelName = "auto"
+    """Kernel of the routed experts, where the engine is told one (TensorRT-LLM's moe_config.backend); auto: the one that its
+    public recipes choose for the GPU, the dtype and the layout."""
     overlap: OverlapName = "none"
     expert_balance: ExpertBalance = ExpertBalance()
     draft_tokens: int = Field(default=0, ge=0, le=16)

@@ -16,6 +16,7 @@ import numpy as np
 
 from autotune.documents.deployment import Pool, PoolRole
 from cost_models.dispatch import BACKENDS
+from cost_models.expert_kernels import EXPERT_KERNELS
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import DEFAULTS, NO_GRAPH, UNLIMITED, Rows
 
@@ -92,6 +93,7 @@ COLUMNS = (
     Column("redundant_experts", "redundant_experts", knobs=("redundant_experts",), enumerated=True),
     Column("eplb", "expert_balance.kind", BALANCED, knobs=("enable_eplb",), enumerated=True),
     Column("backend", "all2all_backend", coded(BACKENDS), knobs=("all2all_backend",), enumerated=True),
+    Column("expert_kernel", "expert_kernel", coded(EXPERT_KERNELS), knobs=("moe_backend",)),
     Column("overlap", "overlap", coded(OVERLAPS), knobs=("enable_dbo", "enable_sbo"), enumerated=True),
     Column("graph_tokens", "cuda_graph_tokens", OR_UNLIMITED, knobs=("cudagraph_max_tokens",), steps=("decode",),
            enumerated=True),

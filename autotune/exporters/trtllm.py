@@ -30,6 +30,7 @@ from autotune.exporters.lengths import Lengths
 from autotune.exporters.quoting import Shell
 from autotune.exporters.settings import Where, settings_of
 from autotune.predicting.step import memory_limit_bytes, predict, resolve
+from cost_models.expert_kernels import taken_kernel
 from cost_models.specs.model import ModelSpec
 from search_spaces.rules import Subject, written
 from search_spaces.spelling import spelled
@@ -41,16 +42,6 @@ SHORT_PROMPTS = 4
 """Prompts that a prefill step may hold, over those of mean length that fill it: a quarter of the mean is short."""
 SMALL_GRAPHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Sequences of the graphs that are captured, up to a pool's batch; steps between two of them are padded."""
-MOE_BACKENDS: dict[tuple[str, str], tuple[str, str]] = {
-    ("hopper", "fp8_block"): ("CUTLASS", "CUTLASS"),
-    ("hopper", "fp8_tensor"): ("CUTLASS", "CUTLASS"),
-    ("hopper", "bf16"): ("CUTLASS", "CUTLASS"),
-    ("blackwell", "bf16"): ("CUTLASS", "CUTLASS"),
-    ("blackwell", "fp8_block"): ("TRTLLM", "DEEPGEMM"),
-    ("blackwell", "nvfp4"): ("TRTLLM", "CUTLASS"),
-}
-"""(architecture, dtype of the experts) -> kernels (of prompts or tensor-parallel attention, of attention-DP decoding), as
-most of the 330 public recipes of NVIDIA/srt-slurm choose them (recipes/trtllm, August 2026); others are left to the engine."""
 
 
 def trtllm_processes(deployment: Deployment, subject: Subject, lengths: Lengths) -> list[Process]:
@@ -156,13 +147,22 @@ def _graphs(pool: Pool, sequences: int) -> dict[str, Any]:
 
 def _experts(pool: Pool, subject: Subject) -> dict[str, Any]:
     """Kernels of the experts, and slots for copies of some."""
-    kernels = MOE_BACKENDS.get((subject.hardware.gpu.architecture, subject.experts))
-    own = pool.dp > 1 and subject.role != "prefill"
-    found: dict[str, Any] = {"backend": kernels[int(own)]} if kernels else {}
+    kernel = _kernel(pool, subject)
+    found: dict[str, Any] = {"backend": kernel} if kernel else {}
     moe = subject.model.moe
     if moe is not None and (pool.redundant_experts or mapped(pool)):
         found["load_balancer"] = {"num_slots": moe.experts + pool.redundant_experts, "layer_updates_per_iter": 0}
     return found
+
+
+def _kernel(pool: Pool, subject: Subject) -> str | None:
+    """The version's name of the expert kernel that the plan was priced with; none where it is left to the engine."""
+    own = pool.dp > 1 and subject.role != "prefill"
+    name = pool.expert_kernel
+    taken = taken_kernel(subject.hardware.gpu.architecture, subject.experts, own) if name == "auto" else name
+    knob = subject.engine.knob("moe_backend")
+    choices = knob.choices_in(subject.version) if knob else ()
+    return next((choice.value for choice in choices if choice.model == taken), None)
 
 
 def mapped(pool: Pool) -> bool:

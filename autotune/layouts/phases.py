@@ -13,7 +13,15 @@ from cost_models.machine import Machine
 from cost_models.memory import Memory, decode_memory, prefill_memory
 from cost_models.prefill import prefill_step
 from cost_models.rows import NO_GRAPH, Rows
-from cost_models.serving import ServiceCoefficients, core_s, interrupted_step_s, joined_s, prefill_kernels, prompt_step
+from cost_models.serving import (
+    ServiceCoefficients,
+    core_s,
+    interrupted_step_s,
+    joined_kernels,
+    joined_s,
+    prefill_kernels,
+    prompt_step,
+)
 from cost_models.specs.workload import Workload
 from cost_models.step import StepCost, decode_step
 
@@ -112,7 +120,7 @@ def prompts_add_s(machine: Machine, rows: Rows, workload: Workload, prompts: Flo
     batch = prompts / -np.expm1(-prompts)
     busiest = np.ceil(batch / rows.dp) * prompt
     steps = np.maximum(busiest / budget, 1.0)
-    as_prefill = prefill_rows(rows)
+    as_prefill = joined_kernels(machine, prefill_rows(rows))
     own, shared = (
         prompt_step(prefill_step(machine, as_prefill.replace(batched_tokens=_tokens(t / steps + beside)), workload))
         for t in (busiest, batch * prompt / rows.dp)

@@ -13,6 +13,7 @@ from autotune.predicting.layers import layer_predictions
 from autotune.resolving import foreign_dtype, resolve_calibration, resolve_recipe
 from cost_models import catalog
 from cost_models.errors import unknown_name
+from cost_models.expert_kernels import CHOOSES, priced_instead
 from cost_models.machine import Machine
 from cost_models.memory import Memory, decode_memory, prefill_memory
 from cost_models.operators import Timing
@@ -73,8 +74,20 @@ def resolve(deployment: Deployment) -> Resolved:
     machine = Machine(model, hardware, recipe, calibration, deployment.workload.sigma)
     if pool.draft_tokens and deployment.phase == "decode" and not deployment.workload.mtp_acceptance:
         raise ProblemError(f"draft_tokens {pool.draft_tokens} need workload.mtp_acceptance (one rate per draft)")
-    notes = version_notes(engine, deployment.engine.version)
+    notes = (*version_notes(engine, deployment.engine.version), *_kernel_notes(machine, pool))
     return Resolved(machine, pool_rows(pool), deployment.workload, pool, deployment.phase, notes)
+
+
+def _kernel_notes(machine: Machine, pool: Pool) -> tuple[str, ...]:
+    """What a pool's expert kernel is priced with, where it has no timings; raises ProblemError where the engine takes none."""
+    if pool.expert_kernel == "auto" or machine.model.moe is None:
+        return ()
+    if not machine.chooses_expert_kernel:
+        known = ", ".join(CHOOSES)
+        raise ProblemError(f"expert_kernel {pool.expert_kernel}: only {known} is told its expert kernel; leave it auto")
+    gpu, dtype = machine.hardware.gpu, machine.dtype("experts")
+    instead = priced_instead(gpu.architecture, dtype, pool.expert_kernel, machine.calibration)
+    return (f"expert kernel {pool.expert_kernel} was not measured on {gpu.name}: {instead} was priced",) if instead else ()
 
 
 def _check_pool(model: ModelSpec, hardware: HardwareSpec, pool: Pool) -> None:

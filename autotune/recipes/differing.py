@@ -58,6 +58,7 @@ ASPECTS = (
     Aspect("sequences", ("batch_per_dp_rank",), lambda p: f"{n:,}" if (n := sequences_of(p)) else "as many as fit"),
     Aspect("token budget of a rank", ("max_batched_tokens",), lambda p: f"{n:,}" if (n := p.max_batched_tokens) else "its batch"),
     Aspect("all-to-all", ("all2all_backend",), _plain("all2all_backend")),
+    Aspect("expert kernel", ("expert_kernel",), _plain("expert_kernel")),
     Aspect("redundant experts", ("redundant_experts",), _plain("redundant_experts")),
     Aspect("expert balance", ("expert_balance",), lambda p: f"{p.expert_balance.kind}{_more(p.expert_balance)}"),
     Aspect("overlap", ("overlap",), _plain("overlap")),

@@ -20,7 +20,7 @@ from cost_models.kv_transfer import HandoverCoefficients, handover_bytes_s, link
 from cost_models.machine import Machine
 from cost_models.memory import Memory, decode_memory, prefill_memory, state_bytes
 from cost_models.rows import Rows
-from cost_models.serving import ServiceCoefficients, prefill_kernels
+from cost_models.serving import ServiceCoefficients, joined_kernels, prefill_kernels
 from cost_models.specs.workload import Workload
 from search_spaces.loader import load_engine, resolve_version
 
@@ -127,7 +127,9 @@ def _decode_pool(
     top = max(side.budget_tokens, longest) + (most if policy.mixes else 0)
     return PoolModel(
         decode_s=lambda n: table[n] if n <= most else table[most] * n / most,
-        prompt_s=prompt_times(side.machine, side.prefill_rows, prompts, policy, top, c.prefill_switch_s, cores),
+        prompt_s=prompt_times(
+            side.machine, joined_kernels(side.machine, side.prefill_rows), prompts, policy, top, c.prefill_switch_s, cores
+        ),
         workers=workers,
         ranks=pool.dp,
         slots=pool.batch_per_dp_rank or UNLIMITED_SLOTS,

@@ -11,6 +11,12 @@ of its history), not from residuals:
   running requests are no lower than the requests in flight, so they do not bind;
 - TensorRT-LLM aggregated: max_num_tokens is concurrency + isl + 64, rounded up to 64, until 2026-01-21 (commit 64af5a771), then at
   least 8,192; images 1.2.0rc6 and later came after that; attention DP has enable_balance with timeout_iters 60;
+- TensorRT-LLM aggregated until 2025-11-03 (rows without a release): the launch scripts chose EP and attention DP themselves by
+  lengths and requests in flight (dsr1_fp4_b200_trt_slurm.sh, dsr1_fp8_h200_trt_slurm.sh at commit 9596d23d7), which the table, made of
+  what they were called with, does not record;
+- TensorRT-LLM's expert kernels aggregated: its default on Hopper; on Blackwell TRTLLM-gen, but in FP4 CUTLASS from 256 in flight on
+  (8k prompts: above 32), in FP8 DeepGEMM in every run of release 1.1 (until 2026-01-29, commit ec7bafaae), then from 256 in flight on
+  with 1k prompts (dsr1_fp4_b200_trt.sh, dsr1_fp8_b200_trt.sh); disaggregated: its recipe's;
 - disaggregated: layouts, tokens and prompts that a prefill rank takes in a step, decode slots of a rank and polling are those of the
   recipe (deployments.csv, by recipes.py) of the same engine, GPU, precision, lengths, workers and decode layout: the one that
   names the run's concurrency, else the first. Runs of December 2025 are older than the recipes: SGLang ones without a recipe take
@@ -100,15 +106,41 @@ def pool(row: dict[str, str], side: str, role: str, sizes: tuple[int, int, int],
     }
 
 
+def scripted(row: dict[str, str], tp: int, concurrency: int) -> tuple[int, int, int]:
+    """The layout that an old launch script of TensorRT-LLM chose, see above."""
+    isl, osl = int(row["isl"]), int(row["osl"])
+    if row["precision"] == "fp8":
+        own, spread = concurrency > (64 if isl <= 1024 else 32), True
+    else:
+        own = concurrency >= (256 if isl <= 1024 else 33)
+        few = 32 if tp == 4 or isl > 1024 else 8 if osl <= 1024 else 16
+        spread = concurrency > few
+    return (1 if own else tp), (tp if own else 1), (tp if spread else 1)
+
+
+def expert_kernel(row: dict[str, str], concurrency: int) -> str:
+    """What the launch script of an aggregated TensorRT-LLM engine says."""
+    if HARDWARE[row["system"]].endswith(("h100", "h200")):
+        return "auto"
+    short = int(row["isl"]) <= 1024
+    if row["precision"] == "fp4":
+        return "cutlass" if concurrency >= (256 if short else 33) else "trtllm_gen"
+    return "deepgemm" if row["engine_version"].startswith("1.1") or (short and concurrency >= 256) else "trtllm_gen"
+
+
 def aggregated(row: dict[str, str], concurrency: int) -> dict:
     """One engine with the limits of its launch script."""
     side = "d" if row["d_tp"] else "p"
-    one = pool(row, side, "serve", layout(row, side), row["engine"] == "sglang", placed=True)
+    sizes = layout(row, side)
+    if row["engine"] == "trtllm" and not row["engine_version"] and sizes[1:] == (1, 1):
+        sizes = scripted(row, sizes[0], concurrency)
+    one = pool(row, side, "serve", sizes, row["engine"] == "sglang", placed=True)
     gpus, fp8 = one["tp"] * one["dp"], row["precision"] == "fp8"
     if row["engine"] == "sglang":
         one["admission_interval_steps"] = 30 if concurrency >= 16 and not (fp8 and gpus == 4) else 10
         one["max_batched_tokens"] = (16384 if not fp8 else 8192 if gpus == 4 else 32768) // one["dp"]
         return one
+    one["expert_kernel"] = expert_kernel(row, concurrency)
     least = 8192 if row["engine_version"].startswith(AFTER_MAX_TOKENS) else 0
     one["max_batched_tokens"] = max(-(-(concurrency + int(row["isl"]) + 64) // 64) * 64, least)
     if one["dp"] > 1:
@@ -130,6 +162,8 @@ def disaggregated(row: dict[str, str]) -> dict:
         gpus, dp, ep = (int(found[f"{name[0]}_{size}"]) for size in ("gpus", "dp", "ep"))
         placed = found[f"{name[0]}_placed"] == "1"
         pools[name] = pool(row, name[0], name, (gpus // dp, dp, ep), deepep, placed)
+        if not sglang:
+            pools[name]["expert_kernel"] = found[f"{name[0]}_kernel"]
     pools["prefill"] |= {"max_batched_tokens": int(found["prefill_tokens"]), "batch_per_dp_rank": int(found["prefill_prompts"])}
     pools["decode"] |= {"batch_per_dp_rank": int(found["decode_slots"]), "admission_interval_steps": int(found["look_steps"])}
     return pools

@@ -29,9 +29,10 @@ SGLANG = {
     "dp": ("dp-size", "data-parallel-size"),
     "ep": ("ep-size", "expert-parallel-size"),
 }
+KERNELS = {"TRTLLM": "trtllm_gen", "CUTLASS": "cutlass", "DEEPGEMM": "deepgemm", "CUTEDSL": "cutedsl", "WIDEEP": "wideep"}
 TABLE_COLUMNS = (
     "engine,system,precision,isl,osl,concurrency,p_workers,d_workers,p_gpus,d_gpus,p_dp,d_dp,p_ep,d_ep,"
-    "prefill_tokens,prefill_prompts,decode_slots,look_steps,prefill_deepep,p_placed,d_placed,commit,recipe"
+    "prefill_tokens,prefill_prompts,decode_slots,look_steps,prefill_deepep,p_placed,d_placed,p_kernel,d_kernel,commit,recipe"
 ).split(",")
 
 
@@ -110,6 +111,7 @@ def trtllm(prefill: Recipe, decode: Recipe) -> Recipe:
         "prefill_tokens": first(prefill, "max_num_tokens"), "prefill_prompts": first(prefill, "max_batch_size"),
         "decode_slots": first(decode, "max_batch_size"), "look_steps": 1, "prefill_deepep": 0,
         **{f"{side}_placed": int("load_balancer" in (o.get("moe_config") or {})) for side, o in (("p", prefill), ("d", decode))},
+        **{f"{side}_kernel": KERNELS[(o.get("moe_config") or {})["backend"]] for side, o in (("p", prefill), ("d", decode))},
     }  # fmt: skip
 
 

@@ -71,7 +71,7 @@ RULES = (
     Rule(
         name="context_ranks_of_kv_heads",
         says="A sequence's KV cache is shared by no more ranks than hold copies of the same KV head.",
-        source="vllm/config/model.py:1578 verify_with_parallel_config (0.33.0); docs/serving/context_parallel_deployment.md",
+        source="vllm/config/model.py:1578 verify_with_parallel_config (0.33.0); its page on context parallel deployment",
         engines=VLLM,
         broken=_no_copies,
         because=_no_copies_text,

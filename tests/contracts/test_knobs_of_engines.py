@@ -60,7 +60,7 @@ def test_a_knob_is_read_from_what_it_is_spelled_as(name, knob_name):
     text = "" if value is True and spelling.kind == "flag" else str(int(value) if isinstance(value, bool) else value)
     said = f"{option} '{json.dumps({field: value})}'" if field else f"{option} {text}"
     if name == "trtllm":
-        held = {**SETTINGS, **({option: value} if spelling.kind == "flag" and not field else {})}
+        held = {**SETTINGS, **({option: {field: value} if field else value} if spelling.kind == "flag" else {})}
         said = f"--config '{json.dumps(held)}'"
     command = (
         f"{COMMANDS[name]} {said}"

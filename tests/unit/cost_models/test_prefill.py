@@ -153,7 +153,7 @@ def test_gqa_models_prefill_too(model):
 
 @pytest.mark.parametrize("backend", ["allgather_reducescatter", "deepep_normal", "deepep_low_latency", "none"])
 def test_tensorrt_llm_has_one_expert_kernel(backend):
-    """CUTLASS on Hopper; TRTLLM-gen on Blackwell, where its DeepGEMM is a masked one without a table."""
+    """Whatever the all-to-all: TRTLLM-gen on Blackwell with tensor-parallel attention, where it is told nothing else."""
     for phase in ("prefill", "decode"):
         assert kernel_variants(machine(engine="trtllm"), backend, phase) == ("fp8_block",)
         assert kernel_variants(machine("hgx-b200", engine="trtllm"), backend, phase) == ("fp8_block",)

@@ -1,0 +1,69 @@
+"""Kernels that an engine runs routed experts with: which it may be told to take, which it is priced with, and under which name.
+
+TensorRT-LLM has several on Blackwell and takes one by `moe_config.backend`; other engines' are chosen with the all-to-all
+(`moe_layer.kernel_variants`). A calibration holds an architecture's usual kernel under the dtype alone (`grouped_gemm.nvfp4`)
+and every other under the dtype and the kernel (`grouped_gemm.nvfp4.cutlass`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from cost_models.calibration import Calibration
+
+ExpertKernelName = Literal["auto", "trtllm_gen", "cutlass", "deepgemm", "cutedsl", "wideep"]
+EXPERT_KERNELS: tuple[str, ...] = get_args(ExpertKernelName)
+"""Order gives the integer code used in candidate rows. auto: what `taken_kernel` says."""
+CHOOSES = ("trtllm",)
+"""Engines that are told their expert kernel, whatever the all-to-all."""
+TAKEN: dict[tuple[str, str], tuple[str, str]] = {
+    ("hopper", "fp8_block"): ("cutlass", "cutlass"),
+    ("hopper", "fp8"): ("cutlass", "cutlass"),
+    ("hopper", "bf16"): ("cutlass", "cutlass"),
+    ("blackwell", "bf16"): ("cutlass", "cutlass"),
+    ("blackwell", "fp8"): ("cutlass", "cutlass"),
+    ("blackwell", "fp8_block"): ("trtllm_gen", "deepgemm"),
+    ("blackwell", "nvfp4"): ("trtllm_gen", "cutlass"),
+}
+"""(architecture, dtype of the experts) -> TensorRT-LLM's kernels (of prompts or tensor-parallel attention, of attention-DP
+decoding), as most of the 330 public recipes of NVIDIA/srt-slurm choose them (recipes/trtllm, August 2026)."""
+USUAL: dict[str, str] = {"hopper": "cutlass", "blackwell": "trtllm_gen"}
+"""Architecture -> the kernel whose timings stand under the dtype alone."""
+STANDS_IN: dict[str, str] = {"cutedsl": "trtllm_gen", "wideep": "cutlass"}
+"""Kernels without timings -> the one that prices them: CuTe DSL's GEMMs are Blackwell's own with the same fused passes as
+TRTLLM-gen's, WIDEEP calls CUTLASS's (tensorrt_llm/_torch/modules/fused_moe/fused_moe_wide_ep.py)."""
+
+
+def taken_kernel(architecture: str, dtype: str, spread: bool) -> str | None:
+    """The kernel that TensorRT-LLM is written and priced with where nothing is said; None where it is left to the engine.
+
+    spread : whether attention-DP ranks decode.
+    """
+    kernels = TAKEN.get((architecture, dtype))
+    return kernels[int(spread)] if kernels else None
+
+
+def own_kernel(architecture: str, dtype: str, tells_blocks: bool) -> str:
+    """The kernel that TensorRT-LLM takes where it is told none (_torch/model_config.py resolve_moe_backend).
+
+    tells_blocks : whether the release tells FP8 in blocks on Blackwell apart.
+    """
+    if dtype.startswith("mxfp4"):  # gpt-oss: TRTLLM on Blackwell, Triton on Hopper, each priced under the dtype alone
+        return "auto"
+    return "trtllm_gen" if tells_blocks and (architecture, dtype) == ("blackwell", "fp8_block") else "cutlass"
+
+
+def priced_instead(architecture: str, dtype: str, kernel: str, calibration: Calibration) -> str | None:
+    """What stands in for a kernel of TensorRT-LLM that has no timings, in words; None where it has or none is named."""
+    if kernel == "auto":
+        return None
+    variant = kernel_variant(architecture, dtype, kernel)
+    if not calibration.has("grouped_gemm", variant):
+        return f"the usual kernel for {dtype}"
+    return STANDS_IN.get(kernel)
+
+
+def kernel_variant(architecture: str, dtype: str, kernel: str | None) -> str:
+    """Name of the calibration's entry for a kernel of TensorRT-LLM; the dtype alone where none is named."""
+    priced = STANDS_IN.get(kernel or "", kernel)
+    return dtype if priced in (None, USUAL.get(architecture)) else f"{dtype}.{priced}"

@@ -11,8 +11,11 @@ from autotune.documents.problem import DEFAULT_TTFT_S, Problem
 from autotune.errors import ProblemError
 from cost_models import catalog
 from cost_models.calibration import Calibration
-from cost_models.errors import MissingFactError
+from cost_models.drafters import Drafter, drafter_from_config, find_drafter, known_drafters
+from cost_models.errors import InputError, MissingFactError
 from cost_models.machine import Machine
+from cost_models.reading import is_folder, named, parse_json, read_text
+from cost_models.specs.bounds import check_config
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from cost_models.specs.precision import PrecisionRecipe
@@ -109,10 +112,11 @@ def resolve_problem(problem: Problem) -> ResolvedProblem:
     calibration = resolve_calibration(problem.calibration, hardware.gpu.name, engine.calibration_engine)
     recipe = choose_recipe(problem.precision, model, hardware, calibration)
     gpus = problem.gpus or hardware.default_gpus
+    drafter = resolve_drafter(problem.drafter, model)
     _check_sizes(problem, hardware, model, gpus)
     return ResolvedProblem(
         problem=problem,
-        machine=Machine(model, hardware, recipe, calibration, problem.workload.sigma),
+        machine=Machine(model, hardware, recipe, calibration, problem.workload.sigma, drafter),
         engine=engine,
         version=version,
         gpus=gpus,
@@ -209,8 +213,8 @@ def _check_sizes(problem: Problem, hardware: HardwareSpec, model: ModelSpec, gpu
     mean = problem.workload.context_tokens
     if mean > model.max_context_tokens:
         raise ProblemError(f"mean context {mean:,.0f} exceeds the {model.max_context_tokens:,}-token context of {model.name}")
-    if problem.workload.mtp_acceptance and not model.mtp_layers:
-        raise ProblemError(f"{model.name} has no MTP module, so an MTP acceptance makes no sense")
+    if problem.workload.mtp_acceptance and not (model.mtp_layers or problem.drafter):
+        raise ProblemError(f"{model.name} has no MTP module, so an MTP acceptance makes no sense without a drafter (--drafter)")
     if any(not 0 < rate <= 1 for rate in problem.workload.mtp_acceptance):
         raise ProblemError(f"MTP acceptance rates must lie in (0, 1], got {list(problem.workload.mtp_acceptance)}")
 
@@ -287,6 +291,44 @@ def resolve_recipe(choice: str | PrecisionChoice, model: ModelSpec) -> Precision
     recipe = catalog.recipe_of(choice.recipe, model)
     changed = {k: v for k, v in choice.model_dump(exclude={"recipe"}).items() if v is not None}
     return recipe.model_copy(update={**changed, "name": f"{recipe.name}*"} if changed else {})
+
+
+def _there(name: str) -> bool:
+    """Whether a name is that of a file or folder here."""
+    try:
+        named(Path(name))
+    except InputError:
+        return False
+    return True
+
+
+def resolve_drafter(name: str | None, model: ModelSpec, tp: int = 1) -> Drafter | None:
+    """A published drafter by name, or one by the path of its folder or config.json; none where none is named.
+
+    Raises ProblemError for one whose shapes are not at hand, and for one that is not for the model.
+    """
+    if name is None:
+        return None
+    drafter = find_drafter(name)
+    if drafter is None and _there(name):
+        file = Path(name) / "config.json" if is_folder(Path(name)) else Path(name)
+        config = parse_json(read_text(file), str(file), unique=True)
+        if not isinstance(config, dict):
+            raise ProblemError(f"{file}: expected the configuration of a drafter, found {type(config).__name__}")
+        check_config(config, str(file))
+        drafter = drafter_from_config(config, name=name, target=model.name, source=str(file))
+    if drafter is None:
+        known = ", ".join(known_drafters())
+        raise ProblemError(f"drafter {name}: its shapes are not at hand (known: {known}); give the path of its config.json")
+    layers = drafter.layers
+    if layers.hidden != model.hidden or not (drafter.works.own_head or layers.vocab == model.vocab):
+        raise ProblemError(
+            f"drafter {name} (hidden size {layers.hidden:,}, vocabulary {layers.vocab:,}) is not for {model.name} "
+            f"({model.hidden:,}, {model.vocab:,})"
+        )
+    if layers.heads % tp:
+        raise ProblemError(f"tp {tp} does not divide the {layers.heads} attention heads of the drafter {name}")
+    return drafter
 
 
 def resolve_calibration(choice: CalibrationChoice, gpu: str, engine: str) -> Calibration:

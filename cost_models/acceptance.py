@@ -63,20 +63,20 @@ def published_acceptance() -> tuple[AcceptanceCurve, ...]:
     return tuple(AcceptanceCurve.model_validate(entry) for entry in yaml.safe_load(text))
 
 
-def published_rates(model: str, text: str) -> tuple[float, ...]:
-    """Acceptance of each draft of a preset's own module on a kind of text.
+def published_rates(model: str, text: str, drafter: str = OWN_MODULE) -> tuple[float, ...]:
+    """Acceptance of each draft of a preset on a kind of text, by its own module or by a kind of drafter (eagle3, dspark).
 
-    Raises UnsupportedModelError naming what is published for the model, and for curves of drafters that are not priced.
+    Raises UnsupportedModelError naming what is published for the model, and for curves that only drafters of another kind have.
     """
     own = [curve for curve in published_acceptance() if curve.model == model]
     found = [curve for curve in own if curve.text == text]
     for curve in found:
-        if curve.drafter == OWN_MODULE:
+        if curve.drafter == drafter:
             return curve.rates()
     if found:
         raise UnsupportedModelError(
-            f"acceptance '{text}' of {model} was measured with {found[0].drafter}, a drafter of its own weights, which is not "
-            f"modelled: its weights and steps would be left out"
+            f"acceptance '{text}' of {model} was measured with {found[0].drafter}, a drafter of its own weights: name one "
+            f"of that kind with --drafter, or its weights and steps would be left out"
         )
     known = ", ".join(f"{curve.text} ({curve.drafter})" for curve in own) or "none"
     others = ", ".join(sorted({curve.model for curve in published_acceptance() if curve.drafter == OWN_MODULE}))

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from cost_models.balance import REAL_TRAFFIC_SIGMA
 from cost_models.calibration import Calibration, Entry
+from cost_models.drafters import Drafter
 from cost_models.expert_kernels import CHOOSES, kernel_variant, taken_kernel
 from cost_models.links import Links
 from cost_models.specs.hardware import HardwareSpec
@@ -14,6 +15,8 @@ from cost_models.specs.model import ModelSpec
 from cost_models.specs.precision import DTYPES, MX_ARCHITECTURES, DtypeInfo, PrecisionRecipe
 
 C = TypeVar("C")
+MATRIX_FIELDS = ("attention_in", "q_b", "kv_b", "kv_b_expand", "o_proj", "dense_ffn", "lm_head")
+"""Fields of a recipe that a drafter's matrices are stored in."""
 MXFP8_BY_DEFAULT = ("sglang", "trtllm")
 """Engines whose MXFP4 experts take MXFP8 activations unless told otherwise."""
 
@@ -28,6 +31,16 @@ class Machine:
     calibration: Calibration
     popularity_sigma: float = REAL_TRAFFIC_SIGMA
     """How unequal the traffic makes experts: standard deviation of the log of their popularity (Workload.popularity_sigma)."""
+    drafter: Drafter | None = None
+    """With weights of its own; none: drafts come from the model's own module, if any do."""
+
+    @property
+    def drafting(self) -> Machine:
+        """What the drafter's layers are priced on: BF16 weights, a cache of the target's dtype. ValueError without one."""
+        if self.drafter is None:
+            raise ValueError(f"{self.model.name} has no drafter of its own weights")
+        plain = dict.fromkeys(MATRIX_FIELDS, "bf16")
+        return Machine(self.drafter.layers, self.hardware, self.recipe.model_copy(update=plain), self.calibration)
 
     @property
     def links(self) -> Links:

@@ -130,7 +130,8 @@ def _memory(
         "expert weights": expert_bytes(machine, rows) * stages,
         "other weights": _replicated_bytes(machine, rows) * stages + _head_bytes(machine, rows),
         "offloaded weights": -offloaded_bytes(machine, rows) * stages,
-        "mtp weights": np.where(rows.drafts > 0, _mtp_bytes(machine, rows), 0.0),
+        "mtp weights": np.where((rows.drafts > 0) & (machine.drafter is None), _mtp_bytes(machine, rows), 0.0),
+        **({"drafter weights": np.where(rows.drafts > 0, _drafter_bytes(machine, rows), 0.0)} if machine.drafter else {}),
         "kv_cache": held,
         "activations": activations,
         "dispatch buffers": _dispatch_buffer_bytes(machine, rows, tokens, c),
@@ -165,7 +166,12 @@ def state_bytes(machine: Machine, rows: Rows, context_tokens: float) -> Floats:
 
     A prefill rank hands as much over to a decode rank.
     """
-    return as_floats(machine.model.state_bytes(context_tokens, machine.recipe, rows.tp) / rows.pp)
+    held = machine.model.state_bytes(context_tokens, machine.recipe, rows.tp) / rows.pp
+    if machine.drafter is None:
+        return as_floats(held)
+    own = machine.drafting
+    drafter_held = own.model.state_bytes(context_tokens, own.recipe, rows.tp)
+    return as_floats(held + np.where(rows.drafts > 0, drafter_held, 0.0))
 
 
 def _stored_bytes(machine: Machine, matrix: Matrix) -> float:
@@ -274,6 +280,16 @@ def _mtp_bytes(machine: Machine, rows: Rows) -> Floats:
     for matrix in machine.model.mtp_matrices():
         slots = (experts + rows.redundant_experts) / experts / rows.ep / rows.moe_tp if matrix.family == "experts" else 1.0
         total = total + _stored_bytes(machine, matrix) * slots
+    return total
+
+
+def _drafter_bytes(machine: Machine, rows: Rows) -> Floats:
+    """A drafter of its own weights, sharded by TP as its matrices are."""
+    assert machine.drafter is not None
+    total = np.zeros(len(rows))
+    for matrix in machine.drafter.matrices():
+        share = matrix.rank_n(rows.tp) / matrix.n * (matrix.rank_k(rows.tp) / matrix.k)
+        total = total + matrix.parameters * DTYPES["bf16"].weight_bytes * share
     return total
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from cost_models.operators import Timing, head_operators, tp_all_reduce, traffic
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
 from cost_models.specs.workload import Workload
-from cost_models.step import draft_layer, draft_projection, hops
+from cost_models.step import draft_layer, draft_projection, drafter_cache, drafter_input, drafter_layers, hops
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,10 @@ def prefill_step(machine: Machine, rows: Rows, workload: Workload) -> PrefillCos
     finishing = as_floats(batch.sequences / batch.steps)
     head = head_operators(machine, finishing, as_floats(rows.tp), c.sampling_bytes_per_logit)
     operators |= head
-    module = draft_layer(machine.model, layers) + draft_projection(machine, as_floats(batch.tokens)) + head["lm_head"]
-    operators["mtp_drafts"] = module.scaled(np.where(rows.drafts > 0, 1.0, 0.0))
+    drafting = (
+        _drafter_prompt(machine, rows, batch, finishing) if machine.drafter else _module_prompt(machine, layers, batch, head)
+    )
+    operators["mtp_drafts"] = drafting.scaled(np.where(rows.drafts > 0, 1.0, 0.0))
     operators["pipeline_hops"] = hops(machine, rows, batch.tokens)
     operators["host"] = Timing(host_step_s(batch.sequences, rows.dp, c) * rows.pp, np.zeros(len(rows)))
     operators["offload_stall"] = offload_stall(machine, rows, layers)
@@ -103,6 +105,22 @@ def prefill_step(machine: Machine, rows: Rows, workload: Workload) -> PrefillCos
     kinds["host"] = operators["host"].time_s + operators["pipeline_hops"].time_s + operators["offload_stall"].time_s
     rate = batch.tokens * rows.dp * rows.pp / step_s / rows.gpus
     return PrefillCost(operators, kinds, tuple(layers), step_s, step_s * batch.steps, rate)
+
+
+def _module_prompt(machine: Machine, layers: Sequence[Layer], batch: PromptBatch, head: Mapping[str, Timing]) -> Timing:
+    """What the model's own module adds to a prompt: its cache is filled, and a first token is drafted."""
+    return draft_layer(machine.model, layers) + draft_projection(machine, as_floats(batch.tokens)) + head["lm_head"]
+
+
+def _drafter_prompt(machine: Machine, rows: Rows, batch: PromptBatch, finishing: Floats) -> Timing:
+    """What a drafter of its own weights adds to a prompt: a pass over it, or of a block drafter only the keys and values."""
+    drafter, own, tp = machine.drafter, machine.drafting, as_floats(rows.tp)
+    assert drafter is not None
+    found = drafter_input(own, drafter, as_floats(batch.tokens), tp)
+    if drafter.works.whole_block:
+        return found + drafter_cache(own, as_floats(batch.tokens), tp)
+    passed = drafter_layers(own, _layers(own, rows.replace(overlap=OVERLAPS.index("none")), batch))
+    return found + passed + head_operators(own, finishing, tp, 0.0)["lm_head"]
 
 
 def _layers(machine: Machine, rows: Rows, batch: PromptBatch) -> list[Layer]:

@@ -10,10 +10,11 @@ import numpy as np
 from cost_models.arrays import Floats, as_floats, ceil_div
 from cost_models.attention.base import AttentionKind
 from cost_models.collectives import pipeline_hop_time_s
+from cost_models.drafters import Drafter
 from cost_models.host import HostCoefficients, host_step_s, output_processing_s
 from cost_models.layers import Layer, offload_stall, priced_layers, whole_model
 from cost_models.machine import Machine
-from cost_models.operators import Timing, attention_operators, head_operators, matrix_gemm
+from cost_models.operators import Timing, attention_operators, gemm, head_operators, matrix_gemm
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
 from cost_models.specs.matrix import Matrix
@@ -57,7 +58,8 @@ def decode_step(machine: Machine, rows: Rows, context_tokens: float, mtp_accepta
     tokens = in_flight * (1 + rows.drafts)
     head = head_operators(machine, as_floats(tokens), as_floats(rows.tp), c.sampling_bytes_per_logit)
     operators |= head
-    operators["mtp_drafts"] = _draft_chain(machine, rows, layers, in_flight, context_tokens)
+    drafting = _drafter_passes if machine.drafter else _draft_chain
+    operators["mtp_drafts"] = drafting(machine, rows, layers, in_flight, context_tokens)
     operators["pipeline_hops"] = hops(machine, rows, tokens)
     operators["host"] = Timing(host_step_s(in_flight, rows.dp, c) * rows.pp, np.zeros(len(rows)))
     operators["offload_stall"] = offload_stall(machine, rows, layers)
@@ -106,6 +108,63 @@ def _draft_chain(machine: Machine, rows: Rows, layers: Sequence[Layer], in_fligh
     head = head_operators(machine, as_floats(in_flight), as_floats(rows.tp), 0.0)["lm_head"]
     on = np.where(drafts > 0, 1.0, 0.0)
     return first.scaled(on) + later.scaled(np.maximum(drafts - 1, 0)) + head.scaled(drafts)
+
+
+def _drafter_passes(machine: Machine, rows: Rows, layers: Sequence[Layer], in_flight: Floats, context: float) -> Timing:  # noqa: ARG001
+    r"""Drafting by a model of its own weights (drafters.py), on the last pipeline stage.
+
+    .. math::
+        t_{chain} = F(b(1+d)) + L(b, 1+d) + (d-1) L(b, 1) + d\,H(b), \quad
+        t_{block} = F(b(1+d)) + K(b(1+d)) + L(b, 1+d) + H(b d) + d\,M(b)
+
+    F fuses hidden states of the b (1 + d) tokens just verified, L(b, q) are the layers over q tokens of b sequences, K writes the
+    keys and values of verified tokens into the block drafter's cache, H is the head, M corrects one draft by the one before.
+    """
+    drafts, drafter = as_floats(rows.drafts), machine.drafter
+    if drafter is None or not drafts.any():
+        return Timing(np.zeros(len(rows)), np.zeros(len(rows)))
+    own, plain = machine.drafting, rows.replace(overlap=OVERLAPS.index("none"))
+    verified, tp = in_flight * (1 + drafts), as_floats(rows.tp)
+    on = np.where(drafts > 0, 1.0, 0.0)
+    found = drafter_layers(own, _layers(own, plain, in_flight, context)) + drafter_input(own, drafter, verified, tp)
+    if not drafter.works.whole_block:
+        one = drafter_layers(own, _layers(own, plain.replace(drafts=0), in_flight, context))
+        one = one + _embedding_input(own, drafter, in_flight, tp)
+        head = head_operators(own, as_floats(in_flight), tp, 0.0)["lm_head"]
+        return (found + _embedding_input(own, drafter, verified, tp)).scaled(on) + one.scaled(drafts - on) + head.scaled(drafts)
+    head = head_operators(own, as_floats(np.maximum(in_flight * drafts, 1.0)), tp, 0.0)["lm_head"]
+    found = found + drafter_cache(own, verified, tp) + head
+    if drafter.correction is not None:
+        correction = Timing(*matrix_gemm(own, drafter.correction, as_floats(in_flight), tp))
+        return found.scaled(on) + correction.scaled(drafts)
+    return found.scaled(on)
+
+
+def drafter_layers(own: Machine, layers: Sequence[Layer]) -> Timing:
+    """One pass through all layers of a drafter. layers : one of each of its groups."""
+    zero = np.zeros(len(layers[0].time_s))
+    total = Timing(zero, zero)
+    for group, layer in zip(own.model.groups, layers, strict=True):
+        bound_s = sum((t.bound_s for t in layer.operators.values()), zero)
+        total = total + Timing(layer.time_s, bound_s).scaled(zero + group.count)
+    return total
+
+
+def drafter_input(own: Machine, drafter: Drafter, tokens: Floats, tp: Floats) -> Timing:
+    """Hidden states of several layers of the target, fused to the drafter's width."""
+    return Timing(*matrix_gemm(own, drafter.fuse, as_floats(tokens), tp))
+
+
+def _embedding_input(own: Machine, drafter: Drafter, tokens: Floats, tp: Floats) -> Timing:
+    matrix = drafter.embedding_input
+    return Timing(*matrix_gemm(own, matrix, as_floats(tokens), tp)) if matrix else Timing(np.zeros(len(tp)), np.zeros(len(tp)))
+
+
+def drafter_cache(own: Machine, tokens: Floats, tp: Floats) -> Timing:
+    """Keys and values (or latents) of tokens in all layers of a block drafter, from their fused hidden states."""
+    plain = own.recipe.model_copy(update={"kv_cache": "bf16"})
+    columns = own.model.state_bytes(1.0, plain, tp) / 2.0
+    return Timing(*gemm(own, own.dtype("attention_in"), as_floats(tokens), as_floats(columns), own.model.hidden))
 
 
 def draft_projection(machine: Machine, tokens: Floats) -> Timing:

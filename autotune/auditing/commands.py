@@ -33,7 +33,9 @@ from autotune.documents.deployment import Deployment, Load, PoolRole
 from autotune.errors import ProblemError
 from autotune.exporters.vllm import KV_ROLES
 from autotune.resolving import choose_recipe, resolve_calibration, resolve_recipe
+from cost_models.acceptance import AcceptanceCurve, published_acceptance
 from cost_models.catalog import load_hardware, load_recipe, validated
+from cost_models.drafters import find_drafter
 from search_spaces.schema import Knob, Value
 
 ROLE_OF_OPTION: dict[str, PoolRole] = {
@@ -138,7 +140,14 @@ def read_command(
         "pools": {phase: pool},
         "load": load if phase == "serve" else None,
     }
-    if pool["draft_tokens"] and not mtp_acceptance:
+    curve = _measured_acceptance(pool.get("drafter"))
+    if pool["draft_tokens"] and not mtp_acceptance and curve:
+        document["workload"]["mtp_acceptance"] = curve.rates()
+        remarks.append(
+            f"draft acceptance is that of {curve.model} with {curve.drafter} on {curve.text} text (InferenceX {curve.file}), "
+            "other text accepts less (--mtp-acceptance)"
+        )
+    elif pool["draft_tokens"] and not mtp_acceptance:
         document["workload"]["mtp_acceptance"] = (ASSUMED_ACCEPTANCE,)
         remarks.append(f"draft acceptance assumed to be {ASSUMED_ACCEPTANCE:.0%} per draft (--mtp-acceptance)")
     deployment = validated(Deployment, document, "the command")
@@ -157,6 +166,13 @@ def read_command(
         command=command,
     )
     return found if indivisible(deployment) else _sized(found, command, flags, size)  # nothing to price: the verdict says so
+
+
+def _measured_acceptance(drafter: str | None) -> AcceptanceCurve | None:
+    """The first published curve of a drafter's kind on its model; none for the model's own module, whose text is asked for."""
+    found = find_drafter(drafter) if drafter else None
+    curves = published_acceptance() if found else ()
+    return next((c for c in curves if found and (c.model, c.drafter) == (found.target, found.kind)), None)
 
 
 def _sized(found: ReadCommand, command: Command, flags: dict[str, Value], size: int | None) -> ReadCommand:

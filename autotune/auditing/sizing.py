@@ -9,6 +9,7 @@ from typing import Any
 from autotune.auditing.options import Command, whole_number
 from autotune.documents.knobs import pool_settings
 from autotune.errors import ProblemError
+from cost_models.drafters import find_drafter
 from cost_models.errors import unknown_name
 from cost_models.specs.model import ModelSpec
 from search_spaces.schema import Value
@@ -17,6 +18,8 @@ SGLANG_CHUNKS = ((20e9, 2048), (60e9, 4096), (160e9, 8192), (math.inf, 16384))
 """Chunked-prefill sizes that SGLang takes below so many bytes of memory (srt/server_args.py)."""
 SGLANG_DRAFT_STEPS = 3
 """Of --speculative-algorithm for DeepSeek models when nothing else is said (SGLang's documentation, DeepSeek usage)."""
+BLOCK_SIZES = ("--speculative-dspark-block-size", "--speculative-dflash-block-size")
+"""Options with the drafts of a drafter that drafts whole blocks."""
 CAPTURED = ("--cudagraph-capture-sizes", "--cuda-graph-sizes", "--cuda-graph-bs-decode", "--cuda-graph-bs")
 """Options that list the batches to capture."""
 WITHOUT_GRAPHS = ("--enforce-eager", "--disable-cuda-graph", "--disable-decode-cuda-graph")
@@ -32,7 +35,8 @@ def pool_of_command(
     and for an all-to-all that no cost model describes.
     """
     layout = _layout(command, flags)
-    drafts = _drafts(command) if model.mtp_layers and phase != "prefill" else 0
+    drafter = drafter_named(command)
+    drafts = _drafts(command) if (model.mtp_layers or drafter) and phase != "prefill" else 0
     if drafts and command.engine.has("draft_tokens", command.version):
         flags["draft_tokens"] = drafts
     settings = pool_settings({**_rebalancing_defaults(command, flags), **flags})
@@ -41,6 +45,7 @@ def pool_of_command(
         **layout,
         "overlap": "two_batch" if flags.get("enable_dbo") else "single_batch" if flags.get("enable_sbo") else "none",
         "draft_tokens": drafts,
+        "drafter": drafter if drafts else None,
         "expert_balance": _balance(command, settings),
         "flags": flags,
         **_graphs(command, flags, phase, drafts),
@@ -87,6 +92,18 @@ def _layout(command: Command, flags: Mapping[str, Value]) -> dict[str, int]:
     return {"tp": ranks // attention, "dp": attention, "pp": command.count("--pp-size"), "ep": ep, "instances": replicas}
 
 
+def drafter_named(command: Command) -> str | None:
+    """The drafter of its own weights that a command names, where its shapes are known; none otherwise."""
+    if command.engine.command_line == "vllm":
+        said = command.document("--speculative-config").get("model") or command.text("--spec-model")
+    elif command.engine.command_line == "sglang":
+        said = command.text("--speculative-draft-model-path")
+    else:
+        said = command.text("speculative_config.speculative_model")
+    found = find_drafter(str(said)) if said else None
+    return found.name if found else None
+
+
 def _drafts(command: Command) -> int:
     """Draft tokens per step."""
     if command.engine.command_line == "vllm":
@@ -97,6 +114,9 @@ def _drafts(command: Command) -> int:
         return number
     if not command.given("--speculative-algorithm"):
         return 0
+    blocks = (size for name in BLOCK_SIZES if (size := command.whole(name, least=1)))
+    if drafter_named(command) and (block := next(blocks, None)):
+        return block
     return command.count("--speculative-num-steps") if command.given("--speculative-num-steps") else SGLANG_DRAFT_STEPS
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from autotune.auditing.options import Command, whole_number
+from autotune.auditing.sizing import drafter_named
 from autotune.documents.deployment import PoolRole
 from autotune.errors import ProblemError
 from cost_models.calibration import Calibration
@@ -44,10 +45,17 @@ def pool_of_settings(
     for what is no layout.
     """
     layout = layout_of(command)
-    drafts = drafts_of(command) if model.mtp_layers and phase != "prefill" else 0
+    drafter = drafter_named(command)
+    drafts = drafts_of(command) if (model.mtp_layers or drafter) and phase != "prefill" else 0
     if drafts:
         flags["draft_tokens"] = drafts
-    pool: dict[str, Any] = {**layout, "draft_tokens": drafts, "flags": flags, **graphs_of(command, phase, drafts)}
+    pool: dict[str, Any] = {
+        **layout,
+        "draft_tokens": drafts,
+        "drafter": drafter if drafts else None,
+        "flags": flags,
+        **graphs_of(command, phase, drafts),
+    }
     if model.moe is not None:
         pool |= {**balance_of(command, model.moe.experts), "expert_kernel": kernel_of(command, flags, machine, experts)}
     if layout["dp"] > 1 and model.moe is not None:  # experts that are cut, not spread, are gathered for too
@@ -80,7 +88,8 @@ def switched(command: Command, name: str) -> bool:
 
 def drafts_of(command: Command) -> int:
     """Draft tokens of a step."""
-    if (command.text("speculative_config.decoding_type") or "").upper() != "MTP":
+    kind = (command.text("speculative_config.decoding_type") or "").upper()
+    if kind != "MTP" and drafter_named(command) is None:
         return 0
     said = command.whole("speculative_config.num_nextn_predict_layers", 0)
     said = command.whole("speculative_config.max_draft_len", 0) if said is None else said
@@ -194,7 +203,8 @@ def refused_prompts(command: Command, isl_tokens: int, prefills: bool) -> str | 
 def unmodelled_settings(command: Command, model: ModelSpec) -> Iterator[tuple[str, str, tuple[Part, ...]]]:
     """(setting, what it changes, parts of the verdict) of fields whose meaning hangs on more than their value."""
     kind = command.text("speculative_config.decoding_type")
-    if kind is not None and (kind.upper() != "MTP" or not model.mtp_layers):
+    own = kind is not None and kind.upper() == "MTP" and model.mtp_layers
+    if kind is not None and not own and drafter_named(command) is None:
         yield f"speculative_config ({kind})", "drafts that are not those of the model's own MTP module", ("memory", "speed")
     updates = command.text(f"{BALANCER}.layer_updates_per_iter")
     if updates not in (None, "0", "null"):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from autotune.auditing.options import Command
+from autotune.auditing.sizing import drafter_named
 from autotune.auditing.trtllm_sizing import unmodelled_settings
 from cost_models.catalog import load_recipe
 from cost_models.specs.model import ModelSpec
@@ -90,14 +91,22 @@ def _drafts(command: Command, model: ModelSpec) -> Iterator[Unmodelled]:
     """Drafts that do not come from the model's own MTP module."""
     document = command.document("--speculative-config")
     method = document.get("method") or command.text("--spec-method") or command.text("--speculative-algorithm")
-    drafter = document.get("model") or command.text("--spec-model")
+    path = command.text("--speculative-draft-model-path") or ""
+    own_module = any(word in path.lower() for word in ("nextn", "mtp"))  # the module as a checkpoint of its own
+    drafter = document.get("model") or command.text("--spec-model") or (None if own_module else path)
     if not (document or method or drafter):
+        return
+    if drafter_named(command):
         return
     own = model.mtp_layers > 0 and not drafter and (method is None or str(method) in OWN_DRAFTS)
     if not own:
         name = "--speculative-algorithm" if command.engine.command_line == "sglang" else "--speculative-config"
         said = drafter or method or "drafts"
-        yield Unmodelled(f"{name} ({said})", "drafts that are not those of the model's own MTP module", ("memory", "speed"))
+        yield Unmodelled(
+            f"{name} ({said})",
+            "drafts neither of the model's own MTP module nor of a drafter whose shapes are known",
+            ("memory", "speed"),
+        )
 
 
 def _offloaded(command: Command) -> Iterator[Unmodelled]:

@@ -22,14 +22,16 @@ def duration_s(text: str) -> float:
     return found
 
 
-def acceptance(text: str, model: str) -> tuple[float, ...]:
-    """'0.8,0.6' as rates; a word such as 'coding' as what is published for the model and that text."""
+def acceptance(text: str, model: str, drafter: str | None = None) -> tuple[float, ...]:
+    """'0.8,0.6' as rates; a word such as 'coding' as what is published for the model, the drafter's kind and that text."""
     if text[:1].isalpha() and "," not in text:
-        from cost_models.acceptance import published_rates
+        from cost_models.acceptance import OWN_MODULE, published_rates
         from cost_models.checkpoints import find_checkpoint
+        from cost_models.drafters import find_drafter
 
         known = find_checkpoint(model)
-        return published_rates(known.model if known else model, text)
+        found = find_drafter(drafter) if drafter else None
+        return published_rates(known.model if known else model, text, found.kind if found else OWN_MODULE)
     return rates(text)
 
 

@@ -76,6 +76,9 @@ def search(
     throughput: Annotated[
         float | None, typer.Option(help="Tokens/s that must be reached: generated, or of prompts for prefill.")
     ] = None,
+    drafter: Annotated[
+        str | None, typer.Option(help="Published drafter (EAGLE-3, DSpark) or its config.json, with an acceptance.")
+    ] = None,
     memory_fraction: Annotated[float | None, typer.Option(help="Share of device memory a plan may fill.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Plans with distinct layouts to return.")] = None,
     trials: Annotated[int | None, typer.Option(help="Also study the best layout's flags with Optuna, so often.")] = None,
@@ -118,6 +121,7 @@ def search(
         "prefill_gpu_hour_usd": prefill_gpu_hour_usd,
         "min_concurrency": None if serve else concurrency,
         "min_tokens_per_s": throughput,
+        "drafter": drafter,
         "memory_fraction": memory_fraction,
         "top_k": top_k,
         "trials": trials,
@@ -129,7 +133,7 @@ def search(
         "osl_tokens": osl,
         "mean_context_tokens": context,
         "prefix_cache_hit_rate": cached,
-        "mtp_acceptance": acceptance(mtp_acceptance, served) if mtp_acceptance else None,
+        "mtp_acceptance": acceptance(mtp_acceptance, served, drafter) if mtp_acceptance else None,
     }
     asked = problem_from(options, workload, problem)
     if save:

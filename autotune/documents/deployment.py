@@ -136,6 +136,8 @@ class Pool(Spec):
     overlap: OverlapName = "none"
     expert_balance: ExpertBalance = ExpertBalance()
     draft_tokens: int = Field(default=0, ge=0, le=16)
+    drafter: str | None = None
+    """Published drafter, or path to the folder or config.json of one; none: the model's own module drafts."""
     cuda_graph: bool = True
     cuda_graph_tokens: int | None = Field(default=None, gt=0, le=MAX_STEP)
     """Largest decode batch that is captured in a graph, in tokens; a larger one runs eagerly. None captures every step."""

@@ -75,6 +75,8 @@ class Problem(Spec):
     """Sequences that must decode at once over all instances."""
     min_tokens_per_s: float = Field(default=0.0, ge=0, le=MAX_GOAL)
     """Output tokens per second that all instances must reach together."""
+    drafter: str | None = None
+    """Published drafter with weights of its own, or path to its config.json; needs workload.mtp_acceptance to be searched."""
     memory_fraction: float | None = Field(default=None, gt=0, le=1)
     """Share of driver-reported memory that a plan may fill (safety margin); DEFAULT_MEMORY_FRACTION at most, and no more than the
     engine's recipes with that all-to-all, when absent."""

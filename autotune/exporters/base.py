@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from autotune.documents.deployment import Deployment, Pool, PoolRole
 from autotune.errors import ExportError
 from autotune.exporters.quoting import FILTERS, Shell, finalize, word
+from autotune.resolving import resolve_drafter
 from cost_models.catalog import looks_like_path
+from cost_models.drafters import Drafter
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.rules import RULES, Subject, findings
@@ -121,6 +123,14 @@ def knob_arguments(knobs: Spelled) -> list[Argument]:
 def recipe_name(deployment: Deployment) -> str:
     """Name of the plan's precision recipe."""
     return deployment.precision if isinstance(deployment.precision, str) else deployment.precision.recipe
+
+
+def own_drafter(pool: Pool, model: ModelSpec) -> Drafter:
+    """The drafter that a pool names; raises ExportError where it names none."""
+    found = resolve_drafter(pool.drafter, model, pool.tp)
+    if found is None:
+        raise ExportError("the pool names no drafter")
+    return found
 
 
 def checkpoint(deployment: Deployment, model: ModelSpec) -> str:

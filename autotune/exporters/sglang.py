@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autotune.documents.deployment import Deployment, Pool
+from autotune.errors import ExportError
 from autotune.exporters.base import (
     OTHER_SIDE,
     ROLE_TITLES,
@@ -16,6 +17,7 @@ from autotune.exporters.base import (
     knob_arguments,
     needed_arguments,
     notes_of,
+    own_drafter,
     placement,
     recipe_name,
     served_name,
@@ -135,15 +137,35 @@ def _serving_arguments(deployment: Deployment, subject: Subject, lengths: Length
         spread = flags.get("all2all_backend", "none") != "none"
         arguments.append(Argument("--ep-dispatch-algorithm", "static" if spread else "dynamic"))
     if pool.draft_tokens:
-        arguments += [
-            Argument("--speculative-algorithm", "NEXTN"),
-            Argument("--speculative-num-steps", pool.draft_tokens),
-            Argument("--speculative-eagle-topk", 1),
-            Argument("--speculative-num-draft-tokens", pool.draft_tokens + 1),
-        ]
+        arguments += _drafting(pool, subject)
     if recipe_name(deployment) == "nvfp4":
         arguments.append(Argument("--quantization", "modelopt_fp4"))
     return [*arguments, *_transfer(deployment)]
+
+
+def _drafting(pool: Pool, subject: Subject) -> list[Argument]:
+    """A chain of drafts from the model's own module or an EAGLE-3 head, or the blocks of a block drafter.
+
+    Raises ExportError where the version has no drafters that draft whole blocks.
+    """
+    chain = [
+        Argument("--speculative-num-steps", pool.draft_tokens),
+        Argument("--speculative-eagle-topk", 1),
+        Argument("--speculative-num-draft-tokens", pool.draft_tokens + 1),
+    ]
+    if not pool.drafter:
+        return [Argument("--speculative-algorithm", "NEXTN"), *chain]
+    drafter = own_drafter(pool, subject.model)
+    named = [
+        Argument("--speculative-algorithm", drafter.kind.upper()),
+        Argument("--speculative-draft-model-path", pool.drafter),
+    ]
+    if not drafter.works.whole_block:
+        return [*named, *chain]
+    size = f"--speculative-{drafter.kind}-block-size"
+    if load_options(subject.engine.command_line, subject.version).find(size) is None:
+        raise ExportError(f"SGLang {subject.version} has no {size}: it does not take the drafter {pool.drafter}")
+    return [*named, Argument(size, pool.draft_tokens)]
 
 
 def _mapped(pool: Pool) -> bool:

@@ -23,6 +23,7 @@ from autotune.exporters.base import (
     checkpoint,
     hardware_name,
     notes_of,
+    own_drafter,
     placement,
 )
 from autotune.exporters.launch import LaunchPool, Process
@@ -32,8 +33,12 @@ from autotune.exporters.settings import Where, settings_of
 from autotune.predicting.step import memory_limit_bytes, predict, resolve
 from cost_models.expert_kernels import taken_kernel
 from cost_models.specs.model import ModelSpec
+from search_spaces.options import load_options
 from search_spaces.rules import Subject, written
 from search_spaces.spelling import spelled
+
+KINDS_OF_DRAFTS = {"eagle3": "Eagle3", "dflash": "DFlash", "dspark": "DSpark"}
+"""Kind of drafter -> decoding_type."""
 
 PORT_STRIDE = 1
 MOST_FREE, LEAST_FREE = 0.95, 0.05
@@ -109,12 +114,24 @@ def fields_of(deployment: Deployment, subject: Subject, lengths: Lengths, place:
     if role != "decode" and lengths.longest > tokens:
         found["enable_chunked_prefill"] = True
     if pool.draft_tokens or (role == "prefill" and _other_drafts(deployment)):
-        drafts = pool.draft_tokens or _other_drafts(deployment)
-        found["speculative_config"] = {"decoding_type": "MTP", "num_nextn_predict_layers": drafts}
+        found["speculative_config"] = _drafting(pool, subject, pool.draft_tokens or _other_drafts(deployment))
     if role in OTHER_SIDE:
         found["cache_transceiver_config"] = {"backend": "DEFAULT", "max_tokens_in_buffer": lengths.longest}
     needed = {name: values[0] == "true" for name, values in written(subject).options.items() if "." not in name}
     return found | needed
+
+
+def _drafting(pool: Pool, subject: Subject, drafts: int) -> dict[str, Any]:
+    """speculative_config: the model's own module, or a drafter; raises ExportError for a kind that the version does not have."""
+    if not pool.drafter:
+        return {"decoding_type": "MTP", "num_nextn_predict_layers": drafts}
+    kind = own_drafter(pool, subject.model).kind
+    listed = load_options("trtllm", subject.version).find("speculative_config.block_size")
+    if kind != "eagle3" and listed is None:
+        raise ExportError(
+            f"TensorRT-LLM {subject.version} has no {KINDS_OF_DRAFTS[kind]} drafters: it does not take {pool.drafter}"
+        )
+    return {"decoding_type": KINDS_OF_DRAFTS[kind], "speculative_model": pool.drafter, "max_draft_len": drafts}
 
 
 def _knobs(subject: Subject, pool: Pool) -> dict[str, Any]:

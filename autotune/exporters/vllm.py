@@ -17,6 +17,7 @@ from autotune.exporters.base import (
     knob_arguments,
     needed_arguments,
     notes_of,
+    own_drafter,
     placement,
     served_name,
 )
@@ -153,7 +154,8 @@ def _serving_arguments(deployment: Deployment, subject: Subject, lengths: Length
     if flags.get("offload_group_size") and subject.model.moe is not None:  # of a dense model whole layers move
         arguments.append(Argument("--offload-params", OFFLOADED_PARAMETERS))
     if pool.draft_tokens:
-        speculative = {"method": "mtp", "num_speculative_tokens": pool.draft_tokens}
+        named = {"method": own_drafter(pool, subject.model).kind, "model": pool.drafter} if pool.drafter else {"method": "mtp"}
+        speculative = {**named, "num_speculative_tokens": pool.draft_tokens}
         arguments.append(Argument("--speculative-config", json_value(speculative)))
     if not pool.cuda_graph:
         arguments.append(Argument("--enforce-eager"))

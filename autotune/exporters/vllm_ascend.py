@@ -184,6 +184,10 @@ def _serving(deployment: Deployment, subject: Subject, lengths: Lengths) -> list
     arguments += knob_arguments(spelled(subject.engine, subject.version, pool.flags, deployment.phase))
     if recipe_name(deployment) == "int8":
         arguments.append(Argument("--quantization", "ascend"))
+    if pool.draft_tokens and pool.drafter:
+        raise ExportError(
+            f"scripts for vLLM-Ascend do not start the drafter {pool.drafter}: only the model's own module drafts there"
+        )
     if pool.draft_tokens:
         speculative = {"method": "mtp", "num_speculative_tokens": pool.draft_tokens}
         arguments.append(Argument("--speculative-config", json_value(speculative)))

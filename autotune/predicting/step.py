@@ -10,7 +10,7 @@ from autotune.documents.knobs import pool_rows
 from autotune.documents.prediction import MemoryLine, OperatorLine, Prediction, PrefillPrediction
 from autotune.errors import ProblemError
 from autotune.predicting.layers import layer_predictions
-from autotune.resolving import foreign_dtype, resolve_calibration, resolve_recipe
+from autotune.resolving import foreign_dtype, resolve_calibration, resolve_drafter, resolve_recipe
 from cost_models import catalog
 from cost_models.errors import unknown_name
 from cost_models.expert_kernels import CHOOSES, priced_instead
@@ -71,7 +71,9 @@ def resolve(deployment: Deployment) -> Resolved:
         raise ProblemError(f"precision {recipe.name}: {foreign}")
     choice = CalibrationChoice() if pool.hardware else deployment.calibration
     calibration = resolve_calibration(choice, hardware.gpu.name, engine.calibration_engine)
-    machine = Machine(model, hardware, recipe, calibration, deployment.workload.sigma)
+    machine = Machine(
+        model, hardware, recipe, calibration, deployment.workload.sigma, resolve_drafter(pool.drafter, model, pool.tp)
+    )
     if pool.draft_tokens and deployment.phase == "decode" and not deployment.workload.mtp_acceptance:
         raise ProblemError(f"draft_tokens {pool.draft_tokens} need workload.mtp_acceptance (one rate per draft)")
     notes = (*version_notes(engine, deployment.engine.version), *_kernel_notes(machine, pool))
@@ -97,8 +99,8 @@ def _check_pool(model: ModelSpec, hardware: HardwareSpec, pool: Pool) -> None:
     if model.moe and (model.moe.experts + pool.redundant_experts) % pool.ep:
         total = f"{model.moe.experts} + {pool.redundant_experts}"
         raise ProblemError(f"ep {pool.ep} does not divide the {total} physical experts; add redundant_experts")
-    if pool.draft_tokens and not model.mtp_layers:
-        raise ProblemError(f"{model.name} has no MTP module, so draft_tokens must be 0")
+    if pool.draft_tokens and not (model.mtp_layers or pool.drafter):
+        raise ProblemError(f"{model.name} has no MTP module, so draft_tokens must be 0 without a drafter")
     wanted = pool.layout.gpus * pool.instances
     if hardware.max_gpus and wanted > hardware.max_gpus:
         raise ProblemError(f"{wanted} GPUs wanted, {hardware.name} has {hardware.max_gpus}")

@@ -62,7 +62,7 @@ ASPECTS = (
     Aspect("redundant experts", ("redundant_experts",), _plain("redundant_experts")),
     Aspect("expert balance", ("expert_balance",), lambda p: f"{p.expert_balance.kind}{_more(p.expert_balance)}"),
     Aspect("overlap", ("overlap",), _plain("overlap")),
-    Aspect("drafts", ("draft_tokens",), _plain("draft_tokens")),
+    Aspect("drafts", ("draft_tokens", "drafter"), lambda p: f"{p.draft_tokens}" + (f" by {p.drafter}" if p.drafter else "")),
     Aspect("graphs", ("cuda_graph", "cuda_graph_tokens"), graphs_label),
     Aspect("memory share", ("memory_fraction",), lambda p: f"{p.memory_fraction:.3f}" if p.memory_fraction else "what is needed"),
     Aspect("offload", ("offload",), _plain("offload")),

@@ -32,6 +32,8 @@ def pool_of(resolved: ResolvedProblem, row: Rows, instances: int, params: Params
     fields = pool_values(row, resolved.phase)
     if resolved.phase == "decode":
         fields["api_servers"] = api_servers(resolved, row)
+    if row.drafts[0]:
+        fields["drafter"] = resolved.problem.drafter
     return Pool(
         instances=instances,
         memory_fraction=float(params["gpu_memory_fraction"]) if covers_all else resolved.memory_fraction,

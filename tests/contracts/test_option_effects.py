@@ -43,8 +43,6 @@ def test_a_class_names_options_that_exist(engine):
         ("vllm", "--load-format", "gguf", True),
         ("vllm", "--load-format", "auto", False),
         ("vllm", "--attention-backend", "auto", False),
-        ("sglang", "--speculative-draft-model-path", "lmsys/DeepSeek-V3-NextN", False),
-        ("sglang", "--speculative-draft-model-path", "some/eagle3-head", True),
         ("sglang", "--dcp-size", "2", True),
         ("sglang", "--kt-cpuinfer", "60", True),
         ("trtllm", "moe_config.use_low_precision_moe_combine", "true", True),

@@ -107,7 +107,7 @@ def service_deployment(pools: Pools, candidate: Candidate, load: Load) -> Deploy
     built = {name: _pool(pools, pool, params[name]) for name, pool in chosen.items()}
     if "prefill" in built:  # both sides of a pair run the same drafter, or neither
         drafts = built["decode"].draft_tokens
-        built["prefill"] = built["prefill"].model_copy(update={"draft_tokens": drafts})
+        built["prefill"] = built["prefill"].model_copy(update={"draft_tokens": drafts, "drafter": built["decode"].drafter})
     return Deployment(
         hardware=problem.hardware,
         model=problem.model,

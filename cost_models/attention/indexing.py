@@ -181,6 +181,7 @@ def sparse_prefill_time_s(
     full_selection k : keys of a query that selects all it may. FlashMLA's kernels take 64 heads on Hopper and 128 on Blackwell,
     so vLLM copies fewer into padded ones; with an FP8 cache and fewer than 32 heads it takes the FP8 decode kernel for prompts
     too, which walks k keys of every query, valid or not (vllm/v1/attention/backends/mla/flashmla_sparse.py, 0.24).
+    Passes over queries and outputs are fitted beside a core that hides some of them; one pass is the least.
     Returns seconds; zero without tokens.
     """
     b, t, p, h = (as_floats(v) for v in np.broadcast_arrays(sequences, tokens, pairs, heads))
@@ -193,7 +194,8 @@ def sparse_prefill_time_s(
     selected_s = smoothmax(flops_s, gather_s, ROOF_SHARPNESS) + padding_s
     whole_s = 2 * t * full_selection * rows * width / peak_flops_per_s / c.whole_efficiency
     core_s = np.where(h < c.whole_below_heads, whole_s, selected_s)
-    return np.where(t > 0, c.start_s + c.sequence_s * b + core_s + c.query_passes * h * row_s, 0.0)
+    worked_s = np.maximum(core_s + c.query_passes * h * row_s, h * row_s)
+    return np.where(t > 0, c.start_s + c.sequence_s * b + worked_s, 0.0)
 
 
 def sparse_prefill_bound_s(

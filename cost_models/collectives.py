@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -141,6 +140,5 @@ def _fit_all_reduce(
     held_out: Mask | None,
 ) -> Fit:
     fixed = {"own_ranks": own_ranks} if own_ranks else {}
-    kind = partial(AllReduceCoefficients, **fixed)
-    fit = fit_model(model, kind, (message_bytes, ranks), latency_s, coefficients, shape=(1, 0), held_out=held_out)
-    return dataclasses.replace(fit, values={**fit.values, **fixed})
+    columns = (message_bytes, ranks)
+    return fit_model(model, AllReduceCoefficients, columns, latency_s, coefficients, shape=(1, 0), held_out=held_out, fixed=fixed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
@@ -178,6 +177,6 @@ def fit_dense_gemm(
     extra = (QUANTISE_COEFFICIENT if not kernel_alone else {}) if quantised else SPLIT_COEFFICIENT
     coefficients = {**FIT_COEFFICIENTS, **extra}
     fixed = {"instruction_rows": INSTRUCTION_ROWS[architecture]} if architecture in INSTRUCTION_ROWS else {}
-    kind = partial(DenseGemmCoefficients, **fixed)
-    fit = fit_model(model, kind, (m, n, k), latency_s, coefficients, shape=(1, 2), held_out=held_out)
-    return dataclasses.replace(fit, values={**fit.values, **fixed})
+    return fit_model(
+        model, DenseGemmCoefficients, (m, n, k), latency_s, coefficients, shape=(1, 2), held_out=held_out, fixed=fixed
+    )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -79,20 +80,23 @@ def fit_model(
     coefficients: Mapping[str, Coefficient],
     shape: Sequence[int],
     held_out: Mask | None = None,
+    fixed: Mapping[str, float] = MappingProxyType({}),
 ) -> Fit:
     """Fit a cost model `time_s(*columns, coefficients=kind(...))`, whole shapes held out.
 
     columns : the model's positional inputs, broadcast together; shape : positions of those whose values, in
-    this order, name a shape; held_out : rows to judge the fit on instead, to test extrapolation.
+    this order, name a shape; held_out : rows to judge the fit on instead, to test extrapolation; fixed : coefficients that are
+    given, not fitted; the fit's values end with them.
     """
     inputs = [as_floats(x) for x in np.broadcast_arrays(*columns)]
 
     def predict_s(values: Mapping[str, float], rows: NDArray[np.int64]) -> Floats:
-        return time_s(*(column[rows] for column in inputs), coefficients=kind(**values))
+        return time_s(*(column[rows] for column in inputs), coefficients=kind(**fixed, **values))
 
     shapes = np.stack([inputs[position] for position in shape], axis=1).tolist()
     judged = held_out_mask(shapes) if held_out is None else held_out
-    return fit_coefficients(predict_s, measured_s, coefficients, judged)
+    fit = fit_coefficients(predict_s, measured_s, coefficients, judged)
+    return replace(fit, values={**fit.values, **fixed})
 
 
 def fit_coefficients(

@@ -275,10 +275,14 @@ def _element_bytes(machine: Machine, rows: Rows, direction: str, phase: Phase) -
     stored = np.full(len(rows), float(machine.dtype_info(direction).activation_bytes))
     if direction != "dispatch" or not machine.chooses_expert_kernel:
         return stored
-    own = (rows.dp > 1) & (phase == "decode")
-    found = [machine.chosen_expert_kernel(EXPERT_KERNELS[k], s) for k, s in zip(rows.expert_kernel, own, strict=True)]
-    whole = np.array([variant.endswith(QUANTISES_AFTERWARDS) for variant in found])
-    return as_floats(np.where(whole, float(DTYPES["bf16"].activation_bytes), stored))
+
+    def whole(kernels: Floats, spread: Floats) -> Floats:
+        pairs = zip(kernels.astype(int), spread > 0, strict=True)
+        found = (machine.chosen_expert_kernel(EXPERT_KERNELS[kernel], bool(own)) for kernel, own in pairs)
+        return as_floats([variant.endswith(QUANTISES_AFTERWARDS) for variant in found])
+
+    quantised_there = evaluate_distinct(whole, rows.expert_kernel, (rows.dp > 1) & (phase == "decode"))
+    return as_floats(np.where(quantised_there, float(DTYPES["bf16"].activation_bytes), stored))
 
 
 def _rebalance(machine: Machine, rows: Rows) -> Timing:

@@ -171,8 +171,9 @@ def read_command(
 def _measured_acceptance(drafter: str | None) -> AcceptanceCurve | None:
     """The first published curve of a drafter's kind on its model; none for the model's own module, whose text is asked for."""
     found = find_drafter(drafter) if drafter else None
-    curves = published_acceptance() if found else ()
-    return next((c for c in curves if found and (c.model, c.drafter) == (found.target, found.kind)), None)
+    if found is None:
+        return None
+    return next((c for c in published_acceptance() if (c.model, c.drafter) == (found.target, found.kind)), None)
 
 
 def _sized(found: ReadCommand, command: Command, flags: dict[str, Value], size: int | None) -> ReadCommand:

@@ -34,6 +34,8 @@ MULTIPLIED = ("_s", "_passes", "_bytes", "mid_factor")
 DIVIDED = ("_efficiency", "_bytes_per_s")
 STEPS_SHOWN = 6
 SOURCES_KEPT = 300
+LONGEST_SOURCE = 600
+"""Characters."""
 SMALLEST_SHARE = 0.002
 """Families below this share of the step say nothing: rounding and rules decide them."""
 
@@ -184,24 +186,19 @@ def _small_entry(entry: Entry, ratio: float, source: str) -> Entry:
     """The host's entry with another time per small kernel."""
     coefficients = dict(entry.coefficients)
     coefficients["small_kernel_s"] = float(f"{coefficients['small_kernel_s'] * ratio:.5g}")
-    fields = {
-        "coefficients": coefficients,
-        "status": "measured",
-        "source": f"{source}; rest: {entry.source}"[:600],
-        "box": entry.box,
-    }
-    return validated(Entry, fields, f"small kernels {ratio:.3g} times those predicted")
+    return _measured_entry(entry, coefficients, f"{source}; rest: ", f"small kernels {ratio:.3g} times those predicted")
 
 
 def scaled_entry(entry: Entry, ratio: float, source: str) -> Entry:
     """The entry with every time scaled by the ratio."""
-    fields = {
-        "coefficients": scaled_coefficients(entry.coefficients, ratio),
-        "status": "measured",
-        "source": f"{source}; form of: {entry.source}"[:600],
-        "box": entry.box,
-    }
-    return validated(Entry, fields, f"times {ratio:.3g} times those predicted")
+    coefficients = scaled_coefficients(entry.coefficients, ratio)
+    return _measured_entry(entry, coefficients, f"{source}; form of: ", f"times {ratio:.3g} times those predicted")
+
+
+def _measured_entry(entry: Entry, coefficients: Mapping[str, float], before: str, where: str) -> Entry:
+    """An entry with coefficients that a trace gave; before : what its source line says ahead of the old one."""
+    source = f"{before}{entry.source}"[:LONGEST_SOURCE]
+    return validated(Entry, {"coefficients": coefficients, "status": "measured", "source": source, "box": entry.box}, where)
 
 
 def scaled_coefficients(coefficients: Mapping[str, float], ratio: float) -> dict[str, float]:

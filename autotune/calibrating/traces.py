@@ -170,8 +170,10 @@ def family_times(times: KernelTimes, rules: KernelRules, steps: int | None) -> F
     launches: Counter[str] = Counter()
     strange: defaultdict[str, float] = defaultdict(float)
     strange_launches: Counter[str] = Counter()
+    names = {kernel.before for kernel in times.total_s}
+    family_before = {name: None if name is None else rules.family(name) for name in names}
     for kernel, total in times.total_s.items():
-        family = rules.family(kernel.name, rules.family(kernel.before) if kernel.before is not None else None)
+        family = rules.family(kernel.name, family_before[kernel.before])
         if family is None:
             strange[kernel.name] += total
             strange_launches[kernel.name] += times.launches[kernel]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
@@ -154,7 +153,8 @@ def fit_prefill_attention(
         hbm_bytes_per_s=hbm_bytes_per_s,
         processors=processors,
     )
-    kind = partial(PrefillAttentionCoefficients, query_tile=query_tile)
     columns = (sequences, new_tokens, prefix_tokens, heads)
-    fit = fit_model(model, kind, columns, latency_s, FIT_COEFFICIENTS, shape=(3, 0, 1), held_out=held_out)
-    return dataclasses.replace(fit, values={**fit.values, "query_tile": query_tile})
+    fixed = {"query_tile": query_tile}
+    return fit_model(
+        model, PrefillAttentionCoefficients, columns, latency_s, FIT_COEFFICIENTS, shape=(3, 0, 1), held_out=held_out, fixed=fixed
+    )

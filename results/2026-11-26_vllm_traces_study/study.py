@@ -31,7 +31,7 @@ FREE = {"start_s": 0.5, "compute_efficiency": 0.1, "memory_efficiency": 0.05, "p
 """Coefficient -> standard deviation of its logarithm around the silicon database's."""
 SCATTER = 0.03
 """Of a row, relative."""
-HOPPER = {"h100-vllm": "hgx-h100", "h200-vllm": "hgx-h200"}
+HOPPER = ("h100-vllm", "h200-vllm")
 
 
 def extract(folder: Path) -> None:

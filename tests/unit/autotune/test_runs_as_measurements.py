@@ -230,11 +230,7 @@ def test_rescaling_makes_the_prediction_equal_the_trace():
     results = rescale([TracedStep("decode", measured_as({"attention": 1.3, "experts": 1.1}, ran), predict(ran))], base, "test")
     ratios = {item.family: item.ratio for item in results}
     assert ratios == pytest.approx({"attention": 1.3, "dense_gemm": 1.0, "experts": 1.1})
-    families = {family: dict(variants) for family, variants in base.families.items()}
-    for item in results:
-        for family, variant, entry in item.entries:
-            families[family][variant] = entry
-    recalibrated = base.model_copy(update={"families": families})
+    recalibrated = base.with_entries(entry for item in results for entry in item.entries)
     traced = TracedStep("decode", measured_as({"attention": 1.3, "experts": 1.1}, ran), _predicted_with(ran, recalibrated))
     again = rescale([traced], recalibrated, "test")
     assert {item.family: item.ratio for item in again} == pytest.approx({"attention": 1, "dense_gemm": 1, "experts": 1}, rel=1e-3)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models import context_parallel
 from cost_models.all_to_all.registry import rows_whose
 from cost_models.arrays import Floats, as_floats, ceil_div
 from cost_models.attention.base import AttentionKind, Phase
@@ -83,6 +84,7 @@ def priced_layers(
         mixer = mixers[group.attention] if group.attention else {}
         operators = {**mixer, **mixed, **(ffns[group.ffn] if group.ffn else {})}
         small = small_kernels(group, machine.model.hidden, rows.backend != BACKENDS.index("none"))
+        small = small + context_parallel.small_kernels(group.attention, rows.dcp)
         layer = finished(operators, rows, captured, microbatches, host, small)
         layers.append(overlapped(machine, layer, rows, split) if isinstance(group.ffn, MoeSpec) else layer)
     return layers

@@ -164,9 +164,10 @@ def sequence_bytes(machine: Machine, rows: Rows, workload: Workload) -> Sequence
 def state_bytes(machine: Machine, rows: Rows, context_tokens: float) -> Floats:
     """Keys, latents and recurrent state of one sequence on one GPU, in its share of the pipeline's layers [B].
 
-    A prefill rank hands as much over to a decode rank.
+    A prefill rank hands as much over to a decode rank. Ranks that share the tokens of sequences hold a share each; a drafter
+    of its own weights keeps its cache on every rank.
     """
-    held = machine.model.state_bytes(context_tokens, machine.recipe, rows.tp) / rows.pp
+    held = machine.model.state_bytes(context_tokens, machine.recipe, rows.tp, rows.dcp) / rows.pp
     if machine.drafter is None:
         return as_floats(held)
     own = machine.drafting
@@ -309,7 +310,8 @@ def _activation_bytes(
     model = machine.model
     own = tokens * model.hidden * 2 * c.activation_passes
     tp = as_floats(rows.tp)
-    query = tokens * np.max([kind.activation_elements(phase, tp) for kind in model.attentions], axis=0) * 2
+    alike = [(kind, kind.heads_alike(tp, rows.dcp, phase)) for kind in model.attentions]
+    query = tokens * np.max([kind.activation_elements(phase, over) for kind, over in alike], axis=0) * 2
     gathered = np.where(rows_whose(rows.backend, lambda backend: backend.gathers), tokens * rows.dp, tokens)
     experts = 0.0
     if model.moe:

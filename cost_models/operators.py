@@ -9,6 +9,7 @@ import numpy as np
 
 from cost_models.arrays import Floats, evaluate_distinct
 from cost_models.collectives import AllReduceCoefficients, all_reduce_bound_s, all_reduce_time_s
+from cost_models.context_parallel import decode_exchange
 from cost_models.dense_gemm import (
     DenseGemmCoefficients,
     SustainedCoefficients,
@@ -63,22 +64,32 @@ def matrix_gemm(machine: Machine, matrix: Matrix, m: Floats, shards: Floats) -> 
 
 
 def attention_operators(
-    machine: Machine, kind: AttentionKind, sequences: Floats, query_tokens: Floats, tp: Floats, context_tokens: float
+    machine: Machine,
+    kind: AttentionKind,
+    sequences: Floats,
+    query_tokens: Floats,
+    tp: Floats,
+    context_tokens: float,
+    dcp: Floats | float = 1.0,
 ) -> dict[str, Timing]:
-    """Projections, attention core, output all-reduce and element-wise traffic of one layer.
+    """Projections, attention core, exchanges of a shared context, output all-reduce and element-wise traffic of one layer.
 
-    sequences, query_tokens (per sequence), tp : (rows,). Evaluated once per distinct shape.
+    sequences, query_tokens (per sequence), tp, dcp : (rows,). Evaluated once per distinct shape.
     """
 
-    def distinct(b: Floats, q: Floats, t: Floats) -> dict[str, tuple[Floats, Floats]]:
+    def distinct(b: Floats, q: Floats, t: Floats, n: Floats) -> dict[str, tuple[Floats, Floats]]:
         result = kind.decode(machine, b, q, t, context_tokens)
+        shared = kind.shared_context
+        if shared is not None and (n > 1).any():
+            result |= kind.shared_core(machine, b, q, t, n, context_tokens)
+            result |= decode_exchange(machine, shared, b * q, kind.shardable_heads / t, n)
         result["tp_all_reduce"] = tp_all_reduce(machine, b * q, t)
         c = machine.coefficients("elementwise", "default", ElementwiseCoefficients)
         elements = kind.elementwise_elements("decode", t)
         result["elementwise"] = traffic(machine, b * q, elements, c.hidden_passes, c.query_passes, c)
         return result
 
-    return {name: Timing(*pair) for name, pair in evaluate_distinct(distinct, sequences, query_tokens, tp).items()}
+    return {name: Timing(*pair) for name, pair in evaluate_distinct(distinct, sequences, query_tokens, tp, dcp).items()}
 
 
 def tp_all_reduce(machine: Machine, tokens: Floats, tp: Floats) -> tuple[Floats, Floats]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from cost_models.arrays import Floats, as_floats, ceil_div, evaluate_distinct
 from cost_models.attention.base import AttentionKind
+from cost_models.context_parallel import prompt_exchange
 from cost_models.elementwise import ElementwiseCoefficients
 from cost_models.host import HostCoefficients, host_step_s
 from cost_models.layers import Layer, offload_stall, priced_layers, whole_model
@@ -119,7 +120,7 @@ def _drafter_prompt(machine: Machine, rows: Rows, batch: PromptBatch, finishing:
     found = drafter_input(own, drafter, as_floats(batch.tokens), tp)
     if drafter.works.whole_block:
         return found + drafter_cache(own, as_floats(batch.tokens), tp)
-    passed = drafter_layers(own, _layers(own, rows.replace(overlap=OVERLAPS.index("none")), batch))
+    passed = drafter_layers(own, _layers(own, rows.replace(overlap=OVERLAPS.index("none"), dcp=1), batch))
     return found + passed + head_operators(own, finishing, tp, 0.0)["lm_head"]
 
 
@@ -130,21 +131,29 @@ def _layers(machine: Machine, rows: Rows, batch: PromptBatch) -> list[Layer]:
     captured = np.asarray(rows.graph_tokens >= np.ceil(batch.tokens))
 
     def attention(kind: AttentionKind) -> Mapping[str, Timing]:
-        return prompt_attention_operators(machine, kind, part, as_floats(rows.tp))
+        return prompt_attention_operators(machine, kind, part, as_floats(rows.tp), as_floats(rows.dcp))
 
     return priced_layers(machine, rows, attention, part.tokens, split, captured, "prefill")
 
 
-def prompt_attention_operators(machine: Machine, kind: AttentionKind, batch: PromptBatch, tp: Floats) -> dict[str, Timing]:
-    """Projections, attention core, output all-reduce and element-wise traffic of one layer."""
+def prompt_attention_operators(
+    machine: Machine, kind: AttentionKind, batch: PromptBatch, tp: Floats, dcp: Floats | float = 1.0
+) -> dict[str, Timing]:
+    """Projections, attention core, exchanges of a shared context, output all-reduce and element-wise traffic of one layer.
 
-    def distinct(b: Floats, s: Floats, x: Floats, t: Floats) -> dict[str, tuple[Floats, Floats]]:
+    The core computes as much where ranks share the context: more heads over as many fewer keys, or gathered latents.
+    """
+
+    def distinct(b: Floats, s: Floats, x: Floats, t: Floats, n: Floats) -> dict[str, tuple[Floats, Floats]]:
         result = kind.prefill(machine, b, s, x, t)
+        shared = kind.shared_context
+        if shared is not None and (n > 1).any():
+            result |= prompt_exchange(machine, shared, b, s, x, kind.shardable_heads / t, n)
         result["tp_all_reduce"] = tp_all_reduce(machine, b * s, t)
         c = machine.coefficients("elementwise", "prefill", ElementwiseCoefficients)
         elements = kind.elementwise_elements("prefill", t)
         result["elementwise"] = traffic(machine, b * s, elements, c.hidden_passes, c.query_passes, c)
         return result
 
-    keys = (batch.sequences, batch.new_tokens, batch.prefix_tokens, tp)
+    keys = (batch.sequences, batch.new_tokens, batch.prefix_tokens, tp, dcp)
     return {name: Timing(*pair) for name, pair in evaluate_distinct(distinct, *keys).items()}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cost_models import hyper_connections
+from cost_models import context_parallel, hyper_connections
 from cost_models.attention.base import OperatorSource, Phase
 from cost_models.calibration import Entry
 from cost_models.dispatch import BACKENDS
@@ -44,6 +44,7 @@ def operator_provenance(machine: Machine, rows: Rows, context_tokens: float) -> 
     """Provenance of every operator of the first row of a decode step."""
     tokens = float(rows.batch[0] * (1 + rows.drafts[0]))
     inputs = {"sequences": float(rows.batch[0]), "context_tokens": context_tokens, "tp": float(rows.tp[0])}
+    inputs["dcp"] = float(rows.dcp[0])
     return _all_checked(machine, _shared_sources(machine, rows, tokens, "decode"), "decode", inputs)
 
 
@@ -80,6 +81,9 @@ def _shared_sources(machine: Machine, rows: Rows, tokens: float, phase: Phase) -
         sources[name] = ("elementwise", "prefill" if phase == "prefill" else "default", {})
     for name in ("tp_all_reduce", "ffn_all_reduce", "moe_all_reduce"):
         sources[name] = ("all_reduce", "default", {"ranks": tp})
+    if rows.dcp[0] > 1:
+        for name in (context_parallel.GATHER, context_parallel.COMBINE):
+            sources[name] = context_parallel.source(machine, name, float(rows.dcp[0]))
     backend = BACKENDS[int(rows.backend[0])]
     ranks = float(rows.group[0])
     if machine.model.moe:

@@ -26,6 +26,8 @@ class Rows:
     dp: Ints
     ep: Ints
     pp: Ints
+    dcp: Ints
+    """Ranks of a tensor-parallel group that share the tokens of every sequence (decode context parallelism)."""
     batch: Ints
     """Sequences per attention-DP rank."""
     drafts: Ints
@@ -131,6 +133,7 @@ DEFAULTS: dict[str, ArrayLike] = {
     "dp": 1,
     "ep": 1,
     "pp": 1,
+    "dcp": 1,
     "batch": 1,
     "drafts": 0,
     "redundant_experts": 0,

@@ -85,7 +85,7 @@ def _layers(machine: Machine, rows: Rows, sequences: Floats, context: float) -> 
     captured = np.asarray(rows.graph_tokens >= np.ceil(rows.batch / rows.pp) * (1 + rows.drafts))
 
     def attention(kind: AttentionKind) -> Mapping[str, Timing]:
-        return attention_operators(machine, kind, sequences, queries, as_floats(rows.tp), context)
+        return attention_operators(machine, kind, sequences, queries, as_floats(rows.tp), context, as_floats(rows.dcp))
 
     return priced_layers(machine, rows, attention, tokens, split, captured, "decode")
 
@@ -111,7 +111,7 @@ def _draft_chain(machine: Machine, rows: Rows, layers: Sequence[Layer], in_fligh
 
 
 def _drafter_passes(machine: Machine, rows: Rows, layers: Sequence[Layer], in_flight: Floats, context: float) -> Timing:  # noqa: ARG001
-    r"""Drafting by a model of its own weights (drafters.py), on the last pipeline stage.
+    r"""Drafting by a model of its own weights (drafters.py), on the last pipeline stage. Its own cache is on every rank.
 
     .. math::
         t_{chain} = F(b(1+d)) + L(b, 1+d) + (d-1) L(b, 1) + d\,H(b), \quad
@@ -123,7 +123,7 @@ def _drafter_passes(machine: Machine, rows: Rows, layers: Sequence[Layer], in_fl
     drafts, drafter = as_floats(rows.drafts), machine.drafter
     if drafter is None or not drafts.any():
         return Timing(np.zeros(len(rows)), np.zeros(len(rows)))
-    own, plain = machine.drafting, rows.replace(overlap=OVERLAPS.index("none"))
+    own, plain = machine.drafting, rows.replace(overlap=OVERLAPS.index("none"), dcp=1)
     verified, tp = in_flight * (1 + drafts), as_floats(rows.tp)
     on = np.where(drafts > 0, 1.0, 0.0)
     found = drafter_layers(own, _layers(own, plain, in_flight, context)) + drafter_input(own, drafter, verified, tp)

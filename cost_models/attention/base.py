@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cost_models.arrays import Floats
+from cost_models.arrays import Floats, as_floats
 from cost_models.operators import matrix_gemm
 from cost_models.specs.base import Spec
 from cost_models.specs.matrix import Matrix
@@ -31,8 +32,24 @@ OperatorSource = tuple[str, str, Mapping[str, float]]
 """Calibration family, variant, and the inputs that its measured box is checked against."""
 
 
+@dataclass(frozen=True, slots=True)
+class SharedContext:
+    """What ranks exchange in one layer where each holds a share of every sequence's tokens; of one query token."""
+
+    query: int
+    """Elements of one head's query, which every rank of the group gathers."""
+    output: int
+    """Elements of one head's output, of which every rank computes a part."""
+    chosen_bytes: int = 0
+    """Candidates that one rank's index chooses, gathered to choose among those of all [B]."""
+    gathered_prefix: int = 0
+    """Elements of a cached token that prompts gather before they attend to it; 0: their queries and outputs are exchanged."""
+    exchanges_new: bool = False
+    """Whether prompts exchange queries and outputs without a cached prefix too."""
+
+
 class AttentionKind(Spec, ABC):
-    """One kind of token mixing. All counts are of one layer; tp shards heads, never tokens."""
+    """One kind of token mixing. All counts are of one layer; tp shards heads, dcp the tokens of ranks with the same keys."""
 
     kind: str
     """Its name in the registry."""
@@ -94,6 +111,42 @@ class AttentionKind(Spec, ABC):
         """
 
     @property
+    def shared_context(self) -> SharedContext | None:
+        """What ranks exchange that share the tokens of sequences; none: each keeps its state whole."""
+        return None
+
+    def context_ranks(self, tp: ArrayLike) -> Floats:
+        """Most ranks of a tensor-parallel group that can share a sequence's tokens: those that hold the same keys."""
+        return np.ones_like(as_floats(tp))
+
+    def shared_core(
+        self,
+        machine: Machine,
+        sequences: Floats,
+        query_tokens: Floats,
+        tp: Floats,
+        dcp: Floats,
+        context_tokens: float,
+    ) -> Operators:
+        """Operators of `decode` that differ where dcp ranks share the tokens, (rows,) each: the same ones for dcp 1.
+
+        A rank attends with the query heads of its whole group to its own share of the keys. None where state stays whole.
+        """
+        del machine, sequences, query_tokens, tp, dcp, context_tokens
+        return {}
+
+    def shared_state_bytes(self, context_tokens: ArrayLike, tp: ArrayLike, dcp: ArrayLike, recipe: PrecisionRecipe) -> Floats:
+        """`state_bytes` on one of dcp ranks that share the tokens, an equal share each [B]."""
+        held = as_floats(context_tokens) / as_floats(dcp) if self.shared_context else context_tokens
+        return self.state_bytes(held, tp, recipe)
+
+    def heads_alike(self, tp: Floats, dcp: ArrayLike, phase: Phase) -> Floats:
+        """Ranks that the query heads are split over while their core runs: fewer where ranks exchange queries."""
+        shared = self.shared_context
+        whole = shared is None or (phase == "prefill" and shared.gathered_prefix > 0)
+        return tp if whole else as_floats(tp / as_floats(dcp))
+
+    @property
     def normed_heads(self) -> bool:
         """Whether a kernel norms queries and keys by head, beside those that follow from the matrices."""
         return False
@@ -111,6 +164,18 @@ class AttentionKind(Spec, ABC):
         """The GEMM of every matrix that is not named in `without`."""
         found = self.matrices(machine.model.hidden, 1)
         return {m.name: matrix_gemm(machine, m, tokens, tp) for m in found if m.name not in without}
+
+
+def core_inputs(inputs: Mapping[str, float], heads: int) -> dict[str, float]:
+    """What a core's measured box is checked against: the query heads on a rank, and its share of the tokens of decode.
+
+    inputs : as of `sources`, with dcp where ranks share the tokens.
+    """
+    dcp = inputs.get("dcp", 1.0)
+    found = {**inputs, "heads": heads / inputs["tp"] * dcp}
+    if "context_tokens" in inputs:
+        found["context_tokens"] = inputs["context_tokens"] / dcp
+    return found
 
 
 def per_head_rank(heads: int, tp: ArrayLike) -> Floats:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 
 from cost_models.arrays import Floats, as_floats
-from cost_models.attention.base import Operators, OperatorSource, Phase, Requirement
+from cost_models.attention.base import Operators, OperatorSource, Phase, Requirement, SharedContext, core_inputs
 from cost_models.attention.indexing import (
     IndexShape,
     SparseCoefficients,
@@ -28,6 +28,9 @@ from cost_models.specs.precision import DTYPES, PrecisionRecipe
 
 if TYPE_CHECKING:
     from cost_models.machine import Machine
+
+CANDIDATE_BYTES = 8
+"""Score and position of a token that an index chose."""
 
 
 class DsaSpec(LatentKind):
@@ -57,6 +60,25 @@ class DsaSpec(LatentKind):
         """Whether index keys are gated sums over key_pool tokens."""
         return self.key_pool > 1
 
+    @property
+    def shared_context(self) -> SharedContext | None:
+        """Absorbed queries and outputs, of prompts too; a rank's index chooses among its own keys, then all choose together.
+
+        vllm/model_executor/layers/sparse_attn_indexer.py (0.33.0). Pooled keys are not shared out (vllm/models/glm5next).
+        """
+        if self.pools_keys:
+            return None
+        return SharedContext(
+            query=self.cache_elements_per_token,
+            output=self.kv_lora_rank,
+            chosen_bytes=self.top_k * CANDIDATE_BYTES if self.computes_index else 0,
+            exchanges_new=True,
+        )
+
+    def context_ranks(self, tp: ArrayLike) -> Floats:
+        """Every rank holds the same latents and index keys."""
+        return np.ones_like(as_floats(tp)) if self.pools_keys else as_floats(tp)
+
     def matrices(self, hidden: int, layers: int) -> list[Matrix]:
         """A pooled key has a gate of its width beside it."""
         found = super().matrices(hidden, layers)
@@ -79,6 +101,22 @@ class DsaSpec(LatentKind):
         core = self.decode_core(machine, c, sequences, query_tokens, self.heads / tp, as_floats(context_tokens))
         return self.around(machine, sequences * query_tokens, tp) | core
 
+    def shared_core(
+        self,
+        machine: Machine,
+        sequences: Floats,
+        query_tokens: Floats,
+        tp: Floats,
+        dcp: Floats,
+        context_tokens: float,
+    ) -> Operators:
+        """Each rank scores its own index keys, and attends to those of the chosen tokens that it holds: an equal share."""
+        if self.pools_keys:
+            return {}
+        c = machine.coefficients("dsa_decode", machine.recipe.kv_cache, SparseCoefficients)
+        heads = self.heads / tp * dcp
+        return self.decode_core(machine, c, sequences, query_tokens, heads, context_tokens / dcp, self.top_k / dcp)
+
     def around(self, machine: Machine, tokens: Floats, tp: Floats) -> Operators:
         """What surrounds the core: projections and absorption."""
         result = self.projections(machine, tokens, tp, without=("kv_b",))
@@ -86,9 +124,20 @@ class DsaSpec(LatentKind):
         return result
 
     def decode_core(
-        self, machine: Machine, c: SparseCoefficients, sequences: Floats, query_tokens: Floats, heads: Floats, context: Floats
+        self,
+        machine: Machine,
+        c: SparseCoefficients,
+        sequences: Floats,
+        query_tokens: Floats,
+        heads: Floats,
+        context: Floats,
+        attended: ArrayLike | None = None,
     ) -> Operators:
-        """Indexer and sparse core of a decode step; heads : of the rank."""
+        """Indexer and sparse core of a decode step.
+
+        heads, context : of the rank; attended : chosen tokens that it attends to at most, all of them when absent.
+        """
+        most = self.top_k if attended is None else attended
         shape: dict[str, Any] = {
             "latent_dim": self.kv_lora_rank,
             "rope_dim": self.qk_rope_dim,
@@ -97,8 +146,8 @@ class DsaSpec(LatentKind):
             "hbm_bytes_per_s": machine.hbm_bytes_per_s,
         }
         columns = (sequences, context, heads, query_tokens)
-        core = sparse_decode_time_s(*columns, top_k=self.top_k, coefficients=c, **shape)
-        result: Operators = {"sparse_attention": (core, sparse_decode_bound_s(*columns, top_k=self.top_k, **shape))}
+        core = sparse_decode_time_s(*columns, top_k=most, coefficients=c, **shape)
+        result: Operators = {"sparse_attention": (core, sparse_decode_bound_s(*columns, top_k=most, **shape))}
         pools = context / self.key_pool
         keys = sequences * pools
         return result | self._index(machine, c, keys, keys * query_tokens, keys * query_tokens, pools)
@@ -164,6 +213,6 @@ class DsaSpec(LatentKind):
         return ((f"dsa_{phase}", recipe.kv_cache), ("mla_absorb", "bf16"), around)
 
     def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, OperatorSource]:
-        core = (f"dsa_{phase}", recipe.kv_cache, {**inputs, "heads": self.heads / inputs["tp"]})
+        core = (f"dsa_{phase}", recipe.kv_cache, core_inputs(inputs, self.heads))
         indexer = {"indexer": core} if self.computes_index else {}
         return {"sparse_attention": core, **indexer, "absorb": self.absorb_source(inputs)}

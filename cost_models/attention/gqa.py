@@ -10,7 +10,15 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 
 from cost_models.arrays import Floats, as_floats
-from cost_models.attention.base import Operators, OperatorSource, Phase, Requirement, per_head_rank
+from cost_models.attention.base import (
+    Operators,
+    OperatorSource,
+    Phase,
+    Requirement,
+    SharedContext,
+    core_inputs,
+    per_head_rank,
+)
 from cost_models.attention.decode import DecodeAttentionCoefficients, gqa_decode_bound_s, gqa_decode_time_s
 from cost_models.attention.grouped import GroupedKind
 from cost_models.attention.prompt import PrefillAttentionCoefficients, prefill_attention_bound_s, prefill_attention_time_s
@@ -33,7 +41,36 @@ class GqaSpec(GroupedKind):
         return "window_attention" if self.window_tokens else "attention"
 
     def decode(self, machine: Machine, sequences: Floats, query_tokens: Floats, tp: Floats, context_tokens: float) -> Operators:
-        result = self.projections(machine, sequences * query_tokens, tp)
+        core = self._decode_core(machine, sequences, query_tokens, tp, context_tokens)
+        return self.projections(machine, sequences * query_tokens, tp) | core
+
+    @property
+    def shared_context(self) -> SharedContext | None:
+        """Queries and outputs, those of prompts only where they attend to a cached prefix; a window stays whole."""
+        return None if self.window_tokens else SharedContext(query=self.head_dim, output=self.v_dim)
+
+    def context_ranks(self, tp: ArrayLike) -> Floats:
+        """Ranks with copies of the same KV heads."""
+        copies = np.maximum(as_floats(tp) // self.kv_heads, 1.0)
+        return np.ones_like(copies) if self.window_tokens else as_floats(copies)
+
+    def shared_core(
+        self,
+        machine: Machine,
+        sequences: Floats,
+        query_tokens: Floats,
+        tp: Floats,
+        dcp: Floats,
+        context_tokens: float,
+    ) -> Operators:
+        if self.window_tokens:
+            return {}
+        return self._decode_core(machine, sequences, query_tokens, tp / dcp, context_tokens / dcp)
+
+    def _decode_core(
+        self, machine: Machine, sequences: Floats, query_tokens: Floats, tp: Floats, context_tokens: ArrayLike
+    ) -> Operators:
+        """The kernel on the heads of one of tp ranks, over context_tokens of each sequence."""
         shape: dict[str, Any] = {
             "head_dim": self.mean_dim,
             "kv_bytes": machine.dtype_info("kv_cache").weight_bytes,
@@ -44,8 +81,7 @@ class GqaSpec(GroupedKind):
         seen = self._seen(context_tokens)
         columns = (sequences, seen, self.heads / tp, per_head_rank(self.kv_heads, tp), query_tokens)
         time_s = gqa_decode_time_s(*columns, processors=machine.processors, coefficients=c, **shape)
-        result[self.core] = (time_s, gqa_decode_bound_s(*columns, **shape))
-        return result
+        return {self.core: (time_s, gqa_decode_bound_s(*columns, **shape))}
 
     def prefill(self, machine: Machine, sequences: Floats, new_tokens: Floats, prefix_tokens: Floats, tp: Floats) -> Operators:
         result = self.projections(machine, sequences * new_tokens, tp)
@@ -85,8 +121,8 @@ class GqaSpec(GroupedKind):
         return (("gqa_prefill", recipe.prefill_attention), ("elementwise", "prefill"))
 
     def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, OperatorSource]:
-        core = {**inputs, "heads": self.heads / inputs["tp"]}
+        core = core_inputs(inputs, self.heads)
         if phase == "decode":
-            core["context_tokens"] = float(self._seen(inputs["context_tokens"]))
+            core["context_tokens"] = float(self._seen(core["context_tokens"]))
             return {self.core: ("gqa_decode", recipe.kv_cache, core)}
         return {self.core: ("gqa_prefill", recipe.prefill_attention, core)}

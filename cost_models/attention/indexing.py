@@ -122,7 +122,7 @@ def sparse_decode_time_s(
     heads: ArrayLike,
     query_tokens: ArrayLike,
     *,
-    top_k: int,
+    top_k: ArrayLike,
     latent_dim: int,
     rope_dim: int,
     kv_bytes: float,
@@ -151,7 +151,7 @@ def sparse_decode_time_s(
 
 
 def sparse_decode_bound_s(
-    sequences: ArrayLike, context_tokens: ArrayLike, heads: ArrayLike, query_tokens: ArrayLike, *, top_k: int, **shape: Any
+    sequences: ArrayLike, context_tokens: ArrayLike, heads: ArrayLike, query_tokens: ArrayLike, *, top_k: ArrayLike, **shape: Any
 ) -> Floats:
     """Roofline of decode over the selected tokens of each sequence [s]. shape : as of mla_decode_bound_s."""
     return mla_decode_bound_s(sequences, np.minimum(context_tokens, top_k), heads, query_tokens, **shape)

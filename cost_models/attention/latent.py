@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 
 from cost_models.arrays import Floats, as_floats
-from cost_models.attention.base import AttentionKind, OperatorSource
+from cost_models.attention.base import AttentionKind, OperatorSource, SharedContext
 from cost_models.attention.recurrent import StreamCoefficients, stream_time_s
 from cost_models.specs.matrix import Matrix
 from cost_models.specs.precision import DTYPES, PrecisionRecipe
@@ -50,6 +50,16 @@ class LatentKind(AttentionKind):
     def cache_elements_per_token(self) -> int:
         """Latent and rope key, stored once for all heads: kv_lora_rank + qk_rope_dim, not doubled."""
         return self.kv_lora_rank + self.qk_rope_dim
+
+    @property
+    def shared_context(self) -> SharedContext | None:
+        """Absorbed queries and outputs over the latent; prompts gather the latents of their prefix and expand them."""
+        latents = self.cache_elements_per_token
+        return SharedContext(query=latents, output=self.kv_lora_rank, gathered_prefix=latents)
+
+    def context_ranks(self, tp: ArrayLike) -> Floats:
+        """Every rank holds the same latents."""
+        return as_floats(tp)
 
     @property
     def qk_dim(self) -> int:

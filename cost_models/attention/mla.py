@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from numpy.typing import ArrayLike
+
 from cost_models.arrays import Floats, as_floats
-from cost_models.attention.base import Operators, OperatorSource, Phase, Requirement
+from cost_models.attention.base import Operators, OperatorSource, Phase, Requirement, core_inputs
 from cost_models.attention.decode import DecodeAttentionCoefficients, mla_decode_bound_s, mla_decode_time_s
 from cost_models.attention.latent import LatentKind
 from cost_models.attention.prompt import PrefillAttentionCoefficients, prefill_attention_bound_s, prefill_attention_time_s
@@ -30,8 +32,20 @@ class MlaSpec(LatentKind):
         result["attention"] = self._core(machine, sequences, query_tokens, heads, context_tokens)
         return result
 
+    def shared_core(
+        self,
+        machine: Machine,
+        sequences: Floats,
+        query_tokens: Floats,
+        tp: Floats,
+        dcp: Floats,
+        context_tokens: float,
+    ) -> Operators:
+        heads = self.heads / tp * dcp
+        return {"attention": self._core(machine, sequences, query_tokens, heads, context_tokens / dcp)}
+
     def _core(
-        self, machine: Machine, sequences: Floats, query_tokens: Floats, heads: Floats, context_tokens: float
+        self, machine: Machine, sequences: Floats, query_tokens: Floats, heads: Floats, context_tokens: ArrayLike
     ) -> tuple[Floats, Floats]:
         """The absorbed kernel over `context_tokens` latents of each sequence."""
         shape: dict[str, Any] = {
@@ -86,7 +100,7 @@ class MlaSpec(LatentKind):
         return (("mla_prefill", recipe.prefill_attention), ("elementwise", "prefill"))
 
     def sources(self, recipe: PrecisionRecipe, phase: Phase, inputs: Mapping[str, float]) -> dict[str, OperatorSource]:
-        core = {**inputs, "heads": self.heads / inputs["tp"]}
+        core = core_inputs(inputs, self.heads)
         if phase == "decode":
             return {"attention": ("mla_decode", recipe.kv_cache, core), "absorb": self.absorb_source(inputs)}
         expand = {"m": inputs["sequences"] * inputs["new_tokens"], "k": float(self.kv_lora_rank)}

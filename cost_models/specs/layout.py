@@ -16,6 +16,8 @@ class Layout(Spec):
     moe_tp: int | None = Field(default=None, gt=0)
     """Ranks that share one expert's matrices; tp*dp/ep when not given."""
     pp: int = Field(default=1, gt=0)
+    dcp: int = Field(default=1, gt=0)
+    """Ranks of a tensor-parallel group that share the tokens of every sequence; they are no GPUs of their own."""
 
     @model_validator(mode="after")
     def _expert_ranks_cover_the_group(self) -> Layout:
@@ -36,8 +38,8 @@ class Layout(Spec):
         return self.tp * self.dp * self.pp
 
     def label(self) -> str:
-        """Short name, e.g. DP48 EP48, TP8, TP2 DP4 EP8."""
-        parts = [("TP", self.tp), ("DP", self.dp), ("EP", self.ep), ("PP", self.pp)]
+        """Short name, e.g. DP48 EP48, TP8, TP8 DCP8, TP2 DP4 EP8."""
+        parts = [("TP", self.tp), ("DCP", self.dcp), ("DP", self.dp), ("EP", self.ep), ("PP", self.pp)]
         text = " ".join(f"{name}{size}" for name, size in parts if size > 1) or "1 GPU"
         sharded = self.dp > 1 and self.moe_tp_ranks > 1
         return f"{text} (experts TP{self.moe_tp_ranks})" if sharded else text

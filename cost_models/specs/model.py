@@ -10,6 +10,7 @@ import math
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field, model_validator
 
@@ -300,10 +301,21 @@ class ModelSpec(Spec):
             total += m.parameters * share
         return round(total)
 
-    def state_bytes(self, context_tokens: ArrayLike, recipe: PrecisionRecipe, tp: ArrayLike = 1) -> Floats:
-        """Keys, latents and recurrent state of one sequence in all layers on one of tp ranks [B]."""
+    def state_bytes(self, context_tokens: ArrayLike, recipe: PrecisionRecipe, tp: ArrayLike = 1, dcp: ArrayLike = 1) -> Floats:
+        """Keys, latents and recurrent state of one sequence in all layers on one of tp ranks [B].
+
+        dcp : ranks that share the sequence's tokens, where a kind's ranks can.
+        """
         layers = self.attentions.items()
-        return as_floats(sum(count * kind.state_bytes(context_tokens, tp, recipe) for kind, count in layers))
+        return as_floats(sum(count * kind.shared_state_bytes(context_tokens, tp, dcp, recipe) for kind, count in layers))
+
+    def context_ranks(self, tp: ArrayLike) -> Floats:
+        """Most of tp ranks that can share the tokens of a sequence: as many as in every layer but those with fixed state.
+
+        1 where a layer keeps tokens that its ranks cannot share out, and where none keeps any.
+        """
+        most = [kind.context_ranks(tp) for kind in self.attentions if not kind.fixed_state]
+        return as_floats(np.min(most, axis=0)) if most else np.ones_like(as_floats(tp))
 
     def in_order(self) -> list[LayerGroup]:
         """The group of each layer."""

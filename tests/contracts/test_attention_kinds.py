@@ -19,6 +19,7 @@ from cost_models.attention.mla import MlaSpec
 from cost_models.attention.registry import KINDS
 from cost_models.calibration import Calibration
 from cost_models.catalog import calibration_for, load_hardware, load_recipe
+from cost_models.context_parallel import COMBINE, GATHER
 from cost_models.errors import MissingFactError
 from cost_models.machine import Machine
 from cost_models.memory import decode_memory, state_bytes
@@ -78,16 +79,17 @@ def machine_with(kind: AttentionKind, hw: str = "gb200-nvl72", engine: str = "vl
     return Machine(model, hardware, load_recipe("bf16"), calibration_for(hardware.gpu.name, engine))
 
 
-def decode(machine: Machine, sequences=8.0, queries=1.0, tp=1.0, context=4096.0) -> dict[str, Timing]:
+def decode(machine: Machine, sequences=8.0, queries=1.0, tp=1.0, context=4096.0, dcp=1.0) -> dict[str, Timing]:
     (kind,) = machine.model.attentions
-    columns = (np.atleast_1d(np.asarray(x, dtype=float)) for x in np.broadcast_arrays(sequences, queries, tp))
-    return attention_operators(machine, kind, *columns, context)
+    b, q, t, n = (np.atleast_1d(np.asarray(x, dtype=float)) for x in np.broadcast_arrays(sequences, queries, tp, dcp))
+    return attention_operators(machine, kind, b, q, t, context, n)
 
 
-def prefill(machine: Machine, sequences=1.0, new=2048.0, prefix=0.0, tp=1.0) -> dict[str, Timing]:
+def prefill(machine: Machine, sequences=1.0, new=2048.0, prefix=0.0, tp=1.0, dcp=1.0) -> dict[str, Timing]:
     (kind,) = machine.model.attentions
-    b, s, x, t = (np.atleast_1d(np.asarray(v, dtype=float)) for v in np.broadcast_arrays(sequences, new, prefix, tp))
-    return prefill_operators(machine, kind, PromptBatch(b, s, x, np.ones(len(b))), t)
+    columns = np.broadcast_arrays(sequences, new, prefix, tp, dcp)
+    b, s, x, t, n = (np.atleast_1d(np.asarray(v, dtype=float)) for v in columns)
+    return prefill_operators(machine, kind, PromptBatch(b, s, x, np.ones(len(b))), t, n)
 
 
 def total_s(operators: dict[str, Timing]) -> np.ndarray:
@@ -129,7 +131,8 @@ def test_no_operator_beats_its_roofline(kind, hw, engine, data):
     batch = data.draw(st.integers(1, 2000))
     context = data.draw(st.integers(1, 150_000))
     new = data.draw(st.integers(1, 40_000))
-    for operators in (decode(machine, batch, 1.0, tp, context), prefill(machine, 1.0, new, context, tp)):
+    dcp = data.draw(st.sampled_from([n for n in (1, 2, 8) if n <= kind.context_ranks(tp)]))
+    for operators in (decode(machine, batch, 1.0, tp, context, dcp), prefill(machine, 1.0, new, context, tp, dcp)):
         for name, timing in operators.items():
             assert timing.time_s[0] >= timing.bound_s[0] * (1 - 1e-9), name
 
@@ -151,6 +154,39 @@ def test_state_grows_with_context_and_sharding_loses_none_of_it(kind):
     assert whole == pytest.approx(4 * float(kind.state_bytes(5000, 1, machine.recipe)))
     for tp in (1, 2, 4, 8, 16):
         assert kind.state_bytes(5000, tp, machine.recipe) * tp == pytest.approx(whole / 4 * kind.state_copies(tp))
+
+
+def test_ranks_that_share_a_context_hold_all_of_it_between_them(kind):
+    machine, tp = machine_with(kind), 16
+    one = float(kind.state_bytes(40_000, tp, machine.recipe))
+    most = float(kind.context_ranks(tp))
+    assert 1 <= most <= max(kind.state_copies(tp), 1)
+    assert (most > 1) <= (kind.shared_context is not None)
+    for dcp in (1, 2, 4):
+        held = float(kind.shared_state_bytes(40_000, tp, dcp, machine.recipe))
+        assert held == pytest.approx(one / dcp if kind.shared_context else one)
+
+
+def test_sharing_a_context_changes_the_core_and_what_is_exchanged_alone(kind):
+    machine = machine_with(kind)
+    plain, one = decode(machine, tp=16.0, context=60_000.0), decode(machine, tp=[16.0, 16.0], context=60_000.0, dcp=[1.0, 2.0])
+    assert all(one[name].time_s[0] == timing.time_s[0] for name, timing in plain.items())
+    core = {name for name in plain if one[name].time_s[1] != plain[name].time_s[0]}
+    added = {name: one[name].time_s for name in set(one) - set(plain)}
+    if kind.shared_context is None:
+        assert not core and not added
+        return
+    assert core <= set(kind.sources(machine.recipe, "decode", {"sequences": 8.0, "context_tokens": 1.0, "tp": 1.0}))
+    assert set(added) == {GATHER, COMBINE}
+    assert all(time_s[0] == 0 and time_s[1] > 0 for time_s in added.values())
+    for name in core:  # twice the heads over half of the keys: between half of the work and all of it
+        assert plain[name].bound_s[0] / 2 * (1 - 1e-12) <= one[name].bound_s[1] <= plain[name].bound_s[0]
+
+
+def test_nothing_to_exchange_costs_nothing(kind):
+    machine = machine_with(kind)
+    assert total_s(decode(machine, sequences=0.0, tp=16.0, dcp=2.0)) == 0
+    assert total_s(prefill(machine, sequences=0.0, prefix=100.0, tp=16.0, dcp=2.0)) == 0
 
 
 def test_ranks_hold_the_matrices_between_them(kind):

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats
-from cost_models.collectives import AllReduceCoefficients
 from cost_models.dispatch import DispatchCoefficients, transfer_bound_s, transfer_time_s, volumes
 from cost_models.elementwise import ElementwiseCoefficients
 
@@ -86,20 +85,13 @@ def all_gather(machine: Machine, own_bytes: ArrayLike, ranks: ArrayLike) -> Pair
 
 
 def _collective(machine: Machine, direction: Literal["dispatch", "combine"], own_bytes: ArrayLike, ranks: ArrayLike) -> Pair:
-    """All-gather (dispatch) or reduce-scatter (combine) with own_bytes of every rank.
-
-    Where no timings of NCCL are known, half of the bytes of a two-shot all-reduce, which is one after the other, after its start.
-    """
+    """All-gather (dispatch) or reduce-scatter (combine) with own_bytes of every rank; MissingFactError where none was timed."""
     own, n = (as_floats(x) for x in np.broadcast_arrays(own_bytes, ranks))
     routing: dict[str, Any] = {"token_bytes": 1.0, "top_k": 1, "groups": 1, "top_k_groups": 1, "contiguous": True}
     moved = volumes(CALIBRATED, own, n, links=machine.links, **routing)
-    bound_s = transfer_bound_s(moved, machine.links)
-    if machine.calibration.has("dispatch", f"{CALIBRATED}.{direction}"):
-        c = machine.coefficients("dispatch", f"{CALIBRATED}.{direction}", DispatchCoefficients)
-        return transfer_time_s(moved, n, 0.0, 1.0, links=machine.links, coefficients=c), bound_s
-    r = machine.coefficients("all_reduce", "default", AllReduceCoefficients)
-    start_s = r.start_s + r.start_per_log2_ranks_s * np.log2(np.maximum(n, 1)) + r.two_shot_start_s
-    return np.where((n > 1) & (own > 0), start_s + bound_s / min(r.two_shot_efficiency, 1.0), 0.0), bound_s
+    c = machine.coefficients("dispatch", f"{CALIBRATED}.{direction}", DispatchCoefficients)
+    time_s = transfer_time_s(moved, n, 0.0, 1.0, links=machine.links, coefficients=c)
+    return time_s, transfer_bound_s(moved, machine.links)
 
 
 def _added(first: Pair, second: Pair) -> Pair:
@@ -112,8 +104,7 @@ def small_kernels(kind: AttentionKind | None, ranks: ArrayLike) -> Floats:
     return np.where(as_floats(ranks) > 1, float(SMALL_KERNELS) if shared else 0.0, 0.0)
 
 
-def source(machine: Machine, operator: str, ranks: float) -> tuple[str, str, dict[str, float]]:
-    """Calibration family and variant that priced an operator, and the inputs that its measured box is checked against."""
-    variant = f"{CALIBRATED}.{'combine' if operator == COMBINE else 'dispatch'}"
-    known = machine.calibration.has("dispatch", variant)
-    return ("dispatch", variant, {"ranks": ranks}) if known else ("all_reduce", "default", {"ranks": ranks})
+def sources(ranks: float) -> dict[str, tuple[str, str, dict[str, float]]]:
+    """Operator -> calibration family and variant that priced it, and the inputs that its measured box is checked against."""
+    directions = {GATHER: "dispatch", COMBINE: "combine"}
+    return {name: ("dispatch", f"{CALIBRATED}.{direction}", {"ranks": ranks}) for name, direction in directions.items()}

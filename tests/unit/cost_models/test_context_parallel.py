@@ -14,6 +14,7 @@ from cost_models.drafters import find_drafter
 from cost_models.machine import Machine
 from cost_models.memory import decode_memory, state_bytes
 from cost_models.prefill import prefill_step
+from cost_models.provenance import operator_provenance
 from cost_models.rows import Rows
 from cost_models.specs.workload import Workload
 from cost_models.step import decode_step
@@ -148,12 +149,10 @@ def test_a_drafter_keeps_its_cache_on_every_rank():
     assert own[0] == own[1] > 0
 
 
-def test_the_exchange_is_priced_by_the_collectives_of_the_machine_where_they_were_timed():
-    timed, other = machine(), machine(hardware="mi355x")
-    rows = Rows.of(tp=8, batch=8, dcp=8)
-    named = ("dispatch", "allgather_reducescatter.dispatch")
-    assert timed.calibration.has(*named)
-    assert not other.calibration.has(*named)
-    for one in (timed, other):
-        step = decode_step(one, rows, 8_000)
-        assert layer(step, GATHER).time_s[0] > layer(step, GATHER).bound_s[0] > 0
+def test_the_exchange_is_priced_by_the_collectives_that_were_timed():
+    found = operator_provenance(machine(), Rows.of(tp=8, batch=8, dcp=8), 8_000)
+    assert (found[GATHER].family, found[GATHER].variant) == ("dispatch", "allgather_reducescatter.dispatch")
+    assert found[COMBINE].status == "measured"
+    assert not found[COMBINE].outside  # 2 to 8 ranks were timed
+    beyond = operator_provenance(machine(), Rows.of(tp=16, batch=8, dcp=16), 8_000)
+    assert beyond[COMBINE].outside == ("ranks 16 outside 2-8",)

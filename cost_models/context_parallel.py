@@ -104,6 +104,11 @@ def small_kernels(kind: AttentionKind | None, ranks: ArrayLike) -> Floats:
     return np.where(as_floats(ranks) > 1, float(SMALL_KERNELS) if shared else 0.0, 0.0)
 
 
+def exchange_timed(machine: Machine) -> bool:
+    """Whether the machine's collectives were timed."""
+    return all(machine.calibration.has(family, variant) for family, variant, _ in sources(1.0).values())
+
+
 def sources(ranks: float) -> dict[str, tuple[str, str, dict[str, float]]]:
     """Operator -> calibration family and variant that priced it, and the inputs that its measured box is checked against."""
     directions = {GATHER: "dispatch", COMBINE: "combine"}

@@ -12,7 +12,15 @@ from search_spaces.loader import load_engine, resolve_version
 from search_spaces.rules import Finding
 from search_spaces.schema import EngineSpec
 
-UNPRICEABLE = ("heads_divide", "redundant_experts_divide", "widths_divide")
+UNPRICEABLE = (
+    "heads_divide",
+    "redundant_experts_divide",
+    "widths_divide",
+    "context_ranks_divide",
+    "context_ranks_of_kv_heads",
+    "context_ranks_of_windows",
+    "context_ranks_of_other_layers",
+)
 """Rules without which a layout has no price either."""
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from autotune.documents.deployment import Deployment, ExpertBalance, Offload, Pool, PoolRole, PrecisionChoice
 from autotune.resolving import resolve_recipe
 from cost_models.catalog import load_hardware, load_model, recipes
+from search_spaces.loader import load_engine, resolve_version
 
 BATCH_FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0, 4.0)
 SIZE_FACTORS = (2, 3, 4)
@@ -37,6 +39,7 @@ def pool_edits(deployment: Deployment, sizes: set[int]) -> Iterator[Edit]:
     for tp, dp, left in ((2 * pool.tp, pool.dp // 2, pool.dp % 2), (pool.tp // 2, 2 * pool.dp, pool.tp % 2)):
         if not left:
             yield Edit("tp", f"tp {pool.tp} -> {tp}, dp {pool.dp} -> {dp}", _retiled(phase, pool, tp, dp))
+    yield from _shared_contexts(deployment, phase)
     for factor in SIZE_FACTORS:
         dp, ep = pool.dp * factor, pool.ep * factor if pool.ep > 1 else 1
         yield Edit("gpus", f"dp {pool.dp} -> {dp} ({pool.layout.gpus * factor} GPUs an instance)", _wider(phase, pool, dp, ep))
@@ -52,6 +55,18 @@ def pool_edits(deployment: Deployment, sizes: set[int]) -> Iterator[Edit]:
         for group in OFFLOAD_GROUPS:
             label = f"offload one layer in {group}{beside}"
             yield Edit("offload", label, changed(phase, offload=Offload(group_size=group), **still))
+
+
+def _shared_contexts(deployment: Deployment, phase: PoolRole) -> Iterator[Edit]:
+    """More ranks that share the tokens of sequences, as many as hold the same keys; of what computes prompts alone none."""
+    pool = deployment.pools[phase]
+    engine = load_engine(deployment.engine.name)
+    if phase == "prefill" or not engine.has("context_ranks", resolve_version(engine, deployment.engine.version)):
+        return
+    most = load_model(deployment.model).context_ranks(pool.tp)
+    for ranks in range(pool.dcp + 1, int(most) + 1):
+        if pool.tp % ranks == 0:
+            yield Edit("dcp", f"dcp {pool.dcp} -> {ranks}", changed(phase, dcp=ranks))
 
 
 def service_edits(deployment: Deployment, crowded: set[PoolRole]) -> Iterator[Edit]:
@@ -103,7 +118,7 @@ def _precision(phase: PoolRole, precision: str | PrecisionChoice) -> Apply:
 def _retiled(phase: PoolRole, pool: Pool, tp: int, dp: int) -> Apply:
     """The same GPUs split otherwise; the same sequences in all."""
     factor = tp / pool.tp
-    changes: dict[str, object] = {"tp": tp, "dp": dp, "moe_tp": None}
+    changes: dict[str, object] = {"tp": tp, "dp": dp, "dcp": math.gcd(pool.dcp, tp), "moe_tp": None}
     if pool.batch_per_dp_rank:
         changes["batch_per_dp_rank"] = max(int(pool.batch_per_dp_rank * factor), 1)
     if dp == 1:

@@ -34,7 +34,9 @@ class Unmodelled:
 def unmodelled(command: Command, model: ModelSpec, recipe: str) -> tuple[Unmodelled, ...]:
     """What a command says that is not modelled, of a model that is stored in a precision recipe."""
     effects = load_effects(str(command.engine.command_line))
-    found = (_of(effects, name, value, model, recipe) for name, value in command.options.items())
+    shared = _shares_contexts(command)
+    asked = {name: value for name, value in command.options.items() if name != shared}
+    found = (_of(effects, name, value, model, recipe) for name, value in asked.items())
     if command.engine.command_line == "trtllm":
         own = (Unmodelled(*setting) for setting in unmodelled_settings(command, model))
         return tuple(line for line in (*found, *own) if line)
@@ -43,6 +45,13 @@ def unmodelled(command: Command, model: ModelSpec, recipe: str) -> tuple[Unmodel
         for line in (*found, *_given_outside(command), *_drafts(command, model), *_offloaded(command), *_graphs(command))
         if line
     )
+
+
+def _shares_contexts(command: Command) -> str | None:
+    """The option that says how many ranks share the tokens of sequences, where the engine version has it; its plugins do not."""
+    knob = command.engine.knob("context_ranks")
+    spelling = knob.spelling(command.version) if knob else None
+    return spelling.name if spelling else None
 
 
 def harmless(command: Command) -> tuple[str, ...]:

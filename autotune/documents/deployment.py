@@ -123,6 +123,8 @@ class Pool(Spec):
     dp: int = Field(default=1, gt=0, le=MAX_RANKS)
     ep: int = Field(default=1, gt=0, le=MAX_RANKS)
     pp: int = Field(default=1, gt=0, le=MAX_RANKS)
+    dcp: int = Field(default=1, gt=0, le=MAX_RANKS)
+    """Ranks of a tensor-parallel group that share the tokens of every sequence (decode context parallelism)."""
     moe_tp: int | None = Field(default=None, gt=0, le=MAX_RANKS)
     instances: int = Field(default=1, gt=0, le=MAX_RANKS)
     batch_per_dp_rank: int = Field(default=0, ge=0, le=MAX_BATCH)
@@ -169,7 +171,7 @@ class Pool(Spec):
 
     @property
     def layout(self) -> Layout:
-        return Layout(tp=self.tp, dp=self.dp, ep=self.ep, pp=self.pp, moe_tp=self.moe_tp)
+        return Layout(tp=self.tp, dp=self.dp, ep=self.ep, pp=self.pp, dcp=self.dcp, moe_tp=self.moe_tp)
 
 
 class Load(Spec):

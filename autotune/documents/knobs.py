@@ -90,6 +90,7 @@ COLUMNS = (
     Column("dp", "dp", enumerated=True),
     Column("ep", "ep", enumerated=True),
     Column("pp", "pp", enumerated=True),
+    Column("dcp", "dcp", knobs=("context_ranks",), enumerated=True),
     Column("redundant_experts", "redundant_experts", knobs=("redundant_experts",), enumerated=True),
     Column("eplb", "expert_balance.kind", BALANCED, knobs=("enable_eplb",), enumerated=True),
     Column("backend", "all2all_backend", coded(BACKENDS), knobs=("all2all_backend",), enumerated=True),

@@ -129,7 +129,8 @@ def _serving_arguments(deployment: Deployment, subject: Subject, lengths: Length
     ]
     if flags.get("all2all_backend") == "deepep":
         arguments.append(Argument("--deepep-mode", DEEPEP_MODES[deployment.phase]))
-    knobs = flags | {"redundant_experts": pool.redundant_experts} | ({"enable_eplb": False} if _mapped(pool) else {})
+    knobs = flags | {"redundant_experts": pool.redundant_experts, "context_ranks": pool.dcp}
+    knobs |= {"enable_eplb": False} if _mapped(pool) else {}
     arguments += knob_arguments(spelled(engine, version, knobs, deployment.phase))
     if _mapped(pool):
         arguments.append(Argument("--init-expert-location", Shell('"$EXPERT_LOCATION"')))

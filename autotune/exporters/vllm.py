@@ -150,7 +150,8 @@ def _serving_arguments(deployment: Deployment, subject: Subject, lengths: Length
     pool = deployment.pool
     flags = backend_flags(subject, pool.flags)
     arguments = [Argument("--max-model-len", lengths.longest)]
-    arguments += knob_arguments(spelled(subject.engine, subject.version, flags, deployment.phase))
+    knobs = {**flags, "context_ranks": pool.dcp}
+    arguments += knob_arguments(spelled(subject.engine, subject.version, knobs, deployment.phase))
     if flags.get("offload_group_size") and subject.model.moe is not None:  # of a dense model whole layers move
         arguments.append(Argument("--offload-params", OFFLOADED_PARAMETERS))
     if pool.draft_tokens:

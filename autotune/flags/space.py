@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from autotune.documents.knobs import COLUMNS
 from autotune.exporters.lengths import LONGEST_OVER_MEAN
 from autotune.flags.rebalancing import best_rebalancing
-from autotune.layouts.enumerate import PAGE_TOKENS, backend_admissible
+from autotune.layouts.enumerate import PAGE_TOKENS, backend_admissible, rule_subject
 from autotune.layouts.table import kept_free_bytes, phase_of
 from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Ints
@@ -21,6 +22,7 @@ from cost_models.memory import state_bytes
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
 from cost_models.specs.precision import FP4_ARCHITECTURES
+from search_spaces.rules import RULES, legal
 from search_spaces.schema import Knob, Value
 
 BATCH_FACTORS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.125)
@@ -302,7 +304,9 @@ def _options(resolved: ResolvedProblem, knob: Knob, row: Rows, fitting_size: int
     if knob.name == "kv_cache_dtype":
         fp8 = resolved.machine.recipe.with_kv_cache("fp8")
         needed = [need for kind in resolved.model.attentions for need in kind.requirements(fp8, "decode")]
-        known = all(resolved.machine.calibration.has(*need) for need in needed)
+        subject = dataclasses.replace(rule_subject(resolved, row), recipe=fp8)
+        taken = row.dcp[0] == 1 or bool(legal([rule for rule in RULES if not rule.sized], subject)[0])
+        known = taken and all(resolved.machine.calibration.has(*need) for need in needed)
         return [kv_value(resolved, "fp8")] if known else []
     if knob.kind == "bool":
         return [False, True]

@@ -11,6 +11,7 @@ import numpy as np
 from autotune.documents.knobs import LAYOUT_COLUMNS
 from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Ints
+from cost_models.context_parallel import exchange_timed
 from cost_models.dispatch import BACKENDS
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import NO_GRAPH, UNLIMITED, Rows
@@ -127,10 +128,11 @@ def _every_row(resolved: ResolvedProblem, gpus: int) -> Rows:
     found: list[tuple[int, ...]] = []
     for shape in shard_shapes(resolved.model, resolved.hardware, gpus):
         sizes = (shape.tp, shape.dp, shape.ep, shape.pp)
+        shares = _context_options(resolved, shape.tp)
         for offload in _offload_options(resolved, shape):
             experts = _expert_options(resolved, shape, offloads=offload != NO_OFFLOAD)
-            options = itertools.product(experts, _backend_options(resolved, shape), drafts)
-            found += [(*sizes, *spread, *backend, draft, *offload) for spread, backend, draft in options]
+            options = itertools.product(shares, experts, _backend_options(resolved, shape), drafts)
+            found += [(*sizes, share, *spread, *backend, draft, *offload) for share, spread, backend, draft in options]
     values = np.array(found, dtype=np.int64).reshape(len(found), len(LAYOUT_COLUMNS)).T
     rows = Rows.of(**dict(zip(LAYOUT_COLUMNS, values, strict=True)))
     if resolved.skew is not None:
@@ -155,6 +157,13 @@ def _draft_options(resolved: ResolvedProblem) -> tuple[int, ...]:
     if not known:
         return (0,)
     return (1,) if resolved.phase == "prefill" else tuple(range(min(known, MAX_DRAFTS) + 1))
+
+
+def _context_options(resolved: ResolvedProblem, tp: int) -> tuple[int, ...]:
+    """Ranks that share the tokens of sequences, where they hold the same keys; prompts alone gain nothing by it."""
+    known = resolved.engine.has("context_ranks", resolved.version) and exchange_timed(resolved.machine)
+    most = resolved.model.context_ranks(tp) if known and resolved.phase != "prefill" else 1
+    return tuple(n for n in divisors(tp) if n <= most)
 
 
 def _offload_options(resolved: ResolvedProblem, shape: ShardShape) -> tuple[tuple[int, int, int], ...]:

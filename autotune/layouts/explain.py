@@ -14,7 +14,9 @@ from autotune.layouts.families import FAMILIES, Family, Limits, excess, feasible
 from autotune.layouts.table import LayoutTable, build_table, kept_free_bytes, kernel_size_limit, phase_of
 from autotune.resolving import ResolvedProblem, resolve_problem, usable_recipes
 from cost_models.arrays import Floats, as_floats
+from cost_models.context_parallel import COMBINE, GATHER
 from cost_models.prefill import prefill_step
+from cost_models.rows import Rows
 from cost_models.specs.layout import Layout
 
 GB = 1e9
@@ -136,8 +138,12 @@ def _sized_label(resolved: ResolvedProblem, table: LayoutTable, row: int) -> str
 
 def row_label(table: LayoutTable, row: int) -> str:
     """Layout of a row, e.g. DP48 EP48."""
-    rows = table.rows
-    return Layout(tp=int(rows.tp[row]), dp=int(rows.dp[row]), ep=int(rows.ep[row]), pp=int(rows.pp[row])).label()
+    return layout_of(table.rows, row).label()
+
+
+def layout_of(rows: Rows, row: int) -> Layout:
+    """Layout of one of the rows."""
+    return Layout(**{name: int(getattr(rows, name)[row]) for name in ("tp", "dp", "ep", "pp", "dcp")})
 
 
 def _changes(resolved: ResolvedProblem, table: LayoutTable) -> list[str]:
@@ -199,10 +205,11 @@ def _with_looser_limits(resolved: ResolvedProblem, table: LayoutTable, limits: L
 
 KINDS: tuple[tuple[str, Callable[[LayoutTable], np.ndarray]], ...] = (
     ("DP attention, EP experts", lambda t: (t.rows.dp > 1) & (t.rows.tp == 1) & (t.rows.ep > 1)),
-    ("TP attention, EP experts", lambda t: (t.rows.tp > 1) & (t.rows.ep > 1) & (t.rows.pp == 1)),
-    ("TP attention, TP experts", lambda t: (t.rows.dp == 1) & (t.rows.ep == 1) & (t.rows.pp == 1)),
-    ("DP attention, TP experts", lambda t: (t.rows.dp > 1) & (t.rows.ep == 1)),
-    ("pipeline stages", lambda t: t.rows.pp > 1),
+    ("TP attention, EP experts", lambda t: (t.rows.tp > 1) & (t.rows.ep > 1) & (t.rows.pp == 1) & (t.rows.dcp == 1)),
+    ("TP attention, TP experts", lambda t: (t.rows.dp == 1) & (t.rows.ep == 1) & (t.rows.pp == 1) & (t.rows.dcp == 1)),
+    ("DP attention, TP experts", lambda t: (t.rows.dp > 1) & (t.rows.ep == 1) & (t.rows.dcp == 1)),
+    ("pipeline stages", lambda t: (t.rows.pp > 1) & (t.rows.dcp == 1)),
+    ("contexts shared by ranks", lambda t: t.rows.dcp > 1),
 )
 
 
@@ -227,7 +234,7 @@ def alternatives(resolved: ResolvedProblem, table: LayoutTable, chosen: int) -> 
     return tuple(result)
 
 
-COMMUNICATION = ("dispatch", "combine", "tp_all_reduce", "moe_all_reduce", "pipeline_hops", "overlap")
+COMMUNICATION = ("dispatch", "combine", "tp_all_reduce", "moe_all_reduce", GATHER, COMBINE, "pipeline_hops", "overlap")
 WAITING = ("host", "launch_gaps", "offload_stall")
 
 
@@ -307,7 +314,9 @@ def _what_caps(resolved: ResolvedProblem, table: LayoutTable, row: int) -> str:
     if int(phase.size_of(one)[0]) >= limit:
         return f"the most that its all-to-all kernel takes ({limit:,} per DP rank)"
     if table.memory_bytes[row] > NEAR_LIMIT * resolved.memory_limit_bytes:
-        copies = max(kind.state_copies(tp) for kind in resolved.model.attentions)
+        dcp = int(one.dcp[0])
+        kinds = resolved.model.attentions
+        copies = max(kind.state_copies(tp) / (dcp if kind.shared_context else 1) for kind in kinds)
         duplicated = copies > 1 and phase.name == "decode"
         return f"because TP{tp} keeps {copies:.0f} copies of each KV cache" if duplicated else "the most that fit in memory"
     if table.latency_s[row] > NEAR_LIMIT * resolved.latency_limit_s:

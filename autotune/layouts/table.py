@@ -24,7 +24,7 @@ class LayoutTable:
 
     rows: Rows
     layout: Ints
-    """Id of the row's layout (tp, dp, ep, pp): distinct plans differ in it."""
+    """Id of the row's layout (tp, dp, ep, pp, dcp): distinct plans differ in it."""
     latency_s: Floats
     """Time per output token (decode), or of one prompt (prefill)."""
     instance_tokens_per_s: Floats
@@ -119,8 +119,9 @@ def cost_rows(resolved: ResolvedProblem, rows: Rows, gpus: int | None = None) ->
 
 
 def layout_id(rows: Rows) -> Ints:
-    """One integer per (tp, dp, ep, pp)."""
-    return np.asarray(((rows.tp * 100_003 + rows.dp) * 100_003 + rows.ep) * 97 + rows.pp, dtype=np.int64)
+    """One integer per (tp, dp, ep, pp, dcp)."""
+    spread = ((rows.tp * 100_003 + rows.dp) * 100_003 + rows.ep) * 97 + rows.pp
+    return np.asarray(spread * 97 + rows.dcp, dtype=np.int64)
 
 
 def max_instances(resolved: ResolvedProblem, gpus_per_instance: Ints, budget: int) -> Ints:

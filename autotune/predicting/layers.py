@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from autotune.documents.prediction import HiddenTime, Lane, LayerOperator, LayerPrediction
+from cost_models.context_parallel import COMBINE, GATHER
 from cost_models.hyper_connections import FAMILY
 from cost_models.layers import COMMUNICATION, Layer, pipeline_stretch
 from cost_models.overlap import OVERLAPS, single_batch_hideable_s
@@ -14,14 +15,15 @@ from cost_models.specs.model import LayerGroup, ModelSpec, MoeSpec
 SAVINGS = ("shared_stream", "overlap")
 """Negative operators: what runs beside something else."""
 SHARED_EXPERT = ("shared_gate_up", "shared_down")
-BEFORE_THE_CORE = ("indexer", "absorb")
+BEFORE_THE_CORE = ("indexer", "absorb", GATHER)
 AFTER_ATTENTION = (
     "tp_all_reduce", "router", "latent_in", *SHARED_EXPERT, "dispatch", "experts", "combine", "latent_out", "moe_all_reduce",
 )  # fmt: skip
 """Order in which engines launch what follows attention; a shared expert comes before the dispatch that it may hide."""
 BETWEEN = ("elementwise", FAMILY, "moe_elementwise", "launch_gaps", "eplb_moves")
 """Small kernels and gaps between the others, and a rebalance spread over the steps: they have no place of their own."""
-ALL_REDUCES = ("tp_all_reduce", "moe_all_reduce")
+COLLECTIVES = ("tp_all_reduce", "moe_all_reduce", GATHER, COMBINE)
+"""Of the tensor-parallel group."""
 
 
 def layer_predictions(model: ModelSpec, rows: Rows, layers: Sequence[Layer]) -> tuple[LayerPrediction, ...]:
@@ -53,7 +55,7 @@ def _prediction(model: ModelSpec, group: LayerGroup, layer: Layer, stretch: floa
 def _lane(name: str) -> Lane:
     if name in BETWEEN:
         return "between"
-    return "communication" if name in (*COMMUNICATION, *ALL_REDUCES) else "compute"
+    return "communication" if name in (*COMMUNICATION, *COLLECTIVES) else "compute"
 
 
 def _in_order(model: ModelSpec, group: LayerGroup, names: Mapping[str, float]) -> list[str]:
@@ -67,7 +69,9 @@ def _in_order(model: ModelSpec, group: LayerGroup, names: Mapping[str, float]) -
             return 4, AFTER_ATTENTION.index(name)
         if name in BETWEEN:
             return 5, BETWEEN.index(name)
-        return (0 if name in entering else 1 if name in BEFORE_THE_CORE else 3 if name in leaving else 2), 0
+        if name in BEFORE_THE_CORE:
+            return 1, int(name == GATHER)
+        return (0 if name in entering else 3 if name in leaving else 2), int(name == COMBINE)
 
     return sorted(names, key=place)
 

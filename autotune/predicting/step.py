@@ -65,6 +65,7 @@ def resolve(deployment: Deployment) -> Resolved:
     engine = load_engine(deployment.engine.name)
     version = resolve_version(engine, deployment.engine.version)
     _check_pool(model, hardware, pool)
+    _check_context_ranks(model, engine, version, pool)
     _check_flags(engine, version, pool)
     recipe = resolve_recipe(pool.precision or deployment.precision, model).on(hardware.gpu.architecture)
     if foreign := foreign_dtype(recipe, hardware):
@@ -110,9 +111,21 @@ def _check_pool(model: ModelSpec, hardware: HardwareSpec, pool: Pool) -> None:
         raise ProblemError(f"offload group_size {pool.offload.group_size} exceeds the {model.layers} layers of {model.name}")
 
 
+def _check_context_ranks(model: ModelSpec, engine: EngineSpec, version: str, pool: Pool) -> None:
+    """Ranks that share the tokens of sequences are of one tensor-parallel group and hold the same keys; the engine knows them."""
+    if pool.dcp == 1:
+        return
+    if not engine.has("context_ranks", version):
+        raise ProblemError(f"dcp {pool.dcp}: {engine.title} {version} has no decode context parallelism; leave dcp 1")
+    if pool.tp % pool.dcp:
+        raise ProblemError(f"dcp {pool.dcp} does not divide tp {pool.tp}, of whose ranks they are")
+    if pool.dcp <= (most := int(model.context_ranks(pool.tp))):
+        return
+    whole = [kind.kind for kind in model.attentions if not kind.fixed_state and kind.context_ranks(pool.tp) == most]
+    raise ProblemError(f"dcp {pool.dcp}: at most {most} of tp {pool.tp} ranks can share the tokens of {model.name} ({whole[0]})")
+
+
 NOT_MODELLED = {
-    "decode_context_parallel_size": "decode context parallelism",
-    "dcp_size": "decode context parallelism",
     "prefill_context_parallel_size": "prefill context parallelism",
     "attn_cp_size": "attention context parallelism",
 }

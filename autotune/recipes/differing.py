@@ -54,7 +54,7 @@ def sequences_of(pool: Pool) -> int:
 
 
 ASPECTS = (
-    Aspect("layout", ("tp", "dp", "ep", "pp", "moe_tp", "instances"), lambda p: f"{p.instances} x {p.layout.label()}"),
+    Aspect("layout", ("tp", "dp", "ep", "pp", "dcp", "moe_tp", "instances"), lambda p: f"{p.instances} x {p.layout.label()}"),
     Aspect("sequences", ("batch_per_dp_rank",), lambda p: f"{n:,}" if (n := sequences_of(p)) else "as many as fit"),
     Aspect("token budget of a rank", ("max_batched_tokens",), lambda p: f"{n:,}" if (n := p.max_batched_tokens) else "its batch"),
     Aspect("all-to-all", ("all2all_backend",), _plain("all2all_backend")),

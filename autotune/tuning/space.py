@@ -35,7 +35,7 @@ WITH_LAYOUT = ("kv_cache_dtype", "draft_tokens")
 """Flags of a plan that change what is computed: every layout keeps them, the engine's defaults too."""
 OF_LAYOUT = ("all2all_backend", "enable_eplb", "redundant_experts", "eplb_window_steps", "eplb_interval_steps", "eplb_async",
              "enable_dbo", "enable_sbo", "dbo_decode_token_threshold", "dbo_prefill_token_threshold", "moe_dp_chunk_tokens",
-             "enable_moe_dp_chunk")  # fmt: skip
+             "enable_moe_dp_chunk", "context_ranks")  # fmt: skip
 """Flags of a plan that go with its own layout alone."""
 FIELDS = {
     "max_num_seqs": "batch_per_dp_rank",
@@ -216,6 +216,7 @@ class TuneSpace:
             math.log2(pool.dp) / LAYOUT_OCTAVES,
             float(pool.ep > 1) / LAYOUT_OCTAVES,
             math.log2(pool.pp) / LAYOUT_OCTAVES,
+            math.log2(pool.dcp) / LAYOUT_OCTAVES,
             math.log2(candidate.level) / LEVEL_OCTAVES,
         ]
         for name, values in self.knobs.items():
@@ -332,7 +333,7 @@ def _splits(own: Pool, gpus: int) -> Iterator[dict[str, Any]]:
     for tp, dp in itertools.product(sizes, sizes):
         if gpus % (tp * dp * own.pp):
             continue
-        plain = {"tp": tp, "dp": dp, "moe_tp": None, "redundant_experts": 0}
+        plain = {"tp": tp, "dp": dp, "dcp": own.dcp if tp == own.tp else 1, "moe_tp": None, "redundant_experts": 0}
         if dp == 1:
             yield {**plain, "ep": 1, "all2all_backend": "none"}
         if tp * dp > 1:

@@ -21,6 +21,11 @@ def layout_words(layout: Layout, *, moe: bool = True) -> list[str]:
     words = []
     if layout.tp > 1:
         words.append(f"TP{layout.tp}: every attention matrix is cut over {layout.tp} GPUs, which all-reduce after each layer")
+    if layout.dcp > 1:
+        words.append(
+            f"DCP{layout.dcp}: {layout.dcp} of those GPUs share the tokens of every sequence; they exchange queries and parts of "
+            "the outputs, and hold as many times the sequences"
+        )
     if layout.dp > 1:
         words.append(
             f"DP{layout.dp}: {layout.dp} groups hold their own sequences and KV cache; attention needs no talk between them"

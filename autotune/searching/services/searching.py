@@ -11,7 +11,7 @@ from autotune.documents.plan import SearchStatistics
 from autotune.documents.problem import Problem
 from autotune.documents.service_plan import PoolSummary, ServicePlan, ServiceResult
 from autotune.errors import NoFeasiblePlan, ProblemError
-from autotune.layouts.explain import explain_infeasible
+from autotune.layouts.explain import explain_infeasible, layout_of
 from autotune.progress import Progress
 from autotune.resolving import resolve_problem
 from autotune.searching.confident import confidence_note, search_until_sure
@@ -26,7 +26,6 @@ from autotune.searching.services.sides import (
     pools_of,
     prefill_candidates,
 )
-from cost_models.specs.layout import Layout
 
 RUNNER_UP_RESOLUTION = 0.15
 HEADROOM = (1.0, 1.3, 1.7, 2.2, 3.0, 4.0)
@@ -177,7 +176,7 @@ def _label(candidate: Candidate) -> str:
 
 def _pool_summary(chosen: Chosen) -> PoolSummary:
     row = chosen.row
-    layout = Layout(tp=int(row.tp[0]), dp=int(row.dp[0]), ep=int(row.ep[0]), pp=int(row.pp[0]))
+    layout = layout_of(row, 0)
     finite = np.isfinite(chosen.transfer_per_s)
     return PoolSummary(
         phase=chosen.resolved.pool,

@@ -214,7 +214,6 @@ def test_what_changes_memory_without_a_model_takes_the_verdict_with_it(option):
 @pytest.mark.parametrize(
     "option",
     [
-        "--dcp-size 2",
         "--cpu-offload-gb 20",
         "--enable-prefill-cp",
         "--kt-cpuinfer 60",

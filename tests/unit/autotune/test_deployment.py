@@ -22,6 +22,9 @@ BASE = {
 POOL = {"dp": 8, "ep": 8, "batch_per_dp_rank": 256, "all2all_backend": "allgather_reducescatter"}
 
 
+TP8 = {"tp": 8, "dp": 1, "ep": 1, "all2all_backend": "none"}
+
+
 def deployment(pool: dict | None = None, **changes) -> Deployment:
     return Deployment.model_validate({**BASE, **changes, "pools": {"decode": {**POOL, **(pool or {})}}})
 
@@ -97,7 +100,10 @@ def test_pools_that_contradict_themselves(pool, message):
         ({"precision": "fp9"}, {}, "unknown precision"),
         ({}, {"flags": {"enable_dbbo": True}}, "Did you mean enable_dbo"),
         ({}, {"flags": {"moe_dp_chunk_tokens": 256}}, "unknown vllm 0.33 flag"),
-        ({}, {"flags": {"--decode-context-parallel-size": 2}}, "decode context parallelism is not modelled"),
+        ({}, {"flags": {"--prefill-context-parallel-size": 2}}, "prefill context parallelism is not modelled"),
+        ({}, {"tp": 8, "dp": 2, "dcp": 3}, "dcp 3 does not divide tp 8"),
+        ({"model": "gpt-oss-120b", "precision": "mxfp4"}, {**TP8, "dcp": 2}, "at most 1 of tp 8 ranks"),
+        ({"engine": {"name": "trtllm"}}, {**TP8, "dcp": 8}, "TensorRT-LLM 1.3 has no decode context parallelism"),
         ({"hardware": "mi300x"}, {}, "no nvfp4 tensor throughput|no tensor cores for nvfp4"),
         ({"hardware": "h20-4node-25gbe", "precision": "fp8-block"}, {"instances": 5}, "40 GPUs wanted"),
     ],

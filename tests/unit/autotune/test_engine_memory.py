@@ -52,7 +52,7 @@ def test_vllm_refuses_a_longest_sequence_that_does_not_fit():
     for length in ("", " --max-model-len 131072", " --max-model-len 128k"):
         assert any("vLLM does not start" in line for line in read(kimi + length, "hgx-h200").conflicts)
     assert not read(kimi + " --max-model-len auto", "hgx-h200").conflicts
-    assert not read(kimi + " --decode-context-parallel-size 8", "hgx-h200").conflicts  # memory is then not known
+    assert not read(kimi + " --decode-context-parallel-size 8", "hgx-h200").conflicts  # an eighth of the cache on each
     assert not read("vllm serve Qwen/Qwen3-32B --tensor-parallel-size 8", "hgx-h200").conflicts
 
 

@@ -30,6 +30,7 @@ def rows(draw) -> Rows:
         dp=dp,
         ep=ep,
         pp=pp,
+        dcp=draw(st.sampled_from([n for n in (1, 2, 8) if tp % n == 0])),
         batch=draw(st.integers(1, 4096)),
         drafts=draw(st.integers(0, 3)),
         redundant_experts=draw(st.integers(0, 64)),

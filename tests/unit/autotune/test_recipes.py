@@ -80,7 +80,7 @@ def test_written_files_are_the_deployments_and_say_where_they_are_from(collectio
 
 def test_what_is_not_modelled_is_said_in_the_file(tmp_path):
     (tmp_path / "serve.sh").write_text(
-        "vllm serve deepseek-ai/DeepSeek-R1-0528 --tensor-parallel-size 8 --decode-context-parallel-size 2\n"
+        "vllm serve deepseek-ai/DeepSeek-R1-0528 --tensor-parallel-size 8 --prefill-context-parallel-size 2\n"
     )
     found = import_recipes([tmp_path], H200)
     (one,) = found.deployments

@@ -35,7 +35,8 @@ def subject(engine="vllm", version=None, model="deepseek-r1", recipe="fp8-block"
     if isinstance(row.get("backend"), str):
         row["backend"] = BACKENDS.index(row["backend"])
     return Subject(
-        spec, version or spec.newest, load_model(model), load_recipe(recipe), load_hardware(hardware), role, Rows.of(**row),
+        spec, version or spec.newest, load_model(model), load_recipe(recipe) if isinstance(recipe, str) else recipe,
+        load_hardware(hardware), role, Rows.of(**row),
         options, environment or {},
     )  # fmt: skip
 
@@ -44,8 +45,11 @@ def broken(asked: Subject) -> set[str]:
     return {finding.rule for finding in findings(RULES, asked)}
 
 
+TWO_BATCH = OVERLAPS.index("two_batch")
+FP8_CACHE, BF16_CACHE = (load_recipe("fp8-block").with_kv_cache(dtype) for dtype in ("fp8", "bf16"))
 QWEN = {"model": "qwen3-235b-a22b"}
-DCP = "--decode-context-parallel-size"
+V32 = {"model": "deepseek-v3.2", "tp": 8, "dcp": 8}
+NIXL = {"--kv-transfer-config": '{"kv_connector": "NixlConnector"}'}
 SPREAD = {"dp": 16, "ep": 16}
 SGLANG = {"engine": "sglang"}
 TRTLLM = {"engine": "trtllm"}
@@ -58,16 +62,43 @@ BREAKING = {
         {"model": "deepseek-v4-flash", "recipe": "fp8-block", "version": "0.20"},
     ),
     "heads_divide": ({"tp": 3}, {"tp": 4}),
-    "context_ranks_divide": ({"tp": 8, "options": {DCP: "3"}}, {"tp": 8, "options": {DCP: "8"}}),
+    "context_ranks_divide": ({"tp": 8, "dcp": 3}, {"tp": 8, "dcp": 8}),
     # 64 query heads on 4 KV heads: tp 8 makes two copies of each, so two ranks may share one, not four
     "context_ranks_of_kv_heads": (
-        {**QWEN, "tp": 8, "options": {DCP: "4"}},
-        {**QWEN, "tp": 8, "options": {DCP: "2"}},
+        {**QWEN, "tp": 8, "dcp": 4, "role": "serve"},
+        {**QWEN, "tp": 8, "dcp": 2, "role": "serve"},
     ),
-    "context_ranks_of_the_connector": (
-        {"tp": 8, "options": {DCP: "4", "--kv-transfer-config": '{"kv_connector": "NixlConnector"}'}},
-        {"tp": 8, "options": {DCP: "8", "--kv-transfer-config": '{"kv_connector": "NixlConnector"}'}},
+    "context_ranks_of_windows": (
+        {"model": "gpt-oss-120b", "recipe": "mxfp4", "tp": 16, "dcp": 2, "role": "serve"},
+        {"model": "gpt-oss-120b", "recipe": "mxfp4", "tp": 8, "role": "serve"},
     ),
+    "context_ranks_of_other_layers": (
+        {"model": "minimax-m3", "recipe": "bf16", "tp": 8, "dcp": 2, "role": "serve"},
+        {"tp": 8, "dcp": 2, "role": "serve"},
+    ),
+    "context_ranks_beside_recurrent_layers": (
+        {"model": "kimi-linear-48b-a3b", "recipe": "bf16", "tp": 8, "dcp": 8, "version": "0.25"},
+        {"model": "kimi-linear-48b-a3b", "recipe": "bf16", "tp": 8, "dcp": 8, "version": "0.26"},
+    ),
+    "context_ranks_of_an_fp8_latent_cache": (
+        {"tp": 8, "dcp": 8, "recipe": "nvfp4", **BLACKWELL, "version": "0.24"},
+        {"tp": 8, "dcp": 8, "recipe": "nvfp4", **BLACKWELL, "version": "0.25"},
+    ),
+    "context_ranks_of_sparse_layers": (
+        {**V32, **BLACKWELL, "version": "0.24"},
+        {**V32, **BLACKWELL, "version": "0.25"},
+    ),
+    "context_ranks_of_sparse_layers_on_hopper": ({**V32, "version": "0.28"}, {**V32, "recipe": FP8_CACHE, "version": "0.29"}),
+    "context_ranks_of_the_sparse_cache": ({**V32, "recipe": BF16_CACHE}, {**V32, "recipe": FP8_CACHE}),
+    # a plan of one side of a pair is written with the connector, a command says so
+    "context_ranks_of_the_connector": ({"tp": 8, "dcp": 4}, {"tp": 8, "dcp": 4, "options": {}}),
+    "context_ranks_without_two_batches": (
+        {"tp": 2, "dp": 8, "ep": 16, "dcp": 2, "backend": LOW_LATENCY, "overlap": TWO_BATCH},
+        {"tp": 2, "dp": 8, "ep": 16, "dcp": 2, "backend": LOW_LATENCY},
+    ),
+    "context_ranks_outside_of_graphs": ({"tp": 8, "dcp": 8, "version": "0.11"}, {"tp": 8, "dcp": 8, "version": "0.12"}),
+    "context_ranks_on_amd": ({"tp": 8, "dcp": 8, "hardware": "mi300x"}, {"tp": 8, "dcp": 8}),
+    "context_ranks_of_sglang": ({**SGLANG, "tp": 8, "dcp": 8}, {**SGLANG, "tp": 8, "dcp": 8, **BLACKWELL}),
     # 4 KV heads: 2 divides them, 8 copies them, 6 does neither
     "kv_heads_divide": ({**QWEN, "tp": 6}, {**QWEN, "tp": 8, "recipe": "bf16"}),
     # 256 + 8 over 24 ranks are 11 each

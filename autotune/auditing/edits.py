@@ -58,15 +58,21 @@ def pool_edits(deployment: Deployment, sizes: set[int]) -> Iterator[Edit]:
 
 
 def _shared_contexts(deployment: Deployment, phase: PoolRole) -> Iterator[Edit]:
-    """More ranks that share the tokens of sequences, as many as hold the same keys; of what computes prompts alone none."""
+    """Other numbers of ranks that share the tokens of sequences, as many as hold the same keys: with the same sequences, and with
+    as many times of them as then fit. Of what computes prompts alone none.
+    """
     pool = deployment.pools[phase]
     engine = load_engine(deployment.engine.name)
     if phase == "prefill" or not engine.has("context_ranks", resolve_version(engine, deployment.engine.version)):
         return
-    most = load_model(deployment.model).context_ranks(pool.tp)
-    for ranks in range(pool.dcp + 1, int(most) + 1):
-        if pool.tp % ranks == 0:
-            yield Edit("dcp", f"dcp {pool.dcp} -> {ranks}", changed(phase, dcp=ranks))
+    most = int(load_model(deployment.model).context_ranks(pool.tp))
+    for ranks in (n for n in range(1, most + 1) if pool.tp % n == 0 and n != pool.dcp):
+        label = f"dcp {pool.dcp} -> {ranks}"
+        yield Edit("dcp", label, changed(phase, dcp=ranks))
+        if ranks > pool.dcp and phase == "decode":
+            batch = pool.batch_per_dp_rank * ranks // pool.dcp
+            more = f"{label}, batch_per_dp_rank {pool.batch_per_dp_rank:,} -> {batch:,}"
+            yield Edit("dcp", more, changed(phase, dcp=ranks, batch_per_dp_rank=batch))
 
 
 def service_edits(deployment: Deployment, crowded: set[PoolRole]) -> Iterator[Edit]:

@@ -79,12 +79,13 @@ def priced_layers(
     mixers = {kind: attention(kind) for kind in machine.model.attentions}
     ffns = {ffn: _ffn_operators(machine, rows, ffn, tokens, phase) for ffn in machine.model.ffns}
     mixed = {FAMILY: mixing(machine, tokens)} if machine.model.residual_streams > 1 else {}
+    shares = bool((rows.dcp > 1).any())
     layers = []
     for group in machine.model.groups:
         mixer = mixers[group.attention] if group.attention else {}
         operators = {**mixer, **mixed, **(ffns[group.ffn] if group.ffn else {})}
         small = small_kernels(group, machine.model.hidden, rows.backend != BACKENDS.index("none"))
-        small = small + context_parallel.small_kernels(group.attention, rows.dcp)
+        small = small + context_parallel.small_kernels(group.attention, rows.dcp) if shares else small
         layer = finished(operators, rows, captured, microbatches, host, small)
         layers.append(overlapped(machine, layer, rows, split) if isinstance(group.ffn, MoeSpec) else layer)
     return layers

@@ -28,8 +28,10 @@ OUTPUT_BYTES = 2
 LSE_BYTES = 4
 PACKS_LSE = ("sglang",)
 """Engines that send the log-sum-exp with the outputs in one all-to-all; others gather it in a call of its own before."""
-SMALL_KERNELS = 4
-"""Of a layer beside the collectives: packing and unpacking around either, where the second weighs the partial outputs."""
+SMALL_KERNELS = {True: 2, False: 3}
+"""Of a layer beside the collectives, by whether the log-sum-exp is packed: packing and the weighted sum of what arrives (sglang
+srt/layers/dcp/comm.py, 0.5.23); weighing, and heads in front before the reduce-scatter and back after it (vllm
+distributed/device_communicators/cuda_communicator.py:496, 0.33.0)."""
 Pair = tuple[Floats, Floats]
 """Time and roofline bound in one layer [s]."""
 
@@ -69,7 +71,7 @@ def prompt_exchange(
 
 def _combine(machine: Machine, shared: SharedContext, tokens: Floats, heads: Floats, ranks: Floats) -> Pair:
     """Partial outputs weighted, and summed where their heads belong."""
-    packed = machine.calibration.applies_to.engine in PACKS_LSE
+    packed = _packed(machine)
     own = tokens * heads * (shared.output * OUTPUT_BYTES + (LSE_BYTES if packed else 0))
     found = _collective(machine, "combine", own, ranks)
     if not packed:
@@ -98,10 +100,15 @@ def _added(first: Pair, second: Pair) -> Pair:
     return first[0] + second[0], first[1] + second[1]
 
 
-def small_kernels(kind: AttentionKind | None, ranks: ArrayLike) -> Floats:
+def _packed(machine: Machine) -> bool:
+    """Whether the engine sends the log-sum-exp beside the outputs."""
+    return machine.calibration.applies_to.engine in PACKS_LSE
+
+
+def small_kernels(machine: Machine, kind: AttentionKind | None, ranks: ArrayLike) -> Floats:
     """Kernels of one layer that no operator covers, besides those without sharing, (rows,)."""
     shared = kind is not None and kind.shared_context is not None
-    return np.where(as_floats(ranks) > 1, float(SMALL_KERNELS) if shared else 0.0, 0.0)
+    return np.where(as_floats(ranks) > 1, float(SMALL_KERNELS[_packed(machine)]) if shared else 0.0, 0.0)
 
 
 def exchange_timed(machine: Machine) -> bool:

@@ -105,7 +105,7 @@ def _packed(machine: Machine) -> bool:
     return machine.calibration.applies_to.engine in PACKS_LSE
 
 
-def small_kernels(machine: Machine, kind: AttentionKind | None, ranks: ArrayLike) -> Floats:
+def exchange_kernels(machine: Machine, kind: AttentionKind | None, ranks: ArrayLike) -> Floats:
     """Kernels of one layer that no operator covers, besides those without sharing, (rows,)."""
     shared = kind is not None and kind.shared_context is not None
     return np.where(as_floats(ranks) > 1, float(SMALL_KERNELS[_packed(machine)]) if shared else 0.0, 0.0)
@@ -113,10 +113,10 @@ def small_kernels(machine: Machine, kind: AttentionKind | None, ranks: ArrayLike
 
 def exchange_timed(machine: Machine) -> bool:
     """Whether the machine's collectives were timed."""
-    return all(machine.calibration.has(family, variant) for family, variant, _ in sources(1.0).values())
+    return all(machine.calibration.has(family, variant) for family, variant, _ in exchange_sources(1.0).values())
 
 
-def sources(ranks: float) -> dict[str, tuple[str, str, dict[str, float]]]:
+def exchange_sources(ranks: float) -> dict[str, tuple[str, str, dict[str, float]]]:
     """Operator -> calibration family and variant that priced it, and the inputs that its measured box is checked against."""
     directions = {GATHER: "dispatch", COMBINE: "combine"}
     return {name: ("dispatch", f"{CALIBRATED}.{direction}", {"ranks": ranks}) for name, direction in directions.items()}

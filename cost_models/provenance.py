@@ -82,7 +82,7 @@ def _shared_sources(machine: Machine, rows: Rows, tokens: float, phase: Phase) -
     for name in ("tp_all_reduce", "ffn_all_reduce", "moe_all_reduce"):
         sources[name] = ("all_reduce", "default", {"ranks": tp})
     if rows.dcp[0] > 1:
-        sources |= context_parallel.sources(float(rows.dcp[0]))
+        sources |= context_parallel.exchange_sources(float(rows.dcp[0]))
     backend = BACKENDS[int(rows.backend[0])]
     ranks = float(rows.group[0])
     if machine.model.moe:

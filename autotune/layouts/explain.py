@@ -138,10 +138,10 @@ def _sized_label(resolved: ResolvedProblem, table: LayoutTable, row: int) -> str
 
 def row_label(table: LayoutTable, row: int) -> str:
     """Layout of a row, e.g. DP48 EP48."""
-    return layout_of(table.rows, row).label()
+    return row_layout(table.rows, row).label()
 
 
-def layout_of(rows: Rows, row: int) -> Layout:
+def row_layout(rows: Rows, row: int) -> Layout:
     """Layout of one of the rows."""
     return Layout(**{name: int(getattr(rows, name)[row]) for name in ("tp", "dp", "ep", "pp", "dcp")})
 

@@ -14,7 +14,7 @@ from autotune.report.page.page import RunPage
 from autotune.report.page.tradeoff import WORDS
 from cost_models.specs.base import Spec
 
-SIZE = re.compile(r"(tp|dp|ep|pp)(\d+)", re.IGNORECASE)
+SIZE = re.compile(r"(tp|dcp|dp|ep|pp)(\d+)", re.IGNORECASE)
 DIFFERENCES_SHOWN = 3
 
 

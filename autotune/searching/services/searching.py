@@ -11,7 +11,7 @@ from autotune.documents.plan import SearchStatistics
 from autotune.documents.problem import Problem
 from autotune.documents.service_plan import PoolSummary, ServicePlan, ServiceResult
 from autotune.errors import NoFeasiblePlan, ProblemError
-from autotune.layouts.explain import explain_infeasible, layout_of
+from autotune.layouts.explain import explain_infeasible, row_layout
 from autotune.progress import Progress
 from autotune.resolving import resolve_problem
 from autotune.searching.confident import confidence_note, search_until_sure
@@ -176,7 +176,7 @@ def _label(candidate: Candidate) -> str:
 
 def _pool_summary(chosen: Chosen) -> PoolSummary:
     row = chosen.row
-    layout = layout_of(row, 0)
+    layout = row_layout(row, 0)
     finite = np.isfinite(chosen.transfer_per_s)
     return PoolSummary(
         phase=chosen.resolved.pool,

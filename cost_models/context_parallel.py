@@ -107,8 +107,10 @@ def _packed(machine: Machine) -> bool:
 
 def exchange_kernels(machine: Machine, kind: AttentionKind | None, ranks: ArrayLike) -> Floats:
     """Kernels of one layer that no operator covers, besides those without sharing, (rows,)."""
-    shared = kind is not None and kind.shared_context is not None
-    return np.where(as_floats(ranks) > 1, float(SMALL_KERNELS[_packed(machine)]) if shared else 0.0, 0.0)
+    shared = kind.shared_context if kind else None
+    if shared is None:
+        return np.zeros(np.shape(ranks))
+    return np.where(as_floats(ranks) > 1, float(SMALL_KERNELS[_packed(machine)] + shared.beside), 0.0)
 
 
 def exchange_timed(machine: Machine) -> bool:

@@ -42,7 +42,7 @@ def _sizes(plan: Plan) -> dict[str, float]:
     """What a plan runs at, by column."""
     pool, workload = plan.deployment.pool, plan.deployment.workload
     tokens = pool.batch_per_dp_rank * (1 + pool.draft_tokens) if plan.deployment.phase == "decode" else pool.max_batched_tokens
-    sizes = {"m": tokens, "tokens": tokens, "sequences": pool.batch_per_dp_rank}
+    sizes: dict[str, float] = {"m": tokens, "tokens": tokens, "sequences": pool.batch_per_dp_rank}
     sizes["context_tokens"] = workload.context_tokens / pool.dcp
     moe = load_model(plan.deployment.model).moe
     if moe is not None:

@@ -46,6 +46,8 @@ class SharedContext:
     """Elements of a cached token that prompts gather before they attend to it; 0: their queries and outputs are exchanged."""
     exchanges_new: bool = False
     """Whether prompts exchange queries and outputs without a cached prefix too."""
+    beside: int = 0
+    """Kernels of a decode step besides those around the exchange."""
 
 
 class AttentionKind(Spec, ABC):

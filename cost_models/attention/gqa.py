@@ -46,8 +46,12 @@ class GqaSpec(GroupedKind):
 
     @property
     def shared_context(self) -> SharedContext | None:
-        """Queries and outputs, those of prompts only where they attend to a cached prefix; a window stays whole."""
-        return None if self.window_tokens else SharedContext(query=self.head_dim, output=self.v_dim)
+        """Queries and outputs, those of prompts only where they attend to a cached prefix; a window stays whole.
+
+        Beside, new tokens attend to each other on every rank, and the two parts are merged (_forward_with_dcp of vllm
+        v1/attention/backends/flash_attn.py, 0.33.0).
+        """
+        return None if self.window_tokens else SharedContext(query=self.head_dim, output=self.v_dim, beside=2)
 
     def context_ranks(self, tp: ArrayLike) -> Floats:
         """Ranks with copies of the same KV heads."""

@@ -231,7 +231,7 @@ RULES = (
         says="vLLM 0.11 runs attention outside of CUDA graphs where ranks share the tokens of sequences.",
         source="vllm/config/vllm.py:477 (0.11.2)",
         engines=VLLM,
-        effect="unpriced",
+        effect="unsure",
         until="0.11",
         broken=_shared,
         because=lambda s: f"{_size(s)} {_ranks(s)}: vLLM {s.version} runs attention outside of CUDA graphs then",
@@ -241,7 +241,7 @@ RULES = (
         says="On AMD GPUs vLLM's kernels for shared tokens are others than those that are priced.",
         source="vllm/v1/attention/backends/mla/rocm_aiter_mla.py (0.29.0); platforms/rocm.py:1182 (0.33.0)",
         engines=VLLM,
-        effect="unpriced",
+        effect="unsure",
         broken=lambda s: _where(s, s.hardware.gpu.vendor == "amd"),
         because=lambda s: f"{_size(s)} {_ranks(s)}: vLLM's kernels for shared tokens on {s.hardware.gpu.name} are not priced",
     ),
@@ -251,7 +251,7 @@ RULES = (
         source="sglang srt/server_args.py:3149 (0.5.16); srt/layers/attention/attention_registry.py:99, "
         "srt/model_executor/pool_configurator.py (0.5.23: index keys are on every rank)",
         engines=SGLANG,
-        effect="unpriced",
+        effect="unsure",
         broken=_sglang_kernels,
         because=lambda s: (
             f"{_size(s)} {_ranks(s)}: SGLang {s.version} shares out latents of MLA alone, on Blackwell from 0.5.23 on without "

@@ -11,6 +11,7 @@ from cost_models.attention.gqa import GqaSpec
 from cost_models.catalog import calibration_for, load_hardware, load_model, load_recipe
 from cost_models.context_parallel import COMBINE, GATHER
 from cost_models.drafters import find_drafter
+from cost_models.host import HostCoefficients
 from cost_models.machine import Machine
 from cost_models.memory import decode_memory, state_bytes
 from cost_models.prefill import prefill_step
@@ -46,6 +47,18 @@ def test_sglang_sends_the_log_sum_exp_with_the_outputs():
     step = decode_step(machine(engine="sglang"), Rows.of(tp=8, batch=32, dcp=8), 32_000)
     packed = 32 * 16 * (512 * 2 + 4)  # of the heads that the receiver keeps: an eighth of what is gathered
     assert layer(step, COMBINE).bound_s[0] == pytest.approx(7 * packed / NVLINK + 2 * 32 * 128 * 512 * 2 / HBM)
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "dcp", "kernels", "layers"),
+    [("deepseek-r1", "vllm", 8, 3, 61), ("deepseek-r1", "sglang", 8, 2, 61), ("qwen3-235b-a22b", "vllm", 2, 3 + 2, 94)],
+)
+def test_small_kernels_pack_weigh_and_unpack(model, engine, dcp, kernels, layers):
+    on = machine(model, engine=engine)
+    step = decode_step(on, Rows.of(tp=8, batch=8, dcp=[1, dcp]), 4_000)
+    gaps = step.operators["launch_gaps"].time_s
+    each = on.coefficients("host", "default", HostCoefficients).small_kernel_s
+    assert gaps[1] - gaps[0] == pytest.approx(kernels * layers * each)
 
 
 def test_a_rank_attends_with_all_heads_of_its_group_to_its_share_of_the_latents():

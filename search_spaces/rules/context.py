@@ -8,11 +8,15 @@ from cost_models.attention.base import AttentionKind
 from cost_models.overlap import OVERLAPS
 from search_spaces.rules.rule import Rule
 from search_spaces.rules.subject import Bools, Subject
+from search_spaces.schema import version_key
 
 VLLM, SGLANG = ("vllm",), ("sglang",)
 HANDOVER = "--kv-transfer-config"
 WITH_LSE = ("blackwell", "rubin")
 """Architectures on which SGLang's own choice of an attention kernel for latents returns its log-sum-exp."""
+
+DRAFTS_SINCE = "0.29"
+"""Of vLLM: from then on its kernel of latents on Blackwell takes several query tokens of a shared context."""
 
 
 def _size(subject: Subject) -> str:
@@ -104,6 +108,15 @@ def _sparse_cache(subject: Subject) -> str | None:
         if subject.recipe.kv_cache == "fp8" and architecture == "hopper"
         else f"a {subject.recipe.kv_cache} cache on {architecture}"
     )
+
+
+def _drafted(subject: Subject) -> Bools:
+    """Rows whose drafts vLLM verifies by the kernels of prompts, as those of decode take one query token of a shared context."""
+    architecture, early = subject.hardware.gpu.architecture, version_key(subject.version) < version_key(DRAFTS_SINCE)
+    latent_alone = (architecture == "hopper" and subject.recipe.kv_cache == "fp8") or (architecture in WITH_LSE and early)
+    grouped_alone = architecture in WITH_LSE
+    one = (bool(_kinds(subject, "mla")) and latent_alone) or (bool(_kinds(subject, "gqa")) and grouped_alone)
+    return np.asarray(_where(subject, one) & (subject.rows.drafts > 0))
 
 
 def _sglang_kernels(subject: Subject) -> Bools:
@@ -225,6 +238,18 @@ RULES = (
         since="0.33",
         broken=lambda s: np.asarray(_shared(s) & (s.rows.overlap == OVERLAPS.index("two_batch"))),
         because=lambda s: f"{_size(s)} {_ranks(s)} does not go with --enable-dbo",
+    ),
+    Rule(
+        name="context_ranks_with_drafts",
+        says="Some of vLLM's decode kernels take one query token of a shared context, and drafts go through those of prompts.",
+        source="vllm/v1/attention/backend.py:679; backends/flashinfer.py:1067 without, mla/flashinfer_mla.py:168 with (0.33.0)",
+        engines=VLLM,
+        effect="unsure",
+        broken=_drafted,
+        because=lambda s: (
+            f"{_size(s)} {_ranks(s)} with drafts: vLLM verifies them by kernels of prompts on {s.hardware.gpu.name} with a "
+            f"{s.recipe.kv_cache} cache, which are not what is priced"
+        ),
     ),
     Rule(
         name="context_ranks_outside_of_graphs",

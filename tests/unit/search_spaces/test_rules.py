@@ -96,6 +96,11 @@ BREAKING = {
         {"tp": 2, "dp": 8, "ep": 16, "dcp": 2, "backend": LOW_LATENCY, "overlap": TWO_BATCH},
         {"tp": 2, "dp": 8, "ep": 16, "dcp": 2, "backend": LOW_LATENCY},
     ),
+    # FlashMLA, which vLLM takes for an FP8 cache on Hopper, verifies one token of a shared context; FlashAttention several
+    "context_ranks_with_drafts": (
+        {"tp": 8, "dcp": 8, "drafts": 1, "recipe": FP8_CACHE},
+        {"tp": 8, "dcp": 8, "drafts": 1, "recipe": BF16_CACHE},
+    ),
     "context_ranks_outside_of_graphs": ({"tp": 8, "dcp": 8, "version": "0.11"}, {"tp": 8, "dcp": 8, "version": "0.12"}),
     "context_ranks_on_amd": ({"tp": 8, "dcp": 8, "hardware": "mi300x"}, {"tp": 8, "dcp": 8}),
     "context_ranks_of_sglang": ({**SGLANG, "tp": 8, "dcp": 8}, {**SGLANG, "tp": 8, "dcp": 8, **BLACKWELL}),

@@ -207,7 +207,7 @@ def _from_profiler(path: Path, source: str) -> KernelTimes:
         if isinstance(e, dict) and e.get("cat") == GPU_SPAN and e.get("pid", 0) == device and (found := _composition(e))
     ]
     whole = _timeline(mine, 1e-6, len(marks) or None, source)
-    return replace(whole, by_step=_by_step(mine, spans, 1e-6, source)) if spans else whole
+    return replace(whole, by_step=_by_step(mine, _outermost(spans), 1e-6, source)) if spans else whole
 
 
 def _composition(event: dict[str, Any]) -> Composition | None:
@@ -215,6 +215,17 @@ def _composition(event: dict[str, Any]) -> Composition | None:
     match = VLLM_STEP.fullmatch(str(event.get("name", ""))[:MOST_MARK])
     numbers = [int(text) for text in match.groups()] if match else []
     return Composition(*numbers) if any(numbers) else None
+
+
+def _outermost(spans: Sequence[tuple[Composition, KernelLaunch]]) -> list[tuple[Composition, KernelLaunch]]:
+    """Each step once: where some of its kernels run on another stream, as shared experts do, it is marked there too."""
+    kept: list[tuple[Composition, KernelLaunch]] = []
+    end = 0.0
+    for composition, span in sorted(spans, key=lambda each: (each[1].start, -each[1].duration)):
+        if span.start + span.duration > end:
+            kept.append((composition, span))
+            end = span.start + span.duration
+    return kept
 
 
 def _by_step(

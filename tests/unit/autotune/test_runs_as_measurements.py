@@ -212,6 +212,35 @@ def test_steps_are_kept_apart_and_an_activation_belongs_to_the_experts_before_it
     assert prompt.per_step_s == pytest.approx({"dense_gemm": 18e-6, "elementwise": 2e-6})
 
 
+def test_a_step_that_is_marked_on_two_streams_counts_once(tmp_path):
+    """Shared experts run on a stream of their own, where vLLM marks the step again, inside the first mark."""
+    name = "execute_context_0(0)_generation_4(4)"
+    kernel = {"cat": "kernel", "pid": 0}
+    events = []
+    for start in (0, 100):
+        events += [
+            {"name": name, "cat": "gpu_user_annotation", "ts": start, "dur": 50, "pid": 0, "tid": 7},
+            {"name": name, "cat": "gpu_user_annotation", "ts": start + 5, "dur": 20, "pid": 0, "tid": 9},
+            {"name": "fused_moe_kernel", "ts": start, "dur": 30, **kernel},
+            {"name": "nvjet_gemm", "ts": start + 5, "dur": 8, **kernel},
+        ]
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    held = read_kernel_trace(path).by_step[Composition(0, 0, 4, 4)]
+    assert held.steps == 2
+    assert family_times(held, load_rules(), None).per_step_s == pytest.approx({"experts": 30e-6, "dense_gemm": 8e-6})
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    ["_matmul_ogs_NNT_bf16xbf16xmxfp4_16x256x128x1_swiglu", "void marlin_moe_wna16::Marlin<1125899906909960l>", "pack_bitmatrix",
+     "_combined_routing_compute", "_reduce_grouped"],
+)  # fmt: skip
+def test_experts_of_gpt_oss_and_of_int4_checkpoints_are_known_by_name(kernel):
+    """As vLLM 0.24 launches them on an H100."""
+    assert load_rules().family(kernel) == "experts"
+
+
 def measured_as(ratios: dict[str, float], ran: Deployment) -> FamilyTimes:
     """A trace whose families took the given multiples of what is predicted."""
     prediction = predict(ran)

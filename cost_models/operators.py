@@ -83,7 +83,7 @@ def attention_operators(
         if shared is not None and (n > 1).any():
             result |= kind.shared_core(machine, b, q, t, n, context_tokens)
             result |= decode_exchange(machine, shared, b * q, kind.shardable_heads / t, n)
-        result["tp_all_reduce"] = tp_all_reduce(machine, b * q, t)
+        result |= attention_all_reduces(machine, kind, b * q, t)
         c = machine.coefficients("elementwise", "default", ElementwiseCoefficients)
         elements = kind.elementwise_elements("decode", t)
         result["elementwise"] = traffic(machine, b * q, elements, c.hidden_passes, c.query_passes, c)
@@ -92,9 +92,26 @@ def attention_operators(
     return {name: Timing(*pair) for name, pair in evaluate_distinct(distinct, sequences, query_tokens, tp, dcp).items()}
 
 
+def attention_all_reduces(
+    machine: Machine, kind: AttentionKind, tokens: Floats, tp: Floats
+) -> dict[str, tuple[Floats, Floats]]:
+    """Of the output, and of the sums of squares of norms that run over the heads of all ranks.
+
+    These are 4 bytes a token and norm, in one exchange before the core (vLLM: minimax_qk_norm_fusion, and all-reduces before it had that).
+    """
+    result = {"tp_all_reduce": tp_all_reduce(machine, tokens, tp)}
+    if kind.norms_across_heads:
+        result["norm_all_reduce"] = all_reduce(machine, tokens * kind.norms_across_heads * 4, tp)
+    return result
+
+
 def tp_all_reduce(machine: Machine, tokens: Floats, tp: Floats) -> tuple[Floats, Floats]:
     """All-reduce of BF16 hidden states over the TP group: (time, bound)."""
-    message = tokens * machine.model.hidden * 2
+    return all_reduce(machine, tokens * machine.model.hidden * 2, tp)
+
+
+def all_reduce(machine: Machine, message: Floats, tp: Floats) -> tuple[Floats, Floats]:
+    """All-reduce of a message [B] over the TP group: (time, bound)."""
     coefficients = machine.coefficients("all_reduce", "default", AllReduceCoefficients)
     time_s = all_reduce_time_s(message, tp, links=machine.links, coefficients=coefficients)
     return time_s, all_reduce_bound_s(message, tp, machine.links)

@@ -14,7 +14,7 @@ from cost_models.elementwise import ElementwiseCoefficients
 from cost_models.host import HostCoefficients, host_step_s
 from cost_models.layers import Layer, offload_stall, priced_layers, whole_model
 from cost_models.machine import Machine
-from cost_models.operators import Timing, head_operators, tp_all_reduce, traffic
+from cost_models.operators import Timing, attention_all_reduces, head_operators, traffic
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
 from cost_models.specs.workload import Workload
@@ -149,7 +149,7 @@ def prompt_attention_operators(
         shared = kind.shared_context
         if shared is not None and (n > 1).any():
             result |= prompt_exchange(machine, shared, b, s, x, kind.shardable_heads / t, n)
-        result["tp_all_reduce"] = tp_all_reduce(machine, b * s, t)
+        result |= attention_all_reduces(machine, kind, b * s, t)
         c = machine.coefficients("elementwise", "prefill", ElementwiseCoefficients)
         elements = kind.elementwise_elements("prefill", t)
         result["elementwise"] = traffic(machine, b * s, elements, c.hidden_passes, c.query_passes, c)

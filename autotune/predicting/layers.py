@@ -15,14 +15,14 @@ from cost_models.specs.model import LayerGroup, ModelSpec, MoeSpec
 SAVINGS = ("shared_stream", "overlap")
 """Negative operators: what runs beside something else."""
 SHARED_EXPERT = ("shared_gate_up", "shared_down")
-BEFORE_THE_CORE = ("indexer", "absorb", GATHER)
+BEFORE_THE_CORE = ("norm_all_reduce", "indexer", "absorb", GATHER)
 AFTER_ATTENTION = (
     "tp_all_reduce", "router", "latent_in", *SHARED_EXPERT, "dispatch", "experts", "combine", "latent_out", "moe_all_reduce",
 )  # fmt: skip
 """Order in which engines launch what follows attention; a shared expert comes before the dispatch that it may hide."""
 BETWEEN = ("elementwise", FAMILY, "moe_elementwise", "launch_gaps", "eplb_moves")
 """Small kernels and gaps between the others, and a rebalance spread over the steps: they have no place of their own."""
-COLLECTIVES = ("tp_all_reduce", "moe_all_reduce", GATHER, COMBINE)
+COLLECTIVES = ("tp_all_reduce", "norm_all_reduce", "moe_all_reduce", GATHER, COMBINE)
 """Of the tensor-parallel group."""
 
 

@@ -154,6 +154,11 @@ class AttentionKind(Spec, ABC):
         return False
 
     @property
+    def norms_across_heads(self) -> int:
+        """Norms that run over the heads of all ranks, which then add up their sums of squares before each."""
+        return 0
+
+    @property
     def page_tokens(self) -> int | None:
         """Tokens that a page of the cache must have for the kernels; none: any."""
         return None

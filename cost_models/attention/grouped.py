@@ -22,6 +22,8 @@ class GroupedKind(AttentionKind):
     """One projection makes keys and values (Gemma 4); the cache holds both, as their norms differ."""
     bias: bool = False
     qk_norm: bool = False
+    qk_norm_across_heads: bool = False
+    """Queries are normed over all heads at once, and keys too (MiniMax-M2, OLMo 2); otherwise by head."""
     sinks: bool = False
     output_gate: bool = False
     """The output of every head is gated by a projection of the layer's input, fused with the query's."""
@@ -33,6 +35,10 @@ class GroupedKind(AttentionKind):
     @property
     def normed_heads(self) -> bool:
         return self.qk_norm
+
+    @property
+    def norms_across_heads(self) -> int:
+        return 2 if self.qk_norm and self.qk_norm_across_heads else 0
 
     @property
     def v_dim(self) -> int:
@@ -63,9 +69,10 @@ class GroupedKind(AttentionKind):
         ]
 
     def vector_parameters(self, layers: int) -> int:
-        """Biases, per-head norms and sinks."""
+        """Biases, norms and sinks."""
         qkv_bias = (self.heads * self.head_dim + self.cache_elements_per_token) if self.bias else 0
-        norms = 2 * self.head_dim if self.qk_norm else 0
+        normed = self.heads + self.kv_heads if self.qk_norm_across_heads else 2
+        norms = normed * self.head_dim if self.qk_norm else 0
         return layers * (qkv_bias + norms + (self.heads if self.sinks else 0))
 
     def elementwise_elements(self, phase: Phase, tp: Floats) -> Floats:

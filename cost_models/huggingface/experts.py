@@ -60,7 +60,9 @@ def minimax_m2(config: Config, name: str, source: str) -> ModelSpec:
         correction_bias=bool(config.get("use_routing_bias", False)),
     )
     flags = ("the MTP modules that the config names are not in the checkpoint",) if config.get("use_mtp") else ()
-    return _model(config, name, source, gqa(config, qk_norm=bool(config.get("use_qk_norm"))), moe, flags=flags)
+    across = config.get("qk_norm_type", "per_layer") == "per_layer"
+    attention = gqa(config, qk_norm=bool(config.get("use_qk_norm")), qk_norm_across_heads=across)
+    return _model(config, name, source, attention, moe, flags=flags)
 
 
 def glm4_moe(config: Config, name: str, source: str) -> ModelSpec:

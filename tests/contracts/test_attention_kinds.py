@@ -47,6 +47,7 @@ EXAMPLES: dict[str, AttentionKind] = {
     "mla with a gate": MlaSpec(**{**LATENT, "heads": 96}, output_gate=True),
     "gqa": GqaSpec(heads=64, kv_heads=8, head_dim=128, bias=True, qk_norm=True, sinks=True),
     "gqa with a window": GqaSpec(heads=64, kv_heads=8, head_dim=64, window_tokens=128),
+    "gqa normed across heads": GqaSpec(heads=48, kv_heads=8, head_dim=128, qk_norm=True, qk_norm_across_heads=True),
     "gqa with a gate": GqaSpec(heads=32, kv_heads=2, head_dim=256, qk_norm=True, output_gate=True),
     "gqa with narrow values": GqaSpec(heads=64, kv_heads=4, head_dim=192, value_dim=128, sinks=True),
     "gqa whose keys are values": GqaSpec(heads=32, kv_heads=4, head_dim=512, qk_norm=True, keys_are_values=True),
@@ -207,7 +208,7 @@ def test_every_operator_is_calibrated_and_says_by_what(kind, hw, engine, phase):
     priced = decode(machine, tp=2.0) if phase == "decode" else prefill(machine, tp=2.0)
     gemms = {matrix.name for matrix in kind.matrices(HIDDEN, 1)}
     assert set(sources) <= set(priced)
-    assert set(priced) - gemms - {"tp_all_reduce", "elementwise"} <= set(sources)
+    assert set(priced) - gemms - {"tp_all_reduce", "norm_all_reduce", "elementwise"} <= set(sources)
     for family, variant, box in sources.values():
         entry = machine.calibration.entry(family, variant)
         assert set(entry.box) <= set(box) | {"kv_heads", "head_dim", "m", "n", "k"}

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cost_models.collectives import AllReduceCoefficients
 from cost_models.dispatch import BACKENDS
 from cost_models.moe_layer import FEW_ROWS, OUTSIDE, moe_operators
 from cost_models.operators import gemm
@@ -30,6 +31,17 @@ def test_operators_and_layer_kinds_both_sum_to_the_step(gb200):
     step = decode_step(gb200, rows, 3000)
     assert sum(t.time_s for t in step.operators.values()) == pytest.approx(step.step_s)
     assert sum(step.layer_kinds.values()) == pytest.approx(step.step_s)
+
+
+def test_norms_over_the_heads_of_all_ranks_add_up_their_sums_first():
+    """MiniMax-M2: 62 layers, two sums of 4 bytes a token; a message of 64 x 8 B = 512 B is nothing beside its start."""
+    machine = machine_of("hgx-h200", model="minimax-m2", recipe="fp8-block")
+    rows = Rows.of(batch=64, tp=[1, 8])
+    step = decode_step(machine, rows, 3000)
+    start = machine.coefficients("all_reduce", "default", AllReduceCoefficients)
+    one_s = start.start_s + start.start_per_log2_ranks_s * 3 + 7 * 512 / 450e9 / start.one_shot_efficiency
+    assert step.operators["norm_all_reduce"].time_s == pytest.approx([0.0, 62 * one_s])
+    assert "norm_all_reduce" not in decode_step(machine_of("hgx-h200", recipe="fp8-block"), rows, 3000).operators
 
 
 def test_an_moe_layer_is_priced_once_for_rows_that_differ_outside_it(gb200):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from cost_models.arrays import Floats, as_floats
 from cost_models.attention.base import Operators, OperatorSource, Phase, Requirement
 from cost_models.attention.decode import DecodeAttentionCoefficients, mla_decode_bound_s, mla_decode_time_s
@@ -21,6 +23,11 @@ class MlaSpec(LatentKind):
     """Decode absorbs the up-projection into query and output and attends over latents; prefill expands keys and values."""
 
     kind: Literal["mla"] = "mla"
+
+    @property
+    def reach_tokens(self) -> float:
+        """Tokens back that a query sees."""
+        return np.inf
 
     def decode(self, machine: Machine, sequences: Floats, query_tokens: Floats, tp: Floats, context_tokens: float) -> Operators:
         tokens = sequences * query_tokens
@@ -58,6 +65,7 @@ class MlaSpec(LatentKind):
         shape: dict[str, Any] = {
             "qk_dim": self.qk_dim,
             "v_dim": self.v_dim,
+            "window_tokens": self.reach_tokens,
             "peak_flops_per_s": machine.hardware.gpu.peak_flops_per_s("bf16"),
             "hbm_bytes_per_s": machine.hbm_bytes_per_s,
         }

@@ -29,13 +29,18 @@ VISION = "images: the vision tower's memory and time are not modelled"
 """Flag of a model whose language part is read from `text_config`."""
 
 
+def text_of(config: Config) -> Any:
+    """The language model's own fields, where a file nests them: `text_config`, `llm_config` of NVIDIA's omni models."""
+    return config.get("text_config") or config.get("llm_config")
+
+
 def flat(config: Config) -> dict[str, Any]:
     """The language model's fields with the outer ones they leave out (architectures, tied embeddings); null is absent,
     but for `q_lora_rank`, whose null says that queries have no latent: 0.
 
     Raises ValueError naming a field whose number is written as text, and a depth that no model has.
     """
-    text = config.get("text_config")
+    text = text_of(config)
     both = dict(config)
     if isinstance(text, Mapping):
         both |= {key: value for key, value in text.items() if key not in ("architectures", "model_type")}
@@ -135,6 +140,26 @@ def window(config: Config, key: str = "sliding_window") -> int:
     if not isinstance(value, int) or not 0 < value <= longest:
         raise ValueError(f"{key} {value} does not lie within the {longest}-token context (max_position_embeddings)")
     return value
+
+
+def sparse_layers(config: Config) -> list[bool]:
+    """Which layers have experts: what `mlp_layer_types` says; else all but the first dense ones (`first_k_dense_replace`), those
+    of `mlp_only_layers`, and those between every `decoder_sparse_step`-th.
+
+    Raises ValueError where the first contradicts one of the others.
+    """
+    layers, step = config["num_hidden_layers"], config.get("decoder_sparse_step") or 1
+    first, listed = config.get("first_k_dense_replace") or 0, list(config.get("mlp_only_layers") or ())
+    dense = {*range(first), *listed}
+    counted = [layer not in dense and (layer + 1) % step == 0 for layer in range(layers)]
+    if not config.get("mlp_layer_types"):
+        return counted
+    said = layer_kinds(layers, "mlp_layer_types", config["mlp_layer_types"], {"dense": False, "sparse": True})
+    if said != counted and (first or listed or step > 1):
+        given = {"first_k_dense_replace": first, "mlp_only_layers": listed, "decoder_sparse_step": step}
+        other = next(f"{key} {value}" for key, value in given.items() if value)
+        raise ValueError(f"{other} contradicts mlp_layer_types ({said.count(False)} dense layers)")
+    return said
 
 
 def one_value(config: Config, key: str) -> Any:

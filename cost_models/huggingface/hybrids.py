@@ -1,4 +1,4 @@
-"""Models that mix recurrent layers with attention: Qwen3-Next and 3.5, Kimi Linear and K3, GLM-5.3-Flash, Nemotron-H."""
+"""Models that mix recurrent layers with attention: Qwen3-Next and 3.5, Kimi Linear and K3, Ling-3.0, GLM-5.3-Flash, Nemotron-H."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cost_models.attention.gated_delta import GatedDeltaSpec
 from cost_models.attention.kda import KdaSpec
 from cost_models.attention.mamba2 import Mamba2Spec
 from cost_models.attention.mla import MlaSpec
-from cost_models.huggingface.fields import FULL, Config, common, gqa, latent_sizes, layer_kinds, only
+from cost_models.huggingface.fields import FULL, Config, common, gqa, latent_sizes, layer_kinds, only, sparse_layers
 from cost_models.specs.model import DenseSpec, FeedForward, ModelSpec, MoeSpec
 
 K = TypeVar("K")
@@ -29,9 +29,12 @@ def qwen3_next(config: Config, name: str, source: str) -> ModelSpec:
     kinds = by_type(config, {LINEAR: _gated_delta(config), FULL: gqa(config, qk_norm=True, output_gate=True)}, otherwise)
     if "full_attention_interval" in config and list(config.get("layer_types") or otherwise) != otherwise:
         raise ValueError(f"full_attention_interval {period} contradicts layer_types")
-    ffn = _qwen_experts(config) if config.get("num_experts") else DenseSpec(intermediate=config["intermediate_size"])
+    sparse = sparse_layers(config) if config.get("num_experts") else [False] * layers
+    dense = None if all(sparse) else DenseSpec(intermediate=config["intermediate_size"])
+    moe = _qwen_experts(config) if any(sparse) else None
+    pattern = [(kind, moe if experts else dense) for kind, experts in zip(kinds, sparse, strict=True)]
     drafts = config.get("mtp_num_hidden_layers") or config.get("num_nextn_predict_layers") or 0
-    return _model(config, name, source, [(kind, ffn) for kind in kinds], mtp_layers=drafts)
+    return _model(config, name, source, pattern, mtp_layers=drafts)
 
 
 def _gated_delta(config: Config) -> GatedDeltaSpec:
@@ -45,8 +48,6 @@ def _gated_delta(config: Config) -> GatedDeltaSpec:
 
 
 def _qwen_experts(config: Config) -> MoeSpec:
-    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
-        raise ValueError("mlp_only_layers and decoder_sparse_step other than 1 are not modelled")
     return MoeSpec(
         experts=config["num_experts"],
         top_k=config["num_experts_per_tok"],
@@ -89,6 +90,42 @@ def kimi_linear(config: Config, name: str, source: str) -> ModelSpec:
     pattern: list[tuple[AttentionKind, FeedForward]] = [(kind, dense if i < first else moe) for i, kind in enumerate(kinds)]
     flags = (RESIDUALS,) if config.get("attn_res_block_size") else ()
     return _model(config, name, source, pattern, flags=flags, mtp_layers=config.get("num_nextn_predict_layers") or 0)
+
+
+def bailing_v3(config: Config, name: str, source: str) -> ModelSpec:
+    """Ling-3.0: Kimi delta attention, and latent attention gated by head at the end of every group of layers."""
+    layers, period = config["num_hidden_layers"], config["layer_group_size"]
+    if config.get("no_kda_lora") is False:
+        raise ValueError("no_kda_lora false: decay and gate through a bottleneck are not modelled here")
+    delta = KdaSpec(
+        heads=config["num_attention_heads"],
+        head_dim=config["head_dim"],
+        conv=config.get("short_conv_kernel_size") or 4,
+        full_rank_gate=True,
+        full_rank_decay=True,
+    )
+    gate = config.get("gated_attention_proj_granularity_type", "head_wise")
+    if gate not in ("head_wise", "element_wise"):
+        raise ValueError(f"gated_attention_proj_granularity_type '{gate}' is not modelled; known: head_wise, element_wise")
+    latent = MlaSpec(**latent_sizes(config), output_gate=True, head_gate=gate == "head_wise")
+    whole = layers // period * period
+    usual = [FULL if (layer + 1) % period == 0 or layer >= whole else LINEAR for layer in range(layers)]
+    kinds: list[AttentionKind] = by_type(config, {LINEAR: delta, FULL: latent}, usual)
+    width = config["moe_intermediate_size"]
+    shared = config.get("moe_shared_expert_intermediate_size") or width
+    moe = MoeSpec(
+        experts=config.get("num_experts") or config["num_local_experts"],
+        top_k=config["num_experts_per_tok"],
+        intermediate=width,
+        shared_intermediate=(config.get("num_shared_experts") or 1) * shared,
+        groups=config.get("n_group") or 1,
+        top_k_groups=config.get("topk_group") or 1,
+        correction_bias=True,
+    )
+    dense = DenseSpec(intermediate=config["intermediate_size"])
+    pattern = [(kind, moe if experts else dense) for kind, experts in zip(kinds, sparse_layers(config), strict=True)]
+    drafts = config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0
+    return _model(config, name, source, pattern, mtp_layers=drafts)
 
 
 def glm5_next(config: Config, name: str, source: str) -> ModelSpec:

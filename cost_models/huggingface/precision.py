@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cost_models.errors import UnsupportedModelError
-from cost_models.huggingface.fields import Config
+from cost_models.huggingface.fields import Config, text_of
 from cost_models.huggingface.registry import ARCHITECTURES, architecture_of
 from cost_models.patterns import compiled, wildcard
 from cost_models.specs.model import ModelSpec
@@ -72,7 +72,7 @@ def stored_precision(
     beside : hf_quant_config.json, where there is one; base : fields of the recipes by name, whose differences are told (their
     dtypes alone matter). Raises UnsupportedModelError for a method, or a combination of dtypes, that no recipe describes.
     """
-    text = config.get("text_config") or {}
+    text = text_of(config) or {}
     quantisation = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, Mapping) else None)
     if quantisation is not None and not isinstance(quantisation, Mapping):
         raise UnsupportedModelError(f"{source}: quantization_config must be an object, found {type(quantisation).__name__}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 from pydantic import ValidationError
 
@@ -53,6 +54,10 @@ GLM5_NEXT = {**LATENT, "kda:attention_in": "self_attn.q_proj"}
 GEMMA4 = {**MODULES, "experts": "experts", "shared_expert": "mlp.down_proj"}
 SPARSE_BLOCK = {**MODULES, "experts": "block_sparse_moe.experts.0.w1"}
 MINIMAX_M3 = {**SPARSE_BLOCK, "shared_expert": "block_sparse_moe.shared_experts.down_proj"}
+GATED_SHARED = {**MODULES, "shared_expert": "mlp.shared_expert.down_proj"}
+MIMO_V2 = {**MODULES, "attention_in": "self_attn.qkv_proj"}
+BAILING_V3 = {**MODULES, "attention_in": "attention.kv_a_proj_with_mqa", "q_b": "attention.q_proj", "kv_b": "attention.kv_b_proj",
+              "o_proj": "attention.dense", "kda:attention_in": "attention.q_proj", "kda:o_proj": "attention.o_proj"}  # fmt: skip
 LLAMA4 = {
     **MODULES,
     "dense_ffn": "feed_forward.down_proj",
@@ -73,18 +78,22 @@ class Architecture:
 
     def modules_of(self, config: Config) -> Mapping[str, str]:
         """The names in a checkpoint of this config: queries without a latent of their own have other matrices."""
-        whole = "kv_b" in self.modules and not flat(config).get("q_lora_rank")
+        whole = self.modules.get("q_b") == LATENT["q_b"] and not flat(config).get("q_lora_rank")
         return {**self.modules, **WHOLE_QUERIES} if whole else self.modules
 
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "AfmoeForCausalLM": Architecture(experts.afmoe),
     "BailingMoeV2ForCausalLM": Architecture(experts.bailing_moe),
+    "BailingMoeV3ForCausalLM": Architecture(hybrids.bailing_v3, BAILING_V3),
     "DeciLMForCausalLM": Architecture(mixed.nemotron_nas),
     "DeepseekV2ForCausalLM": Architecture(latent.deepseek_v2, LATENT),
     "DeepseekV4ForCausalLM": Architecture(latent.deepseek_v4, DEEPSEEK_V4),
     "DeepseekV32ForCausalLM": Architecture(latent.deepseek_v32, LATENT),
     "DeepseekV3ForCausalLM": Architecture(latent.deepseek_v3, LATENT),
     "Dots1ForCausalLM": Architecture(experts.dots1),
+    "Dots3NoteForCausalLM": Architecture(latent.dots3_note, LATENT, (VISION,)),
+    "Dots3NoteForConditionalGeneration": Architecture(latent.dots3_note, LATENT, (VISION,)),
     "Ernie4_5_MoeForCausalLM": Architecture(experts.ernie45_moe),
     "Gemma3ForCausalLM": Architecture(dense.gemma3),
     "Gemma3ForConditionalGeneration": Architecture(dense.gemma3, flags=(VISION,)),
@@ -101,10 +110,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "KimiK25ForConditionalGeneration": Architecture(latent.deepseek_v3, LATENT, (VISION,)),
     "KimiK3ForConditionalGeneration": Architecture(hybrids.kimi_linear, KIMI_LINEAR, (VISION,)),
     "KimiLinearForCausalLM": Architecture(hybrids.kimi_linear, KIMI_LINEAR),
+    "LagunaForCausalLM": Architecture(experts.laguna, GATED_SHARED),
     "Llama4ForConditionalGeneration": Architecture(experts.llama4, LLAMA4, (VISION,)),
     "LlamaForCausalLM": Architecture(dense.llama),
     "MiMoForCausalLM": Architecture(dense.mimo),
+    "MellumForCausalLM": Architecture(experts.mellum),
     "MiMoV2FlashForCausalLM": Architecture(mixed.mimo_v2),
+    "MiMoV2ForCausalLM": Architecture(mixed.mimo_v2, MIMO_V2),
     "MiniMaxM2ForCausalLM": Architecture(experts.minimax_m2, SPARSE_BLOCK),
     "MiniMaxM3ForCausalLM": Architecture(mixed.minimax_m3, MINIMAX_M3),
     "MiniMaxM3SparseForCausalLM": Architecture(mixed.minimax_m3, MINIMAX_M3),
@@ -113,9 +125,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "MistralForCausalLM": Architecture(dense.mistral),
     "MixtralForCausalLM": Architecture(experts.mixtral, SPARSE_BLOCK),
     "NemotronHForCausalLM": Architecture(hybrids.nemotron_h, NEMOTRON_H),
+    "NemotronH_Nano_Omni_Reasoning_V3": Architecture(hybrids.nemotron_h, NEMOTRON_H, (VISION,)),
+    "NemotronH_Omni_Reasoning_V3": Architecture(hybrids.nemotron_h, NEMOTRON_H, (VISION,)),
+    "NemotronH_Super_Omni_Reasoning_V3": Architecture(hybrids.nemotron_h, NEMOTRON_H, (VISION,)),
     "Qwen2_5_VLForConditionalGeneration": Architecture(dense.qwen2, flags=(VISION,)),
     "Qwen2ForCausalLM": Architecture(dense.qwen2),
-    "Qwen2MoeForCausalLM": Architecture(experts.qwen2_moe, {**MODULES, "shared_expert": "mlp.shared_expert.down_proj"}),
+    "Qwen2MoeForCausalLM": Architecture(experts.qwen2_moe, GATED_SHARED),
     "Qwen3ForCausalLM": Architecture(dense.qwen3),
     "Qwen3MoeForCausalLM": Architecture(experts.qwen3_moe),
     "Qwen3NextForCausalLM": Architecture(hybrids.qwen3_next, QWEN3_NEXT),
@@ -130,7 +145,6 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 NOT_MODELLED: dict[str, str] = {
-    "AfmoeForCausalLM": "gated attention with windows and without rope",
     "BailingMoeLinearV2ForCausalLM": "linear attention",
     "DeepseekV41ForCausalLM": "compressed attention shared between layers, n-gram tables and hyper-connections",
     "Ernie4_5_VLMoeForConditionalGeneration": "separate experts for text and images",
@@ -149,14 +163,17 @@ def architecture_of(config: Config, source: str) -> str:
     names = config.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UnsupportedModelError(f"{source}: 'architectures' must be a list of names")
-    supported = ", ".join(sorted(ARCHITECTURES))
     if not names:
-        raise UnsupportedModelError(f"{source}: 'architectures' is missing: it names the model's kind. Supported: {supported}")
+        raise UnsupportedModelError(f"{source}: 'architectures' is missing: it names the model's kind")
     name = str(names[0])
     if name in NOT_MODELLED:
-        raise UnsupportedModelError(f"{source}: {name}: not modelled: {NOT_MODELLED[name]}. Supported: {supported}")
+        raise UnsupportedModelError(f"{source}: {name}: not modelled: {NOT_MODELLED[name]}")
     if name not in ARCHITECTURES:
-        raise UnsupportedModelError(f"{source}: architecture {name} is not supported. Supported: {supported}")
+        near = ", ".join(get_close_matches(name, ARCHITECTURES, 3)) or "none"
+        raise UnsupportedModelError(
+            f"{source}: architecture {name} is not supported: it is none of the {len(ARCHITECTURES)} that are read "
+            f"(nearest in name: {near})"
+        )
     return name
 
 
@@ -178,6 +195,10 @@ def _of_another_type(fields: Config) -> str:
     return f"a number is needed where the file has another type of value; it may be one of {', '.join(other[:8]) or 'its lists'}"
 
 
+READ_INDEX = (latent.deepseek_v32, latent.deepseek_v4, latent.dots3_note, hybrids.glm5_next)
+"""Readers of architectures with an indexer."""
+
+
 def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
     """Read a Hugging Face configuration.
 
@@ -188,7 +209,7 @@ def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
     entry = ARCHITECTURES[architecture]
     try:
         fields = flat(config)
-        if fields.get("index_topk") and entry.read not in (latent.deepseek_v32, latent.deepseek_v4, hybrids.glm5_next):
+        if fields.get("index_topk") and entry.read not in READ_INDEX:
             raise ValueError("index_topk is set: sparse attention (DSA) is not modelled for this architecture")
         model = entry.read(fields, name, source)
     except KeyError as missing:

@@ -62,12 +62,25 @@ NAS = {
         {"attention": {"n_heads_in_group": 2, "no_op": False}, "ffn": {"ffn_mult": 6.0, "no_op": False}},
     ],
 }  # fmt: skip
+LAGUNA = {
+    **EXPERTS, "intermediate_size": 96, "shared_expert_intermediate_size": 32, "sliding_window": 512, "gating": "per-head",
+    "num_attention_heads_per_layer": [4, 6, 6, 6], "mlp_only_layers": [0],
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "sliding_attention"],
+}  # fmt: skip
+AFMOE = {**EXPERTS, "intermediate_size": 96, "num_shared_experts": 1, "num_dense_layers": 1, "sliding_window": 512}
+DOTS3 = {
+    **LATENT, "swa_num_attention_heads": 2, "swa_q_lora_rank": 16, "swa_kv_lora_rank": 16, "swa_head_dim": 16,
+    "swa_qk_nope_head_dim": 12, "swa_v_head_dim": 8, "sliding_window_size": 512, "index_n_heads": 4, "index_head_dim": 8,
+    "index_topk": 1024,
+}  # fmt: skip
 CONFIGS = {
+    "AfmoeForCausalLM": AFMOE,
     "BailingMoeV2ForCausalLM": BAILING,
     "DeciLMForCausalLM": NAS,
     "DeepseekV2ForCausalLM": LATENT,
     "DeepseekV3ForCausalLM": LATENT,
     "Dots1ForCausalLM": GLM,
+    "Dots3NoteForCausalLM": DOTS3,
     "Ernie4_5_MoeForCausalLM": ERNIE,
     "Gemma3ForCausalLM": {**DENSE, "sliding_window": 1024},
     "Gemma3ForConditionalGeneration": {"text_config": {**DENSE, "sliding_window": 1024}},
@@ -80,10 +93,13 @@ CONFIGS = {
     "HunYuanMoEV1ForCausalLM": HUNYUAN,
     "InternS1ForConditionalGeneration": {"text_config": EXPERTS},
     "KimiK25ForConditionalGeneration": {"text_config": {"architectures": ["DeepseekV3ForCausalLM"], **LATENT}},
+    "LagunaForCausalLM": LAGUNA,
     "Llama4ForConditionalGeneration": {"text_config": LLAMA4},
     "LlamaForCausalLM": DENSE,
     "MiMoForCausalLM": DENSE,
+    "MellumForCausalLM": EXPERTS,
     "MiMoV2FlashForCausalLM": MIMO,
+    "MiMoV2ForCausalLM": MIMO,
     "MiniMaxM2ForCausalLM": LOCAL,
     "MiniMaxM3ForCausalLM": M3,
     "MiniMaxM3SparseForConditionalGeneration": {"text_config": M3},
@@ -172,6 +188,45 @@ def test_values_narrower_than_keys_and_other_heads_in_windows_counted_by_hand():
     assert cache == 2 * (1000 * 2 * 24 * 2) + 2 * (128 * 4 * 24 * 2)  # two full layers, two with 128 tokens
 
 
+def test_laguna_has_other_heads_in_windows_and_a_gate_per_head_counted_by_hand():
+    # full: queries 64 x 4 x 16, gates 64 x 4, keys and values 64 x 2 x 2 x 16, o 64 x 64, norms of heads 32 = 12576
+    # windowed, six heads: 6144 + 384 + 4096 + 6144 + 32 = 16800; experts 8 x 6144, shared 6144, router 512, correction 8
+    _, model = read("LagunaForCausalLM")
+    moe = 9 * 6144 + 512 + 8
+    assert model.parameters() == 12576 + 3 * 16800 + 18432 + 3 * moe + 4 * 128 + 12800 + 64
+    _, whole = read("LagunaForCausalLM", gating="per-element")
+    assert whole.parameters() - model.parameters() == 64 * (4 + 3 * 6) * 15  # sixteen gates for one
+
+
+def test_gates_and_windows_of_trinity_counted_by_hand():
+    # queries and gates 2 x 4096, keys and values 4096, o 4096, norms of heads 32; experts, shared one, router, correction
+    _, model = read("AfmoeForCausalLM")
+    assert model.parameters() == 4 * (16384 + 32 + 128) + 18432 + 3 * (9 * 6144 + 520) + 12800 + 64
+    assert [group.attention.window_tokens for group in model.in_order()] == [512, 512, 512, None]
+
+
+def test_layers_of_dots3_counted_by_hand():
+    # sparse: q_a and kv_a 64 x (16 + 12), q_b 16 x 4 x 12, kv_b 8 x 4 x 16, gates 64 x 4, o 64 x 32, norms 24, and an indexer
+    # of 16 x 4 x 8 + 64 x 8 + 64 x 4 + 16 = 1296
+    # windowed, two heads: 64 x (16 + 20), 16 x 2 x 16, 16 x 2 x 20, 64 x 2, 64 x 16, norms 32
+    _, model = read("Dots3NoteForCausalLM")
+    sparse, near = 1792 + 768 + 512 + 256 + 2048 + 24 + 1296, 2304 + 512 + 640 + 128 + 1024 + 32
+    assert [group.attention.kind for group in model.in_order()] == ["dsa", "dsa", "windowed_mla", "windowed_mla"]
+    assert model.parameters() == 2 * sparse + 2 * near + 18432 + 3 * (9 * 6144 + 520) + 4 * 128 + 12800 + 64
+    cache = model.state_bytes(2000, catalog.load_recipe("bf16"))
+    assert cache == 2 * 2000 * (12 * 2 + 12) + 2 * 512 * 20 * 2  # an index key is 8 bytes and a scale
+
+
+def test_experts_are_where_any_of_four_fields_puts_them():
+    dense = {name: [group.ffn.kind for group in read("Qwen3MoeForCausalLM", intermediate_size=96, **changes)[1].in_order()]
+             for name, changes in {"step": {"decoder_sparse_step": 2}, "listed": {"mlp_only_layers": [1, 3]},
+                                   "first": {"first_k_dense_replace": 2},
+                                   "types": {"mlp_layer_types": ["sparse", "dense", "sparse", "dense"]}}.items()}  # fmt: skip
+    assert dense["step"] == ["dense", "moe", "dense", "moe"]
+    assert dense["listed"] == dense["types"] == ["moe", "dense", "moe", "dense"]
+    assert dense["first"] == ["dense", "dense", "moe", "moe"]
+
+
 def test_full_layers_of_gemma_4_have_no_value_projection():
     # windowed: 64 x (64 + 2 x 32) + 4096 + 32 = 12320; full: 64 x (4 x 32 + 1 x 32) = 10240, o 64 x 128 = 8192, norms 64
     # experts 8 x 6144, router 512, dense network beside them 18432; one tied embedding 6400
@@ -243,9 +298,13 @@ def test_what_is_not_modelled_is_refused_by_the_name_of_its_part(architecture):
         ("LlamaForCausalLM", {"layer_types": ["full_attention"]}, "layer_types has 1 entries, num_hidden_layers is 4"),
         ("Qwen3MoeForCausalLM", {"layer_types": ["linear_attention"] * 4}, "linear_attention is not modelled here"),
         ("Step3p5ForCausalLM", {"sliding_window": 5000}, "sliding_window 5000 does not lie within the 4096-token context"),
-        ("Qwen3MoeForCausalLM", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ("Qwen3MoeForCausalLM", {"decoder_sparse_step": 2}, "needs the key 'intermediate_size'"),
+        ("LagunaForCausalLM", {"num_attention_heads_per_layer": [4, 8]}, "an entry for each of 4 layers, found 2"),
+        ("LagunaForCausalLM", {"gating": "sideways"}, "gating 'sideways' is not modelled"),
+        ("LagunaForCausalLM", {"mlp_layer_types": ["sparse"] * 4}, r"mlp_only_layers \[0\] contradicts mlp_layer_types"),
+        ("Dots3NoteForCausalLM", {"layer_types": ["full_attention"] * 3}, "layer_types has 3 entries"),
         ("HunYuanMoEV1ForCausalLM", {"moe_topk": [2, 2, 4, 2]}, r"moe_topk: layers that differ \(2, 4\)"),
-        ("HYV3ForCausalLM", {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]}, "mlp_layer_types: dense layers after"),
+        ("HYV3ForCausalLM", {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]}, "contradicts mlp_layer_types"),
         ("HYV3ForCausalLM", {"mlp_layer_types": ["sparse"] * 4}, "first_k_dense_replace 1 contradicts mlp_layer_types"),
         ("MiniMaxM2ForCausalLM", {"attn_type_list": [1, 0, 1, 1]}, "lightning attention"),
         ("MiniMaxM3ForCausalLM", {"moe_layer_freq": [0, 1]}, "moe_layer_freq has 2 entries, num_hidden_layers is 4"),

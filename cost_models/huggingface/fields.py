@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from cost_models.attention.gqa import GqaSpec
+from cost_models.huggingface.saved import first_published
 from cost_models.specs.bounds import MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
 
 WHOLE = {
@@ -44,7 +45,9 @@ def flat(config: Config) -> dict[str, Any]:
     both = dict(config)
     if isinstance(text, Mapping):
         both |= {key: value for key, value in text.items() if key not in ("architectures", "model_type")}
-    fields = {key: value for key, value in both.items() if value is not None}
+        if config.get("tie_word_embeddings") is not None:  # the outer model ties, or not, whatever its inner one would
+            both["tie_word_embeddings"] = config["tie_word_embeddings"]
+    fields = first_published({key: value for key, value in both.items() if value is not None})
     if "q_lora_rank" in both:
         fields.setdefault("q_lora_rank", 0)
     if fields.get("head_dim") == 0 and fields.get("kv_lora_rank"):

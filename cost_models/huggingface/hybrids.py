@@ -1,4 +1,4 @@
-"""Models that mix recurrent layers with attention: Qwen3-Next and 3.5, Kimi Linear and K3, Ling-3.0, GLM-5.3-Flash, Nemotron-H."""
+"""Models that mix recurrent layers with attention: Qwen3-Next and 3.5, Kimi Linear and K3, Ling-3.0, GLM-5.3, Nemotron-H."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cost_models.huggingface.fields import FULL, Config, common, gqa, latent_siz
 from cost_models.specs.model import DenseSpec, FeedForward, ModelSpec, MoeSpec
 
 K = TypeVar("K")
-LINEAR, SPARSE = "linear_attention", "deepseek_sparse_attention"
+LINEAR, SPARSE, INDEXED = "linear_attention", "deepseek_sparse_attention", "indexed_attention"
 PREFIXES = "a prefix is cached at block ends only in recurrent layers; hits are priced as if they were whole"
 """Flag of every model with recurrent layers."""
 RESIDUALS = "attention over the residuals of earlier blocks is not modelled"
@@ -140,7 +140,7 @@ def glm5_next(config: Config, name: str, source: str) -> ModelSpec:
         key_pool=config.get("index_kpool") or 1,
     )
     only(config, "indexer_types", ["full"] * layers)
-    kinds: list[AttentionKind] = by_type(config, {LINEAR: delta, SPARSE: latent})
+    kinds: list[AttentionKind] = by_type(config, {LINEAR: delta, SPARSE: latent, INDEXED: latent})
     if said := [layer for layer in linear.get("kda_layers", ()) if not 0 <= layer < layers or kinds[layer] is not delta]:
         raise ValueError(f"linear_attn_config.kda_layers: layer {said[0]} is not linear_attention in layer_types")
     width, dense = config["moe_intermediate_size"], DenseSpec(intermediate=config["intermediate_size"])
@@ -155,7 +155,7 @@ def glm5_next(config: Config, name: str, source: str) -> ModelSpec:
     )
     first = config["first_k_dense_replace"]
     pattern = [(kind, dense if layer < first else moe) for layer, kind in enumerate(kinds)]
-    streams = (config.get("hc_mult") or 1) if config.get("mhc") else 1
+    streams = (config.get("hc_mult") or 1) if config.get("mhc", True) else 1
     drafts = config.get("num_nextn_predict_layers") or 0
     return _model(config, name, source, pattern, mtp_layers=drafts, residual_streams=streams)
 
@@ -187,7 +187,7 @@ def nemotron_h(config: Config, name: str, source: str) -> ModelSpec:
     return _model({**config, "num_hidden_layers": layers}, name, source, [blocks[block] for block in pattern], mtp_layers=drafts)
 
 
-BLOCKS = {"mamba": "M", "attention": "*", "moe": "E", "mlp": "-"}
+BLOCKS = {"mamba": "M", "attention": "*", "moe": "E", "mlp": "-", LINEAR: "M", FULL: "*"}
 
 
 def _pattern_of(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from cost_models.attention.dsa import DsaSpec
 from cost_models.attention.mla import MlaSpec
 from cost_models.attention.windowed_mla import WindowedMlaSpec
 from cost_models.huggingface.fields import FULL, SLIDING, Config, common, latent_sizes, layer_kinds, only, sparse_layers, window
+from cost_models.huggingface.saved import layer_changes
 from cost_models.specs.model import DenseSpec, ModelSpec, MoeSpec
 
 INDEXED_RATIO, WHOLE_RATIO = 4, 128
@@ -97,9 +98,12 @@ def dots3_note(config: Config, name: str, source: str) -> ModelSpec:
     gated = {"output_gate": True, "head_gate": True}
     indexer = {"index_heads": config["index_n_heads"], "index_dim": config["index_head_dim"], "top_k": config["index_topk"]}
     sparse = DsaSpec(**latent_sizes(config), **gated, **indexer)
-    own = {**config, **{key.removeprefix("swa_"): value for key, value in config.items() if key.startswith("swa_")}}
+    changed = next(iter(layer_changes(config).values()), {})
+    own = {**config, **{key.removeprefix("swa_"): value for key, value in config.items() if key.startswith("swa_")}, **changed}
     if "swa_qk_rope_head_dim" not in config and "swa_head_dim" in config:
         own["qk_rope_head_dim"] = own["head_dim"] - own["qk_nope_head_dim"]
+    if any(other != changed for other in layer_changes(config).values()):
+        raise ValueError("per_layer_config: windowed layers that differ from each other are not modelled")
     reach = config.get("sliding_window") or config.get("sliding_window_size") or DOTS3_WINDOW
     near = WindowedMlaSpec(**latent_sizes(own), **gated, window_tokens=window({**config, "sliding_window": reach}))
     whole: MlaSpec | DsaSpec = MlaSpec(**latent_sizes(config), **gated) if config.get("use_dsa") is False else sparse

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from cost_models.errors import UnsupportedModelError
 from cost_models.huggingface import dense, experts, hybrids, latent, mixed
 from cost_models.huggingface.fields import VISION, Config, flat
+from cost_models.huggingface.saved import layer_changes
 from cost_models.reading import kind_of
 from cost_models.specs.model import ModelSpec
 
@@ -199,6 +200,10 @@ READ_INDEX = (latent.deepseek_v32, latent.deepseek_v4, latent.dots3_note, hybrid
 """Readers of architectures with an indexer."""
 
 
+READ_BY_LAYER = (latent.dots3_note, mixed.gemma4, mixed.mimo_v2)
+"""Readers that take sizes of single layers."""
+
+
 def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
     """Read a Hugging Face configuration.
 
@@ -211,6 +216,8 @@ def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
         fields = flat(config)
         if fields.get("index_topk") and entry.read not in READ_INDEX:
             raise ValueError("index_topk is set: sparse attention (DSA) is not modelled for this architecture")
+        if layer_changes(fields) and entry.read not in READ_BY_LAYER:
+            raise ValueError("per_layer_config: layers with sizes of their own are not modelled for this architecture")
         model = entry.read(fields, name, source)
     except KeyError as missing:
         raise UnsupportedModelError(f"{source}: {architecture} needs the key {missing}, which is absent") from missing

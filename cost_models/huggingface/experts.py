@@ -151,6 +151,64 @@ def glm4_moe(config: Config, name: str, source: str) -> ModelSpec:
     return _model(config, name, source, attention, moe, dense=config["first_k_dense_replace"], mtp_layers=drafts)
 
 
+def solar_open(config: Config, name: str, source: str) -> ModelSpec:
+    """Solar Open has GLM's fields, and experts in all layers unless the file says otherwise."""
+    return glm4_moe({"first_k_dense_replace": 0, **config}, name, source)
+
+
+def exaone_moe(config: Config, name: str, source: str) -> ModelSpec:
+    """K-EXAONE: windows in three of four layers, norms of queries and keys, dense layers first, a draft module."""
+    width, period = config["moe_intermediate_size"], config.get("sliding_window_pattern") or 4
+    local = period if isinstance(period, str) else "L" * (period - 1) + "G"
+    usual = [SLIDING if local[layer % len(local)] == "L" else FULL for layer in range(config["num_hidden_layers"])]
+    moe = _moe(
+        config,
+        experts=config["num_experts"],
+        intermediate=width,
+        shared_intermediate=(config.get("num_shared_experts") or 0) * width,
+        groups=config.get("n_group") or 1,
+        top_k_groups=config.get("topk_group") or 1,
+        correction_bias=True,
+    )
+    attention = windowed(config, gqa(config, qk_norm=True), usual if config.get("sliding_window") else ())
+    drafts = config.get("num_nextn_predict_layers") or 0
+    return _model(config, name, source, attention, moe, sparse=sparse_layers(config), mtp_layers=drafts)
+
+
+def olmoe(config: Config, name: str, source: str) -> ModelSpec:
+    """OLMoE: norms of queries and keys over all heads, of which one is counted."""
+    moe = _moe(config, experts=config["num_experts"], intermediate=config["intermediate_size"])
+    return _model(config, name, source, gqa(config, qk_norm=True), moe)
+
+
+def granite_moe(config: Config, name: str, source: str) -> ModelSpec:
+    """Granite 3 with experts in all layers, and a shared one where the file has its width."""
+    moe = _moe(
+        config,
+        experts=config["num_local_experts"],
+        intermediate=config["intermediate_size"],
+        shared_intermediate=config.get("shared_intermediate_size") or 0,
+    )
+    attention = windowed(config, gqa(config, bias=bool(config.get("attention_bias", False))))
+    return _model({"tie_word_embeddings": True, **config}, name, source, attention, moe)
+
+
+def cohere2_moe(config: Config, name: str, source: str) -> ModelSpec:
+    """Command A with experts: windows in three of four layers, attention beside the experts, which are priced after it."""
+    width, period = config.get("moe_intermediate_size") or config["intermediate_size"], config.get("sliding_window_pattern") or 4
+    usual = [SLIDING if (layer + 1) % period else FULL for layer in range(config["num_hidden_layers"])]
+    moe = _moe(
+        config,
+        experts=config["num_experts"],
+        intermediate=width,
+        shared_intermediate=(config.get("num_shared_experts") or 0) * width,
+    )
+    attention = windowed(config, gqa(config, bias=bool(config.get("attention_bias", False))), usual)
+    flags = ("attention and feed-forward of a layer run side by side; they are priced one after the other",)
+    tied = {"tie_word_embeddings": True, **config}
+    return _model(tied, name, source, attention, moe, sparse=sparse_layers(config), flags=flags)
+
+
 def dots1(config: Config, name: str, source: str) -> ModelSpec:
     """Dots.llm1 has the same fields, and norms of queries and keys always."""
     return glm4_moe({**config, "use_qk_norm": True}, name, source)

@@ -127,6 +127,19 @@ def dots3_note(config: Config, name: str, source: str) -> ModelSpec:
     return ModelSpec.of_layers(pattern, **common(config, name, source), mtp_layers=drafts)
 
 
+def youtu(config: Config, name: str, source: str) -> ModelSpec:
+    """Youtu-LLM: latent attention and dense networks."""
+    ffn = DenseSpec(intermediate=config["intermediate_size"])
+    attention = MlaSpec(**latent_sizes(config))
+    tied = {"tie_word_embeddings": True, **config}
+    return ModelSpec.of_layers([(attention, ffn)] * config["num_hidden_layers"], **common(tied, name, source))
+
+
+def axk1(config: Config, name: str, source: str) -> ModelSpec:
+    """A.X-K1: DeepSeek-V3's layers; a third norm of each is not counted."""
+    return _deepseek(config, name, source, correction_bias=True)
+
+
 def deepseek_v2(config: Config, name: str, source: str) -> ModelSpec:
     """Softmax routing in groups."""
     return _deepseek(config, name, source, correction_bias=False)

@@ -12,7 +12,7 @@ from typing import Any
 
 from cost_models.errors import UnsupportedModelError
 from cost_models.huggingface.fields import Config, text_of
-from cost_models.huggingface.registry import ARCHITECTURES, architecture_of
+from cost_models.huggingface.registry import entry_of
 from cost_models.patterns import compiled, wildcard
 from cost_models.specs.model import ModelSpec
 
@@ -85,7 +85,7 @@ def stored_precision(
     except (KeyError, TypeError, ValueError) as error:
         detail = f"needs the key {error}" if isinstance(error, KeyError) else str(error)
         raise UnsupportedModelError(f"{source}: quantization_config: {detail}") from error
-    families, remarks = _families(model, ARCHITECTURES[architecture_of(config, source)].modules_of(config), dtype_of)
+    families, remarks = _families(model, entry_of(config, source)[1].modules_of(config), dtype_of)
     main = families["experts" if model.moe else "dense_ffn"]
     changed = dict(families) if listed else {}
     if "kv_b" in changed:

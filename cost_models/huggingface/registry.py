@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 from pydantic import ValidationError
 
 from cost_models.errors import UnsupportedModelError
 from cost_models.huggingface import dense, experts, hybrids, latent, mixed
-from cost_models.huggingface.fields import VISION, Config, flat
+from cost_models.huggingface.fields import VISION, Config, flat, text_of
 from cost_models.huggingface.saved import layer_changes
 from cost_models.reading import kind_of
 from cost_models.specs.model import ModelSpec
@@ -76,6 +76,8 @@ class Architecture:
     """Matrix family -> a module of it inside a layer; `kind:family` where layers of a kind name it otherwise."""
     flags: tuple[str, ...] = ()
     """What of it is left out, said by name."""
+    wraps: bool = False
+    """Its language model may be of any architecture, as `architectures` or `model_type` inside say; else `read` reads it."""
 
     def modules_of(self, config: Config) -> Mapping[str, str]:
         """The names in a checkpoint of this config: queries without a latent of their own have other matrices."""
@@ -85,8 +87,12 @@ class Architecture:
 
 ARCHITECTURES: dict[str, Architecture] = {
     "AfmoeForCausalLM": Architecture(experts.afmoe),
+    "AXK1ForCausalLM": Architecture(latent.axk1, LATENT),
+    "ArceeForCausalLM": Architecture(dense.arcee),
     "BailingMoeV2ForCausalLM": Architecture(experts.bailing_moe),
     "BailingMoeV3ForCausalLM": Architecture(hybrids.bailing_v3, BAILING_V3),
+    "Cohere2MoeForCausalLM": Architecture(experts.cohere2_moe),
+    "CwmForCausalLM": Architecture(dense.llama),
     "DeciLMForCausalLM": Architecture(mixed.nemotron_nas),
     "DeepseekV2ForCausalLM": Architecture(latent.deepseek_v2, LATENT),
     "DeepseekV4ForCausalLM": Architecture(latent.deepseek_v4, DEEPSEEK_V4),
@@ -96,25 +102,44 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Dots3NoteForCausalLM": Architecture(latent.dots3_note, LATENT, (VISION,)),
     "Dots3NoteForConditionalGeneration": Architecture(latent.dots3_note, LATENT, (VISION,)),
     "Ernie4_5_MoeForCausalLM": Architecture(experts.ernie45_moe),
+    "Ernie4_5ForCausalLM": Architecture(dense.ernie45),
+    "Exaone4ForCausalLM": Architecture(dense.exaone4),
+    "ExaoneMoEForCausalLM": Architecture(experts.exaone_moe),
+    "ExaoneMoeForCausalLM": Architecture(experts.exaone_moe),
+    "Gemma2ForCausalLM": Architecture(dense.gemma2),
     "Gemma3ForCausalLM": Architecture(dense.gemma3),
     "Gemma3ForConditionalGeneration": Architecture(dense.gemma3, flags=(VISION,)),
+    "Gemma4ForCausalLM": Architecture(mixed.gemma4, GEMMA4),
     "Gemma4ForConditionalGeneration": Architecture(mixed.gemma4, GEMMA4, (VISION,)),
+    "Gemma4UnifiedForConditionalGeneration": Architecture(mixed.gemma4, GEMMA4, (VISION,)),
     "Glm4MoeForCausalLM": Architecture(experts.glm4_moe),
+    "Glm4MoeLiteForCausalLM": Architecture(latent.deepseek_v3, LATENT),
     "Glm4vMoeForConditionalGeneration": Architecture(experts.glm4_moe, flags=(VISION,)),
     "Glm4ForCausalLM": Architecture(dense.llama),
     "Glm5NextForConditionalGeneration": Architecture(hybrids.glm5_next, GLM5_NEXT, (VISION,)),
     "GlmMoeDsaForCausalLM": Architecture(latent.deepseek_v32, LATENT),
+    "GlmForCausalLM": Architecture(dense.llama),
+    "GraniteForCausalLM": Architecture(dense.granite),
+    "GraniteMoeForCausalLM": Architecture(experts.granite_moe, SPARSE_BLOCK),
+    "GraniteMoeSharedForCausalLM": Architecture(experts.granite_moe, {**SPARSE_BLOCK, "shared_expert": "shared_mlp"}),
     "GptOssForCausalLM": Architecture(experts.gpt_oss, {**MODULES, "experts": "mlp.experts.down_proj"}),
     "HYV3ForCausalLM": Architecture(experts.hy_v3, {**MODULES, "shared_expert": "mlp.shared_experts.down_proj"}),
     "HunYuanMoEV1ForCausalLM": Architecture(experts.hunyuan_moe, {**MODULES, "shared_expert": "mlp.shared_mlp.down_proj"}),
-    "InternS1ForConditionalGeneration": Architecture(experts.qwen3_moe, flags=(VISION,)),
+    "InternS1ForConditionalGeneration": Architecture(experts.qwen3_moe, flags=(VISION,), wraps=True),
+    "InternVLChatModel": Architecture(dense.qwen2, flags=(VISION,), wraps=True),
+    "InternVLForConditionalGeneration": Architecture(dense.qwen2, flags=(VISION,), wraps=True),
     "KimiK25ForConditionalGeneration": Architecture(latent.deepseek_v3, LATENT, (VISION,)),
     "KimiK3ForConditionalGeneration": Architecture(hybrids.kimi_linear, KIMI_LINEAR, (VISION,)),
+    "KimiVLForConditionalGeneration": Architecture(latent.deepseek_v3, LATENT, (VISION,), wraps=True),
+    "Kimi_K25ForConditionalGeneration": Architecture(latent.deepseek_v3, LATENT, (VISION,)),
     "KimiLinearForCausalLM": Architecture(hybrids.kimi_linear, KIMI_LINEAR),
     "LagunaForCausalLM": Architecture(experts.laguna, GATED_SHARED),
+    "Llama4ForCausalLM": Architecture(experts.llama4, LLAMA4),
     "Llama4ForConditionalGeneration": Architecture(experts.llama4, LLAMA4, (VISION,)),
     "LlamaForCausalLM": Architecture(dense.llama),
     "MiMoForCausalLM": Architecture(dense.mimo),
+    "LlavaForConditionalGeneration": Architecture(dense.llama, flags=(VISION,), wraps=True),
+    "LlavaOnevisionForConditionalGeneration": Architecture(dense.qwen2, flags=(VISION,), wraps=True),
     "MellumForCausalLM": Architecture(experts.mellum),
     "MiMoV2FlashForCausalLM": Architecture(mixed.mimo_v2),
     "MiMoV2ForCausalLM": Architecture(mixed.mimo_v2, MIMO_V2),
@@ -122,7 +147,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "MiniMaxM3ForCausalLM": Architecture(mixed.minimax_m3, MINIMAX_M3),
     "MiniMaxM3SparseForCausalLM": Architecture(mixed.minimax_m3, MINIMAX_M3),
     "MiniMaxM3SparseForConditionalGeneration": Architecture(mixed.minimax_m3, MINIMAX_M3, (VISION,)),
-    "Mistral3ForConditionalGeneration": Architecture(dense.mistral, flags=(VISION,)),
+    "Ministral3ForCausalLM": Architecture(dense.mistral),
+    "Mistral3ForConditionalGeneration": Architecture(dense.mistral, flags=(VISION,), wraps=True),
+    "Mistral4ForCausalLM": Architecture(latent.deepseek_v2, LATENT),
     "MistralForCausalLM": Architecture(dense.mistral),
     "MixtralForCausalLM": Architecture(experts.mixtral, SPARSE_BLOCK),
     "NemotronHForCausalLM": Architecture(hybrids.nemotron_h, NEMOTRON_H),
@@ -131,10 +158,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "NemotronH_Super_Omni_Reasoning_V3": Architecture(hybrids.nemotron_h, NEMOTRON_H, (VISION,)),
     "Qwen2_5_VLForConditionalGeneration": Architecture(dense.qwen2, flags=(VISION,)),
     "Qwen2ForCausalLM": Architecture(dense.qwen2),
+    "Qwen2VLForConditionalGeneration": Architecture(dense.qwen2, flags=(VISION,)),
+    "Olmo2ForCausalLM": Architecture(dense.olmo),
+    "Olmo3ForCausalLM": Architecture(dense.olmo),
+    "OlmoeForCausalLM": Architecture(experts.olmoe),
+    "Phi3ForCausalLM": Architecture(dense.phi3, {**MODULES, "attention_in": "self_attn.qkv_proj"}),
     "Qwen2MoeForCausalLM": Architecture(experts.qwen2_moe, GATED_SHARED),
     "Qwen3ForCausalLM": Architecture(dense.qwen3),
     "Qwen3MoeForCausalLM": Architecture(experts.qwen3_moe),
     "Qwen3NextForCausalLM": Architecture(hybrids.qwen3_next, QWEN3_NEXT),
+    "Qwen3_5ForCausalLM": Architecture(hybrids.qwen3_next, QWEN3_5),
     "Qwen3_5ForConditionalGeneration": Architecture(hybrids.qwen3_next, QWEN3_5, (VISION,)),
     "Qwen3_5MoeForCausalLM": Architecture(hybrids.qwen3_next, QWEN3_5),
     "Qwen3_5MoeForConditionalGeneration": Architecture(hybrids.qwen3_next, QWEN3_5, (VISION,)),
@@ -142,6 +175,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen3VLMoeForConditionalGeneration": Architecture(experts.qwen3_moe, flags=(VISION,)),
     "SeedOssForCausalLM": Architecture(dense.llama),
     "Step3p5ForCausalLM": Architecture(experts.step3p5),
+    "SmolLM3ForCausalLM": Architecture(dense.smollm3),
+    "SolarOpenForCausalLM": Architecture(experts.solar_open),
+    "Step3p7ForConditionalGeneration": Architecture(experts.step3p5, flags=(VISION,)),
+    "YoutuForCausalLM": Architecture(latent.youtu, LATENT),
     "Step3p7FlashForCausalLM": Architecture(experts.step3p5, flags=(VISION,)),
 }
 
@@ -196,6 +233,32 @@ def _of_another_type(fields: Config) -> str:
     return f"a number is needed where the file has another type of value; it may be one of {', '.join(other[:8]) or 'its lists'}"
 
 
+INNER = {
+    "deepseek_v3": "DeepseekV3ForCausalLM", "gpt_oss": "GptOssForCausalLM", "llama": "LlamaForCausalLM",
+    "ministral3": "Ministral3ForCausalLM", "mistral": "MistralForCausalLM", "mistral4": "Mistral4ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM", "qwen3_5_text": "Qwen3_5ForCausalLM",
+}  # fmt: skip
+"""Type of a language model inside another one -> its architecture."""
+
+
+def entry_of(config: Config, source: str) -> tuple[str, Architecture]:
+    """A config's architecture, and how it is read: as its language model's own, where it may have any.
+
+    Raises UnsupportedModelError like `architecture_of`, and for a language model inside that is not read.
+    """
+    name = architecture_of(config, source)
+    entry, inside = ARCHITECTURES[name], text_of(config)
+    if not entry.wraps or not isinstance(inside, Mapping) or not (inside.get("architectures") or inside.get("model_type")):
+        return name, entry
+    kind = inside.get("model_type")
+    inner = architecture_of(inside, source) if inside.get("architectures") else INNER.get(str(kind))
+    if inner is None:
+        raise UnsupportedModelError(f"{source}: {name}: its language model, {kind}, is not one that is read inside another")
+    found = ARCHITECTURES[inner]
+    return name, replace(found, flags=(*found.flags, *entry.flags))
+
+
 READ_INDEX = (latent.deepseek_v32, latent.deepseek_v4, latent.dots3_note, hybrids.glm5_next)
 """Readers of architectures with an indexer."""
 
@@ -210,8 +273,7 @@ def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
     Raises UnsupportedModelError for an architecture or feature that is not modelled, naming it,
     and for a key that the architecture needs and the file lacks.
     """
-    architecture = architecture_of(config, source)
-    entry = ARCHITECTURES[architecture]
+    architecture, entry = entry_of(config, source)
     try:
         fields = flat(config)
         if fields.get("index_topk") and entry.read not in READ_INDEX:

@@ -73,48 +73,83 @@ DOTS3 = {
     "swa_qk_nope_head_dim": 12, "swa_v_head_dim": 8, "sliding_window_size": 512, "index_n_heads": 4, "index_head_dim": 8,
     "index_topk": 1024,
 }  # fmt: skip
+EXAONE = {**EXPERTS, "intermediate_size": 96, "num_shared_experts": 1, "first_k_dense_replace": 1, "sliding_window": 512}
 CONFIGS = {
     "AfmoeForCausalLM": AFMOE,
+    "AXK1ForCausalLM": LATENT,
+    "ArceeForCausalLM": DENSE,
     "BailingMoeV2ForCausalLM": BAILING,
+    "Cohere2MoeForCausalLM": {**EXPERTS, "num_shared_experts": 1, "sliding_window": 512},
+    "CwmForCausalLM": DENSE,
     "DeciLMForCausalLM": NAS,
     "DeepseekV2ForCausalLM": LATENT,
     "DeepseekV3ForCausalLM": LATENT,
     "Dots1ForCausalLM": GLM,
     "Dots3NoteForCausalLM": DOTS3,
     "Ernie4_5_MoeForCausalLM": ERNIE,
+    "Ernie4_5ForCausalLM": DENSE,
+    "Exaone4ForCausalLM": {**DENSE, "sliding_window": 512, "sliding_window_pattern": "LLLG"},
+    "ExaoneMoEForCausalLM": EXAONE,
+    "ExaoneMoeForCausalLM": EXAONE,
+    "Gemma2ForCausalLM": {**DENSE, "sliding_window": 512},
     "Gemma3ForCausalLM": {**DENSE, "sliding_window": 1024},
     "Gemma3ForConditionalGeneration": {"text_config": {**DENSE, "sliding_window": 1024}},
+    "Gemma4ForCausalLM": GEMMA4,
     "Gemma4ForConditionalGeneration": {"text_config": GEMMA4},
+    "Gemma4UnifiedForConditionalGeneration": {"text_config": GEMMA4},
     "Glm4ForCausalLM": DENSE,
     "Glm4MoeForCausalLM": GLM,
+    "Glm4MoeLiteForCausalLM": LATENT,
     "Glm4vMoeForConditionalGeneration": {"text_config": GLM},
+    "GlmForCausalLM": DENSE,
+    "GraniteForCausalLM": DENSE,
+    "GraniteMoeForCausalLM": LOCAL,
+    "GraniteMoeSharedForCausalLM": {**LOCAL, "shared_intermediate_size": 32},
     "GptOssForCausalLM": {**LOCAL, "sliding_window": 128},
     "HYV3ForCausalLM": BAILING,
     "HunYuanMoEV1ForCausalLM": HUNYUAN,
     "InternS1ForConditionalGeneration": {"text_config": EXPERTS},
+    "InternVLChatModel": {"text_config": {"architectures": ["Qwen3ForCausalLM"], **DENSE}},
+    "InternVLForConditionalGeneration": {"text_config": {"model_type": "qwen3", **DENSE}},
     "KimiK25ForConditionalGeneration": {"text_config": {"architectures": ["DeepseekV3ForCausalLM"], **LATENT}},
+    "KimiVLForConditionalGeneration": {"text_config": LATENT},
+    "Kimi_K25ForConditionalGeneration": {"text_config": LATENT},
     "LagunaForCausalLM": LAGUNA,
+    "Llama4ForCausalLM": LLAMA4,
     "Llama4ForConditionalGeneration": {"text_config": LLAMA4},
     "LlamaForCausalLM": DENSE,
     "MiMoForCausalLM": DENSE,
+    "LlavaForConditionalGeneration": {"text_config": DENSE},
+    "LlavaOnevisionForConditionalGeneration": {"text_config": DENSE},
     "MellumForCausalLM": EXPERTS,
     "MiMoV2FlashForCausalLM": MIMO,
     "MiMoV2ForCausalLM": MIMO,
     "MiniMaxM2ForCausalLM": LOCAL,
     "MiniMaxM3ForCausalLM": M3,
     "MiniMaxM3SparseForConditionalGeneration": {"text_config": M3},
+    "Ministral3ForCausalLM": DENSE,
     "Mistral3ForConditionalGeneration": {"text_config": DENSE},
+    "Mistral4ForCausalLM": LATENT,
     "MistralForCausalLM": {**DENSE, "sliding_window": 512},
     "MixtralForCausalLM": LOCAL,
+    "Olmo2ForCausalLM": DENSE,
+    "Olmo3ForCausalLM": DENSE,
+    "OlmoeForCausalLM": {**EXPERTS, "intermediate_size": 32},
+    "Phi3ForCausalLM": {**DENSE, "sliding_window": 4096},
     "Qwen2ForCausalLM": DENSE,
     "Qwen2MoeForCausalLM": {**EXPERTS, "shared_expert_intermediate_size": 48},
+    "Qwen2VLForConditionalGeneration": DENSE,
     "Qwen2_5_VLForConditionalGeneration": DENSE,
     "Qwen3ForCausalLM": DENSE,
     "Qwen3MoeForCausalLM": EXPERTS,
     "Qwen3VLForConditionalGeneration": {"text_config": DENSE},
     "Qwen3VLMoeForConditionalGeneration": {"text_config": EXPERTS},
     "SeedOssForCausalLM": DENSE,
+    "SmolLM3ForCausalLM": DENSE,
+    "SolarOpenForCausalLM": {**EXPERTS, "n_routed_experts": 8, "n_shared_experts": 1},
     "Step3p5ForCausalLM": STEP,
+    "Step3p7ForConditionalGeneration": {"text_config": STEP},
+    "YoutuForCausalLM": LATENT,
     "Step3p7FlashForCausalLM": STEP,
 }
 """Small configs with the fields of the real ones; hybrids and sparse attention have tests of their own."""
@@ -215,6 +250,31 @@ def test_layers_of_dots3_counted_by_hand():
     assert model.parameters() == 2 * sparse + 2 * near + 18432 + 3 * (9 * 6144 + 520) + 4 * 128 + 12800 + 64
     cache = model.state_bytes(2000, catalog.load_recipe("bf16"))
     assert cache == 2 * 2000 * (12 * 2 + 12) + 2 * 512 * 20 * 2  # an index key is 8 bytes and a scale
+
+
+def test_a_wrapper_is_read_as_the_language_model_inside():
+    inner = {"model_type": "mistral4", **LATENT, "first_k_dense_replace": 0}
+    _, small = read("Mistral3ForConditionalGeneration", text_config=inner)
+    assert {kind.kind for kind in small.attentions} == {"mla"}
+    assert any("vision tower" in flag for flag in small.flags)
+    _, intern = read("InternVLChatModel", text_config=None, llm_config={"architectures": ["Qwen2ForCausalLM"], **DENSE})
+    assert intern.parameters() == read("Qwen2ForCausalLM")[1].parameters()
+    with pytest.raises(UnsupportedModelError, match="its language model, riddle, is not one that is read"):
+        read("InternVLForConditionalGeneration", text_config={"model_type": "riddle", **DENSE})
+
+
+def test_windows_of_exaone_and_phi_are_where_their_fields_put_them():
+    near = [512, 512, 512, None]
+    for name in ("Exaone4ForCausalLM", "ExaoneMoeForCausalLM", "Cohere2MoeForCausalLM"):
+        assert [group.attention.window_tokens for group in read(name)[1].in_order()] == near, name
+    assert [g.attention.window_tokens for g in read("Exaone4ForCausalLM", sliding_window=None)[1].in_order()] == [None] * 4
+    assert {g.attention.window_tokens for g in read("Phi3ForCausalLM")[1].groups} == {None}  # as long as the context
+    assert {g.attention.window_tokens for g in read("Phi3ForCausalLM", sliding_window=2047)[1].groups} == {2047}
+
+
+def test_a_network_without_a_gate_has_two_matrices():
+    _, model = read("ArceeForCausalLM")
+    assert read("LlamaForCausalLM")[1].parameters() - model.parameters() == 4 * 64 * 96
 
 
 def test_experts_are_where_any_of_four_fields_puts_them():

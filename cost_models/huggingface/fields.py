@@ -114,9 +114,9 @@ def windowed(config: Config, full: GqaSpec, otherwise: Sequence[str] = ()) -> li
     layers = config["num_hidden_layers"]
     kinds = config.get("layer_types") or otherwise
     if not kinds:
-        if config.get("use_sliding_window"):
-            raise ValueError("use_sliding_window without layer_types is not modelled")
-        return [full] * layers
+        if not config.get("use_sliding_window"):
+            return [full] * layers
+        kinds = [SLIDING if layer >= config["max_window_layers"] else FULL for layer in range(layers)]  # Qwen2 and Qwen3
     if len(kinds) != layers:
         raise ValueError(f"layer_types has {len(kinds)} entries, num_hidden_layers is {layers}")
     if other := sorted({str(kind) for kind in kinds} - {FULL, SLIDING}):

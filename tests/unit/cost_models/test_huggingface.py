@@ -272,6 +272,14 @@ def test_windows_of_exaone_and_phi_are_where_their_fields_put_them():
     assert {g.attention.window_tokens for g in read("Phi3ForCausalLM", sliding_window=2047)[1].groups} == {2047}
 
 
+def test_windows_of_qwen_begin_at_max_window_layers():
+    windowed = {"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 3}
+    _, model = read("Qwen2ForCausalLM", **windowed)
+    assert [group.attention.window_tokens for group in model.in_order()] == [None, None, None, 512]
+    _, off = read("Qwen2ForCausalLM", **{**windowed, "use_sliding_window": False})
+    assert {group.attention.window_tokens for group in off.groups} == {None}
+
+
 def test_a_network_without_a_gate_has_two_matrices():
     _, model = read("ArceeForCausalLM")
     assert read("LlamaForCausalLM")[1].parameters() - model.parameters() == 4 * 64 * 96
@@ -514,6 +522,30 @@ def test_experts_that_modelopt_quantised_in_an_fp8_checkpoint_are_its_own():
     assert {found.changed[name] for name in ("attention_in", "q_b", "o_proj", "shared_expert")} == {"fp8_block"}
     assert found.changed["kv_cache"] == "bf16"
     assert stored({**config, "expert_dtype": "fp4", "quantization_config": FP8}, model).recipe == "mxfp4-mxfp8"
+
+
+def test_experts_of_an_fp8_checkpoint_may_be_mxfp4_by_any_of_three_fields():
+    # Ling-3.0-flash-fp4, MiMo-V2.6: FP8 in blocks, experts MXFP4; what is left out stays BF16
+    config, model = read("MiMoV2ForCausalLM")
+    left = {"ignored_layers": [f"model.layers.{layer}.self_attn.o_proj" for layer in range(4)]}
+    for field in ("store_dtype", "routed_experts_quant_method", "expert_dtype"):
+        found = stored({**config, "quantization_config": {**FP8, **left, field: "mxfp4"}}, model)
+        assert (found.recipe, found.changed.get("o_proj", "bf16")) == ("mxfp4-mxfp8", "bf16")  # as the recipe has it
+        assert found.changed["attention_in"] == "fp8_block"
+    with pytest.raises(UnsupportedModelError, match="experts in int3 have no precision recipe"):
+        stored({**config, "quantization_config": {**FP8, "store_dtype": "int3"}}, model)
+
+
+def test_names_of_other_tools_for_known_precisions():
+    config, model = read("LlamaForCausalLM")
+    assert stored({**config, "quantization_config": {"quant_method": "fbgemm_fp8"}}, model).recipe == "fp8-tensor"
+    rounded = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "extra_config": {"self_attn.o_proj": {"bits": 16}}}
+    assert stored({**config, "quantization_config": rounded}, model).changed["o_proj"] == "bf16"
+    groups = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"g": {"weights": {"type": "int", "num_bits": 4, "group_size": 128}}},
+    }
+    assert stored({**config, "compression_config": groups}, model).recipe == "int4"
 
 
 def test_a_kv_cache_that_only_the_file_beside_the_config_names_counts():

@@ -160,6 +160,42 @@ def glm5_next(config: Config, name: str, source: str) -> ModelSpec:
     return _model(config, name, source, pattern, mtp_layers=drafts, residual_streams=streams)
 
 
+def granite_hybrid(config: Config, name: str, source: str) -> ModelSpec:
+    """Granite 4: Mamba-2 or attention in every layer, and after it experts with a shared one, or a dense network."""
+    state = Mamba2Spec(
+        heads=config["mamba_n_heads"],
+        head_dim=config["mamba_d_head"],
+        state_dim=config["mamba_d_state"],
+        groups=config["mamba_n_groups"],
+        conv=config["mamba_d_conv"],
+    )
+    only(config, "mamba_proj_bias", False)
+    full = gqa(config, bias=bool(config.get("attention_bias", False)))
+    named = config.get("layer_types") or config["layers_block_type"]
+    kinds: list[AttentionKind] = layer_kinds(
+        config["num_hidden_layers"], "layer_types", named, {"mamba": state, LINEAR: state, "attention": full, FULL: full}
+    )
+    shared = config.get("shared_intermediate_size") or 0
+    ffn: FeedForward = DenseSpec(intermediate=shared or config["intermediate_size"])
+    if config.get("num_local_experts"):
+        ffn = MoeSpec(
+            experts=config["num_local_experts"],
+            top_k=config["num_experts_per_tok"],
+            intermediate=config["intermediate_size"],
+            shared_intermediate=shared,
+        )
+    return _model({"tie_word_embeddings": True, **config}, name, source, [(kind, ffn) for kind in kinds])
+
+
+def olmo_hybrid(config: Config, name: str, source: str) -> ModelSpec:
+    """OLMo Hybrid: gated delta nets in three of four layers, attention in the fourth, dense networks."""
+    layers = config["num_hidden_layers"]
+    usual = [FULL if (layer + 1) % 4 == 0 else LINEAR for layer in range(layers)]
+    kinds: list[AttentionKind] = by_type(config, {LINEAR: _gated_delta(config), FULL: gqa(config, qk_norm=True)}, usual)
+    ffn = DenseSpec(intermediate=config["intermediate_size"])
+    return _model(config, name, source, [(kind, ffn) for kind in kinds])
+
+
 def nemotron_h(config: Config, name: str, source: str) -> ModelSpec:
     """Blocks of one mixer each: M a Mamba-2 layer, * attention, E experts, - a dense network; squared ReLU without a gate."""
     state = Mamba2Spec(

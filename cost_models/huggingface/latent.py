@@ -43,6 +43,16 @@ def deepseek_v32(config: Config, name: str, source: str) -> ModelSpec:
     return ModelSpec.of_layers(pattern, **document)
 
 
+def hy_v4(config: Config, name: str, source: str) -> ModelSpec:
+    """Hy4: the layers of GLM-5 with a gate per element, several residual streams; its sinks add one logit per head."""
+    sparse = deepseek_v32(config, name, source)
+    gated = {kind: kind.model_copy(update={"output_gate": True}) for kind in sparse.attentions}
+    pattern = [(gated[group.attention] if group.attention else None, group.ffn) for group in sparse.in_order()]
+    flags = (*sparse.flags, "attention sinks add one logit per head; their time is not modelled")
+    document = {**sparse.model_dump(exclude={"groups"}), "residual_streams": config.get("hc_mult") or 1, "flags": flags}
+    return ModelSpec.of_layers(pattern, **document)
+
+
 def deepseek_v4(config: Config, name: str, source: str) -> ModelSpec:
     """DeepSeek-V4: compressed streams of several ratios, experts in every layer, several residual streams."""
     layers, ratios = config["num_hidden_layers"], config["compress_ratios"]
@@ -124,7 +134,8 @@ def dots3_note(config: Config, name: str, source: str) -> ModelSpec:
     dense = DenseSpec(intermediate=config["intermediate_size"])
     pattern = [(kind, moe if experts else dense) for kind, experts in zip(kinds, sparse_layers(config), strict=True)]
     drafts = config.get("num_nextn_predict_layers") or 0
-    return ModelSpec.of_layers(pattern, **common(config, name, source), mtp_layers=drafts)
+    flags = (f"latent attention over a window ({near.kv_lora_rank:,} wide) is priced by kernels timed over whole contexts",)
+    return ModelSpec.of_layers(pattern, **common(config, name, source), mtp_layers=drafts, flags=flags)
 
 
 def youtu(config: Config, name: str, source: str) -> ModelSpec:

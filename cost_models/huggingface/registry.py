@@ -54,6 +54,10 @@ NEMOTRON_H = {
 GLM5_NEXT = {**LATENT, "kda:attention_in": "self_attn.q_proj"}
 GEMMA4 = {**MODULES, "experts": "experts", "shared_expert": "mlp.down_proj"}
 SPARSE_BLOCK = {**MODULES, "experts": "block_sparse_moe.experts.0.w1"}
+GRANITE_HYBRID = {
+    **SPARSE_BLOCK, "mamba2:attention_in": "mamba.in_proj", "mamba2:o_proj": "mamba.out_proj",
+    "dense_ffn": "shared_mlp.output_linear", "shared_expert": "shared_mlp.output_linear",
+}  # fmt: skip
 MINIMAX_M3 = {**SPARSE_BLOCK, "shared_expert": "block_sparse_moe.shared_experts.down_proj"}
 GATED_SHARED = {**MODULES, "shared_expert": "mlp.shared_expert.down_proj"}
 MIMO_V2 = {**MODULES, "attention_in": "self_attn.qkv_proj"}
@@ -121,8 +125,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "GlmForCausalLM": Architecture(dense.llama),
     "GraniteForCausalLM": Architecture(dense.granite),
     "GraniteMoeForCausalLM": Architecture(experts.granite_moe, SPARSE_BLOCK),
+    "GraniteMoeHybridForCausalLM": Architecture(hybrids.granite_hybrid, GRANITE_HYBRID),
     "GraniteMoeSharedForCausalLM": Architecture(experts.granite_moe, {**SPARSE_BLOCK, "shared_expert": "shared_mlp"}),
     "GptOssForCausalLM": Architecture(experts.gpt_oss, {**MODULES, "experts": "mlp.experts.down_proj"}),
+    "HYV4ForCausalLM": Architecture(latent.hy_v4, LATENT),
+    "HYV4VLForConditionalGeneration": Architecture(latent.hy_v4, LATENT, (VISION,)),
     "HYV3ForCausalLM": Architecture(experts.hy_v3, {**MODULES, "shared_expert": "mlp.shared_experts.down_proj"}),
     "HunYuanMoEV1ForCausalLM": Architecture(experts.hunyuan_moe, {**MODULES, "shared_expert": "mlp.shared_mlp.down_proj"}),
     "InternS1ForConditionalGeneration": Architecture(experts.qwen3_moe, flags=(VISION,), wraps=True),
@@ -159,6 +166,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen2_5_VLForConditionalGeneration": Architecture(dense.qwen2, flags=(VISION,)),
     "Qwen2ForCausalLM": Architecture(dense.qwen2),
     "Qwen2VLForConditionalGeneration": Architecture(dense.qwen2, flags=(VISION,)),
+    "OlmoHybridForCausalLM": Architecture(hybrids.olmo_hybrid, QWEN3_5),
     "Olmo2ForCausalLM": Architecture(dense.olmo),
     "Olmo3ForCausalLM": Architecture(dense.olmo),
     "OlmoeForCausalLM": Architecture(experts.olmoe),
@@ -184,13 +192,32 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 NOT_MODELLED: dict[str, str] = {
     "BailingMoeLinearV2ForCausalLM": "linear attention",
+    "BailingMoeV2_5ForCausalLM": "linear (lightning) attention",
+    "BambaForCausalLM": "state-space layers (Mamba) beside attention heads",
+    "DiffusionGemmaForBlockDiffusion": "decoding by diffusion over blocks",
     "DeepseekV41ForCausalLM": "compressed attention shared between layers, n-gram tables and hyper-connections",
     "Ernie4_5_VLMoeForConditionalGeneration": "separate experts for text and images",
+    "FalconH1ForCausalLM": "state-space and attention heads side by side in a layer",
+    "Gemma3nForCausalLM": "embeddings of every layer and keys and values shared between layers",
+    "Gemma3nForConditionalGeneration": "embeddings of every layer and keys and values shared between layers",
+    "Inkling2ForCausalLM": "convolutions beside attention and learned relative positions",
+    "Inkling2ForConditionalGeneration": "convolutions beside attention and learned relative positions",
+    "InklingForCausalLM": "convolutions beside attention and learned relative positions",
+    "InklingForConditionalGeneration": "convolutions beside attention and learned relative positions",
     "JambaForCausalLM": "state-space layers (Mamba)",
     "Lfm2ForCausalLM": "convolution layers",
     "Lfm2MoeForCausalLM": "convolution layers",
+    "Lfm3ForCausalLM": "convolution layers",
     "LongcatFlashForCausalLM": "zero-computation experts and two attention blocks per layer",
     "MiniMaxM1ForCausalLM": "linear (lightning) attention",
+    "MiniMaxForCausalLM": "linear (lightning) attention",
+    "MiniMaxText01ForCausalLM": "linear (lightning) attention",
+    "MistralLarge4ForConditionalGeneration": "keys and values shared between layers",
+    "MuseSparkForConditionalGeneration": "experts in a width of their own (moe_hidden_size) and gated residuals",
+    "Qwen4ExpForCausalLM": "its layers, of which no public description was read",
+    "Qwen4ExpForConditionalGeneration": "its layers, of which no public description was read",
+    "RWKVForCausalLM": "RWKV layers",
+    "ZayaForCausalLM": "compressed convolutional attention",
     "MuseGlimmerForConditionalGeneration": "its layers (norms after blocks, scaled queries), whose weights are not published",
 }
 """Architecture -> the part of it that the cost models do not describe."""
@@ -259,7 +286,7 @@ def entry_of(config: Config, source: str) -> tuple[str, Architecture]:
     return name, replace(found, flags=(*found.flags, *entry.flags))
 
 
-READ_INDEX = (latent.deepseek_v32, latent.deepseek_v4, latent.dots3_note, hybrids.glm5_next)
+READ_INDEX = (latent.deepseek_v32, latent.hy_v4, latent.deepseek_v4, latent.dots3_note, hybrids.glm5_next)
 """Readers of architectures with an indexer."""
 
 

@@ -187,6 +187,31 @@ def test_ling_has_whole_decays_and_a_gate_per_latent_head():
     assert model.parameters() == 2 * (delta + latent) + 18432 + 3 * (9 * 6144 + 520) + 4 * 128 + 12800 + 64
 
 
+def test_granite_has_a_network_after_every_mixer():
+    # mixer: in 64 x (64 gates + 64 + 2 x 2 x 8 convolved + 4), out 64 x 64, convolution 96 x 5, 3 x 4, norm 64; attention 12288
+    # experts 8 x 3 x 64 x 32, a shared one of width 48, router; two norms a layer; tied embeddings
+    config = {
+        "architectures": ["GraniteMoeHybridForCausalLM"], "hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 100,
+        "max_position_embeddings": 4096, "num_attention_heads": 4, "num_key_value_heads": 2, "mamba_n_heads": 4,
+        "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_d_conv": 4, "num_local_experts": 8,
+        "num_experts_per_tok": 2, "intermediate_size": 32, "shared_intermediate_size": 48,
+        "layer_types": ["mamba", "mamba", "attention", "mamba"],
+    }  # fmt: skip
+    model = read(config)
+    mixer, experts = 64 * 164 + 4096 + 96 * 5 + 12 + 64, 8 * 6144 + 9216 + 512
+    assert model.parameters() == 3 * mixer + 12288 + 4 * (experts + 128) + 6400 + 64
+    dense = read(config, num_local_experts=0)
+    assert dense.parameters() == 3 * mixer + 12288 + 4 * (9216 + 128) + 6400 + 64
+
+
+def test_hy4_gates_sparse_latent_attention_and_keeps_four_streams():
+    config = {**GLM, "hidden_size": 64, "vocab_size": 100, "indexer_types": ["full", "shared", "shared", "full"]}
+    plain, gated = read(config), read(config, architectures=["HYV4ForCausalLM"], hc_mult=4)
+    mixing = 8 * (4 * 64 * 24 + 24 + 3)  # two sites a layer
+    assert gated.parameters() - plain.parameters() == 4 * 64 * 64 * 256 + mixing
+    assert [group.attention.computes_index for group in gated.in_order()] == [True, False, False, True]
+
+
 def test_a_language_model_under_llm_config_is_read():
     inner = {
         "architectures": ["NemotronHForCausalLM"], "hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 100,

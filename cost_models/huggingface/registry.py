@@ -214,8 +214,8 @@ NOT_MODELLED: dict[str, str] = {
     "MiniMaxText01ForCausalLM": "linear (lightning) attention",
     "MistralLarge4ForConditionalGeneration": "keys and values shared between layers",
     "MuseSparkForConditionalGeneration": "experts in a width of their own (moe_hidden_size) and gated residuals",
-    "Qwen4ExpForCausalLM": "its layers, of which no public description was read",
-    "Qwen4ExpForConditionalGeneration": "its layers, of which no public description was read",
+    "Qwen4ExpForCausalLM": "n-gram embeddings inside layers, indexed blocks and low-rank hyper-connections",
+    "Qwen4ExpForConditionalGeneration": "n-gram embeddings inside layers, indexed blocks and low-rank hyper-connections",
     "RWKVForCausalLM": "RWKV layers",
     "ZayaForCausalLM": "compressed convolutional attention",
     "MuseGlimmerForConditionalGeneration": "its layers (norms after blocks, scaled queries), whose weights are not published",
@@ -286,8 +286,26 @@ def entry_of(config: Config, source: str) -> tuple[str, Architecture]:
     return name, replace(found, flags=(*found.flags, *entry.flags))
 
 
-READ_INDEX = (latent.deepseek_v32, latent.hy_v4, latent.deepseek_v4, latent.dots3_note, hybrids.glm5_next)
-"""Readers of architectures with an indexer."""
+INDEXED = (latent.deepseek_v32, latent.hy_v4, latent.deepseek_v4, latent.dots3_note, hybrids.glm5_next)
+STREAMED = (latent.deepseek_v4, latent.hy_v4, hybrids.glm5_next)
+PARTS: dict[str, tuple[str, tuple[Reader, ...]]] = {
+    "index_topk": ("sparse attention (DSA)", INDEXED),
+    "indexer_n_heads": ("attention to indexed blocks", ()),
+    "hc_mult": ("hyper-connections between residual streams", STREAMED),
+    "hc_count": ("hyper-connections between residual streams", ()),
+    "kv_source_layer_ids": ("keys and values shared between layers", ()),
+    "num_kv_shared_layers": ("keys and values shared between layers", (mixed.gemma4,)),
+    "engram_layer_ids": ("n-gram tables", ()),
+    "ple_layer_ids": ("n-gram tables", ()),
+}
+"""Field -> the part of a model that it switches on, and the readers that know it (or refuse it themselves)."""
+
+
+def _check_parts(fields: Config, reader: Reader) -> None:
+    """Raises ValueError for a part that a file switches on and its architecture's reader would pass over."""
+    for key, (part, known) in PARTS.items():
+        if fields.get(key) and fields[key] != 1 and reader not in known:
+            raise ValueError(f"{key} is set: {part} is not modelled for this architecture")
 
 
 READ_BY_LAYER = (latent.dots3_note, mixed.gemma4, mixed.mimo_v2)
@@ -303,8 +321,7 @@ def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
     architecture, entry = entry_of(config, source)
     try:
         fields = flat(config)
-        if fields.get("index_topk") and entry.read not in READ_INDEX:
-            raise ValueError("index_topk is set: sparse attention (DSA) is not modelled for this architecture")
+        _check_parts(fields, entry.read)
         if layer_changes(fields) and entry.read not in READ_BY_LAYER:
             raise ValueError("per_layer_config: layers with sizes of their own are not modelled for this architecture")
         model = entry.read(fields, name, source)

@@ -105,6 +105,21 @@ def test_layers_of_their_own_sizes_are_never_read_over():
         read("DeepseekV4ForCausalLM", {**STREAMS, "compress_rates": {}, "layer_types": ["heavy"] * 4})
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "part"),
+    [
+        ("index_topk", 2048, "sparse attention"),
+        ("hc_mult", 4, "hyper-connections"),
+        ("kv_source_layer_ids", [0, 2], "keys and values shared between layers"),
+        ("ple_layer_ids", [1], "n-gram tables"),
+    ],
+)
+def test_a_part_that_a_file_switches_on_is_never_passed_over(field, value, part):
+    with pytest.raises(UnsupportedModelError, match=f"{field} is set: {part}"):
+        read("Qwen3MoeForCausalLM", {**EXPERTS, field: value})
+    assert read("Qwen3MoeForCausalLM", {**EXPERTS, field: None}).layers == 4
+
+
 def test_the_outer_config_says_whether_embeddings_are_tied():
     inner = {**EXPERTS, "tie_word_embeddings": True}
     tied, untied = (

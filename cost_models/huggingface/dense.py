@@ -74,6 +74,11 @@ def gemma2(config: Config, name: str, source: str) -> ModelSpec:
     return _dense({"tie_word_embeddings": True, **config}, name, source, windowed(config, gqa(config), alternating))
 
 
+def muse_glimmer(config: Config, name: str, source: str) -> ModelSpec:
+    """Muse Glimmer: gated attention, windows in three of four layers; of the four norms of a layer, two are counted."""
+    return _dense(config, name, source, windowed(config, gqa(config, output_gate=True)))
+
+
 def mistral(config: Config, name: str, source: str) -> ModelSpec:
     """All layers have the sliding window, where the config names one."""
     everywhere = [SLIDING] * config["num_hidden_layers"] if config.get("sliding_window") else []

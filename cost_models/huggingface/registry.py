@@ -159,6 +159,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Mistral4ForCausalLM": Architecture(latent.deepseek_v2, LATENT),
     "MistralForCausalLM": Architecture(dense.mistral),
     "MixtralForCausalLM": Architecture(experts.mixtral, SPARSE_BLOCK),
+    "MuseGlimmerForCausalLM": Architecture(dense.muse_glimmer),
+    "MuseGlimmerForConditionalGeneration": Architecture(dense.muse_glimmer, flags=(VISION,)),
     "NemotronHForCausalLM": Architecture(hybrids.nemotron_h, NEMOTRON_H),
     "NemotronH_Nano_Omni_Reasoning_V3": Architecture(hybrids.nemotron_h, NEMOTRON_H, (VISION,)),
     "NemotronH_Omni_Reasoning_V3": Architecture(hybrids.nemotron_h, NEMOTRON_H, (VISION,)),
@@ -218,7 +220,6 @@ NOT_MODELLED: dict[str, str] = {
     "Qwen4ExpForConditionalGeneration": "n-gram embeddings inside layers, indexed blocks and low-rank hyper-connections",
     "RWKVForCausalLM": "RWKV layers",
     "ZayaForCausalLM": "compressed convolutional attention",
-    "MuseGlimmerForConditionalGeneration": "its layers (norms after blocks, scaled queries), whose weights are not published",
 }
 """Architecture -> the part of it that the cost models do not describe."""
 

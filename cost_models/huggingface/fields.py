@@ -165,6 +165,14 @@ def sparse_layers(config: Config) -> list[bool]:
     return said
 
 
+def part_of(config: Config, key: str) -> Config:
+    """A field that is an object of its own; raises KeyError where it is absent and ValueError where it is something else."""
+    part = config[key]
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{key} must be an object, found {part!r:.40}")
+    return part
+
+
 def one_value(config: Config, key: str) -> Any:
     """A field that some configs give as a list with one value per layer; raises ValueError where the layers differ."""
     value = config[key]

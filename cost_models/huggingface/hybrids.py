@@ -11,7 +11,7 @@ from cost_models.attention.gated_delta import GatedDeltaSpec
 from cost_models.attention.kda import KdaSpec
 from cost_models.attention.mamba2 import Mamba2Spec
 from cost_models.attention.mla import MlaSpec
-from cost_models.huggingface.fields import FULL, Config, common, gqa, latent_sizes, layer_kinds, only, sparse_layers
+from cost_models.huggingface.fields import FULL, Config, common, gqa, latent_sizes, layer_kinds, only, part_of, sparse_layers
 from cost_models.specs.model import DenseSpec, FeedForward, ModelSpec, MoeSpec
 
 K = TypeVar("K")
@@ -59,7 +59,7 @@ def _qwen_experts(config: Config) -> MoeSpec:
 
 def kimi_linear(config: Config, name: str, source: str) -> ModelSpec:
     """Kimi delta attention in three of four layers, latent attention in the others; K3's experts work in a latent width."""
-    linear = config["linear_attn_config"]
+    linear = part_of(config, "linear_attn_config")
     delta = KdaSpec(
         heads=linear["num_heads"],
         head_dim=linear["head_dim"],
@@ -130,7 +130,7 @@ def bailing_v3(config: Config, name: str, source: str) -> ModelSpec:
 
 def glm5_next(config: Config, name: str, source: str) -> ModelSpec:
     """GLM-5.3-Flash: Kimi delta attention in three of four layers, sparse latent attention without rope in the others."""
-    linear, layers = config["linear_attn_config"], config["num_hidden_layers"]
+    linear, layers = part_of(config, "linear_attn_config"), config["num_hidden_layers"]
     delta = KdaSpec(heads=linear["num_heads"], head_dim=linear["head_dim"], conv=linear["short_conv_kernel_size"])
     latent = DsaSpec(
         **latent_sizes(config),

@@ -8,7 +8,19 @@ from typing import Any
 from cost_models.attention.base import AttentionKind
 from cost_models.attention.block_sparse import BlockSparseSpec
 from cost_models.attention.gqa import GqaSpec
-from cost_models.huggingface.fields import FULL, SLIDING, Config, common, gqa, layer_kinds, one_value, only, sparse_layers, window
+from cost_models.huggingface.fields import (
+    FULL,
+    SLIDING,
+    Config,
+    common,
+    gqa,
+    layer_kinds,
+    one_value,
+    only,
+    part_of,
+    sparse_layers,
+    window,
+)
 from cost_models.huggingface.saved import layer_changes
 from cost_models.specs.model import DenseSpec, FeedForward, ModelSpec, MoeSpec
 
@@ -20,7 +32,7 @@ def minimax_m3(config: Config, name: str, source: str) -> ModelSpec:
     """Dense attention and networks first, then block-sparse attention and experts with a shared one."""
     if "mlp_layer_types" in config:  # as transformers 5 writes it, which leaves out what its class always has
         config = {"use_qk_norm": True, "use_routing_bias": True, "n_shared_experts": 1, **config}
-    layers, sparse = config["num_hidden_layers"], config["sparse_attention_config"]
+    layers, sparse = config["num_hidden_layers"], part_of(config, "sparse_attention_config")
     only(config, "attention_output_gate", False)
     only(sparse, "sparse_init_block", 0)
     only(sparse, "sparse_local_block", 1)

@@ -138,7 +138,7 @@ def _dtypes(q: Mapping[str, Any]) -> tuple[DtypeOf, bool]:
         return _by_layer(q), True
     if method == "quark":
         return _except(excluded, _by_quark(q)), True
-    excluded += [str(name) for name, part in (q.get("extra_config") or {}).items() if part.get("bits", 4) >= 16]  # AutoRound
+    excluded += _left_whole(q.get("extra_config") or {})
     excluded += [name.removeprefix("-:") for name in q.get("dynamic") or {} if str(name).startswith("-:")]
     listed = any(key in q for key in EXCLUDED) or method in (
         "awq",
@@ -155,6 +155,13 @@ def _dtypes(q: Mapping[str, Any]) -> tuple[DtypeOf, bool]:
         return (lambda names: "mxfp4" if any(".experts" in name for name in names) else "bf16"), True
     dtype = _modelopt(algorithm, q) if algorithm else _method(method, q)
     return _except(excluded, lambda _: dtype), listed
+
+
+def _left_whole(parts: Any) -> list[str]:
+    """Modules that AutoRound leaves in 16 bits."""
+    if not isinstance(parts, Mapping) or not all(isinstance(part, Mapping) for part in parts.values()):
+        raise ValueError("extra_config must be an object of objects by module")
+    return [str(name) for name, part in parts.items() if part.get("bits", 4) >= 16]
 
 
 def _experts_apart(q: Mapping[str, Any]) -> str | None:

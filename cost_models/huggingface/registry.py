@@ -320,6 +320,7 @@ def model_from_config(config: Config, *, name: str, source: str) -> ModelSpec:
     and for a key that the architecture needs and the file lacks.
     """
     architecture, entry = entry_of(config, source)
+    fields: Config = config
     try:
         fields = flat(config)
         _check_parts(fields, entry.read)

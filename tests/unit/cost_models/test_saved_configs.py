@@ -120,6 +120,15 @@ def test_a_part_that_a_file_switches_on_is_never_passed_over(field, value, part)
     assert read("Qwen3MoeForCausalLM", {**EXPERTS, field: None}).layers == 4
 
 
+def test_parts_of_another_type_are_named():
+    with pytest.raises(UnsupportedModelError, match="sparse_attention_config must be an object, found 5"):
+        read("MiniMaxM3ForCausalLM", {**BLOCKS, "sparse_attention_config": 5})
+    with pytest.raises(UnsupportedModelError, match="linear_attn_config must be an object"):
+        read("KimiLinearForCausalLM", {**HYBRID, "first_k_dense_replace": 1, "linear_attn_config": "kda"})
+    with pytest.raises(UnsupportedModelError, match="another type of value"):
+        read("Qwen3MoeForCausalLM", {**EXPERTS, "mlp_layer_types": [{}, {}]})
+
+
 def test_the_outer_config_says_whether_embeddings_are_tied():
     inner = {**EXPERTS, "tie_word_embeddings": True}
     tied, untied = (

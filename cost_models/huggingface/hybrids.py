@@ -98,8 +98,8 @@ def bailing_v3(config: Config, name: str, source: str) -> ModelSpec:
     if config.get("no_kda_lora") is False:
         raise ValueError("no_kda_lora false: decay and gate through a bottleneck are not modelled here")
     delta = KdaSpec(
-        heads=config["num_attention_heads"],
-        head_dim=config["head_dim"],
+        heads=config.get("linear_num_heads") or config["num_attention_heads"],
+        head_dim=config.get("linear_head_dim") or config["head_dim"],  # transformers 5 keeps the width of rope in head_dim
         conv=config.get("short_conv_kernel_size") or 4,
         full_rank_gate=True,
         full_rank_decay=True,

@@ -93,6 +93,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "AfmoeForCausalLM": Architecture(experts.afmoe),
     "AXK1ForCausalLM": Architecture(latent.axk1, LATENT),
     "ArceeForCausalLM": Architecture(dense.arcee),
+    "BailingHybridForCausalLM": Architecture(hybrids.bailing_v3, BAILING_V3),
     "BailingMoeV2ForCausalLM": Architecture(experts.bailing_moe),
     "BailingMoeV3ForCausalLM": Architecture(hybrids.bailing_v3, BAILING_V3),
     "Cohere2MoeForCausalLM": Architecture(experts.cohere2_moe),

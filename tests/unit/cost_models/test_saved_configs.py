@@ -40,7 +40,15 @@ MIMO = {
     "intermediate_size": 96,
 }  # fmt: skip
 
+LING = {
+    **LATENT, "q_lora_rank": None, "num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 1, "moe_intermediate_size": 32,
+    "intermediate_size": 96,
+}  # fmt: skip
 PAIRS = {
+    "BailingMoeV3ForCausalLM": (
+        {**LING, "head_dim": 16, "layer_group_size": 4, "first_k_dense_replace": 1},
+        {**LING, **SAVED_DELTA, "head_dim": 4, "layer_group_size": 4, "layer_types": MIXED, "mlp_layer_types": FIRST_DENSE},
+    ),
     "Qwen3MoeForCausalLM": (EXPERTS, {**{k: v for k, v in EXPERTS.items() if k != "num_experts"}, "num_local_experts": 8}),
     "KimiLinearForCausalLM": (
         {**HYBRID, "first_k_dense_replace": 1, "linear_attn_config": {**DELTA, "kda_layers": [1, 2, 3], "full_attn_layers": [4]}},

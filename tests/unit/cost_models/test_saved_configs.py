@@ -41,8 +41,8 @@ MIMO = {
 }  # fmt: skip
 
 LING = {
-    **LATENT, "q_lora_rank": None, "num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 1, "moe_intermediate_size": 32,
-    "intermediate_size": 96,
+    **LATENT, "q_lora_rank": None, "num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 1,
+    "moe_intermediate_size": 32, "intermediate_size": 96,
 }  # fmt: skip
 PAIRS = {
     "BailingMoeV3ForCausalLM": (

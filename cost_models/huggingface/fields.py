@@ -30,7 +30,7 @@ VISION = "images: the vision tower's memory and time are not modelled"
 """Flag of a model whose language part is read from `text_config`."""
 
 
-def text_of(config: Config) -> Any:
+def language_part(config: Config) -> Any:
     """The language model's own fields, where a file nests them: `text_config`, `llm_config` of NVIDIA's omni models."""
     return config.get("text_config") or config.get("llm_config")
 
@@ -41,7 +41,7 @@ def flat(config: Config) -> dict[str, Any]:
 
     Raises ValueError naming a field whose number is written as text, and a depth that no model has.
     """
-    text = text_of(config)
+    text = language_part(config)
     both = dict(config)
     if isinstance(text, Mapping):
         both |= {key: value for key, value in text.items() if key not in ("architectures", "model_type")}

@@ -12,10 +12,11 @@ from cost_models.attention.kda import KdaSpec
 from cost_models.attention.mamba2 import Mamba2Spec
 from cost_models.attention.mla import MlaSpec
 from cost_models.huggingface.fields import FULL, Config, common, gqa, latent_sizes, layer_kinds, only, part_of, sparse_layers
+from cost_models.huggingface.saved import LINEAR
 from cost_models.specs.model import DenseSpec, FeedForward, ModelSpec, MoeSpec
 
 K = TypeVar("K")
-LINEAR, SPARSE, INDEXED = "linear_attention", "deepseek_sparse_attention", "indexed_attention"
+SPARSE, INDEXED = "deepseek_sparse_attention", "indexed_attention"
 PREFIXES = "a prefix is cached at block ends only in recurrent layers; hits are priced as if they were whole"
 """Flag of every model with recurrent layers."""
 RESIDUALS = "attention over the residuals of earlier blocks is not modelled"

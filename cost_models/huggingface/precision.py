@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cost_models.errors import UnsupportedModelError
-from cost_models.huggingface.fields import Config, text_of
+from cost_models.huggingface.fields import Config, language_part
 from cost_models.huggingface.registry import entry_of
 from cost_models.patterns import compiled, wildcard
 from cost_models.specs.model import ModelSpec
@@ -74,7 +74,7 @@ def stored_precision(
     beside : hf_quant_config.json, where there is one; base : fields of the recipes by name, whose differences are told (their
     dtypes alone matter). Raises UnsupportedModelError for a method, or a combination of dtypes, that no recipe describes.
     """
-    text = text_of(config) or {}
+    text = language_part(config) or {}
     inside = text if isinstance(text, Mapping) else {}
     quantisation = next((part[key] for part in (config, inside) for key in DESCRIBED if part.get(key)), None)
     if quantisation is not None and not isinstance(quantisation, Mapping):

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from cost_models.errors import UnsupportedModelError
 from cost_models.huggingface import dense, experts, hybrids, latent, mixed
-from cost_models.huggingface.fields import VISION, Config, flat, text_of
+from cost_models.huggingface.fields import VISION, Config, flat, language_part
 from cost_models.huggingface.saved import layer_changes
 from cost_models.reading import kind_of
 from cost_models.specs.model import ModelSpec
@@ -277,7 +277,7 @@ def entry_of(config: Config, source: str) -> tuple[str, Architecture]:
     Raises UnsupportedModelError like `architecture_of`, and for a language model inside that is not read.
     """
     name = architecture_of(config, source)
-    entry, inside = ARCHITECTURES[name], text_of(config)
+    entry, inside = ARCHITECTURES[name], language_part(config)
     if not entry.wraps or not isinstance(inside, Mapping) or not (inside.get("architectures") or inside.get("model_type")):
         return name, entry
     kind = inside.get("model_type")

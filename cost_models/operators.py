@@ -92,9 +92,7 @@ def attention_operators(
     return {name: Timing(*pair) for name, pair in evaluate_distinct(distinct, sequences, query_tokens, tp, dcp).items()}
 
 
-def attention_all_reduces(
-    machine: Machine, kind: AttentionKind, tokens: Floats, tp: Floats
-) -> dict[str, tuple[Floats, Floats]]:
+def attention_all_reduces(machine: Machine, kind: AttentionKind, tokens: Floats, tp: Floats) -> dict[str, tuple[Floats, Floats]]:
     """Of the output, and of the sums of squares of norms that run over the heads of all ranks.
 
     These are 4 bytes a token and norm, in one exchange before the core (vLLM: minimax_qk_norm_fusion, and all-reduces before it had that).

@@ -234,7 +234,17 @@ def alternatives(resolved: ResolvedProblem, table: LayoutTable, chosen: int) -> 
     return tuple(result)
 
 
-COMMUNICATION = ("dispatch", "combine", "tp_all_reduce", "norm_all_reduce", "moe_all_reduce", GATHER, COMBINE, "pipeline_hops", "overlap")
+COMMUNICATION = (
+    "dispatch",
+    "combine",
+    "tp_all_reduce",
+    "norm_all_reduce",
+    "moe_all_reduce",
+    GATHER,
+    COMBINE,
+    "pipeline_hops",
+    "overlap",
+)
 WAITING = ("host", "launch_gaps", "offload_stall")
 
 

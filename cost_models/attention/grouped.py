@@ -27,6 +27,8 @@ class GroupedKind(AttentionKind):
     sinks: bool = False
     output_gate: bool = False
     """The output of every head is gated by a projection of the layer's input, fused with the query's."""
+    head_gate: bool = False
+    """That gate is one number per head (Laguna), not one per element."""
 
     @property
     def shardable_heads(self) -> int:
@@ -46,6 +48,11 @@ class GroupedKind(AttentionKind):
         return self.value_dim or self.head_dim
 
     @property
+    def gate_dim(self) -> int:
+        """Gates of a head's output."""
+        return (1 if self.head_gate else self.v_dim) if self.output_gate else 0
+
+    @property
     def mean_dim(self) -> float:
         """Of keys and values: kernels that read and multiply both take as long as with this width for both."""
         return (self.head_dim + self.v_dim) / 2
@@ -57,7 +64,7 @@ class GroupedKind(AttentionKind):
 
     def input_parts(self) -> tuple[tuple[int, int], ...]:
         """Output features of the fused input projection and the most ranks that share each part."""
-        query = self.heads * (self.head_dim + (self.v_dim if self.output_gate else 0))
+        query = self.heads * (self.head_dim + self.gate_dim)
         shared = self.kv_heads * (self.head_dim if self.keys_are_values else self.head_dim + self.v_dim)
         return ((query, self.heads), (shared, self.kv_heads))
 

@@ -17,7 +17,9 @@ class KdaSpec(RecurrentKind):
     heads: int = Field(gt=0)
     head_dim: int = Field(gt=0)
     full_rank_gate: bool = False
-    """The output gate is one matrix; otherwise it passes a bottleneck of head_dim, as the decay does."""
+    """The output gate is one matrix; otherwise it passes a bottleneck of head_dim."""
+    full_rank_decay: bool = False
+    """The same of the decay (Ling-3.0)."""
 
     @property
     def state_heads(self) -> int:
@@ -41,20 +43,22 @@ class KdaSpec(RecurrentKind):
         return self.heads * self.head_dim
 
     def matrices(self, hidden: int, layers: int) -> list[Matrix]:
-        width, narrow = self.out_features, self.head_dim
-        gate = [Matrix("kda_gate", "attention_in", width, hidden, layers, "column")]
-        if not self.full_rank_gate:
-            gate = [
-                Matrix("kda_gate_a", "attention_in", narrow, hidden, layers, "replicated"),
-                Matrix("kda_gate_b", "attention_in", width, narrow, layers, "column"),
-            ]
         return [
             Matrix("kda_qkv", "attention_in", self.conv_channels, hidden, layers, "column"),
-            Matrix("kda_decay_a", "attention_in", narrow, hidden, layers, "replicated"),
-            Matrix("kda_decay_b", "attention_in", width, narrow, layers, "column"),
+            *self._per_channel("kda_decay", hidden, layers, whole=self.full_rank_decay),
             Matrix("kda_beta", "attention_in", self.heads, hidden, layers, "column"),
-            *gate,
-            Matrix("kda_out", "o_proj", hidden, width, layers, "row"),
+            *self._per_channel("kda_gate", hidden, layers, whole=self.full_rank_gate),
+            Matrix("kda_out", "o_proj", hidden, self.out_features, layers, "row"),
+        ]
+
+    def _per_channel(self, name: str, hidden: int, layers: int, *, whole: bool) -> list[Matrix]:
+        """A number for every channel of every head: by one matrix, or through a bottleneck of head_dim."""
+        width, narrow = self.out_features, self.head_dim
+        if whole:
+            return [Matrix(name, "attention_in", width, hidden, layers, "column")]
+        return [
+            Matrix(f"{name}_a", "attention_in", narrow, hidden, layers, "replicated"),
+            Matrix(f"{name}_b", "attention_in", width, narrow, layers, "column"),
         ]
 
     def vector_parameters(self, layers: int) -> int:

@@ -41,6 +41,8 @@ class LatentKind(AttentionKind):
     v_dim: int = Field(gt=0)
     output_gate: bool = False
     """The output of every head is gated by a projection of the layer's input."""
+    head_gate: bool = False
+    """That gate is one number per head (Ling-3.0), not one per element."""
 
     @property
     def shardable_heads(self) -> int:
@@ -67,7 +69,8 @@ class LatentKind(AttentionKind):
         return self.qk_nope_dim + self.qk_rope_dim
 
     def matrices(self, hidden: int, layers: int) -> list[Matrix]:
-        gate = [Matrix("o_gate", "attention_in", self.heads * self.v_dim, hidden, layers, "column")] if self.output_gate else []
+        gates = self.heads * (1 if self.head_gate else self.v_dim)
+        gate = [Matrix("o_gate", "attention_in", gates, hidden, layers, "column")] if self.output_gate else []
         width = self.q_lora_rank + self.cache_elements_per_token
         return [
             Matrix("q_a_kv_a" if self.q_lora_rank else "kv_a", "attention_in", width, hidden, layers, "replicated"),

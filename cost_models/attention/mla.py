@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from cost_models.arrays import Floats, as_floats
@@ -23,6 +24,11 @@ class MlaSpec(LatentKind):
     """Decode absorbs the up-projection into query and output and attends over latents; prefill expands keys and values."""
 
     kind: Literal["mla"] = "mla"
+
+    @property
+    def reach_tokens(self) -> float:
+        """Tokens back that a query sees."""
+        return np.inf
 
     def decode(self, machine: Machine, sequences: Floats, query_tokens: Floats, tp: Floats, context_tokens: float) -> Operators:
         tokens = sequences * query_tokens
@@ -72,6 +78,7 @@ class MlaSpec(LatentKind):
         shape: dict[str, Any] = {
             "qk_dim": self.qk_dim,
             "v_dim": self.v_dim,
+            "window_tokens": self.reach_tokens,
             "peak_flops_per_s": machine.hardware.gpu.peak_flops_per_s("bf16"),
             "hbm_bytes_per_s": machine.hbm_bytes_per_s,
         }

@@ -13,7 +13,10 @@ from cost_models.attention.gqa import GqaSpec
 from cost_models.attention.kda import KdaSpec
 from cost_models.attention.mamba2 import Mamba2Spec
 from cost_models.attention.mla import MlaSpec
+from cost_models.attention.windowed_mla import WindowedMlaSpec
 
-Attention = MlaSpec | GqaSpec | BlockSparseSpec | DsaSpec | CompressedSpec | GatedDeltaSpec | KdaSpec | Mamba2Spec
+Attention = (
+    MlaSpec | WindowedMlaSpec | GqaSpec | BlockSparseSpec | DsaSpec | CompressedSpec | GatedDeltaSpec | KdaSpec | Mamba2Spec
+)
 
 KINDS: dict[str, type[AttentionKind]] = {kind.model_fields["kind"].default: kind for kind in get_args(Attention)}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cost_models.attention.gqa import GqaSpec
-from cost_models.huggingface.fields import FULL, SLIDING, Config, common, gqa, one_value, only, window, windowed
+from cost_models.huggingface.fields import FULL, SLIDING, Config, common, gqa, one_value, only, sparse_layers, window, windowed
 from cost_models.specs.model import DenseSpec, ModelSpec, MoeSpec
 
 LLAMA4_FULL_PERIOD = 4
@@ -15,21 +15,92 @@ LLAMA4_FULL_PERIOD = 4
 
 def qwen3_moe(config: Config, name: str, source: str) -> ModelSpec:
     """No shared expert; norms of queries and keys."""
-    _every_layer_has_experts(config)
     moe = _moe(config, experts=config["num_experts"], intermediate=config["moe_intermediate_size"])
-    return _model(config, name, source, windowed(config, gqa(config, qk_norm=True)), moe)
+    return _model(config, name, source, windowed(config, gqa(config, qk_norm=True)), moe, sparse=sparse_layers(config))
 
 
 def qwen2_moe(config: Config, name: str, source: str) -> ModelSpec:
     """One shared expert behind a gate of its own; biases of query, key and value."""
-    _every_layer_has_experts(config)
     moe = _moe(
         config,
         experts=config["num_experts"],
         intermediate=config["moe_intermediate_size"],
         shared_intermediate=config["shared_expert_intermediate_size"],
     )
-    return _model(config, name, source, windowed(config, gqa(config, bias=True)), moe)
+    return _model(config, name, source, windowed(config, gqa(config, bias=True)), moe, sparse=sparse_layers(config))
+
+
+def mellum(config: Config, name: str, source: str) -> ModelSpec:
+    """Mellum 2: Qwen3's layers, windows in most of them; a draft module where the file counts one."""
+    experts = config.get("num_experts") or config["num_local_experts"]
+    moe = _moe(config, experts=experts, intermediate=config["moe_intermediate_size"])
+    attention = windowed(config, gqa(config, bias=bool(config.get("attention_bias", False)), qk_norm=True))
+    drafts = config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0
+    return _model(config, name, source, attention, moe, sparse=sparse_layers(config), mtp_layers=drafts)
+
+
+def laguna(config: Config, name: str, source: str) -> ModelSpec:
+    """Laguna: gated attention, windowed layers with more query heads than full ones, dense layers first, one shared expert."""
+    layers = config["num_hidden_layers"]
+    heads = config.get("num_attention_heads_per_layer") or [config["num_attention_heads"]] * layers
+    kinds = config.get("layer_types") or [FULL] * layers
+    gates = config.get("gating_types") or [config.get("gating", True)] * layers
+    if lengths := {len(given) for given in (heads, kinds, gates)} - {layers}:
+        raise ValueError(
+            "num_attention_heads_per_layer, layer_types and gating_types need an entry for each of "
+            f"{layers} layers, found {', '.join(map(str, sorted(lengths)))}"
+        )
+    sinks = bool(config.get("swa_attention_sink_enabled", False))
+    attention = [
+        _laguna_attention({**config, "num_attention_heads": count}, str(kind), gate, sinks=sinks)
+        for count, kind, gate in zip(heads, kinds, gates, strict=True)
+    ]
+    moe = _moe(
+        config,
+        experts=config["num_experts"],
+        intermediate=config["moe_intermediate_size"],
+        shared_intermediate=config.get("shared_expert_intermediate_size") or 0,
+        correction_bias=True,
+    )
+    first = {} if config.get("mlp_only_layers") or config.get("mlp_layer_types") else {"first_k_dense_replace": 1}
+    return _model(config, name, source, attention, moe, sparse=sparse_layers({**first, **config}))
+
+
+HEAD_GATES = {True: True, "per-head": True, "per_head": True, "per-element": False, "per_element": False}
+"""What Laguna calls the gate of an attention layer -> whether a head has one number (transformers, LagunaConfig.gating)."""
+
+
+def _laguna_attention(config: Config, kind: str, gate: Any, *, sinks: bool) -> GqaSpec:
+    if gate and gate not in HEAD_GATES:
+        raise ValueError(f"gating '{gate}' is not modelled; known: per-head, per-element")
+    full = gqa(
+        config,
+        bias=bool(config.get("attention_bias", False)),
+        qk_norm=True,
+        output_gate=bool(gate),
+        head_gate=bool(gate) and HEAD_GATES[gate],
+    )
+    if kind not in (FULL, SLIDING):
+        raise ValueError(f"layer_types: {kind} is not modelled here; known: {FULL}, {SLIDING}")
+    return full.model_copy(update={"window_tokens": window(config), "sinks": sinks}) if kind == SLIDING else full
+
+
+def afmoe(config: Config, name: str, source: str) -> ModelSpec:
+    """Trinity: gated attention, windows but in every fourth layer; of the four norms of a layer two are counted."""
+    layers, period = config["num_hidden_layers"], config.get("global_attn_every_n_layers") or 4
+    usual = [FULL if (layer + 1) % period == 0 else SLIDING for layer in range(layers)]
+    width = config["moe_intermediate_size"]
+    moe = _moe(
+        config,
+        experts=config["num_experts"],
+        intermediate=width,
+        shared_intermediate=(config.get("num_shared_experts") or 0) * width,
+        groups=config.get("n_group") or 1,
+        top_k_groups=config.get("topk_group") or 1,
+        correction_bias=True,
+    )
+    attention = gqa(config, bias=bool(config.get("attention_bias", False)), qk_norm=True, output_gate=True)
+    return _model(config, name, source, windowed(config, attention, usual), moe, dense=config["num_dense_layers"])
 
 
 def gpt_oss(config: Config, name: str, source: str) -> ModelSpec:
@@ -80,6 +151,64 @@ def glm4_moe(config: Config, name: str, source: str) -> ModelSpec:
     attention = gqa(config, bias=bool(config.get("attention_bias", False)), qk_norm=bool(config.get("use_qk_norm", False)))
     drafts = config.get("num_nextn_predict_layers") or 0
     return _model(config, name, source, attention, moe, dense=config["first_k_dense_replace"], mtp_layers=drafts)
+
+
+def solar_open(config: Config, name: str, source: str) -> ModelSpec:
+    """Solar Open has GLM's fields, and experts in all layers unless the file says otherwise."""
+    return glm4_moe({"first_k_dense_replace": 0, **config}, name, source)
+
+
+def exaone_moe(config: Config, name: str, source: str) -> ModelSpec:
+    """K-EXAONE: windows in three of four layers, norms of queries and keys, dense layers first, a draft module."""
+    width, period = config["moe_intermediate_size"], config.get("sliding_window_pattern") or 4
+    local = period if isinstance(period, str) else "L" * (period - 1) + "G"
+    usual = [SLIDING if local[layer % len(local)] == "L" else FULL for layer in range(config["num_hidden_layers"])]
+    moe = _moe(
+        config,
+        experts=config["num_experts"],
+        intermediate=width,
+        shared_intermediate=(config.get("num_shared_experts") or 0) * width,
+        groups=config.get("n_group") or 1,
+        top_k_groups=config.get("topk_group") or 1,
+        correction_bias=True,
+    )
+    attention = windowed(config, gqa(config, qk_norm=True), usual if config.get("sliding_window") else ())
+    drafts = config.get("num_nextn_predict_layers") or 0
+    return _model(config, name, source, attention, moe, sparse=sparse_layers(config), mtp_layers=drafts)
+
+
+def olmoe(config: Config, name: str, source: str) -> ModelSpec:
+    """OLMoE: norms of queries and keys over all heads."""
+    moe = _moe(config, experts=config["num_experts"], intermediate=config["intermediate_size"])
+    return _model(config, name, source, gqa(config, qk_norm=True, qk_norm_across_heads=True), moe)
+
+
+def granite_moe(config: Config, name: str, source: str) -> ModelSpec:
+    """Granite 3 with experts in all layers, and a shared one where the file has its width."""
+    moe = _moe(
+        config,
+        experts=config["num_local_experts"],
+        intermediate=config["intermediate_size"],
+        shared_intermediate=config.get("shared_intermediate_size") or 0,
+    )
+    attention = windowed(config, gqa(config, bias=bool(config.get("attention_bias", False))))
+    return _model({"tie_word_embeddings": True, **config}, name, source, attention, moe)
+
+
+def cohere2_moe(config: Config, name: str, source: str) -> ModelSpec:
+    """Command A with experts: windows in three of four layers, attention beside the experts, which are priced after it."""
+    width, period = config.get("moe_intermediate_size") or config["intermediate_size"], config.get("sliding_window_pattern") or 4
+    usual = [SLIDING if (layer + 1) % period else FULL for layer in range(config["num_hidden_layers"])]
+    moe = _moe(
+        config,
+        experts=config["num_experts"],
+        intermediate=width,
+        shared_intermediate=(config.get("num_shared_experts") or 0) * width,
+    )
+    attention = windowed(config, gqa(config, bias=bool(config.get("attention_bias", False))), usual)
+    flags = ("attention and feed-forward of a layer run side by side; they are priced one after the other",)
+    tied = {"tie_word_embeddings": True, **config}
+    return _model(tied, name, source, attention, moe, sparse=sparse_layers(config), flags=flags)
 
 
 def dots1(config: Config, name: str, source: str) -> ModelSpec:
@@ -139,7 +268,7 @@ def hunyuan_moe(config: Config, name: str, source: str) -> ModelSpec:
 
 
 def hy_v3(config: Config, name: str, source: str) -> ModelSpec:
-    """Hy3: dense layers first, as mlp_layer_types or first_k_dense_replace say; sigmoid routing, one shared expert."""
+    """Hy3: dense layers first; sigmoid routing, one shared expert."""
     width = one_value(config, "moe_intermediate_size")
     moe = _moe(
         config,
@@ -150,22 +279,7 @@ def hy_v3(config: Config, name: str, source: str) -> ModelSpec:
     )
     attention = gqa(config, bias=bool(config.get("attention_bias", False)), qk_norm=True)
     drafts = config.get("num_nextn_predict_layers") or 0
-    return _model(config, name, source, attention, moe, dense=_dense_first(config), mtp_layers=drafts)
-
-
-def _dense_first(config: Config) -> int:
-    """Dense layers ahead of the experts; raises ValueError where they are elsewhere too."""
-    kinds = list(config.get("mlp_layer_types") or ())
-    if not kinds:
-        return int(config["first_k_dense_replace"])
-    dense = kinds.index("sparse") if "sparse" in kinds else len(kinds)
-    if len(kinds) != config["num_hidden_layers"] or kinds != ["dense"] * dense + ["sparse"] * (len(kinds) - dense):
-        raise ValueError("mlp_layer_types: dense layers after the experts, or a list of another length, are not modelled")
-    if config.get("first_k_dense_replace", dense) != dense:
-        raise ValueError(
-            f"first_k_dense_replace {config['first_k_dense_replace']} contradicts mlp_layer_types ({dense} dense layers first)"
-        )
-    return dense
+    return _model(config, name, source, attention, moe, sparse=sparse_layers(config), mtp_layers=drafts)
 
 
 def step3p5(config: Config, name: str, source: str) -> ModelSpec:
@@ -216,16 +330,13 @@ def _model(
     moe: MoeSpec,
     *,
     dense: int = 0,
+    sparse: Sequence[bool] = (),
     **document: Any,
 ) -> ModelSpec:
-    """A model of experts after `dense` dense layers."""
+    """A model of experts after `dense` dense layers, or in the layers that `sparse` says."""
     layers = config["num_hidden_layers"]
     kinds = [attention] * layers if isinstance(attention, GqaSpec) else attention
-    ffn = DenseSpec(intermediate=config["intermediate_size"]) if dense else None
-    pattern = [(kind, ffn if layer < dense else moe) for layer, kind in enumerate(kinds)]
+    has_experts = sparse or [layer >= dense for layer in range(layers)]
+    ffn = None if all(has_experts) else DenseSpec(intermediate=config["intermediate_size"])
+    pattern = [(kind, moe if experts else ffn) for kind, experts in zip(kinds, has_experts, strict=True)]
     return ModelSpec.of_layers(pattern, **common(config, name, source), **document)
-
-
-def _every_layer_has_experts(config: Config) -> None:
-    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
-        raise ValueError("mlp_only_layers and decoder_sparse_step other than 1 are not modelled")

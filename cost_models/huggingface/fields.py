@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from cost_models.attention.gqa import GqaSpec
+from cost_models.huggingface.saved import first_published
 from cost_models.specs.bounds import MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
 
 WHOLE = {
@@ -29,17 +30,24 @@ VISION = "images: the vision tower's memory and time are not modelled"
 """Flag of a model whose language part is read from `text_config`."""
 
 
+def language_part(config: Config) -> Any:
+    """The language model's own fields, where a file nests them: `text_config`, `llm_config` of NVIDIA's omni models."""
+    return config.get("text_config") or config.get("llm_config")
+
+
 def flat(config: Config) -> dict[str, Any]:
     """The language model's fields with the outer ones they leave out (architectures, tied embeddings); null is absent,
     but for `q_lora_rank`, whose null says that queries have no latent: 0.
 
     Raises ValueError naming a field whose number is written as text, and a depth that no model has.
     """
-    text = config.get("text_config")
+    text = language_part(config)
     both = dict(config)
     if isinstance(text, Mapping):
         both |= {key: value for key, value in text.items() if key not in ("architectures", "model_type")}
-    fields = {key: value for key, value in both.items() if value is not None}
+        if config.get("tie_word_embeddings") is not None:  # the outer model ties, or not, whatever its inner one would
+            both["tie_word_embeddings"] = config["tie_word_embeddings"]
+    fields = first_published({key: value for key, value in both.items() if value is not None})
     if "q_lora_rank" in both:
         fields.setdefault("q_lora_rank", 0)
     if fields.get("head_dim") == 0 and fields.get("kv_lora_rank"):
@@ -106,9 +114,9 @@ def windowed(config: Config, full: GqaSpec, otherwise: Sequence[str] = ()) -> li
     layers = config["num_hidden_layers"]
     kinds = config.get("layer_types") or otherwise
     if not kinds:
-        if config.get("use_sliding_window"):
-            raise ValueError("use_sliding_window without layer_types is not modelled")
-        return [full] * layers
+        if not config.get("use_sliding_window"):
+            return [full] * layers
+        kinds = [SLIDING if layer >= config["max_window_layers"] else FULL for layer in range(layers)]  # Qwen2 and Qwen3
     if len(kinds) != layers:
         raise ValueError(f"layer_types has {len(kinds)} entries, num_hidden_layers is {layers}")
     if other := sorted({str(kind) for kind in kinds} - {FULL, SLIDING}):
@@ -135,6 +143,34 @@ def window(config: Config, key: str = "sliding_window") -> int:
     if not isinstance(value, int) or not 0 < value <= longest:
         raise ValueError(f"{key} {value} does not lie within the {longest}-token context (max_position_embeddings)")
     return value
+
+
+def sparse_layers(config: Config) -> list[bool]:
+    """Which layers have experts: what `mlp_layer_types` says; else all but the first dense ones (`first_k_dense_replace`), those
+    of `mlp_only_layers`, and those between every `decoder_sparse_step`-th.
+
+    Raises ValueError where the first contradicts one of the others.
+    """
+    layers, step = config["num_hidden_layers"], config.get("decoder_sparse_step") or 1
+    first, listed = config.get("first_k_dense_replace") or 0, list(config.get("mlp_only_layers") or ())
+    dense = {*range(first), *listed}
+    counted = [layer not in dense and (layer + 1) % step == 0 for layer in range(layers)]
+    if not config.get("mlp_layer_types"):
+        return counted
+    said = layer_kinds(layers, "mlp_layer_types", config["mlp_layer_types"], {"dense": False, "sparse": True})
+    if said != counted and (first or listed or step > 1):
+        given = {"first_k_dense_replace": first, "mlp_only_layers": listed, "decoder_sparse_step": step}
+        other = next(f"{key} {value}" for key, value in given.items() if value)
+        raise ValueError(f"{other} contradicts mlp_layer_types ({said.count(False)} dense layers)")
+    return said
+
+
+def part_of(config: Config, key: str) -> Config:
+    """A field that is an object of its own; raises KeyError where it is absent and ValueError where it is something else."""
+    part = config[key]
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{key} must be an object, found {part!r:.40}")
+    return part
 
 
 def one_value(config: Config, key: str) -> Any:

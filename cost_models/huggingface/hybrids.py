@@ -1,4 +1,4 @@
-"""Models that mix recurrent layers with attention: Qwen3-Next and 3.5, Kimi Linear and K3, GLM-5.3-Flash, Nemotron-H."""
+"""Models that mix recurrent layers with attention: Qwen3-Next and 3.5, Kimi Linear and K3, Ling-3.0, GLM-5.3, Nemotron-H."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from cost_models.attention.gated_delta import GatedDeltaSpec
 from cost_models.attention.kda import KdaSpec
 from cost_models.attention.mamba2 import Mamba2Spec
 from cost_models.attention.mla import MlaSpec
-from cost_models.huggingface.fields import FULL, Config, common, gqa, latent_sizes, layer_kinds, only
+from cost_models.huggingface.fields import FULL, Config, common, gqa, latent_sizes, layer_kinds, only, part_of, sparse_layers
+from cost_models.huggingface.saved import LINEAR
 from cost_models.specs.model import DenseSpec, FeedForward, ModelSpec, MoeSpec
 
 K = TypeVar("K")
-LINEAR, SPARSE = "linear_attention", "deepseek_sparse_attention"
+SPARSE, INDEXED = "deepseek_sparse_attention", "indexed_attention"
 PREFIXES = "a prefix is cached at block ends only in recurrent layers; hits are priced as if they were whole"
 """Flag of every model with recurrent layers."""
 RESIDUALS = "attention over the residuals of earlier blocks is not modelled"
@@ -29,9 +30,12 @@ def qwen3_next(config: Config, name: str, source: str) -> ModelSpec:
     kinds = by_type(config, {LINEAR: _gated_delta(config), FULL: gqa(config, qk_norm=True, output_gate=True)}, otherwise)
     if "full_attention_interval" in config and list(config.get("layer_types") or otherwise) != otherwise:
         raise ValueError(f"full_attention_interval {period} contradicts layer_types")
-    ffn = _qwen_experts(config) if config.get("num_experts") else DenseSpec(intermediate=config["intermediate_size"])
+    sparse = sparse_layers(config) if config.get("num_experts") else [False] * layers
+    dense = None if all(sparse) else DenseSpec(intermediate=config["intermediate_size"])
+    moe = _qwen_experts(config) if any(sparse) else None
+    pattern = [(kind, moe if experts else dense) for kind, experts in zip(kinds, sparse, strict=True)]
     drafts = config.get("mtp_num_hidden_layers") or config.get("num_nextn_predict_layers") or 0
-    return _model(config, name, source, [(kind, ffn) for kind in kinds], mtp_layers=drafts)
+    return _model(config, name, source, pattern, mtp_layers=drafts)
 
 
 def _gated_delta(config: Config) -> GatedDeltaSpec:
@@ -45,8 +49,6 @@ def _gated_delta(config: Config) -> GatedDeltaSpec:
 
 
 def _qwen_experts(config: Config) -> MoeSpec:
-    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
-        raise ValueError("mlp_only_layers and decoder_sparse_step other than 1 are not modelled")
     return MoeSpec(
         experts=config["num_experts"],
         top_k=config["num_experts_per_tok"],
@@ -58,7 +60,7 @@ def _qwen_experts(config: Config) -> MoeSpec:
 
 def kimi_linear(config: Config, name: str, source: str) -> ModelSpec:
     """Kimi delta attention in three of four layers, latent attention in the others; K3's experts work in a latent width."""
-    linear = config["linear_attn_config"]
+    linear = part_of(config, "linear_attn_config")
     delta = KdaSpec(
         heads=linear["num_heads"],
         head_dim=linear["head_dim"],
@@ -91,9 +93,45 @@ def kimi_linear(config: Config, name: str, source: str) -> ModelSpec:
     return _model(config, name, source, pattern, flags=flags, mtp_layers=config.get("num_nextn_predict_layers") or 0)
 
 
+def bailing_v3(config: Config, name: str, source: str) -> ModelSpec:
+    """Ling-3.0: Kimi delta attention, and latent attention gated by head at the end of every group of layers."""
+    layers, period = config["num_hidden_layers"], config["layer_group_size"]
+    if config.get("no_kda_lora") is False:
+        raise ValueError("no_kda_lora false: decay and gate through a bottleneck are not modelled here")
+    delta = KdaSpec(
+        heads=config.get("linear_num_heads") or config["num_attention_heads"],
+        head_dim=config.get("linear_head_dim") or config["head_dim"],  # transformers 5 keeps the width of rope in head_dim
+        conv=config.get("short_conv_kernel_size") or 4,
+        full_rank_gate=True,
+        full_rank_decay=True,
+    )
+    gate = config.get("gated_attention_proj_granularity_type", "head_wise")
+    if gate not in ("head_wise", "element_wise"):
+        raise ValueError(f"gated_attention_proj_granularity_type '{gate}' is not modelled; known: head_wise, element_wise")
+    latent = MlaSpec(**latent_sizes(config), output_gate=True, head_gate=gate == "head_wise")
+    whole = layers // period * period
+    usual = [FULL if (layer + 1) % period == 0 or layer >= whole else LINEAR for layer in range(layers)]
+    kinds: list[AttentionKind] = by_type(config, {LINEAR: delta, FULL: latent}, usual)
+    width = config["moe_intermediate_size"]
+    shared = config.get("moe_shared_expert_intermediate_size") or width
+    moe = MoeSpec(
+        experts=config.get("num_experts") or config["num_local_experts"],
+        top_k=config["num_experts_per_tok"],
+        intermediate=width,
+        shared_intermediate=(config.get("num_shared_experts") or 1) * shared,
+        groups=config.get("n_group") or 1,
+        top_k_groups=config.get("topk_group") or 1,
+        correction_bias=True,
+    )
+    dense = DenseSpec(intermediate=config["intermediate_size"])
+    pattern = [(kind, moe if experts else dense) for kind, experts in zip(kinds, sparse_layers(config), strict=True)]
+    drafts = config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0
+    return _model(config, name, source, pattern, mtp_layers=drafts)
+
+
 def glm5_next(config: Config, name: str, source: str) -> ModelSpec:
     """GLM-5.3-Flash: Kimi delta attention in three of four layers, sparse latent attention without rope in the others."""
-    linear, layers = config["linear_attn_config"], config["num_hidden_layers"]
+    linear, layers = part_of(config, "linear_attn_config"), config["num_hidden_layers"]
     delta = KdaSpec(heads=linear["num_heads"], head_dim=linear["head_dim"], conv=linear["short_conv_kernel_size"])
     latent = DsaSpec(
         **latent_sizes(config),
@@ -103,7 +141,7 @@ def glm5_next(config: Config, name: str, source: str) -> ModelSpec:
         key_pool=config.get("index_kpool") or 1,
     )
     only(config, "indexer_types", ["full"] * layers)
-    kinds: list[AttentionKind] = by_type(config, {LINEAR: delta, SPARSE: latent})
+    kinds: list[AttentionKind] = by_type(config, {LINEAR: delta, SPARSE: latent, INDEXED: latent})
     if said := [layer for layer in linear.get("kda_layers", ()) if not 0 <= layer < layers or kinds[layer] is not delta]:
         raise ValueError(f"linear_attn_config.kda_layers: layer {said[0]} is not linear_attention in layer_types")
     width, dense = config["moe_intermediate_size"], DenseSpec(intermediate=config["intermediate_size"])
@@ -118,9 +156,45 @@ def glm5_next(config: Config, name: str, source: str) -> ModelSpec:
     )
     first = config["first_k_dense_replace"]
     pattern = [(kind, dense if layer < first else moe) for layer, kind in enumerate(kinds)]
-    streams = (config.get("hc_mult") or 1) if config.get("mhc") else 1
+    streams = (config.get("hc_mult") or 1) if config.get("mhc", True) else 1
     drafts = config.get("num_nextn_predict_layers") or 0
     return _model(config, name, source, pattern, mtp_layers=drafts, residual_streams=streams)
+
+
+def granite_hybrid(config: Config, name: str, source: str) -> ModelSpec:
+    """Granite 4: Mamba-2 or attention in every layer, and after it experts with a shared one, or a dense network."""
+    state = Mamba2Spec(
+        heads=config["mamba_n_heads"],
+        head_dim=config["mamba_d_head"],
+        state_dim=config["mamba_d_state"],
+        groups=config["mamba_n_groups"],
+        conv=config["mamba_d_conv"],
+    )
+    only(config, "mamba_proj_bias", False)
+    full = gqa(config, bias=bool(config.get("attention_bias", False)))
+    named = config.get("layer_types") or config["layers_block_type"]
+    kinds: list[AttentionKind] = layer_kinds(
+        config["num_hidden_layers"], "layer_types", named, {"mamba": state, LINEAR: state, "attention": full, FULL: full}
+    )
+    shared = config.get("shared_intermediate_size") or 0
+    ffn: FeedForward = DenseSpec(intermediate=shared or config["intermediate_size"])
+    if config.get("num_local_experts"):
+        ffn = MoeSpec(
+            experts=config["num_local_experts"],
+            top_k=config["num_experts_per_tok"],
+            intermediate=config["intermediate_size"],
+            shared_intermediate=shared,
+        )
+    return _model({"tie_word_embeddings": True, **config}, name, source, [(kind, ffn) for kind in kinds])
+
+
+def olmo_hybrid(config: Config, name: str, source: str) -> ModelSpec:
+    """OLMo Hybrid: gated delta nets in three of four layers, attention in the fourth, dense networks."""
+    layers = config["num_hidden_layers"]
+    usual = [FULL if (layer + 1) % 4 == 0 else LINEAR for layer in range(layers)]
+    kinds: list[AttentionKind] = by_type(config, {LINEAR: _gated_delta(config), FULL: gqa(config, qk_norm=True)}, usual)
+    ffn = DenseSpec(intermediate=config["intermediate_size"])
+    return _model(config, name, source, [(kind, ffn) for kind in kinds])
 
 
 def nemotron_h(config: Config, name: str, source: str) -> ModelSpec:
@@ -150,7 +224,7 @@ def nemotron_h(config: Config, name: str, source: str) -> ModelSpec:
     return _model({**config, "num_hidden_layers": layers}, name, source, [blocks[block] for block in pattern], mtp_layers=drafts)
 
 
-BLOCKS = {"mamba": "M", "attention": "*", "moe": "E", "mlp": "-"}
+BLOCKS = {"mamba": "M", "attention": "*", "moe": "E", "mlp": "-", LINEAR: "M", FULL: "*"}
 
 
 def _pattern_of(names: Sequence[str]) -> str:

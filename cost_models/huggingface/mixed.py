@@ -8,7 +8,20 @@ from typing import Any
 from cost_models.attention.base import AttentionKind
 from cost_models.attention.block_sparse import BlockSparseSpec
 from cost_models.attention.gqa import GqaSpec
-from cost_models.huggingface.fields import FULL, SLIDING, Config, common, gqa, layer_kinds, one_value, only, window
+from cost_models.huggingface.fields import (
+    FULL,
+    SLIDING,
+    Config,
+    common,
+    gqa,
+    layer_kinds,
+    one_value,
+    only,
+    part_of,
+    sparse_layers,
+    window,
+)
+from cost_models.huggingface.saved import layer_changes
 from cost_models.specs.model import DenseSpec, FeedForward, ModelSpec, MoeSpec
 
 NAS_MULTIPLE = 256
@@ -17,7 +30,9 @@ NAS_MULTIPLE = 256
 
 def minimax_m3(config: Config, name: str, source: str) -> ModelSpec:
     """Dense attention and networks first, then block-sparse attention and experts with a shared one."""
-    layers, sparse = config["num_hidden_layers"], config["sparse_attention_config"]
+    if "mlp_layer_types" in config:  # as transformers 5 writes it, which leaves out what its class always has
+        config = {"use_qk_norm": True, "use_routing_bias": True, "n_shared_experts": 1, **config}
+    layers, sparse = config["num_hidden_layers"], part_of(config, "sparse_attention_config")
     only(config, "attention_output_gate", False)
     only(sparse, "sparse_init_block", 0)
     only(sparse, "sparse_local_block", 1)
@@ -44,7 +59,8 @@ def minimax_m3(config: Config, name: str, source: str) -> ModelSpec:
     )
     networks: dict[int, FeedForward] = {0: DenseSpec(intermediate=config["dense_intermediate_size"]), 1: moe}
     chosen = layer_kinds(layers, "sparse_attention_freq", sparse["sparse_attention_freq"], {0: full, 1: blocks})
-    ffns = layer_kinds(layers, "moe_layer_freq", config["moe_layer_freq"], networks)
+    frequency = config.get("moe_layer_freq") or [int(experts) for experts in sparse_layers(config)]
+    ffns = layer_kinds(layers, "moe_layer_freq", frequency, networks)
     pattern: list[tuple[AttentionKind, FeedForward]] = list(zip(chosen, ffns, strict=True))
     drafts = config.get("num_nextn_predict_layers") or (1 if config.get("num_mtp_modules") else 0)
     flags = (f"{modules} MTP modules are in the checkpoint; one is priced and kept",) if (
@@ -57,16 +73,21 @@ def mimo_v2(config: Config, name: str, source: str) -> ModelSpec:
     layers = config["num_hidden_layers"]
     bias = bool(config.get("attention_bias", False))
     full = gqa(config, bias=bias, value_dim=config["v_head_dim"], sinks=bool(config.get("add_full_attention_sink_bias", False)))
+    changed = next(iter(layer_changes(config).values()), {})
+    own = {**config, **changed, **{key.removeprefix("swa_"): value for key, value in config.items() if key.startswith("swa_")}}
     near = GqaSpec(
-        heads=config["swa_num_attention_heads"],
-        kv_heads=config["swa_num_key_value_heads"],
-        head_dim=config["swa_head_dim"],
-        value_dim=config["swa_v_head_dim"],
+        heads=own["num_attention_heads"],
+        kv_heads=own["num_key_value_heads"],
+        head_dim=own["head_dim"],
+        value_dim=own["v_head_dim"],
         window_tokens=window(config),
         bias=bias,
         sinks=bool(config.get("add_swa_attention_sink_bias", False)),
     )
-    kinds = layer_kinds(layers, "hybrid_layer_pattern", config["hybrid_layer_pattern"], {0: full, 1: near})
+    if "hybrid_layer_pattern" in config or "layer_types" not in config:
+        kinds = layer_kinds(layers, "hybrid_layer_pattern", config["hybrid_layer_pattern"], {0: full, 1: near})
+    else:
+        kinds = layer_kinds(layers, "layer_types", config["layer_types"], {FULL: full, SLIDING: near})
     moe = MoeSpec(
         experts=config["n_routed_experts"],
         top_k=config["num_experts_per_tok"],
@@ -77,7 +98,8 @@ def mimo_v2(config: Config, name: str, source: str) -> ModelSpec:
         correction_bias=config.get("topk_method") == "noaux_tc",
     )
     networks: dict[int, FeedForward] = {0: DenseSpec(intermediate=config["intermediate_size"]), 1: moe}
-    ffns = layer_kinds(layers, "moe_layer_freq", config["moe_layer_freq"], networks)
+    frequency = config.get("moe_layer_freq") or [int(experts) for experts in sparse_layers(config)]
+    ffns = layer_kinds(layers, "moe_layer_freq", frequency, networks)
     flags = (
         "engines may pad values to the width of keys in the cache, which would take a sixth more of it",
         "the MTP modules of the checkpoint are not described by config.json and not priced",
@@ -92,6 +114,11 @@ def gemma4(config: Config, name: str, source: str) -> ModelSpec:
     only(config, "num_kv_shared_layers", 0)
     only(config, "use_double_wide_mlp", False)
     near = gqa(config, qk_norm=True, window_tokens=window(config))
+    changed = [value for _, value in sorted(layer_changes(config).items())]
+    if any(set(value) - {"head_dim", "num_key_value_heads"} or value != changed[0] for value in changed):
+        raise ValueError("per_layer_config: layers that differ in more than the heads of full attention are not modelled")
+    own = {"global_head_dim": "head_dim", "num_global_key_value_heads": "num_key_value_heads"}
+    config = {**config, **{name: changed[0][key] for name, key in own.items() if changed and key in changed[0]}}
     wide = {"head_dim": config.get("global_head_dim") or near.head_dim}
     if config.get("attention_k_eq_v"):
         wide |= {"keys_are_values": True, "kv_heads": config.get("num_global_key_value_heads") or near.kv_heads}

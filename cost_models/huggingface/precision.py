@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cost_models.errors import UnsupportedModelError
-from cost_models.huggingface.fields import Config
-from cost_models.huggingface.registry import ARCHITECTURES, architecture_of
+from cost_models.huggingface.fields import Config, language_part
+from cost_models.huggingface.registry import entry_of
 from cost_models.patterns import compiled, wildcard
 from cost_models.specs.model import ModelSpec
 
@@ -41,6 +41,8 @@ MODELOPT = {
 ABSORBED = ("fp8_block", "int8")
 """Dtypes in which kv_b stays a GEMM of its own in prefill; decode absorbs a copy in BF16."""
 PREFIXES = ("model.", "backbone.", "language_model.model.", "model.language_model.", "backbone.", "")
+DESCRIBED = ("quantization_config", "compression_config")
+"""Keys under which a config.json describes its quantisation; the second is compressed-tensors' first name for it."""
 EXCLUDED = ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules", "exclude")
 """Keys under which quantisation methods list what they leave out."""
 
@@ -72,8 +74,9 @@ def stored_precision(
     beside : hf_quant_config.json, where there is one; base : fields of the recipes by name, whose differences are told (their
     dtypes alone matter). Raises UnsupportedModelError for a method, or a combination of dtypes, that no recipe describes.
     """
-    text = config.get("text_config") or {}
-    quantisation = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, Mapping) else None)
+    text = language_part(config) or {}
+    inside = text if isinstance(text, Mapping) else {}
+    quantisation = next((part[key] for part in (config, inside) for key in DESCRIBED if part.get(key)), None)
     if quantisation is not None and not isinstance(quantisation, Mapping):
         raise UnsupportedModelError(f"{source}: quantization_config must be an object, found {type(quantisation).__name__}")
     described = _modelopt_of(beside) if beside is not None and not quantisation else dict(quantisation or {})
@@ -85,7 +88,7 @@ def stored_precision(
     except (KeyError, TypeError, ValueError) as error:
         detail = f"needs the key {error}" if isinstance(error, KeyError) else str(error)
         raise UnsupportedModelError(f"{source}: quantization_config: {detail}") from error
-    families, remarks = _families(model, ARCHITECTURES[architecture_of(config, source)].modules_of(config), dtype_of)
+    families, remarks = _families(model, entry_of(config, source)[1].modules_of(config), dtype_of)
     main = families["experts" if model.moe else "dense_ffn"]
     changed = dict(families) if listed else {}
     if "kv_b" in changed:
@@ -127,16 +130,25 @@ def _dtypes(q: Mapping[str, Any]) -> tuple[DtypeOf, bool]:
     method, algorithm = str(q.get("quant_method", "")).lower(), str(q.get("quant_algo") or "").upper()
     if not q:
         return (lambda _: "bf16"), True
-    if method == "fp8" and q.get("moe_quant_algo"):  # an FP8 checkpoint whose experts ModelOpt quantised again
-        experts, rest = _modelopt(str(q["moe_quant_algo"]).upper(), q), _fp8(q)
-        return (lambda names: experts if any(".experts" in name for name in names) else rest), True
+    excluded = [str(name) for key in EXCLUDED for name in q.get(key) or ()]
+    if method == "fp8" and (experts := _experts_apart(q)):
+        dense = _fp8(q)
+        return _except(excluded, lambda names: experts if any(".experts" in name for name in names) else dense), True
     if algorithm == "MIXED_PRECISION":
         return _by_layer(q), True
-    excluded = [str(name) for key in EXCLUDED for name in q.get(key) or ()]
     if method == "quark":
         return _except(excluded, _by_quark(q)), True
+    excluded += _left_whole(q.get("extra_config") or {})
     excluded += [name.removeprefix("-:") for name in q.get("dynamic") or {} if str(name).startswith("-:")]
-    listed = any(key in q for key in EXCLUDED) or method in ("awq", "gptq", "fp8", "compressed-tensors", "mxfp8")
+    listed = any(key in q for key in EXCLUDED) or method in (
+        "awq",
+        "gptq",
+        "fp8",
+        "fbgemm_fp8",
+        "auto-round",
+        "compressed-tensors",
+        "mxfp8",
+    )
     if method == "compressed-tensors" and not algorithm:
         return _except(excluded, _by_group(q)), listed
     if method == "mxfp4":  # Hugging Face's MXFP4 converts expert modules only
@@ -145,13 +157,34 @@ def _dtypes(q: Mapping[str, Any]) -> tuple[DtypeOf, bool]:
     return _except(excluded, lambda _: dtype), listed
 
 
+def _left_whole(parts: Any) -> list[str]:
+    """Modules that AutoRound leaves in 16 bits."""
+    if not isinstance(parts, Mapping) or not all(isinstance(part, Mapping) for part in parts.values()):
+        raise ValueError("extra_config must be an object of objects by module")
+    return [str(name) for name, part in parts.items() if part.get("bits", 4) >= 16]
+
+
+def _experts_apart(q: Mapping[str, Any]) -> str | None:
+    """Dtype of the experts of a checkpoint that calls itself FP8, where one of four fields says another; none where none does."""
+    if q.get("moe_quant_algo"):  # ModelOpt quantised them again
+        return _modelopt(str(q["moe_quant_algo"]).upper(), q)
+    said = [str(q[key]).lower() for key in ("expert_dtype", "routed_experts_quant_method", "store_dtype") if q.get(key)]
+    if not said or said[0].startswith("fp8"):
+        return None
+    if said[0] in ("fp4", "mxfp4"):
+        return "mxfp4_mxfp8"
+    raise ValueError(f"experts in {said[0]} have no precision recipe")
+
+
 def _method(method: str, q: Mapping[str, Any]) -> str:
     """Dtype of a method that quantises all matrices alike."""
     if method == "fp8":
         return _fp8(q)
+    if method == "fbgemm_fp8":
+        return "fp8"
     if method == "mxfp8":
         return "mxfp8"
-    if method in ("awq", "gptq", "awq_marlin", "gptq_marlin"):
+    if method in ("awq", "gptq", "awq_marlin", "gptq_marlin", "auto-round"):
         bits = q.get("bits", q.get("w_bit"))
         if bits != 4:
             raise ValueError(f"{method} with {bits} bits has no precision recipe")

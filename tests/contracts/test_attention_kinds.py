@@ -17,6 +17,7 @@ from cost_models.attention.kda import KdaSpec
 from cost_models.attention.mamba2 import Mamba2Spec
 from cost_models.attention.mla import MlaSpec
 from cost_models.attention.registry import KINDS
+from cost_models.attention.windowed_mla import WindowedMlaSpec
 from cost_models.calibration import Calibration
 from cost_models.catalog import calibration_for, load_hardware, load_recipe
 from cost_models.context_parallel import COMBINE, GATHER
@@ -45,6 +46,8 @@ EXAMPLES: dict[str, AttentionKind] = {
     "mla": MlaSpec(**LATENT),
     "mla without a latent of queries": MlaSpec(**{**LATENT, "heads": 32, "q_lora_rank": 0}),
     "mla with a gate": MlaSpec(**{**LATENT, "heads": 96}, output_gate=True),
+    "mla with a gate per head": MlaSpec(**{**LATENT, "heads": 32, "q_lora_rank": 0}, output_gate=True, head_gate=True),
+    "windowed_mla": WindowedMlaSpec(**{**LATENT, "heads": 64, "kv_lora_rank": 1024}, window_tokens=512),
     "gqa": GqaSpec(heads=64, kv_heads=8, head_dim=128, bias=True, qk_norm=True, sinks=True),
     "gqa with a window": GqaSpec(heads=64, kv_heads=8, head_dim=64, window_tokens=128),
     "gqa normed across heads": GqaSpec(heads=48, kv_heads=8, head_dim=128, qk_norm=True, qk_norm_across_heads=True),
@@ -64,6 +67,7 @@ EXAMPLES: dict[str, AttentionKind] = {
     "window alone": CompressedSpec(**STREAM, ratio=0),
     "gated_delta": GatedDeltaSpec(key_heads=16, value_heads=64, key_dim=128, value_dim=128, conv=4),
     "kda": KdaSpec(heads=96, head_dim=128, conv=4, full_rank_gate=True),
+    "kda with a whole decay": KdaSpec(heads=32, head_dim=128, conv=4, full_rank_gate=True, full_rank_decay=True),
     "kda with a narrow gate": KdaSpec(heads=32, head_dim=128, conv=4),
     "mamba2": Mamba2Spec(heads=128, head_dim=64, state_dim=128, groups=8, conv=4),
 }

@@ -55,13 +55,13 @@ def test_exact_names_are_their_models(name, document, recipe):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("arcee-ai/Trinity-Large-Thinking", "not modelled: gated attention with windows"),
+        ("inclusionAI/Ling-2.6-1T", "not modelled: linear .lightning. attention"),
         ("baidu/ERNIE-4.5-VL-28B-A3B-PT", "not modelled: separate experts for text and images"),
         ("LiquidAI/LFM2.5-8B-A1B", "not modelled: convolution layers"),
         ("someone/DeepSeek-R1", "deepseek-ai/DeepSeek-R1, unsloth/DeepSeek-R1 have the same name"),
         ("/models/DeepSeek-R1-mine", "other models and are not taken for it"),
         ("deepseek-ai/DeepSeek-V9", "not taken for it"),
-        ("poolside/Laguna-M.1", "no configuration of it is shipped"),
+        ("internlm/Intern-S1", "no configuration of it is shipped"),
         ("amd/gpt-oss-120b-w-mxfp4-a-fp8", "mxfp4 with fp8 activations, which no precision recipe describes"),
     ],
 )
@@ -165,7 +165,7 @@ def test_a_result_belongs_to_the_deployment_of_its_model_only():
 @pytest.mark.parametrize(
     ("command", "arguments", "code", "said"),
     [
-        ("vllm serve arcee-ai/Trinity-Large-Thinking --tensor-parallel-size 8", [], 1, "gated attention"),
+        ("vllm serve LiquidAI/LFM2.5-8B-A1B --tensor-parallel-size 8", [], 1, "convolution layers"),
         ("vllm serve deepseek-ai/DeepSeek-R1-Distill-Llama-70B --tensor-parallel-size 8", [], 0, "works"),
         ("vllm serve deepseek-v3 --tensor-parallel-size 8", [], 1, "say it with --precision"),
         ("vllm serve deepseek-v3 --tensor-parallel-size 8", ["--precision", "fp8-block"], 0, "works"),

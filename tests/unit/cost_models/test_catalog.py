@@ -130,7 +130,7 @@ def test_a_users_own_hardware_file_has_the_same_schema(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["Phi9ForCausalLM"]}, "not supported. Supported: Bailing"),
+        ({"architectures": ["Phi9ForCausalLM"]}, "Phi9ForCausalLM is not supported: it is none of"),
         ({"architectures": ["DeepseekV41ForCausalLM"]}, "not modelled: compressed"),
         ({"index_topk": 2048}, "sparse attention"),
         ({"moe_layer_freq": 2}, "moe_layer_freq"),

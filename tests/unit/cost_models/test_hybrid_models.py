@@ -172,6 +172,59 @@ def test_a_narrow_gate_of_kda_is_two_matrices():
     assert size[True] - size[False] == 4096 * 2304 - (128 * 2304 + 4096 * 128)
 
 
+def test_ling_has_whole_decays_and_a_gate_per_latent_head():
+    # delta: queries, keys and values 3 x 64 x 64, decay and gate 64 x 64 each, beta 64 x 4, out 64 x 64; convolutions 4 x 192,
+    # 4 rates, 64 biases, a norm of 16; latent: 64 x 12, queries 64 x 4 x 12, kv_b 8 x 4 x 16, gates 64 x 4, o 64 x 32, norm 8
+    config = {
+        "architectures": ["BailingMoeV3ForCausalLM"], "hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 100,
+        "max_position_embeddings": 4096, "num_attention_heads": 4, "head_dim": 16, "q_lora_rank": None, "kv_lora_rank": 8,
+        "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "layer_group_size": 3, "first_k_dense_replace": 1,
+        "intermediate_size": 96, "num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 1, "moe_intermediate_size": 32,
+    }  # fmt: skip
+    model = model_from_config(config, name="x", source="config.json")
+    delta, latent = 6 * 4096 + 256 + 768 + 4 + 64 + 16, 768 + 3072 + 512 + 256 + 2048 + 8
+    assert [group.attention.kind for group in model.in_order()] == ["kda", "kda", "mla", "mla"]  # what fills no group attends
+    assert model.parameters() == 2 * (delta + latent) + 18432 + 3 * (9 * 6144 + 520) + 4 * 128 + 12800 + 64
+
+
+def test_granite_has_a_network_after_every_mixer():
+    # mixer: in 64 x (64 gates + 64 + 2 x 2 x 8 convolved + 4), out 64 x 64, convolution 96 x 5, 3 x 4, norm 64; attention 12288
+    # experts 8 x 3 x 64 x 32, a shared one of width 48, router; two norms a layer; tied embeddings
+    config = {
+        "architectures": ["GraniteMoeHybridForCausalLM"], "hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 100,
+        "max_position_embeddings": 4096, "num_attention_heads": 4, "num_key_value_heads": 2, "mamba_n_heads": 4,
+        "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_d_conv": 4, "num_local_experts": 8,
+        "num_experts_per_tok": 2, "intermediate_size": 32, "shared_intermediate_size": 48,
+        "layer_types": ["mamba", "mamba", "attention", "mamba"],
+    }  # fmt: skip
+    model = read(config)
+    mixer, experts = 64 * 164 + 4096 + 96 * 5 + 12 + 64, 8 * 6144 + 9216 + 512
+    assert model.parameters() == 3 * mixer + 12288 + 4 * (experts + 128) + 6400 + 64
+    dense = read(config, num_local_experts=0)
+    assert dense.parameters() == 3 * mixer + 12288 + 4 * (9216 + 128) + 6400 + 64
+
+
+def test_hy4_gates_sparse_latent_attention_and_keeps_four_streams():
+    config = {**GLM, "hidden_size": 64, "vocab_size": 100, "indexer_types": ["full", "shared", "shared", "full"]}
+    plain, gated = read(config), read(config, architectures=["HYV4ForCausalLM"], hc_mult=4)
+    mixing = 8 * (4 * 64 * 24 + 24 + 3)  # two sites a layer
+    assert gated.parameters() - plain.parameters() == 4 * 64 * 64 * 256 + mixing
+    assert [group.attention.computes_index for group in gated.in_order()] == [True, False, False, True]
+
+
+def test_a_language_model_under_llm_config_is_read():
+    inner = {
+        "architectures": ["NemotronHForCausalLM"], "hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 100,
+        "max_position_embeddings": 4096, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "hybrid_override_pattern": "MEM*", "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 2,
+        "conv_kernel": 4, "intermediate_size": 32, "moe_intermediate_size": 32, "n_routed_experts": 8, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    outer = {"architectures": ["NemotronH_Nano_Omni_Reasoning_V3"], "llm_config": inner, "vision_config": {"hidden_size": 8}}
+    omni = model_from_config(outer, name="x", source="config.json")
+    assert omni.parameters() == model_from_config(inner, name="x", source="config.json").parameters()
+    assert any("vision tower" in flag for flag in omni.flags)
+
+
 def test_experts_without_a_gate_have_two_matrices_in_the_latent_width():
     # Nemotron-3-Super: 512 experts x 2 x 1,024 x 2,688; the shared expert works in the hidden size
     moe = load_model("nemotron-3-super-120b-a12b").moe

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-MAX_CODE = 2**52
-"""Codes stay exact as floats."""
 LOOKUP_ENTRIES_PER_ROW = 8
 """Longest look-up table per row; beyond it sorting is cheaper."""
 
@@ -42,23 +40,34 @@ def distinct_rows(*columns: ArrayLike) -> tuple[Ints, Ints]:
     """
     arrays = [np.atleast_1d(np.asarray(column)) for column in columns]
     varying = [array for array in arrays if not _alike(array)]
-    code, size = _ranks(varying[0]) if varying else (np.zeros(len(arrays[0]), dtype=np.int64), min(len(arrays[0]), 1))
+    inverse, count = _ranks(varying[0]) if varying else (np.zeros(len(arrays[0]), dtype=np.int64), min(len(arrays[0]), 1))
     for array in varying[1:]:
-        rank, count = _ranks(array)
-        if size * count >= MAX_CODE:
-            code, size = _ranks(code)
-        code = code * count + rank
-        size *= count
-    inverse, count = _ranks(code)
+        rank, more = _ranks(array)
+        if count * more > LOOKUP_ENTRIES_PER_ROW * len(rank):
+            inverse, count = _ranks(inverse)
+        inverse, count = inverse * more + rank, count * more
+    if len(varying) > 1:
+        inverse, count = _ranks(inverse)
     first = np.empty(count, dtype=np.int64)
     first[inverse[::-1]] = np.arange(len(inverse) - 1, -1, -1)
     return first, inverse
+
+
+def alike_rows(*columns: ArrayLike) -> Iterator[tuple[tuple[Any, ...], Ints]]:
+    """(values, positions) of every distinct combination of equally long columns, in rising order of the values."""
+    arrays = [np.atleast_1d(np.asarray(column)) for column in columns]
+    first, inverse = distinct_rows(*arrays)
+    combinations = zip(*(array[first].tolist() for array in arrays), strict=True)
+    for values, combination in sorted(zip(combinations, range(len(first)), strict=True)):
+        yield values, np.flatnonzero(inverse == combination)
 
 
 def _alike(column: NDArray[np.generic]) -> bool:
     """Whether a column has one value only; NaNs are alike."""
     if not len(column):
         return True
+    if column[0] != column[-1] and (column[0] == column[0] or column[-1] == column[-1]):
+        return False
     return bool((column == column[0]).all() or (column != column).all())
 
 
@@ -67,17 +76,26 @@ def _ranks(column: NDArray[np.generic]) -> tuple[Ints, int]:
 
     Columns of halves and integers whose range is not much longer than they are ranked by table look-up, without sorting.
     """
-    doubled = as_floats(column) * 2
-    low = float(doubled.min(initial=0.0))
-    span = float(doubled.max(initial=0.0)) - low
-    if span < LOOKUP_ENTRIES_PER_ROW * len(doubled) and np.array_equal(doubled, np.rint(doubled)):
-        position = (doubled - low).astype(np.int64)
-        present = np.zeros(int(span) + 1, dtype=np.int64)
-        present[position] = 1
-        ranks = np.cumsum(present)
-        return ranks[position] - 1, int(ranks[-1])
+    whole = column if column.dtype == np.int64 else as_floats(column) * 2
+    low, high = whole.min(initial=0), whole.max(initial=0)
+    if float(high) - float(low) < LOOKUP_ENTRIES_PER_ROW * len(whole):
+        apart = whole - low
+        position = apart.astype(np.int64, copy=False)
+        if position is apart or (position == apart).all():
+            present = np.zeros(int(high - low) + 1, dtype=np.int64)
+            present[position] = 1
+            ranks = np.cumsum(present) - 1
+            return ranks[position], int(ranks[-1]) + 1
     values, index = np.unique(column, return_inverse=True)
     return index, len(values)
+
+
+def distinct_values(values: ArrayLike) -> NDArray[Any]:
+    """The distinct values of an array, rising; numpy's own `unique` loads its masked arrays for it, which take 20 ms."""
+    ordered = np.sort(np.asarray(values), axis=None)
+    new = np.ones(len(ordered), dtype=np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    return ordered[new]
 
 
 def evaluate_distinct(function: Callable[..., Any], *keys: ArrayLike) -> Any:
@@ -91,7 +109,7 @@ def evaluate_distinct(function: Callable[..., Any], *keys: ArrayLike) -> Any:
     if len(columns[0]) == 1:
         return _gather(function(*columns), np.zeros(1, dtype=np.int64), 1)
     first, inverse = distinct_rows(*columns)
-    result = function(*[column[first] for column in columns])
+    result = function(*[column.take(first) for column in columns])
     return _gather(result, inverse, len(first))
 
 
@@ -100,4 +118,5 @@ def _gather(result: Any, inverse: Ints, length: int) -> Any:
         return {key: _gather(value, inverse, length) for key, value in result.items()}
     if isinstance(result, tuple):
         return tuple(_gather(value, inverse, length) for value in result)
-    return np.broadcast_to(as_floats(result), (length,))[inverse]
+    values = as_floats(result)
+    return (values if values.shape == (length,) else np.broadcast_to(values, (length,)))[inverse]

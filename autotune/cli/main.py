@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import importlib
 import math
 import os
 import sys
@@ -79,6 +80,9 @@ MOST_WHOLE = 2**31 - 1
 """Of a whole number in an option: seeds and sizes of solvers are 32-bit."""
 YOUNG_OBJECTS = 200_000
 """Made before Python looks for garbage in cycles: a command makes most of its objects once and keeps them to its end."""
+CALCULATES = ("search", "sweep", "fleet", "predict", "check", "place", "verify", "sensitivity", "validate")
+"""Commands that all load numpy and multiply no large matrices."""
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 TRACEBACK = "AUTOTUNE_TRACEBACK"
 """Environment variable that shows where a fault of autotune's own lies."""
 
@@ -86,6 +90,8 @@ TRACEBACK = "AUTOTUNE_TRACEBACK"
 def main() -> None:
     """Run a command; every failure is one message and a non-zero exit."""
     _collect_seldom()
+    if sys.argv[1:2] and sys.argv[1] in CALCULATES and "--help" not in sys.argv:
+        _load_numpy_with_one_thread()
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for some reads what every installed package declares
     if not sys.warnoptions:  # warnings of libraries are for who develops, not for who plans
         warnings.simplefilter("ignore")
@@ -117,6 +123,21 @@ def _collect_seldom() -> None:
     """Looking for garbage is a sixth of a short command: through what it imports, and once more through all of it at the end."""
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
     atexit.register(gc.freeze)
+
+
+def _load_numpy_with_one_thread() -> None:
+    """Load numpy first, its BLAS with one thread: otherwise one per core starts and spins, with nothing to multiply.
+
+    The variable counts while the library loads and is gone afterwards: what a command starts must not inherit it. A value that
+    is set already is kept.
+    """
+    if BLAS_THREADS in os.environ or "numpy" in sys.modules:
+        return
+    os.environ[BLAS_THREADS] = "1"
+    try:
+        importlib.import_module("numpy")
+    finally:
+        del os.environ[BLAS_THREADS]
 
 
 def _narrowed(first: list[str]) -> typer.Typer:

@@ -249,7 +249,14 @@ def test_experts_are_placed_and_written_for_every_engine(run, tmp_path):
         "trtllm_moe_load_balancer.yaml",
         "vllm_ascend_expert_map.json",
     } <= names
-    assert {"balance_by_layer.png", "load_by_gpu.png"} <= names
+    assert not any(name.endswith(".png") for name in names)
+    assert "not drawn: --pictures" in text
+    code, text, _ = run("place", str(loads), "--gpus", "32", "--redundant", "32", "--out", str(out), "--pictures")
+    assert code == 0
+    assert "not drawn" not in text
+    assert {path.name for path in out.iterdir()} == names | {"balance_by_layer.png", "load_by_gpu.png"}
+    code, _, err = run("place", str(loads), "--gpus", "32", "--redundant", "32", "--pictures")
+    assert (code, "give --out FOLDER" in err) == (1, True)
     code, _, err = run("place", str(loads), "--gpus", "30", "--redundant", "32")
     assert code == 1
     assert "288 physical experts do not divide over 30 GPUs; use 44 redundant experts" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,9 +54,15 @@ def distinct_rows(*columns: ArrayLike) -> tuple[Ints, Ints]:
     return first, inverse
 
 
-def alike_rows(*columns: ArrayLike) -> Iterator[tuple[tuple[Any, ...], Ints]]:
-    """(values, positions) of every distinct combination of equally long columns, in rising order of the values."""
+def alike_rows(*columns: ArrayLike) -> Iterator[tuple[tuple[Any, ...], Ints | slice]]:
+    """(values, positions) of every distinct combination of equally long columns, in rising order of the values.
+
+    positions : to index with; a slice of everything where all rows are alike.
+    """
     arrays = [np.atleast_1d(np.asarray(column)) for column in columns]
+    if len(arrays[0]) and all(_alike(array) for array in arrays):
+        yield tuple(array[0].item() for array in arrays), slice(None)
+        return
     first, inverse = distinct_rows(*arrays)
     combinations = zip(*(array[first].tolist() for array in arrays), strict=True)
     for values, combination in sorted(zip(combinations, range(len(first)), strict=True)):
@@ -96,6 +103,14 @@ def distinct_values(values: ArrayLike) -> NDArray[Any]:
     new = np.ones(len(ordered), dtype=np.bool_)
     np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
     return ordered[new]
+
+
+def quantile(values: ArrayLike, share: float) -> float:
+    """Value that a share of all lies below, on the line between its neighbours; numpy's own loads its masked arrays, too."""
+    ordered = np.sort(as_floats(values), axis=None)
+    at = share * (len(ordered) - 1)
+    below, above = ordered[math.floor(at)], ordered[math.ceil(at)]
+    return float(below + (above - below) * (at - math.floor(at)))
 
 
 def evaluate_distinct(function: Callable[..., Any], *keys: ArrayLike) -> Any:

@@ -245,7 +245,8 @@ def expected_tiles(tokens_per_expert: ArrayLike, tile_tokens: float) -> Floats:
     reached = np.where(smooth, 0, np.ceil((mean + 6 * spread) / tile_tokens))  # per element: none depends on its neighbours
     tiles = -np.expm1(-mean)
     for j in range(1, int(np.max(reached, initial=0.0)) + 1):
-        margin = np.clip((mean - j * tile_tokens - 0.5) / spread, -40.0, 40.0)
-        tiles = tiles + np.where(j <= reached, 1 / (1 + np.exp(-1.702 * margin)), 0.0)
+        those = reached >= j
+        margin = np.clip((mean[those] - j * tile_tokens - 0.5) / spread[those], -40.0, 40.0)
+        tiles[those] += 1 / (1 + np.exp(-1.702 * margin))
     tiles = np.where(smooth, mean / tile_tokens + (1 - 1 / tile_tokens) / 2, tiles)
     return tiles.reshape(np.shape(tokens_per_expert))

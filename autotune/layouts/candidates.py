@@ -132,12 +132,10 @@ def _violated(violated: NDArray[np.bool_]) -> tuple[str, ...]:
 
 def _in_words(columns: Sequence[NDArray[Any]], words: Callable[..., str]) -> tuple[str, ...]:
     """What `words` says of each row, once of each distinct combination of the columns."""
-    found: list[str] = [""] * len(columns[0])
+    found = np.empty(len(columns[0]), dtype=object)
     for values, those in alike_rows(*columns):
-        said = words(*values)
-        for i in those.tolist():
-            found[i] = said
-    return tuple(found)
+        found[those] = words(*values)
+    return tuple(found.tolist())
 
 
 def _rounded(values: Floats) -> tuple[float, ...]:

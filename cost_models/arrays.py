@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+FEW_ROWS = 64
+"""Fewer are evaluated one by one: looking for what they share costs as much."""
 LOOKUP_ENTRIES_PER_ROW = 8
 """Longest look-up table per row; beyond it sorting is cheaper."""
 
@@ -118,11 +120,11 @@ def evaluate_distinct(function: Callable[..., Any], *keys: ArrayLike) -> Any:
 
     keys : (rows,) each, broadcastable. `function` gets one float array per key and returns an
     array or a nested tuple / dict of arrays of that length; the result has the same structure with
-    (rows,) arrays. Candidate grids repeat the same few shapes, so this is most of the speed.
+    (rows,) arrays. Candidate grids repeat the same few shapes, so this is most of the speed; few rows are evaluated as they are.
     """
     columns = [as_floats(column) for column in np.broadcast_arrays(*[np.atleast_1d(key) for key in keys])]
-    if len(columns[0]) == 1:
-        return _gather(function(*columns), np.zeros(1, dtype=np.int64), 1)
+    if len(columns[0]) < FEW_ROWS:
+        return _gather(function(*columns), np.arange(len(columns[0])), len(columns[0]))
     first, inverse = distinct_rows(*columns)
     result = function(*[column.take(first) for column in columns])
     return _gather(result, inverse, len(first))

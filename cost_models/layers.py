@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.all_to_all.registry import rows_whose
-from cost_models.arrays import Floats, Ints, alike_rows, as_floats, ceil_div
+from cost_models.arrays import FEW_ROWS, Floats, Ints, alike_rows, as_floats, ceil_div
 from cost_models.attention.base import AttentionKind, Phase
 from cost_models.dispatch import BACKENDS
 from cost_models.host import HostCoefficients, small_kernels
@@ -28,8 +28,6 @@ COMMUNICATION = ("dispatch", "combine")
 SHARED_EXPERT = ("shared_gate_up", "shared_down")
 ROUNDING_S = 1e-9
 """Below this a stall is rounding of the replayed sum."""
-FEW_ROWS = 64
-"""Fewer are priced one by one: looking for what they share costs as much."""
 OUTSIDE = (
     "pp", "batch", "graph_tokens", "output_chunk", "api_servers", "batched_tokens",
     "offload_group_size", "offload_in_group", "offload_prefetch_step",

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cost_models.all_to_all.base import BufferShape
 from cost_models.all_to_all.registry import ALL_TO_ALL, rows_whose
-from cost_models.arrays import Floats, alike_rows, as_floats, ceil_div, evaluate_distinct
+from cost_models.arrays import FEW_ROWS, Floats, alike_rows, as_floats, ceil_div, evaluate_distinct
 from cost_models.attention.base import Phase
 from cost_models.dispatch import payload_bytes
 from cost_models.machine import Machine
@@ -144,17 +144,22 @@ def _memory(
 
 def _weights(machine: Machine, rows: Rows) -> dict[str, Floats]:
     """Lines of weights; rows that differ only in WEIGHTLESS columns share them."""
+    if len(rows) < FEW_ROWS:
+        return _distinct_weights(machine, rows)
     first, inverse = rows.distinct(outside=WEIGHTLESS)
-    model, few = machine.model, rows.take(first)
-    stages = ceil_div(model.layers, few.pp) / model.layers
-    lines = {
-        "expert weights": expert_bytes(machine, few) * stages,
-        "other weights": _replicated_bytes(machine, few) * stages + _head_bytes(machine, few),
-        "offloaded weights": -offloaded_bytes(machine, few) * stages,
-        "mtp weights": np.where((few.drafts > 0) & (machine.drafter is None), _mtp_bytes(machine, few), 0.0),
-        **({"drafter weights": np.where(few.drafts > 0, _drafter_bytes(machine, few), 0.0)} if machine.drafter else {}),
+    return {name: as_floats(line)[inverse] for name, line in _distinct_weights(machine, rows.take(first)).items()}
+
+
+def _distinct_weights(machine: Machine, rows: Rows) -> dict[str, Floats]:
+    """The same of every row."""
+    stages = ceil_div(machine.model.layers, rows.pp) / machine.model.layers
+    return {
+        "expert weights": expert_bytes(machine, rows) * stages,
+        "other weights": _replicated_bytes(machine, rows) * stages + _head_bytes(machine, rows),
+        "offloaded weights": -offloaded_bytes(machine, rows) * stages,
+        "mtp weights": np.where((rows.drafts > 0) & (machine.drafter is None), _mtp_bytes(machine, rows), 0.0),
+        **({"drafter weights": np.where(rows.drafts > 0, _drafter_bytes(machine, rows), 0.0)} if machine.drafter else {}),
     }
-    return {name: as_floats(line)[inverse] for name, line in lines.items()}
 
 
 def _eplb_bytes(machine: Machine, rows: Rows) -> Floats:

@@ -141,13 +141,14 @@ def _load_numpy_with_one_thread() -> None:
 
 
 def _narrowed(first: list[str]) -> typer.Typer:
-    """The application with the one command that is run, where it is one of its own: Typer builds every option of all others."""
-    wanted = [command for command in app.registered_commands if [command.name] == first]
-    if not wanted:
+    """The application with the one command, or group of commands, that is run: Typer builds every option of all others."""
+    commands = [command for command in app.registered_commands if [command.name] == first]
+    groups = [group for group in app.registered_groups if [group.name] == first]
+    if not commands and not groups:
         return app
     narrowed = _application()
     narrowed.callback()(lambda: None)  # keeps a lone command a subcommand
-    narrowed.registered_commands = wanted
+    narrowed.registered_commands, narrowed.registered_groups = commands, groups
     return narrowed
 
 

@@ -217,6 +217,7 @@ def test_schemas_are_published(run, document):
     assert json.loads(out)["type"] == "object"
 
 
+@pytest.mark.slow
 def test_a_service_is_searched_recorded_and_exported(run, tmp_path):
     out = tmp_path / "runs"
     code, text, _ = run("search", "--hw", "hgx-h200", "--target", "serve", "--gpus", "16", "--ttft-p99", "2s", "--out", str(out))

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cost_models.arrays import FEW_ROWS
 from cost_models.dispatch import BACKENDS
-from cost_models.layers import FEW_ROWS, OUTSIDE
+from cost_models.layers import OUTSIDE
 from cost_models.memory import WEIGHTLESS, decode_memory
 from cost_models.operators import gemm
 from cost_models.overlap import OVERLAPS

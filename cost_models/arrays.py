@@ -107,7 +107,7 @@ def distinct_values(values: ArrayLike) -> NDArray[Any]:
     return ordered[new]
 
 
-def quantile(values: ArrayLike, share: float) -> float:
+def quantile_of(values: ArrayLike, share: float) -> float:
     """Value that a share of all lies below, on the line between its neighbours; numpy's own loads its masked arrays, too."""
     ordered = np.sort(as_floats(values), axis=None)
     at = share * (len(ordered) - 1)

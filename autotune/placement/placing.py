@@ -15,7 +15,7 @@ from autotune.placement.loads import Choices, Loads
 from autotune.placement.moving import replace_some
 from autotune.placement.repack import Held, moves_between, repack
 from autotune.placement.solve import gpu_loads, lower_bound, normalised, place_layers, worst_gpu
-from cost_models.arrays import Floats, Ints, quantile
+from cost_models.arrays import Floats, Ints, quantile_of
 from cost_models.specs.base import Spec
 from cost_models.specs.model import ModelSpec
 
@@ -215,7 +215,7 @@ def described_placement(
         ),
         moves=moves,
         nodes_per_token=_nodes_per_token(choices, (placed, baseline, grouped), gpus_per_node, loads.counts.shape[2]),
-        median_gap=quantile(best / ours.min(axis=0) - 1, 0.5),
+        median_gap=quantile_of(best / ours.min(axis=0) - 1, 0.5),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_models.arrays import FEW_ROWS, alike_rows, distinct_values, evaluate_distinct, quantile, smoothmax
+from cost_models.arrays import FEW_ROWS, alike_rows, distinct_values, evaluate_distinct, quantile_of, smoothmax
 from cost_models.attention.decode import (
     DecodeAttentionCoefficients,
     gqa_decode_bound_s,
@@ -208,7 +208,7 @@ def test_smoothmax_is_bounded(values, sharpness):
 @given(st.lists(st.integers(-3, 3) | st.floats(-10, 10), min_size=1, max_size=40), st.floats(0, 1))
 def test_distinct_values_and_quantiles_are_those_of_numpy(values, share):
     assert np.array_equal(distinct_values(values), np.unique(values))
-    assert quantile(values, share) == pytest.approx(np.quantile(values, share), rel=1e-9, abs=1e-12)
+    assert quantile_of(values, share) == pytest.approx(np.quantile(values, share), rel=1e-9, abs=1e-12)
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.5, 0.25, np.nan])), min_size=1, max_size=30))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from autotune.cli.main import main
+from autotune.cli.main import _narrowed, app, main
 from autotune.documents.plan import SearchResult
 from autotune.exporters.folders import _exported
 
@@ -233,6 +233,13 @@ def test_a_service_is_searched_recorded_and_exported(run, tmp_path):
     assert code == 0
     assert sorted(path.name for path in scripts.iterdir()) == sorted(p.name for p in (folder / "launch" / "plan-1").iterdir())
     assert all(_exported(path) for path in scripts.iterdir())  # so that the next export takes its place in one step
+
+
+def test_the_command_line_builds_only_the_command_or_group_that_runs():
+    alone, group, neither = (_narrowed([word]) for word in ("place", "model", "nothing"))
+    assert ([c.name for c in alone.registered_commands], alone.registered_groups) == (["place"], [])
+    assert ([g.name for g in group.registered_groups], group.registered_commands) == (["model"], [])
+    assert neither is app  # whose help and near names are of all commands
 
 
 def test_experts_are_placed_and_written_for_every_engine(run, tmp_path):

@@ -19,6 +19,8 @@ from autotune import Problem, search
 from cost_models.catalog import hardware_names, load_hardware, model_names
 from cost_models.errors import AutotuneError
 
+ROUNDING = 1e-9
+"""Numbers within it are the same: sums were taken in another order."""
 TIE = 1e-4
 """Settings within it count as equally good: which of them is chosen is not decided."""
 
@@ -69,7 +71,7 @@ def solved(problem: dict[str, Any]) -> dict[str, Any]:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """'tie' for other settings of the same worth, what changed otherwise; None for the same plans."""
+    """'tie' for other settings of the same worth, what changed otherwise; None for the same plans, numbers but for ROUNDING."""
     old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
     if old == new:
         return None
@@ -83,7 +85,12 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     worst = max(abs(b / a - 1) for a, b in pairs)
     if worst > TIE:
         return f"rates or steps differ by {worst:.2%}"
-    return "tie" if old["alternatives"] == new["alternatives"] else f"{old['alternatives']} -> {new['alternatives']}"
+    settings = [[plan["deployment"] for plan in side["plans"]] for side in (old, new)]
+    others = [dict(side["alternatives"]) for side in (old, new)]
+    alike = list(others[0]) == list(others[1]) and all(abs(others[1][n] - rate) <= TIE * rate for n, rate in others[0].items())
+    if alike and worst <= ROUNDING and settings[0] == settings[1]:
+        return None
+    return "tie" if alike else f"{old['alternatives']} -> {new['alternatives']}"
 
 
 def write(path: Path, count: int) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-MAX_CODE = 2**52
-"""Codes stay exact as floats."""
+FEW_ROWS = 64
+"""Fewer are evaluated one by one: looking for what they share costs as much."""
 LOOKUP_ENTRIES_PER_ROW = 8
 """Longest look-up table per row; beyond it sorting is cheaper."""
 
@@ -42,23 +43,40 @@ def distinct_rows(*columns: ArrayLike) -> tuple[Ints, Ints]:
     """
     arrays = [np.atleast_1d(np.asarray(column)) for column in columns]
     varying = [array for array in arrays if not _alike(array)]
-    code, size = _ranks(varying[0]) if varying else (np.zeros(len(arrays[0]), dtype=np.int64), min(len(arrays[0]), 1))
+    inverse, count = _ranks(varying[0]) if varying else (np.zeros(len(arrays[0]), dtype=np.int64), min(len(arrays[0]), 1))
     for array in varying[1:]:
-        rank, count = _ranks(array)
-        if size * count >= MAX_CODE:
-            code, size = _ranks(code)
-        code = code * count + rank
-        size *= count
-    inverse, count = _ranks(code)
+        rank, more = _ranks(array)
+        if count * more > LOOKUP_ENTRIES_PER_ROW * len(rank):
+            inverse, count = _ranks(inverse)
+        inverse, count = inverse * more + rank, count * more
+    if len(varying) > 1:
+        inverse, count = _ranks(inverse)
     first = np.empty(count, dtype=np.int64)
     first[inverse[::-1]] = np.arange(len(inverse) - 1, -1, -1)
     return first, inverse
+
+
+def alike_rows(*columns: ArrayLike) -> Iterator[tuple[tuple[Any, ...], Ints | slice]]:
+    """(values, positions) of every distinct combination of equally long columns, in rising order of the values.
+
+    positions : to index with; a slice of everything where all rows are alike.
+    """
+    arrays = [np.atleast_1d(np.asarray(column)) for column in columns]
+    if len(arrays[0]) and all(_alike(array) for array in arrays):
+        yield tuple(array[0].item() for array in arrays), slice(None)
+        return
+    first, inverse = distinct_rows(*arrays)
+    combinations = zip(*(array[first].tolist() for array in arrays), strict=True)
+    for values, combination in sorted(zip(combinations, range(len(first)), strict=True)):
+        yield values, np.flatnonzero(inverse == combination)
 
 
 def _alike(column: NDArray[np.generic]) -> bool:
     """Whether a column has one value only; NaNs are alike."""
     if not len(column):
         return True
+    if column[0] != column[-1] and (column[0] == column[0] or column[-1] == column[-1]):
+        return False
     return bool((column == column[0]).all() or (column != column).all())
 
 
@@ -67,17 +85,34 @@ def _ranks(column: NDArray[np.generic]) -> tuple[Ints, int]:
 
     Columns of halves and integers whose range is not much longer than they are ranked by table look-up, without sorting.
     """
-    doubled = as_floats(column) * 2
-    low = float(doubled.min(initial=0.0))
-    span = float(doubled.max(initial=0.0)) - low
-    if span < LOOKUP_ENTRIES_PER_ROW * len(doubled) and np.array_equal(doubled, np.rint(doubled)):
-        position = (doubled - low).astype(np.int64)
-        present = np.zeros(int(span) + 1, dtype=np.int64)
-        present[position] = 1
-        ranks = np.cumsum(present)
-        return ranks[position] - 1, int(ranks[-1])
+    whole = column if column.dtype == np.int64 else as_floats(column) * 2
+    low, high = whole.min(initial=0), whole.max(initial=0)
+    if float(high) - float(low) < LOOKUP_ENTRIES_PER_ROW * len(whole):
+        apart = whole - low
+        position = apart.astype(np.int64, copy=False)
+        if position is apart or (position == apart).all():
+            present = np.zeros(int(high - low) + 1, dtype=np.int64)
+            present[position] = 1
+            ranks = np.cumsum(present) - 1
+            return ranks[position], int(ranks[-1]) + 1
     values, index = np.unique(column, return_inverse=True)
     return index, len(values)
+
+
+def distinct_values(values: ArrayLike) -> NDArray[Any]:
+    """The distinct values of an array, rising; numpy's own `unique` loads its masked arrays for it, which take 20 ms."""
+    ordered = np.sort(np.asarray(values), axis=None)
+    new = np.ones(len(ordered), dtype=np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    return ordered[new]
+
+
+def quantile_of(values: ArrayLike, share: float) -> float:
+    """Value that a share of all lies below, on the line between its neighbours; numpy's own loads its masked arrays, too."""
+    ordered = np.sort(as_floats(values), axis=None)
+    at = share * (len(ordered) - 1)
+    below, above = ordered[math.floor(at)], ordered[math.ceil(at)]
+    return float(below + (above - below) * (at - math.floor(at)))
 
 
 def evaluate_distinct(function: Callable[..., Any], *keys: ArrayLike) -> Any:
@@ -85,13 +120,13 @@ def evaluate_distinct(function: Callable[..., Any], *keys: ArrayLike) -> Any:
 
     keys : (rows,) each, broadcastable. `function` gets one float array per key and returns an
     array or a nested tuple / dict of arrays of that length; the result has the same structure with
-    (rows,) arrays. Candidate grids repeat the same few shapes, so this is most of the speed.
+    (rows,) arrays. Candidate grids repeat the same few shapes, so this is most of the speed; few rows are evaluated as they are.
     """
     columns = [as_floats(column) for column in np.broadcast_arrays(*[np.atleast_1d(key) for key in keys])]
-    if len(columns[0]) == 1:
-        return _gather(function(*columns), np.zeros(1, dtype=np.int64), 1)
+    if len(columns[0]) < FEW_ROWS:
+        return _gather(function(*columns), np.arange(len(columns[0])), len(columns[0]))
     first, inverse = distinct_rows(*columns)
-    result = function(*[column[first] for column in columns])
+    result = function(*[column.take(first) for column in columns])
     return _gather(result, inverse, len(first))
 
 
@@ -100,4 +135,5 @@ def _gather(result: Any, inverse: Ints, length: int) -> Any:
         return {key: _gather(value, inverse, length) for key, value in result.items()}
     if isinstance(result, tuple):
         return tuple(_gather(value, inverse, length) for value in result)
-    return np.broadcast_to(as_floats(result), (length,))[inverse]
+    values = as_floats(result)
+    return (values if values.shape == (length,) else np.broadcast_to(values, (length,)))[inverse]

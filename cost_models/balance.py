@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from math import comb
 from statistics import NormalDist
 
@@ -13,6 +14,8 @@ from cost_models.arrays import Floats, as_floats, evaluate_distinct
 
 FEW_TOKENS = 16
 """Per rank; from here on the normal form is within 2 %."""
+NEVER = 60.0
+"""Less negative logarithm of a probability than rounding of sums below 1 would show (37) [-]."""
 REAL_TRAFFIC_SIGMA = 1.07
 """Standard deviation of log popularity of experts in mixed real traffic: LMSYS balancedness without EPLB at 8 and 16 GPUs [-]."""
 RANDOM_TOKENS_SIGMA = 1.57
@@ -24,8 +27,8 @@ POPULARITY_POINTS = 64
 def normal_quantile(p: ArrayLike) -> Floats:
     """Inverse of the standard normal distribution, element-wise (callers pass few distinct values)."""
     inverse = NormalDist().inv_cdf
-    values, index = np.unique(as_floats(p), return_inverse=True)
-    return as_floats([inverse(float(value)) for value in values])[index].reshape(np.shape(p))
+    found = evaluate_distinct(lambda values: as_floats([inverse(value) for value in values.tolist()]), np.ravel(as_floats(p)))
+    return as_floats(found).reshape(np.shape(p))
 
 
 def uniform_max_over_mean(tokens_per_rank: ArrayLike, ranks: ArrayLike, experts: int, top_k: int) -> Floats:
@@ -56,18 +59,36 @@ def discrete_max_over_mean(tokens_per_rank: float, ranks: float, experts: int, t
     r"""E[busiest / mean] of G ranks from the exact distribution F of one rank's load: sum over j of 1 - F(j)^G, over the mean.
 
     F is the T-fold convolution of one token's hypergeometric count (T whole tokens, of E / G experts on a rank; a mixture of
-    the two whole numbers beside it). Ranks are taken as independent.
+    the two whole numbers beside it). Ranks are taken as independent. Loads beyond `_reached` are left out.
     """
     tokens = max(round(tokens_per_rank * ranks), 1)
+    most = min(tokens * top_k, _reached(tokens * top_k / ranks))
+    size = 1 << most.bit_length()  # a power of two is the fastest length that holds the most picks
+    loads = np.fft.irfft(_power(_one_token(ranks, experts, top_k, size), tokens), size)[: most + 1]
+    at_most = np.minimum(np.cumsum(np.maximum(loads, 0.0)), 1.0)
+    return float((1 - at_most**ranks).sum() * ranks / (tokens * top_k))
+
+
+@functools.cache
+def _one_token(ranks: float, experts: int, top_k: int, size: int) -> NDArray[np.complex128]:
+    """Spectrum of how many of one token's experts are on a rank; not to be written to."""
     local, part = divmod(experts / ranks, 1)
     one = [(1 - part) * _picked(j, int(local), experts, top_k) for j in range(top_k + 1)]
     if part:
         one = [p + part * _picked(j, int(local) + 1, experts, top_k) for j, p in enumerate(one)]
-    most = tokens * top_k
-    size = 1 << most.bit_length()  # a power of two is the fastest length that holds the most picks
-    loads = np.fft.irfft(_power(np.fft.rfft(one, size), tokens), size)[: most + 1]
-    at_most = np.minimum(np.cumsum(np.maximum(loads, 0.0)), 1.0)
-    return float((1 - at_most**ranks).sum() * ranks / most)
+    spectrum = np.fft.rfft(one, size)
+    spectrum.flags.writeable = False
+    return spectrum
+
+
+def _reached(mean: float) -> int:
+    r"""A load that a sum of independent yes-or-no trials of this mean passes with a probability below exp(-NEVER).
+
+    .. math:: P(X \ge \mu + x) \le \exp\left(-\frac{x^2}{2 (\mu + x / 3)}\right)
+
+    Bernstein's inequality; a hypergeometric count is such a sum, with unequal trials.
+    """
+    return math.ceil(mean + NEVER / 3 + math.sqrt((NEVER / 3) ** 2 + 2 * NEVER * mean))
 
 
 def _power(base: NDArray[np.complex128], exponent: int) -> NDArray[np.complex128]:
@@ -172,11 +193,10 @@ def expected_active_experts(tokens: ArrayLike, share: ArrayLike, experts: int, t
 
     tokens : routed in the whole group; share : experts on the rank. Returns experts.
     """
-    tokens, share = (as_floats(x) for x in np.broadcast_arrays(tokens, share))
-    weights = popularity_quantiles(sigma)
-    pace = _pick_pace(sigma, min(top_k / experts, 1 - 1e-9))
-    idle = np.exp(-np.multiply.outer(tokens, pace * weights)).mean(axis=-1)
-    return as_floats(share * (1 - idle))
+    paces = -_pick_pace(sigma, min(top_k / experts, 1 - 1e-9)) * popularity_quantiles(sigma)
+    flat = np.ravel(as_floats(tokens))
+    idle = evaluate_distinct(lambda many: np.exp(np.multiply.outer(many, paces)).mean(axis=-1), flat).reshape(np.shape(tokens))
+    return as_floats(as_floats(share) * (1 - idle))
 
 
 def busiest_active_experts(active: ArrayLike, local_experts: ArrayLike, ranks: ArrayLike) -> Floats:
@@ -225,7 +245,8 @@ def expected_tiles(tokens_per_expert: ArrayLike, tile_tokens: float) -> Floats:
     reached = np.where(smooth, 0, np.ceil((mean + 6 * spread) / tile_tokens))  # per element: none depends on its neighbours
     tiles = -np.expm1(-mean)
     for j in range(1, int(np.max(reached, initial=0.0)) + 1):
-        margin = np.clip((mean - j * tile_tokens - 0.5) / spread, -40.0, 40.0)
-        tiles = tiles + np.where(j <= reached, 1 / (1 + np.exp(-1.702 * margin)), 0.0)
+        those = reached >= j
+        margin = np.clip((mean[those] - j * tile_tokens - 0.5) / spread[those], -40.0, 40.0)
+        tiles[those] += 1 / (1 + np.exp(-1.702 * margin))
     tiles = np.where(smooth, mean / tile_tokens + (1 - 1 / tile_tokens) / 2, tiles)
     return tiles.reshape(np.shape(tokens_per_expert))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cost_models import context_parallel
 from cost_models.all_to_all.registry import rows_whose
-from cost_models.arrays import Floats, as_floats, ceil_div
+from cost_models.arrays import FEW_ROWS, Floats, Ints, alike_rows, as_floats, ceil_div
 from cost_models.attention.base import AttentionKind, Phase
 from cost_models.dispatch import BACKENDS
 from cost_models.host import HostCoefficients, small_kernels
@@ -19,40 +20,64 @@ from cost_models.machine import Machine
 from cost_models.memory import by_layer, offload_settings, offloadable_layer_bytes
 from cost_models.moe_layer import moe_operators
 from cost_models.offload import OffloadCoefficients, prefetch_pass_s, zero_copy_pass_s
-from cost_models.operators import Timing, dense_ffn_operators
+from cost_models.operators import LaterTimings, Timing, dense_ffn_operators, joined
 from cost_models.overlap import OVERLAPS, OverlapCoefficients, single_batch_hidden_s, two_batch_time_s
 from cost_models.rows import Rows
 from cost_models.specs.model import FeedForward, ModelSpec, MoeSpec
 
 COMMUNICATION = ("dispatch", "combine")
+SHARED_EXPERT = ("shared_gate_up", "shared_down")
 ROUNDING_S = 1e-9
 """Below this a stall is rounding of the replayed sum."""
+OUTSIDE = (
+    "pp", "batch", "graph_tokens", "output_chunk", "api_servers", "batched_tokens",
+    "offload_group_size", "offload_in_group", "offload_prefetch_step",
+)  # fmt: skip
+"""Columns that no layer depends on, but for the tokens that it is given and whether a CUDA graph holds them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One layer's operators and its time after overlap and launch floors."""
 
-    operators: dict[str, Timing]
+    operators: Mapping[str, Timing]
     """Of all micro-batches together."""
     time_s: Floats
     microbatches: Floats
 
+    def take(self, index: Ints) -> Layer:
+        """Of the rows at the given positions."""
+        operators = LaterTimings(self.operators, lambda name: self.operators[name].take(index))
+        return Layer(operators, self.time_s[index], self.microbatches[index])
 
-def whole_model(model: ModelSpec, rows: Rows, layers: Sequence[Layer]) -> tuple[dict[str, Timing], dict[str, Floats]]:
+
+def whole_model(model: ModelSpec, rows: Rows, layers: Sequence[Layer]) -> tuple[Mapping[str, Timing], dict[str, Floats]]:
     """Operators over all layers, and time by layer kind; the longest pipeline stage sets the pace of all.
 
     layers : one of each group of the model.
     """
     stretch = pipeline_stretch(model, rows)
-    operators: dict[str, Timing] = {}
     kinds = {"dense_layers": np.zeros(len(stretch)), "moe_layers": np.zeros(len(stretch))}
     for group, layer in zip(model.groups, layers, strict=True):
         kinds[group.kind] = kinds.get(group.kind, np.zeros(len(stretch))) + layer.time_s * group.count * stretch
-        for operator, timing in layer.operators.items():
-            scaled = timing.scaled(group.count * stretch)
-            operators[operator] = operators[operator] + scaled if operator in operators else scaled
-    return operators, kinds
+
+    def operator(name: str) -> Timing:
+        groups = zip(model.groups, layers, strict=True)
+        found = [layer.operators[name].scaled(group.count * stretch) for group, layer in groups if name in layer.operators]
+        return sum(found[1:], found[0])
+
+    return LaterTimings([name for layer in layers for name in layer.operators], operator), kinds
+
+
+def shared_layers(rows: Rows, columns: Sequence[NDArray[Any]], price: Callable[..., list[Layer]]) -> list[Layer]:
+    """Layers of every row, of which those that differ only in what is OUTSIDE of a layer are priced once.
+
+    columns : (rows,) each, what else they depend on; price : takes rows and those columns.
+    """
+    if len(rows) < FEW_ROWS:
+        return price(rows, *columns)
+    first, inverse = rows.distinct(*columns, outside=OUTSIDE)
+    return [layer.take(inverse) for layer in price(rows.take(first), *(column.take(first) for column in columns))]
 
 
 def pipeline_stretch(model: ModelSpec, rows: Rows) -> Floats:
@@ -119,14 +144,17 @@ def finished(
     Kernels queue up while the GPU works, so eager launches cost only what exceeds it, unless dispatch makes the host
     wait for its counts (DeepEP normal): then one microbatch's launches are exposed.
     """
-    scaled = dict(operators)
-    if (halves != 1).any():
-        scaled |= {name: timing.scaled(halves) for name, timing in operators.items() if name not in ONCE}
-    busy = sum((t.time_s for t in scaled.values()), np.zeros(len(halves)))
+    once = sum((operators[name].time_s for name in ONCE if name in operators), np.zeros(len(halves)))
+    repeated = sum((t.time_s for name, t in operators.items() if name not in ONCE), np.zeros(len(halves)))
+    busy = halves * repeated + once
     graph_s = halves * small * host.small_kernel_s
     gaps = graph_s if captured.all() else np.where(captured, graph_s, _eager_gaps_s(operators, rows, halves, host, busy, graph_s))
-    scaled["launch_gaps"] = Timing(gaps, np.zeros(len(gaps)))
-    return Layer(scaled, busy + gaps, halves)
+
+    def of_both(name: str) -> Timing:
+        return operators[name] if name in ONCE else operators[name].scaled(halves)
+
+    launched = {"launch_gaps": Timing(gaps, np.zeros(len(gaps)))}
+    return Layer(joined(LaterTimings(operators, of_both), launched), busy + gaps, halves)
 
 
 def _eager_gaps_s(
@@ -144,30 +172,28 @@ def _eager_gaps_s(
 def overlapped(machine: Machine, layer: Layer, rows: Rows, split: NDArray[np.bool_]) -> Layer:
     """Take off what overlap hides; recorded as the negative operator `overlap`."""
     hidden = np.zeros(len(rows))
-    communication = sum((layer.operators[name].time_s for name in COMMUNICATION), np.zeros(len(rows)))
-    compute = layer.time_s - communication
-    for kind in np.unique(rows.backend):
-        mask = (rows.backend == kind) & (rows.overlap != OVERLAPS.index("none"))
-        if not mask.any() or BACKENDS[kind] == "none":
-            continue
-        c = machine.coefficients("overlap", BACKENDS[kind], OverlapCoefficients)
-        slowed = compute + communication * c.communication_processors / machine.processors
-        together = two_batch_time_s(slowed, communication * c.communication_slowdown, c.two_batch_sharpness)
-        shared = layer.operators["shared_stream"].time_s + sum(
-            (t.time_s for n, t in layer.operators.items() if n in ("shared_gate_up", "shared_down")), np.zeros(len(rows))
-        )
-        inside = single_batch_hidden_s(
-            layer.operators["dispatch"].time_s,
-            layer.operators["combine"].time_s,
-            layer.operators["experts"].time_s,
-            shared,
-            c.single_batch_hidden,
-        )
-        saved = np.where(split, layer.time_s - together, 0.0)
-        single = rows.overlap == OVERLAPS.index("single_batch")
-        hidden = np.where(mask, np.where(single, inside, saved), hidden)
-    operators = {**layer.operators, "overlap": Timing(-hidden, np.zeros(len(rows)))}
+    names = [*COMMUNICATION, "experts", "shared_stream", *(name for name in SHARED_EXPERT if name in layer.operators)]
+    columns = [layer.time_s, *(layer.operators[name].time_s for name in names)]
+    single = rows.overlap == OVERLAPS.index("single_batch")
+    for (kind,), those in alike_rows(np.where(rows.overlap != OVERLAPS.index("none"), rows.backend, BACKENDS.index("none"))):
+        if BACKENDS[kind] != "none":
+            c = machine.coefficients("overlap", BACKENDS[kind], OverlapCoefficients)
+            together, inside = _overlapping_s(*(column[those] for column in columns), processors=machine.processors, c=c)
+            hidden[those] = np.where(single[those], inside, np.where(split[those], together, 0.0))
+    operators = joined(layer.operators, {"overlap": Timing(-hidden, np.zeros(len(rows)))})
     return Layer(operators, layer.time_s - hidden, layer.microbatches)
+
+
+def _overlapping_s(
+    layer: Floats, dispatch: Floats, combine: Floats, experts: Floats, *shared: Floats, processors: float, c: OverlapCoefficients
+) -> tuple[Floats, Floats]:
+    """What two batches hide of a layer, and what one batch would, from times of the layer and its operators [s]."""
+    communication = dispatch + combine
+    compute = layer - communication
+    slowed = compute + communication * c.communication_processors / processors
+    together = two_batch_time_s(slowed, communication * c.communication_slowdown, c.two_batch_sharpness)
+    inside = single_batch_hidden_s(dispatch, combine, experts, sum(shared[1:], shared[0]), c.single_batch_hidden)
+    return layer - together, inside
 
 
 def offload_stall(machine: Machine, rows: Rows, layers: Sequence[Layer]) -> Timing:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cost_models.all_to_all.base import BufferShape
 from cost_models.all_to_all.registry import ALL_TO_ALL, rows_whose
-from cost_models.arrays import Floats, as_floats, ceil_div
+from cost_models.arrays import FEW_ROWS, Floats, alike_rows, as_floats, ceil_div, evaluate_distinct
 from cost_models.attention.base import Phase
 from cost_models.dispatch import payload_bytes
 from cost_models.machine import Machine
@@ -23,6 +23,12 @@ from cost_models.specs.workload import Workload
 
 KV_CONFIDENCE_SIGMAS = 2.0
 KV_STEPS_RESIDENT = 2
+WEIGHTLESS = (
+    "batch", "backend", "expert_kernel", "overlap", "eplb", "eplb_window_steps", "eplb_interval_steps", "eplb_async",
+    "moe_chunk_tokens", "activation_chunk_rows", "graph_tokens", "output_chunk", "api_servers", "batched_tokens",
+    "imbalance", "skew", "popularity", "dcp",
+)  # fmt: skip
+"""Columns that no weights depend on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +130,8 @@ def _memory(
     activations: Floats,
 ) -> Memory:
     """All lines; held : bytes of resident sequences, tokens : that buffers are sized for, per rank."""
-    model = machine.model
-    stages = ceil_div(model.layers, rows.pp) / model.layers
     lines = {
-        "expert weights": expert_bytes(machine, rows) * stages,
-        "other weights": _replicated_bytes(machine, rows) * stages + _head_bytes(machine, rows),
-        "offloaded weights": -offloaded_bytes(machine, rows) * stages,
-        "mtp weights": np.where((rows.drafts > 0) & (machine.drafter is None), _mtp_bytes(machine, rows), 0.0),
-        **({"drafter weights": np.where(rows.drafts > 0, _drafter_bytes(machine, rows), 0.0)} if machine.drafter else {}),
+        **_weights(machine, rows),
         "kv_cache": held,
         "activations": activations,
         "dispatch buffers": _dispatch_buffer_bytes(machine, rows, tokens, c),
@@ -140,6 +140,26 @@ def _memory(
         "runtime": np.where(rows.gpus > 1, c.runtime_bytes, c.runtime_bytes - c.communicator_bytes),
     }
     return Memory({name: as_floats(line) for name, line in lines.items()}, sequence)
+
+
+def _weights(machine: Machine, rows: Rows) -> dict[str, Floats]:
+    """Lines of weights; rows that differ only in WEIGHTLESS columns share them."""
+    if len(rows) < FEW_ROWS:
+        return _distinct_weights(machine, rows)
+    first, inverse = rows.distinct(outside=WEIGHTLESS)
+    return {name: as_floats(line)[inverse] for name, line in _distinct_weights(machine, rows.take(first)).items()}
+
+
+def _distinct_weights(machine: Machine, rows: Rows) -> dict[str, Floats]:
+    """The same of every row."""
+    stages = ceil_div(machine.model.layers, rows.pp) / machine.model.layers
+    return {
+        "expert weights": expert_bytes(machine, rows) * stages,
+        "other weights": _replicated_bytes(machine, rows) * stages + _head_bytes(machine, rows),
+        "offloaded weights": -offloaded_bytes(machine, rows) * stages,
+        "mtp weights": np.where((rows.drafts > 0) & (machine.drafter is None), _mtp_bytes(machine, rows), 0.0),
+        **({"drafter weights": np.where(rows.drafts > 0, _drafter_bytes(machine, rows), 0.0)} if machine.drafter else {}),
+    }
 
 
 def _eplb_bytes(machine: Machine, rows: Rows) -> Floats:
@@ -309,9 +329,11 @@ def _activation_bytes(
     """
     model = machine.model
     own = tokens * model.hidden * 2 * c.activation_passes
-    tp = as_floats(rows.tp)
-    alike = [(kind, kind.heads_alike(tp, rows.dcp, phase)) for kind in model.attentions]
-    query = tokens * np.max([kind.activation_elements(phase, over) for kind, over in alike], axis=0) * 2
+
+    def widest(tp: Floats, dcp: Floats) -> Floats:
+        return as_floats(np.max([k.activation_elements(phase, k.heads_alike(tp, dcp, phase)) for k in model.attentions], axis=0))
+
+    query = tokens * evaluate_distinct(widest, rows.tp, rows.dcp) * 2
     gathered = np.where(rows_whose(rows.backend, lambda backend: backend.gathers), tokens * rows.dp, tokens)
     experts = 0.0
     if model.moe:
@@ -331,6 +353,9 @@ def _dispatch_buffer_bytes(machine: Machine, rows: Rows, tokens: Floats, c: Memo
     hidden = model.moe.routed_hidden(model.hidden)
     payload = payload_bytes(hidden, DTYPES[machine.recipe.dispatch].activation_bytes, model.moe.top_k)
     slots = as_floats(model.moe.experts + rows.redundant_experts)
-    shape = BufferShape(as_floats(buffered), as_floats(rows.dp), slots, hidden, payload, c.deepep_normal_buffer_bytes)
-    found = [backend.buffer_bytes(shape) for backend in ALL_TO_ALL]
-    return as_floats(np.select([rows.backend == code for code in range(len(found))], found))
+    ranks, pinned = as_floats(rows.dp), c.deepep_normal_buffer_bytes
+    found = np.zeros(len(rows))
+    for (code,), those in alike_rows(rows.backend):
+        shape = BufferShape(as_floats(buffered[those]), ranks[those], slots[those], hidden, payload, pinned)
+        found[those] = ALL_TO_ALL[code].buffer_bytes(shape)
+    return found

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 
 from cost_models.all_to_all.registry import BY_NAME, rows_whose
 from cost_models.all_to_all.routing import expected_destinations, reachable_share
-from cost_models.arrays import Floats, as_floats, distinct_rows, evaluate_distinct
+from cost_models.arrays import Floats, alike_rows, as_floats, evaluate_distinct
 from cost_models.attention.base import Phase
 from cost_models.balance import (
     busiest_active_experts,
@@ -39,15 +38,6 @@ from cost_models.specs.precision import DTYPES
 
 RECORDED_STEPS = 10_000
 """Steps that a recording which experts are placed from once holds: its noise is negligible."""
-FEW_ROWS = 64
-"""Fewer are priced one by one: looking for what they share costs as much."""
-OUTSIDE = (
-    "pp", "batch", "drafts", "overlap", "graph_tokens", "output_chunk", "api_servers", "batched_tokens",
-    "offload_group_size", "offload_in_group", "offload_prefetch_step",
-)  # fmt: skip
-"""Columns that an MoE layer does not depend on, but for the tokens that it is given."""
-
-
 QUANTISES_AFTERWARDS = ".deepgemm"
 """Expert kernel of TensorRT-LLM that is handed BF16 tokens and quantises them in its own layout
 (_torch/modules/fused_moe/fused_moe_deepgemm.py, masked_index_copy_group_quant_fp8)."""
@@ -75,11 +65,10 @@ def imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
     sigmas = popularity(machine, rows)
     slots = moe.experts + rows.redundant_experts
     in_order, balanced = np.ones(len(rows)), np.ones(len(rows))
-    for sigma in np.unique(sigmas):
-        mask = sigmas == sigma
-        ranks, held = rows.ep[mask], slots[mask]
-        in_order[mask] = in_order_max_over_mean(ranks, held, experts=moe.experts, top_k=moe.top_k, sigma=float(sigma))
-        balanced[mask] = placed_max_over_mean(ranks, held, experts=moe.experts, top_k=moe.top_k, sigma=float(sigma))
+    for (sigma,), those in alike_rows(sigmas):
+        ranks, held = rows.ep[those], slots[those]
+        in_order[those] = in_order_max_over_mean(ranks, held, experts=moe.experts, top_k=moe.top_k, sigma=sigma)
+        balanced[those] = placed_max_over_mean(ranks, held, experts=moe.experts, top_k=moe.top_k, sigma=sigma)
     stale = stale_imbalance(machine, rows, tokens)
     placed = np.where(rows.eplb > 0, np.minimum(combined_max_over_mean(balanced, stale), in_order), in_order)
     skew = np.where(np.nan_to_num(rows.skew) > 0, combined_max_over_mean(np.maximum(rows.skew, 1), stale), placed)
@@ -96,14 +85,13 @@ def stale_imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
     picks = tokens * rows.dp * moe.top_k
     window = np.where(rows.eplb_interval_steps > 0, np.minimum(rows.eplb_window_steps, rows.eplb_interval_steps), RECORDED_STEPS)
     lag = np.where(rows.eplb_async > 0, machine.model.moe_layers, 0)
-    for sigma in np.unique(sigmas):
-        mask = sigmas == sigma
-        columns = (rows.ep, moe.experts + rows.redundant_experts, picks, window, rows.eplb_interval_steps, lag)
-        ratio[mask] = stale_max_over_mean(
-            *(np.asarray(column)[mask] for column in columns),
+    columns = (rows.ep, moe.experts + rows.redundant_experts, picks, window, rows.eplb_interval_steps, lag)
+    for (sigma,), those in alike_rows(sigmas):
+        ratio[those] = stale_max_over_mean(
+            *(np.asarray(column)[those] for column in columns),
             experts=moe.experts,
             top_k=moe.top_k,
-            sigma=float(sigma),
+            sigma=sigma,
             dynamics=machine.calibration.get("balance", "dynamics", EplbDynamics),
         )
     return np.where(rows.eplb > 0, ratio, 1.0)
@@ -115,18 +103,7 @@ def moe_operators(machine: Machine, rows: Rows, tokens: Floats, phase: Phase = "
     tokens : per attention-DP rank in this microbatch. With DP attention each TP rank feeds its share
     of the tokens into the experts (sequence-parallel MoE); with TP alone every rank holds all tokens
     and an all-reduce joins the results. phase : prefill may use kernels that a CUDA graph cannot hold.
-    Rows that differ only in what is OUTSIDE the layer are priced once.
     """
-    if len(rows) < FEW_ROWS:
-        return _distinct_operators(machine, rows, tokens, phase)
-    inside = [getattr(rows, field.name) for field in dataclasses.fields(rows) if field.name not in OUTSIDE]
-    first, inverse = distinct_rows(tokens, *inside)
-    found = _distinct_operators(machine, rows.take(first), tokens[first], phase)
-    return {name: Timing(timing.time_s[inverse], timing.bound_s[inverse]) for name, timing in found.items()}
-
-
-def _distinct_operators(machine: Machine, rows: Rows, tokens: Floats, phase: Phase) -> dict[str, Timing]:
-    """The same of every row."""
     moe = machine.model.moe
     assert moe is not None
     spread = rows.dp > 1
@@ -180,32 +157,30 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     }
     masked = rows_whose(rows.backend, lambda backend: backend.expert_kernel == "masked")
     loops = activation_chunks(entering, np.where(masked, 0, rows.activation_chunk_rows))
-    sigmas = popularity(machine, rows)
-    parts = [np.zeros(len(rows)), np.zeros(len(rows))]
+    time_s, bound_s = np.zeros(len(rows)), np.zeros(len(rows))
     spread = rows.dp > 1
-    choices = (rows.backend, rows.expert_kernel, spread, sigmas)
-    for kind, kernel, own, sigma in sorted({*zip(*(column.tolist() for column in choices), strict=True)}):
-        mask = (rows.backend == kind) & (rows.expert_kernel == kernel) & (spread == own) & (sigmas == sigma)
-        kernels = tuple(
-            machine.coefficients("grouped_gemm", variant, GroupedGemmCoefficients)
-            for variant in kernel_variants(machine, BACKENDS[kind], phase, EXPERT_KERNELS[kernel], own)
-        )
+    slots = (moe.experts + rows.redundant_experts) / rows.ep
+    active = _active_experts(moe, total / loops, slots, as_floats(rows.ep), popularity(machine, rows))
+    columns = (pairs / loops, slots, active, entering / loops, rows.moe_tp)
+    for (kind, kernel, own), those in alike_rows(rows.backend, rows.expert_kernel, spread):
+        landing, held, hit, entered, shards = (as_floats(column[those]) for column in columns)
+        hit = np.minimum(hit, landing)
+        times = []
+        for variant in kernel_variants(machine, BACKENDS[kind], phase, EXPERT_KERNELS[kernel], own):
+            c = machine.coefficients("grouped_gemm", variant, GroupedGemmCoefficients)
+            cell = {"activation_bytes": info.activation_bytes, "coefficients": c, **shape}
+            times.append(grouped_gemm_time_s(landing, held, hit, entered, shards, **cell))
+        time_s[those] = np.min(times, axis=0)
+        bound_s[those] = grouped_gemm_bound_s(landing, hit, shards, **shape)
+    return Timing(time_s * loops, bound_s * np.where(loops > 1, 1, loops))
 
-        def distinct(
-            p: Floats, e: Floats, t: Floats, s: Floats, all_tokens: Floats, ranks: Floats,
-            choice: tuple[GroupedGemmCoefficients, ...] = kernels, unequal: float = sigma,
-        ) -> tuple[Floats, Floats]:  # fmt: skip
-            mean = expected_active_experts(all_tokens, e, moe.experts, moe.top_k, unequal)
-            active = np.minimum(busiest_active_experts(mean, e, ranks), p)
-            cell = {"activation_bytes": info.activation_bytes, **shape}
-            times = [grouped_gemm_time_s(p, e, active, t, s, coefficients=c, **cell) for c in choice]
-            return np.min(times, axis=0), grouped_gemm_bound_s(p, active, s, **shape)
 
-        slots = (moe.experts + rows.redundant_experts) / rows.ep
-        inputs = [column[mask] for column in (pairs / loops, slots, entering / loops, rows.moe_tp, total / loops, rows.ep)]
-        for part, value in zip(parts, evaluate_distinct(distinct, *inputs), strict=True):
-            part[mask] = value
-    return Timing(parts[0] * loops, parts[1] * np.where(loops > 1, 1, loops))
+def _active_experts(moe: MoeSpec, tokens: Floats, slots: Floats, ranks: Floats, sigmas: Floats) -> Floats:
+    """Experts that get a token on the rank that has most of them. tokens : of the whole group; slots : on each rank."""
+    mean = np.zeros(len(tokens))
+    for (sigma,), those in alike_rows(sigmas):
+        mean[those] = expected_active_experts(tokens[those], slots[those], moe.experts, moe.top_k, sigma)
+    return busiest_active_experts(mean, slots, ranks)
 
 
 def kernel_variants(machine: Machine, backend: str, phase: Phase, kernel: str = "auto", spread: bool = False) -> tuple[str, ...]:
@@ -243,31 +218,22 @@ def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio:
     links = machine.links
     hidden = moe.routed_hidden(machine.model.hidden)
     elements = _element_bytes(machine, rows, direction, phase)
-    parts = [np.zeros(len(rows)), np.zeros(len(rows))]
-    for kind, element in sorted({*zip(rows.backend.tolist(), elements.tolist(), strict=True)}):
+    slots = moe.experts + rows.redundant_experts
+    time_s, bound_s = np.zeros(len(rows)), np.zeros(len(rows))
+    for (kind, element), those in alike_rows(rows.backend, elements):
         backend = BACKENDS[kind]
         if backend == "none":
             continue
-        mask = (rows.backend == kind) & (elements == element)
-        token_bytes = payload_bytes(hidden, element, moe.top_k) if direction == "dispatch" else hidden * element
-        coefficients = machine.coefficients("dispatch", f"{backend}.{direction}", DispatchCoefficients)
-
-        def distinct(
-            t: Floats, n: Floats, r: Floats, e: Floats, shuffled: Floats,
-            b: str = backend, c: DispatchCoefficients = coefficients, each: float = token_bytes,
-        ) -> tuple[Floats, Floats]:  # fmt: skip
-            moved = volumes(
-                b, t, n, token_bytes=each, top_k=moe.top_k, groups=moe.groups,
-                top_k_groups=moe.top_k_groups, contiguous=shuffled == 0, links=links,
-            )  # fmt: skip
-            return transfer_time_s(moved, n, e, r, links=links, coefficients=c), transfer_bound_s(moved, links)
-
-        skew = ratio if BY_NAME[backend].point_to_point else np.ones(len(rows))
-        slots = moe.experts + rows.redundant_experts
-        inputs = [tokens[mask], rows.group[mask], skew[mask], slots[mask], rows.eplb[mask]]
-        for part, value in zip(parts, evaluate_distinct(distinct, *inputs), strict=True):
-            part[mask] = value
-    return Timing(parts[0], parts[1])
+        moved = volumes(
+            backend, tokens[those], rows.group[those],
+            token_bytes=payload_bytes(hidden, element, moe.top_k) if direction == "dispatch" else hidden * element,
+            top_k=moe.top_k, groups=moe.groups, top_k_groups=moe.top_k_groups, contiguous=rows.eplb[those] == 0, links=links,
+        )  # fmt: skip
+        c = machine.coefficients("dispatch", f"{backend}.{direction}", DispatchCoefficients)
+        skew = ratio[those] if BY_NAME[backend].point_to_point else 1.0
+        time_s[those] = transfer_time_s(moved, rows.group[those], slots[those], skew, links=links, coefficients=c)
+        bound_s[those] = transfer_bound_s(moved, links)
+    return Timing(time_s, bound_s)
 
 
 def _element_bytes(machine: Machine, rows: Rows, direction: str, phase: Phase) -> Floats:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cost_models.arrays import Floats, evaluate_distinct
+from cost_models.arrays import Floats, Ints, evaluate_distinct
 from cost_models.collectives import AllReduceCoefficients, all_reduce_bound_s, all_reduce_time_s
 from cost_models.context_parallel import decode_exchange
 from cost_models.dense_gemm import (
@@ -39,6 +40,40 @@ class Timing:
 
     def __add__(self, other: Timing) -> Timing:
         return Timing(self.time_s + other.time_s, self.bound_s + other.bound_s)
+
+    def take(self, index: Ints) -> Timing:
+        """Of the rows at the given positions."""
+        return Timing(self.time_s[index], self.bound_s[index])
+
+
+class LaterTimings(Mapping[str, Timing]):
+    """Operators by name, each computed when it is asked for: a search asks most rows only how long they take in all."""
+
+    def __init__(self, names: Iterable[str], compute: Callable[[str], Timing]) -> None:
+        self._names = dict.fromkeys(names)
+        self._compute = compute
+
+    def __getitem__(self, name: str) -> Timing:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._compute(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def joined(later: Mapping[str, Timing], others: Mapping[str, Timing]) -> LaterTimings:
+    """Operators of both; each has names of its own."""
+    return LaterTimings([*later, *others], lambda name: others[name] if name in others else later[name])
+
+
+def total_s(timings: Mapping[str, Timing]) -> Floats:
+    """Time of all operators together, (rows,) [s]."""
+    first, *others = (timing.time_s for timing in timings.values())
+    return sum(others, first)
 
 
 def gemm(machine: Machine, dtype: str, m: Floats, n: Floats | float, k: Floats | float) -> tuple[Floats, Floats]:
@@ -95,7 +130,7 @@ def attention_operators(
 def attention_all_reduces(machine: Machine, kind: AttentionKind, tokens: Floats, tp: Floats) -> dict[str, tuple[Floats, Floats]]:
     """Of the output, and of the sums of squares of norms that run over the heads of all ranks.
 
-    These are 4 bytes a token and norm, in one exchange before the core (vLLM: minimax_qk_norm_fusion, and all-reduces before it had that).
+    These are 4 bytes a token and norm, in one exchange before the core (vLLM: minimax_qk_norm_fusion, an all-reduce before).
     """
     result = {"tp_all_reduce": tp_all_reduce(machine, tokens, tp)}
     if kind.norms_across_heads:

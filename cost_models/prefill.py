@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cost_models.arrays import Floats, as_floats, ceil_div, evaluate_distinct
 from cost_models.attention.base import AttentionKind
 from cost_models.context_parallel import prompt_exchange
 from cost_models.elementwise import ElementwiseCoefficients
 from cost_models.host import HostCoefficients, host_step_s
-from cost_models.layers import Layer, offload_stall, priced_layers, whole_model
+from cost_models.layers import Layer, offload_stall, priced_layers, shared_layers, whole_model
 from cost_models.machine import Machine
-from cost_models.operators import Timing, attention_all_reduces, head_operators, traffic
+from cost_models.operators import Timing, attention_all_reduces, head_operators, joined, total_s, traffic
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
 from cost_models.specs.workload import Workload
@@ -54,7 +56,7 @@ class PromptBatch:
 class PrefillCost:
     """A prefill step of every row, (rows,) arrays."""
 
-    operators: dict[str, Timing]
+    operators: Mapping[str, Timing]
     layer_kinds: dict[str, Floats]
     layers: tuple[Layer, ...]
     """One of each group of the model."""
@@ -90,22 +92,22 @@ def prefill_step(machine: Machine, rows: Rows, workload: Workload) -> PrefillCos
     c = machine.coefficients("host", "default", HostCoefficients)
     batch = prompt_batch(rows, workload)
     layers = _layers(machine, rows, batch)
-    operators, kinds = whole_model(machine.model, rows, layers)
+    of_layers, kinds = whole_model(machine.model, rows, layers)
     finishing = as_floats(batch.sequences / batch.steps)
     head = head_operators(machine, finishing, as_floats(rows.tp), c.sampling_bytes_per_logit)
-    operators |= head
     drafting = (
         _drafter_prompt(machine, rows, batch, finishing) if machine.drafter else _module_prompt(machine, layers, batch, head)
     )
-    operators["mtp_drafts"] = drafting.scaled(np.where(rows.drafts > 0, 1.0, 0.0))
-    operators["pipeline_hops"] = hops(machine, rows, batch.tokens)
-    operators["host"] = Timing(host_step_s(batch.sequences, rows.dp, c) * rows.pp, np.zeros(len(rows)))
-    operators["offload_stall"] = offload_stall(machine, rows, layers)
-    step_s = as_floats(sum(t.time_s for t in operators.values()))
-    kinds["head"] = sum((t.time_s for t in head.values()), operators["mtp_drafts"].time_s)
-    kinds["host"] = operators["host"].time_s + operators["pipeline_hops"].time_s + operators["offload_stall"].time_s
+    once = {**head, "mtp_drafts": drafting.scaled(np.where(rows.drafts > 0, 1.0, 0.0))}
+    host = {
+        "pipeline_hops": hops(machine, rows, batch.tokens),
+        "host": Timing(host_step_s(batch.sequences, rows.dp, c) * rows.pp, np.zeros(len(rows))),
+        "offload_stall": offload_stall(machine, rows, layers),
+    }
+    kinds |= {"head": total_s(once), "host": total_s(host)}
+    step_s = sum(kinds.values(), np.zeros(len(rows)))
     rate = batch.tokens * rows.dp * rows.pp / step_s / rows.gpus
-    return PrefillCost(operators, kinds, tuple(layers), step_s, step_s * batch.steps, rate)
+    return PrefillCost(joined(of_layers, once | host), kinds, tuple(layers), step_s, step_s * batch.steps, rate)
 
 
 def _module_prompt(machine: Machine, layers: Sequence[Layer], batch: PromptBatch, head: Mapping[str, Timing]) -> Timing:
@@ -129,6 +131,21 @@ def _layers(machine: Machine, rows: Rows, batch: PromptBatch) -> list[Layer]:
     split = (rows.overlap == OVERLAPS.index("two_batch")) & (batch.tokens >= 2) & (rows.dp > 1)
     part = batch.scaled(np.where(split, 0.5, 1.0))
     captured = np.asarray(rows.graph_tokens >= np.ceil(batch.tokens))
+    columns = (part.sequences, part.new_tokens, part.prefix_tokens, part.steps, split, captured)
+    return shared_layers(rows, columns, partial(_distinct_layers, machine))
+
+
+def _distinct_layers(
+    machine: Machine,
+    rows: Rows,
+    sequences: Floats,
+    new_tokens: Floats,
+    prefix_tokens: Floats,
+    steps: Floats,
+    split: NDArray[np.bool_],
+    captured: NDArray[np.bool_],
+) -> list[Layer]:
+    part = PromptBatch(sequences, new_tokens, prefix_tokens, steps)
 
     def attention(kind: AttentionKind) -> Mapping[str, Timing]:
         return prompt_attention_operators(machine, kind, part, as_floats(rows.tp), as_floats(rows.dcp))

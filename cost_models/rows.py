@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cost_models.arrays import Floats, Ints
+from cost_models.arrays import Floats, Ints, distinct_rows
 from cost_models.dispatch import BACKENDS
 from cost_models.expert_kernels import EXPERT_KERNELS
 from cost_models.overlap import OVERLAPS
@@ -84,7 +85,16 @@ class Rows:
 
     def take(self, index: NDArray[Any] | slice) -> Rows:
         """Rows at the given positions (or mask)."""
-        return Rows(**{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)})
+        chosen = index if isinstance(index, np.ndarray) and index.dtype != np.bool_ else np.arange(len(self))[index]
+        return Rows(**{f.name: getattr(self, f.name).take(chosen) for f in dataclasses.fields(self)})
+
+    def distinct(self, *columns: NDArray[Any], outside: Collection[str] = ()) -> tuple[Ints, Ints]:
+        """(first, inverse) of what differs in more than the columns named `outside`, as of `arrays.distinct_rows`.
+
+        columns : what else tells rows apart, (rows,) each.
+        """
+        inside = [getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in outside]
+        return distinct_rows(*inside, *columns)
 
     def replace(self, **columns: ArrayLike) -> Rows:
         """The same rows with some columns changed (broadcast); the others are shared, so nobody writes to a column."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,7 +107,7 @@ def joined_kernels(machine: Machine, rows: Rows) -> Rows:
     return rows.replace(expert_kernel=np.where(unsaid, EXPERT_KERNELS.index(taken), rows.expert_kernel))
 
 
-def core_s(operators: dict[str, Timing], rows: int) -> Floats:
+def core_s(operators: Mapping[str, Timing], rows: int) -> Floats:
     """Time of the attention cores among a step's operators."""
     return operators[CORE].time_s if CORE in operators else np.zeros(rows)
 

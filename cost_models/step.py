@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cost_models.arrays import Floats, as_floats, ceil_div
 from cost_models.attention.base import AttentionKind
 from cost_models.collectives import pipeline_hop_time_s
 from cost_models.drafters import Drafter
 from cost_models.host import HostCoefficients, host_step_s, output_processing_s
-from cost_models.layers import Layer, offload_stall, priced_layers, whole_model
+from cost_models.layers import Layer, offload_stall, priced_layers, shared_layers, whole_model
 from cost_models.machine import Machine
-from cost_models.operators import Timing, attention_operators, gemm, head_operators, matrix_gemm
+from cost_models.operators import Timing, attention_operators, gemm, head_operators, joined, matrix_gemm, total_s
 from cost_models.overlap import OVERLAPS
 from cost_models.rows import Rows
 from cost_models.specs.matrix import Matrix
@@ -33,7 +35,7 @@ class StepCost:
     to step_s.
     """
 
-    operators: dict[str, Timing]
+    operators: Mapping[str, Timing]
     layer_kinds: dict[str, Floats]
     layers: tuple[Layer, ...]
     """One of each group of the model."""
@@ -54,22 +56,23 @@ def decode_step(machine: Machine, rows: Rows, context_tokens: float, mtp_accepta
     c = machine.coefficients("host", "default", HostCoefficients)
     in_flight = ceil_div(rows.batch, rows.pp)
     layers = _layers(machine, rows, in_flight, context_tokens)
-    operators, kinds = whole_model(machine.model, rows, layers)
+    of_layers, kinds = whole_model(machine.model, rows, layers)
     tokens = in_flight * (1 + rows.drafts)
     head = head_operators(machine, as_floats(tokens), as_floats(rows.tp), c.sampling_bytes_per_logit)
-    operators |= head
     drafting = _drafter_passes if machine.drafter else _draft_chain
-    operators["mtp_drafts"] = drafting(machine, rows, layers, in_flight, context_tokens)
-    operators["pipeline_hops"] = hops(machine, rows, tokens)
-    operators["host"] = Timing(host_step_s(in_flight, rows.dp, c) * rows.pp, np.zeros(len(rows)))
-    operators["offload_stall"] = offload_stall(machine, rows, layers)
-    step_s = as_floats(sum(t.time_s for t in operators.values()))
+    once = {**head, "mtp_drafts": drafting(machine, rows, layers, in_flight, context_tokens)}
+    kinds["head"] = total_s(once)
+    host = {
+        "pipeline_hops": hops(machine, rows, tokens),
+        "host": Timing(host_step_s(in_flight, rows.dp, c) * rows.pp, np.zeros(len(rows))),
+        "offload_stall": offload_stall(machine, rows, layers),
+    }
+    kinds["host"] = total_s(host)
+    step_s = sum(kinds.values(), np.zeros(len(rows)))
     waiting = np.maximum(output_processing_s(rows.api_outputs, rows.output_chunk, c) - step_s, 0.0)
-    operators["output_processing_wait"] = Timing(waiting, np.zeros(len(rows)))
-    step_s = step_s + waiting
-    kinds["head"] = sum((t.time_s for t in head.values()), operators["mtp_drafts"].time_s)
-    kinds["host"] = operators["host"].time_s + operators["pipeline_hops"].time_s + waiting
-    kinds["host"] = kinds["host"] + operators["offload_stall"].time_s
+    host["output_processing_wait"] = Timing(waiting, np.zeros(len(rows)))
+    step_s, kinds["host"] = step_s + waiting, kinds["host"] + waiting
+    operators = joined(of_layers, once | host)
     accepted = accepted_tokens_per_step(rows.drafts, mtp_acceptance)
     tpot_s = step_s / accepted
     rate = rows.batch * rows.dp / tpot_s / rows.gpus
@@ -79,10 +82,16 @@ def decode_step(machine: Machine, rows: Rows, context_tokens: float, mtp_accepta
 def _layers(machine: Machine, rows: Rows, sequences: Floats, context: float) -> list[Layer]:
     """A layer of each group, of every row; two-batch rows are priced on half batches."""
     split = (rows.overlap == OVERLAPS.index("two_batch")) & (sequences >= 2) & (rows.dp > 1)
-    sequences = sequences / np.where(split, 2.0, 1.0)
+    captured = np.asarray(rows.graph_tokens >= np.ceil(rows.batch / rows.pp) * (1 + rows.drafts))
+    columns = (sequences / np.where(split, 2.0, 1.0), split, captured)
+    return shared_layers(rows, columns, partial(_distinct_layers, machine, context))
+
+
+def _distinct_layers(
+    machine: Machine, context: float, rows: Rows, sequences: Floats, split: NDArray[np.bool_], captured: NDArray[np.bool_]
+) -> list[Layer]:
     queries = as_floats(1 + rows.drafts)
     tokens = sequences * queries
-    captured = np.asarray(rows.graph_tokens >= np.ceil(rows.batch / rows.pp) * (1 + rows.drafts))
 
     def attention(kind: AttentionKind) -> Mapping[str, Timing]:
         return attention_operators(machine, kind, sequences, queries, as_floats(rows.tp), context, as_floats(rows.dcp))

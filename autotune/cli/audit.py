@@ -106,7 +106,7 @@ def check(
         typer.echo(verdict.model_dump_json(indent=2))
     else:
         from autotune.report.auditing import verdict_report
-        from autotune.report.tables import show
+        from autotune.report.printing import show
 
         show(verdict_report(verdict))
     if code := EXIT_CODES[verdict.answer]:
@@ -148,7 +148,7 @@ def sensitivity(
         typer.echo(found.model_dump_json(indent=2))
         return
     from autotune.report.auditing import sensitivity_report
-    from autotune.report.tables import show
+    from autotune.report.printing import show
 
     show(sensitivity_report(found))
     if plot is not None:
@@ -191,7 +191,7 @@ def verify(
         typer.echo(documents.dumps([point.model_dump(mode="json") for point in points], indent=2))
     else:
         from autotune.report.auditing import verification_report
-        from autotune.report.tables import show
+        from autotune.report.printing import show
 
         show(verification_report(points))
     if not all(point.passed for point in points):

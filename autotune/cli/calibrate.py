@@ -203,7 +203,7 @@ NAME_SHOWN = 100
 
 
 def _report_fits(table: TimingTable, fitted: list[FittedEntry], skipped: dict[str, str]) -> None:
-    from autotune.report.tables import new_table, show
+    from autotune.report.printing import new_table, show
 
     view = new_table("Fits")
     for column in ("operator", "variant", "fitted rows", "held out", "median error", "P90", "bias"):

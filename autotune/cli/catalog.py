@@ -89,7 +89,7 @@ def _print_list(kind: str, as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from autotune.report.tables import show
+    from autotune.report.printing import show
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in rows[0]:

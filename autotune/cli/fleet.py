@@ -40,7 +40,7 @@ def fleet(
         typer.echo(result.model_dump_json(indent=2))
         return
     from autotune.report.fleets import fleet_report
-    from autotune.report.tables import show
+    from autotune.report.printing import show
 
     show(fleet_report(asked, result))
     typer.echo(f"\nwrote {folder}")

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import importlib
 import math
 import os
 import sys
@@ -79,6 +80,9 @@ MOST_WHOLE = 2**31 - 1
 """Of a whole number in an option: seeds and sizes of solvers are 32-bit."""
 YOUNG_OBJECTS = 200_000
 """Made before Python looks for garbage in cycles: a command makes most of its objects once and keeps them to its end."""
+CALCULATES = ("search", "sweep", "fleet", "predict", "check", "place", "verify", "sensitivity", "validate")
+"""Commands that all load numpy and multiply no large matrices."""
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 TRACEBACK = "AUTOTUNE_TRACEBACK"
 """Environment variable that shows where a fault of autotune's own lies."""
 
@@ -86,6 +90,8 @@ TRACEBACK = "AUTOTUNE_TRACEBACK"
 def main() -> None:
     """Run a command; every failure is one message and a non-zero exit."""
     _collect_seldom()
+    if sys.argv[1:2] and sys.argv[1] in CALCULATES and "--help" not in sys.argv:
+        _load_numpy_with_one_thread()
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for some reads what every installed package declares
     if not sys.warnoptions:  # warnings of libraries are for who develops, not for who plans
         warnings.simplefilter("ignore")
@@ -119,14 +125,30 @@ def _collect_seldom() -> None:
     atexit.register(gc.freeze)
 
 
+def _load_numpy_with_one_thread() -> None:
+    """Load numpy first, its BLAS with one thread: otherwise one per core starts and spins, with nothing to multiply.
+
+    The variable counts while the library loads and is gone afterwards: what a command starts must not inherit it. A value that
+    is set already is kept.
+    """
+    if BLAS_THREADS in os.environ or "numpy" in sys.modules:
+        return
+    os.environ[BLAS_THREADS] = "1"
+    try:
+        importlib.import_module("numpy")
+    finally:
+        del os.environ[BLAS_THREADS]
+
+
 def _narrowed(first: list[str]) -> typer.Typer:
-    """The application with the one command that is run, where it is one of its own: Typer builds every option of all others."""
-    wanted = [command for command in app.registered_commands if [command.name] == first]
-    if not wanted:
+    """The application with the one command, or group of commands, that is run: Typer builds every option of all others."""
+    commands = [command for command in app.registered_commands if [command.name] == first]
+    groups = [group for group in app.registered_groups if [group.name] == first]
+    if not commands and not groups:
         return app
     narrowed = _application()
     narrowed.callback()(lambda: None)  # keeps a lone command a subcommand
-    narrowed.registered_commands = wanted
+    narrowed.registered_commands, narrowed.registered_groups = commands, groups
     return narrowed
 
 

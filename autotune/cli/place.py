@@ -36,7 +36,10 @@ def place(
     gather: Annotated[bool, typer.Option("--gather", help="Put experts that tokens choose together on one node.")] = False,
     refine: Annotated[float, typer.Option(help="Seconds for CP-SAT to improve the placement.", min=0)] = 0.0,
     sweep: Annotated[bool, typer.Option("--sweep", help="Only compare numbers of redundant experts.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the placement in every engine's format, and pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the placement in every engine's format.")] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Draw it beside them: balance by layer, load by GPU (extra plots).")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the report.")] = False,
 ) -> None:
     """Place expert replicas on GPUs, balanced in the worst of the given workloads, beside EPLB and the bound."""
@@ -48,6 +51,8 @@ def place(
     from autotune.placement.synthetic import synthetic_loads
     from cost_models.catalog import load_model, read_yaml, validated
 
+    if pictures and (out is None or sweep):
+        raise ProblemError("--pictures are drawn into the folder of a placement: give --out FOLDER, without --sweep")
     spec = load_model(model)
     if gather and (not loads or current is not None or sweep):
         raise ProblemError("--gather needs files with the experts that each token chose, and places afresh")
@@ -70,16 +75,18 @@ def place(
         placement = place_gathered(recorded, chosen, spec, gpus, redundant, gpus_per_node, refine)
     else:
         placement = solve(recorded, spec, gpus, redundant, gpus_per_node, refine)
-    written = write_files(placement, spec, out, recorded) if out else []
+    written = write_files(placement, spec, out, recorded if pictures else None) if out else []
     if json:
         typer.echo(placement.model_dump_json(indent=2))
         return
     from autotune.report.placement import placement_report
-    from autotune.report.tables import show
+    from autotune.report.printing import show
 
     show(placement_report(placement, recorded))
     for path in written:
         typer.echo(f"wrote {path}")
+    if written and not pictures:
+        typer.echo("not drawn: --pictures adds balance_by_layer.png and load_by_gpu.png")
 
 
 def _compare(loads: Loads, model: ModelSpec, gpus: int, *, as_json: bool) -> None:
@@ -93,6 +100,6 @@ def _compare(loads: Loads, model: ModelSpec, gpus: int, *, as_json: bool) -> Non
         typer.echo(json.dumps([choice.model_dump() for choice in choices], indent=2))
         return
     from autotune.report.placement import redundancy_table
-    from autotune.report.tables import show
+    from autotune.report.printing import show
 
     show(redundancy_table(choices))

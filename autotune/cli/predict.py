@@ -34,13 +34,15 @@ def predict(
     if json:
         typer.echo(_as_json({**prediction.model_dump(mode="json"), "intervals": uncertainty(prediction).model_dump(mode="json")}))
         return
-    from autotune.report.tables import prediction_report, show
+    from autotune.report.printing import show
+    from autotune.report.tables import prediction_report
 
     show(prediction_report(document, prediction))
 
 
 def _service(document: Deployment, json: bool) -> None:
-    from autotune.report.tables import service_report, show
+    from autotune.report.printing import show
+    from autotune.report.tables import service_report
     from autotune.serving.full import full_steps
     from autotune.serving.predicting import predict_service
 

@@ -74,8 +74,8 @@ def import_(
     if json:
         typer.echo(found.model_dump_json(indent=2))
     else:
+        from autotune.report.printing import show
         from autotune.report.recipes import imported_report
-        from autotune.report.tables import show
 
         show(imported_report(found))
         if out is not None:
@@ -130,8 +130,8 @@ def compare_recipes(
     if json:
         typer.echo(found.model_dump_json(indent=2))
     elif compared:
+        from autotune.report.printing import show
         from autotune.report.recipes import recipe_report
-        from autotune.report.tables import show
 
         show(recipe_report(found))
     for one in unread:

@@ -55,8 +55,8 @@ def compare(
     from autotune.files import write_whole
     from autotune.report.page.comparing import compare_runs, render_comparison
     from autotune.report.page.folder import read_page
+    from autotune.report.printing import show as printed
     from autotune.report.tables import comparison_report
-    from autotune.report.tables import show as printed
 
     if len(runs) < 2:
         raise ProblemError("compare takes two run folders or more")

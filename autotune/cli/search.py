@@ -147,8 +147,9 @@ def search(
     if json:
         typer.echo(result.model_dump_json(indent=2))
         return
+    from autotune.report.printing import show
     from autotune.report.services import service_search_report
-    from autotune.report.tables import search_report, show
+    from autotune.report.tables import search_report
 
     show(search_report(result) if isinstance(result, SearchResult) else service_search_report(result))
     if record:

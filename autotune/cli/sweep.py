@@ -38,8 +38,8 @@ def sweep(
     check_format(table)
     check_writable(folder)
     one = Slice.parsed(part) if part else Slice()
+    from autotune.report.printing import show
     from autotune.report.sweeps import complaints, sweep_report
-    from autotune.report.tables import show
     from autotune.sweeping.running import sweep as run
 
     with watched(quiet=json) as on_answer:

@@ -110,7 +110,7 @@ def tune(
     if json:
         typer.echo(result.model_dump_json(indent=2))
         return
-    from autotune.report.tables import show
+    from autotune.report.printing import show
     from autotune.report.tuning import tuning_report
 
     show(tuning_report(result))

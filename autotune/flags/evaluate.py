@@ -14,7 +14,7 @@ from autotune.documents.knobs import COLUMNS, flag_columns
 from autotune.flags.space import FlagSpace, Params
 from autotune.layouts.enumerate import rule_subject, token_limits
 from autotune.resolving import ResolvedProblem
-from cost_models.arrays import Floats, Ints, as_floats, distinct_rows
+from cost_models.arrays import Floats, Ints, as_floats, distinct_rows, distinct_values
 from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
 from cost_models.memory import Memory
@@ -203,7 +203,7 @@ class FlagEvaluator(ABC):
     def _costs(self, rows: Rows, fp8_kv: NDArray[np.bool_], fraction: Floats) -> Costs:
         """Distinct rows, per KV dtype."""
         result = {name: np.zeros(len(rows)) for name in Costs.__slots__}
-        for kind in np.unique(fp8_kv):
+        for kind in distinct_values(fp8_kv):
             mask = fp8_kv == kind
             part = self.cost(self.machine(bool(kind)), rows.take(mask), fraction[mask])
             for name, values in result.items():

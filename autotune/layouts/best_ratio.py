@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.arrays import Floats, Ints
+from cost_models.arrays import Floats, Ints, distinct_values
 
 if TYPE_CHECKING:
     from autotune.layouts.pair import Pair, PairSide
@@ -139,7 +139,7 @@ class _Placed:
             return np.full(len(row), int(self.pair.decode.most_units[decode_row]))
         most = np.zeros(len(row), dtype=np.int64)
         sizes, count = self.pair.prefill.size[row], units * self.pair.prefill.instances[row]
-        for size in np.unique(sizes).tolist():
+        for size in distinct_values(sizes).tolist():
             mine = sizes == size
             most[mine] = self._instances(size, int(self.pair.decode.size[decode_row]))[count[mine]]
         return np.asarray(most // self.pair.decode.instances[decode_row], dtype=np.int64)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from autotune.layouts.families import FAMILIES, TOLERANCE, Limits, excess
 from autotune.layouts.table import LayoutTable, phase_of
 from autotune.predicting.uncertainty import BALANCE_SIGMA, BALANCED, SHARED_SIGMA, own_sigma
 from autotune.resolving import ResolvedProblem
-from cost_models.arrays import Floats, Ints, as_floats
+from cost_models.arrays import Floats, Ints, alike_rows, as_floats
 from cost_models.dispatch import BACKENDS
 from cost_models.overlap import OVERLAPS
 from cost_models.prefill import prefill_step
@@ -51,12 +52,12 @@ def candidates_of(resolved: ResolvedProblem, table: LayoutTable, lines: Sequence
         layout=tuple(index[name] for name in names),
         size=tuple(phase_of(resolved).size_of(kept.rows).tolist()),
         gpus=tuple(kept.rows.gpus.tolist()),
-        variant=tuple(_variant(kept, i) for i in range(len(kept))),
+        variant=_variants(kept),
         latency_s=_rounded(kept.latency_s),
         tokens_per_s_per_gpu=_rounded(kept.tokens_per_s_per_gpu),
         memory_bytes=_rounded(kept.memory_bytes),
         chance=_rounded(chance_of(operators, lines, kept.latency_s, limits.latency_s)),
-        violates=tuple(" ".join(f.__name__ for f, bad in zip(FAMILIES, row, strict=True) if bad) for row in violated),
+        violates=_violated(violated),
         operators={name: _rounded(values) for name, values in operators.items() if np.any(values)},
     )
 
@@ -108,15 +109,33 @@ def chance_of(operators: Mapping[str, Floats], lines: Sequence[OperatorLine], la
     return as_floats(np.array([normal.cdf(value) for value in z.tolist()]))
 
 
-def _variant(table: LayoutTable, i: int) -> str:
+def _variants(table: LayoutTable) -> tuple[str, ...]:
+    """All-to-all backend, overlap, drafts, spares and EPLB of each row in words."""
     rows = table.rows
-    words = [BACKENDS[int(rows.backend[i])].replace("_", " ")] if rows.ep[i] > 1 else []
-    overlap, drafts, spare = OVERLAPS[int(rows.overlap[i])], int(rows.drafts[i]), int(rows.redundant_experts[i])
-    words += [f"overlap {overlap.replace('_', ' ')}"] if overlap != "none" else []
+    columns = (rows.backend, rows.ep > 1, rows.overlap, rows.drafts, rows.redundant_experts, rows.eplb > 0)
+    return _in_words(columns, _variant)
+
+
+def _variant(backend: int, spread: bool, overlap: int, drafts: int, spare: int, eplb: bool) -> str:
+    words = [BACKENDS[backend].replace("_", " ")] if spread else []
+    words += [f"overlap {OVERLAPS[overlap].replace('_', ' ')}"] if OVERLAPS[overlap] != "none" else []
     words += [f"{drafts} drafts"] if drafts else []
     words += [f"{spare} redundant experts"] if spare else []
-    words += ["EPLB"] if rows.eplb[i] else []
+    words += ["EPLB"] if eplb else []
     return ", ".join(words)
+
+
+def _violated(violated: NDArray[np.bool_]) -> tuple[str, ...]:
+    """Names of the families that each row breaks. violated : (rows, families)."""
+    return _in_words(tuple(violated.T), lambda *row: " ".join(f.__name__ for f, bad in zip(FAMILIES, row, strict=True) if bad))
+
+
+def _in_words(columns: Sequence[NDArray[Any]], words: Callable[..., str]) -> tuple[str, ...]:
+    """What `words` says of each row, once of each distinct combination of the columns."""
+    found = np.empty(len(columns[0]), dtype=object)
+    for values, those in alike_rows(*columns):
+        found[those] = words(*values)
+    return tuple(found.tolist())
 
 
 def _rounded(values: Floats) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from autotune.layouts.enumerate import refused_whole
 from autotune.layouts.families import FAMILIES, Family, Limits, excess, feasible
 from autotune.layouts.table import LayoutTable, build_table, kept_free_bytes, kernel_size_limit, phase_of
 from autotune.resolving import ResolvedProblem, resolve_problem, usable_recipes
-from cost_models.arrays import Floats, as_floats
+from cost_models.arrays import Floats, as_floats, distinct_values
 from cost_models.context_parallel import COMBINE, GATHER
 from cost_models.prefill import prefill_step
 from cost_models.rows import Rows
@@ -252,7 +252,7 @@ def instance_sizes_compared(resolved: ResolvedProblem, table: LayoutTable) -> tu
     """Prefill: the best feasible row of every instance size, and where its step goes."""
     rows = np.flatnonzero(feasible(table, Limits.of(resolved)))
     sizes = table.rows.gpus[rows]
-    best = [int(rows[sizes == n][np.argmax(table.tokens_per_s_per_gpu[rows[sizes == n]])]) for n in np.unique(sizes)]
+    best = [int(rows[sizes == n][np.argmax(table.tokens_per_s_per_gpu[rows[sizes == n]])]) for n in distinct_values(sizes)]
     chosen = table.take(np.array(best))
     cost = prefill_step(resolved.machine, chosen.rows, resolved.problem.workload)
 

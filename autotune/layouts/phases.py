@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from cost_models.arrays import Floats, Ints, as_floats
+from cost_models.arrays import Floats, Ints, as_floats, distinct_values
 from cost_models.machine import Machine
 from cost_models.memory import Memory, decode_memory, prefill_memory
 from cost_models.prefill import prefill_step
@@ -78,7 +78,7 @@ def geometric_grid(smallest: int, largest: int, multiple: int) -> Ints:
     """Four sizes per octave, rounded to multiples from twice the multiple on."""
     raw = smallest * 2 ** np.arange(0, np.log2(largest / smallest) + 1e-9, 1 / STEPS_PER_OCTAVE)
     stepped = np.where(raw >= 2 * multiple, np.round(raw / multiple) * multiple, np.round(raw))
-    return np.unique(stepped.astype(np.int64))
+    return distinct_values(stepped.astype(np.int64))
 
 
 def _decode_cost(machine: Machine, rows: Rows, workload: Workload) -> PhaseCost:

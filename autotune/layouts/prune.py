@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from autotune.layouts.table import LayoutTable
-from cost_models.arrays import Floats, Ints
+from cost_models.arrays import Floats, Ints, distinct_values
 
 
 def criteria(table: LayoutTable, *, sequences_matter: bool, latency_matters: bool) -> Floats:
@@ -27,10 +27,10 @@ def prune(table: LayoutTable, *, keep_layouts: int, sequences_matter: bool, late
     """
     values = criteria(table, sequences_matter=sequences_matter, latency_matters=latency_matters)
     kept: list[int] = []
-    for size in np.unique(table.rows.gpus):
+    for size in distinct_values(table.rows.gpus):
         members = np.flatnonzero(table.rows.gpus == size)
         layouts = table.layout[members]
-        fronts = [members[layouts == layout] for layout in np.unique(layouts)]
+        fronts = [members[layouts == layout] for layout in distinct_values(layouts)]
         fronts = [front[_pareto(values[front])] for front in fronts]
         for own, front in enumerate(fronts):
             beaten = np.zeros(len(front), dtype=np.int64)

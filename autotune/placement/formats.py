@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
+from autotune.errors import ProblemError
 from autotune.files import whole_folder, write_whole
 from autotune.placement.loads import Loads
 from autotune.placement.placing import Placement
@@ -36,11 +35,8 @@ def sglang_expert_location(placement: Located, model: ModelSpec) -> str:
 
 def trtllm_load_balancer(placement: Located, model: ModelSpec) -> str:
     """`moe_config.load_balancer`: slots of every MoE layer by its index in the model; static (0 layer updates)."""
-    assignments = {at: _flat(layer) for at, layer in zip(model.moe_positions, placement.experts, strict=True)}
-    document = {"num_slots": placement.slots, "initial_global_assignments": assignments, "layer_updates_per_iter": 0}
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    text: str = yaml.dump(document, Dumper=dumper, sort_keys=False, default_flow_style=None, width=10**6)
-    return text
+    layers = (f"  {at}: {_flat(layer)}\n" for at, layer in zip(model.moe_positions, placement.experts, strict=True))
+    return f"num_slots: {placement.slots}\ninitial_global_assignments:\n{''.join(layers)}layer_updates_per_iter: 0\n"
 
 
 def ascend_expert_map(placement: Located, model: ModelSpec) -> str:
@@ -72,21 +68,24 @@ FILES: dict[str, Callable[[Placement, ModelSpec], str]] = {
 PICTURES = ("balance_by_layer.png", "load_by_gpu.png", "nodes_by_layer.png")
 
 
-def write_files(placement: Placement, model: ModelSpec, folder: Path, loads: Loads | None = None) -> list[Path]:
-    """Every format into a folder, with pictures where the loads are given: all of them or none. Raises OutputError."""
+def write_files(placement: Placement, model: ModelSpec, folder: Path, drawn_loads: Loads | None = None) -> list[Path]:
+    """Every format into a folder, with pictures where the loads to draw are given: all of them or none.
+
+    Pictures of an earlier placement that is replaced go with it. Raises OutputError, and ProblemError as `draw` does.
+    """
     with whole_folder(folder, lambda path: path.name in (*FILES, *PICTURES)) as scratch:
         for name, render in FILES.items():
             write_whole(scratch / name, render(placement, model))
-        drawn = draw(placement, loads, scratch) if loads else []
+        drawn = draw(placement, drawn_loads, scratch) if drawn_loads else []
     return [folder / name for name in (*FILES, *(path.name for path in drawn))]
 
 
 def draw(placement: Placement, loads: Loads, folder: Path) -> list[Path]:
-    """Pictures beside the maps; none without matplotlib (extra `plots`)."""
+    """Pictures beside the maps; raises ProblemError without matplotlib (extra `plots`)."""
     try:
         from autotune.placement.plots import balance_by_layer, load_by_gpu, nodes_by_layer
-    except ImportError:
-        return []
+    except ImportError as error:
+        raise ProblemError("--pictures needs matplotlib: pip install 'moe-autotune[plots]'") from error
     paths = [folder / name for name in PICTURES[:2]]
     balance_by_layer(placement, paths[0])
     load_by_gpu(placement, loads, paths[1])

@@ -15,7 +15,7 @@ from autotune.placement.loads import Choices, Loads
 from autotune.placement.moving import replace_some
 from autotune.placement.repack import Held, moves_between, repack
 from autotune.placement.solve import gpu_loads, lower_bound, normalised, place_layers, worst_gpu
-from cost_models.arrays import Floats, Ints
+from cost_models.arrays import Floats, Ints, quantile_of
 from cost_models.specs.base import Spec
 from cost_models.specs.model import ModelSpec
 
@@ -167,6 +167,8 @@ class Moves:
 def refined(loads: Loads, placed: Ints, seconds: float, moves: Moves | None = None) -> Ints:
     """CP-SAT on one layer after the other, furthest above its bound first, for `seconds`; no layer gets worse."""
     placed = placed.copy()
+    if seconds <= 0:
+        return placed
     count, gpus, per_gpu = placed.shape
     gap = [
         worst_gpu(normalised(loads.layer(i)), placed[i]) / lower_bound(loads.layer(i), gpus * per_gpu, gpus) for i in range(count)
@@ -191,7 +193,7 @@ def described_placement(
     """A placement with its balance beside EPLB's and the bound."""
     count, gpus, per_gpu = placed.shape
     slots = gpus * per_gpu
-    baseline = np.stack([global_placement(_summed(loads, i), slots, gpus) for i in range(count)])
+    baseline = global_placement(_summed(loads), slots, gpus)
     bounds = np.array([lower_bound(loads.layer(i), slots, gpus) for i in range(count)])
     grouped = _hierarchical(loads, model, gpus, slots, gpus_per_node)
     ours, theirs = balancedness(loads, placed), balancedness(loads, baseline)
@@ -213,7 +215,7 @@ def described_placement(
         ),
         moves=moves,
         nodes_per_token=_nodes_per_token(choices, (placed, baseline, grouped), gpus_per_node, loads.counts.shape[2]),
-        median_gap=float(np.median(best / ours.min(axis=0) - 1)),
+        median_gap=quantile_of(best / ours.min(axis=0) - 1, 0.5),
     )
 
 
@@ -303,10 +305,9 @@ def _check(model: ModelSpec, gpus: int, slots: int, redundant_experts: int) -> N
         raise ProblemError(f"{slots} slots are fewer than the {model.moe.experts} experts of {model.name}")
 
 
-def _summed(loads: Loads, layer: int) -> Floats:
-    """What EPLB sees: every scenario with the same weight."""
-    summed: Floats = normalised(loads.layer(layer)).sum(axis=0)
-    return summed
+def _summed(loads: Loads) -> Floats:
+    """What EPLB sees, (layers, experts): every scenario with the same weight."""
+    return np.stack([normalised(loads.layer(i)).sum(axis=0) for i in range(loads.counts.shape[1])])
 
 
 def balancedness(loads: Loads, placed: Ints) -> Floats:
@@ -353,5 +354,4 @@ def _hierarchical(loads: Loads, model: ModelSpec, gpus: int, slots: int, gpus_pe
     nodes, groups = gpus // gpus_per_node, model.moe.groups
     if not groups or gpus % gpus_per_node or nodes < 2 or groups % nodes or slots % nodes:
         return None
-    count = loads.counts.shape[1]
-    return np.stack([hierarchical_placement(_summed(loads, i), slots, gpus, groups, nodes) for i in range(count)])
+    return hierarchical_placement(_summed(loads), slots, gpus, groups, nodes)

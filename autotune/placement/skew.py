@@ -60,7 +60,7 @@ class RecordedSkew:
             return np.stack([in_order(layer.shape[1], slots, ep) for layer in self.layers])
         if self.loads_maps:
             return pack_layers(np.stack(self.layers), np.stack([replicate(layer, slots) for layer in self.layers]), ep)
-        return np.stack([global_placement(as_floats(layer.sum(axis=0)), slots, ep) for layer in self.layers])
+        return global_placement(np.stack([layer.sum(axis=0) for layer in self.layers]), slots, ep)
 
 
 def planned(placement: Placement, loads: Loads) -> PlannedPlacement:

@@ -166,13 +166,13 @@ def place_layers(loads: Floats, slots: int, gpus: int) -> Ints:
     """`place_layer` of many layers, (layers, gpus, slots per GPU), for loads (layers, scenarios, experts)."""
     shares = np.stack([normalised(layer) for layer in loads])
     packed = pack_layers(shares, np.stack([replicate(layer, slots) for layer in shares]), gpus)
-    return np.stack([_relieved(layer, placed, slots, gpus) for layer, placed in zip(shares, packed, strict=True)])
+    baselines = global_placement(shares.sum(axis=1), slots, gpus)
+    return np.stack([_relieved(*layer) for layer in zip(shares, packed, baselines, strict=True)])
 
 
-def _relieved(shares: Floats, packed: Ints, slots: int, gpus: int) -> Ints:
+def _relieved(shares: Floats, packed: Ints, baseline: Ints) -> Ints:
     """A packed layer with its busiest GPUs relieved, or EPLB's where that is better."""
     placed = relieve(shares, packed)
-    baseline = global_placement(shares.sum(axis=0), slots, gpus)
     if worst_gpu(shares, baseline) < worst_gpu(shares, placed):
         return relieve(shares, baseline)
     return placed

@@ -6,7 +6,7 @@ import numpy as np
 
 from autotune.errors import ProblemError
 from autotune.placement.loads import Choices, Loads
-from cost_models.arrays import as_floats
+from cost_models.arrays import as_floats, quantile_of
 from cost_models.specs.model import ModelSpec
 
 TOKENS = 1_000_000
@@ -67,9 +67,9 @@ def synthetic_choices(model: ModelSpec, tokens: int, communities: int, together:
 def described_drift(loads: Loads) -> tuple[float, float]:
     """(spread, apart) of recorded loads, medians over layers; the inverse of `synthetic_loads`."""
     logs = np.log(loads.counts + 1)
-    spread = float(np.median(logs.std(axis=2)))
+    spread = quantile_of(logs.std(axis=2), 0.5)
     if len(loads.names) < 2:
         return spread, 0.0
     shares = logs - logs.mean(axis=2, keepdims=True)
     ratios = [(shares[i] - shares[j]).std(axis=1) for i in range(len(shares)) for j in range(i)]
-    return spread, float(np.median(ratios))
+    return spread, quantile_of(ratios, 0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -256,7 +257,9 @@ def _common(
     }
 
 
-def _operator_lines(operators: dict[str, Timing], provenance: dict[str, Provenance], step_s: float) -> tuple[OperatorLine, ...]:
+def _operator_lines(
+    operators: Mapping[str, Timing], provenance: dict[str, Provenance], step_s: float
+) -> tuple[OperatorLine, ...]:
     lines = []
     for name, timing in operators.items():
         time_s = float(timing.time_s[0])

@@ -25,7 +25,7 @@ from autotune.documents.prediction import (
     Uncertainty,
 )
 from autotune.documents.problem import Objective, by_latency
-from cost_models.arrays import Floats, as_floats
+from cost_models.arrays import Floats, as_floats, quantile_of
 
 DRAWS = 2000
 
@@ -118,7 +118,7 @@ def uncertainty(prediction: StepPrediction) -> Uncertainty:
 
 
 def _uncertainty(prediction: StepPrediction, factors: Floats) -> Uncertainty:
-    low, high = (float(x) for x in np.quantile(factors, (0.1, 0.9)))
+    low, high = quantile_of(factors, 0.1), quantile_of(factors, 0.9)
     rate = prediction.tokens_per_s_per_gpu
     tpot_s = prediction.tpot_s if isinstance(prediction, Prediction) else None
     return Uncertainty(

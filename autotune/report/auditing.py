@@ -10,7 +10,7 @@ from rich.text import Text
 
 from autotune.auditing.goals import GoalLine
 from autotune.auditing.verdict import PoolMemory, Verdict
-from autotune.report.tables import new_table, paragraph
+from autotune.report.printing import new_table, paragraph
 
 if TYPE_CHECKING:
     from autotune.auditing.sensitivity import Sensitivity

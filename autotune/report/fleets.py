@@ -8,7 +8,7 @@ from rich.text import Text
 
 from autotune.documents.fleet import FleetProblem, FleetResult
 from autotune.documents.plan import SolverSummary
-from autotune.report.tables import ms, new_table
+from autotune.report.printing import ms, new_table
 
 
 def fleet_report(problem: FleetProblem, result: FleetResult) -> RenderableType:

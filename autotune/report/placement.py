@@ -9,7 +9,7 @@ from rich.text import Text
 from autotune.placement.loads import Loads
 from autotune.placement.placing import Balance, NodesPerToken, Placement, RedundancyChoice
 from autotune.placement.synthetic import described_drift
-from autotune.report.tables import new_table, paragraph
+from autotune.report.printing import new_table, paragraph
 
 LAYERS_SHOWN = 5
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from autotune.recipes.collecting import ImportedDeployment, ImportedRecipes
 from autotune.recipes.comparing import ComparedFigures, RecipeComparison, RecipeComparisons
-from autotune.report.tables import ms, new_table, paragraph
+from autotune.report.printing import ms, new_table, paragraph
 
 
 def imported_report(found: ImportedRecipes) -> RenderableType:

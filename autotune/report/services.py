@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.documents.service_plan import ServicePlan, ServiceResult
-from autotune.report.tables import ms, new_table, paragraph
+from autotune.report.printing import ms, new_table, paragraph
 
 PARETO_KINDS = ("disaggregated", "aggregated")
 

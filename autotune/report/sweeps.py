@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.documents.sweep import SweepResult, SweptRow
-from autotune.report.tables import ms, new_table
+from autotune.report.printing import ms, new_table
 
 SHOWN = 12
 """Plans in the table; the file has all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
@@ -16,6 +16,7 @@ from autotune.documents.planned_placement import PlannedPlacement
 from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction, StepPrediction, Uncertainty
 from autotune.documents.problem import DEFAULT_TRIALS
 from autotune.predicting.uncertainty import uncertainty
+from autotune.report.printing import ms, new_table, paragraph
 from search_spaces.schema import Value
 
 if TYPE_CHECKING:
@@ -26,16 +27,6 @@ SMALL_SHARE = 0.01
 SHOWN_GAIN = 0.0005
 SIZES_SHOWN = 8
 PLAIN_STATUS = {"measured": "measured", "transferred": "sibling GPU or kernel", "assumed": "assumed", "datasheet": "datasheet"}
-
-
-def new_table(title: str) -> Table:
-    """An empty table in the style of all reports."""
-    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-
-
-def ms(seconds: float) -> str:
-    """Milliseconds below a second, seconds above."""
-    return f"{seconds * 1e3:,.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"
 
 
 def comparison_report(comparison: Comparison) -> RenderableType:
@@ -268,11 +259,6 @@ def _if(present: object, part: RenderableType) -> list[RenderableType]:
     return [part, ""] if present else []
 
 
-def paragraph(title: str, text: str) -> RenderableType:
-    """A title and a text below it, indented."""
-    return Group(Text(title, style="bold"), Padding(Text(text), (0, 0, 0, 2)))
-
-
 def search_report(result: SearchResult) -> RenderableType:
     """The whole report of a search."""
     from autotune.exporters import feed_requirement
@@ -374,11 +360,3 @@ def service_report(deployment: Deployment, prediction: ServicePrediction) -> Ren
         "",
         Text("\n".join((calibration, *prediction.notes))),
     )
-
-
-def show(renderable: RenderableType) -> None:
-    """Print to standard output, wide enough for tables when it is not a terminal."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(renderable)

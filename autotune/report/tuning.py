@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.documents.tuned import RATE, TunedTrial, TuneResult
-from autotune.report.tables import ms, new_table
+from autotune.report.printing import ms, new_table
 
 SHOWN = 24
 LONGEST_REASON = 60

@@ -35,7 +35,7 @@ from autotune.progress import Progress
 from autotune.resolving import ResolvedProblem, resolve_problem
 from autotune.searching.confident import confidence_note, quantile, search_until_sure
 from autotune.searching.realising import deployment_of
-from cost_models.arrays import Ints
+from cost_models.arrays import Ints, distinct_values
 from cost_models.rows import Rows
 
 EVALUATORS: dict[str, type[FlagEvaluator]] = {"decode": DecodeFlagEvaluator, "prefill": PrefillFlagEvaluator}
@@ -110,7 +110,7 @@ def _run(problem: Problem, progress: Progress) -> SearchRun:
         plans, trials = _plans(resolved, candidates, selections, progress.on_trial)
     others = alternatives(resolved, table, int(kept[selections[0].row]))
     statistics = SearchStatistics(
-        layouts=len(np.unique(table.layout)),
+        layouts=len(distinct_values(table.layout)),
         rows=len(table),
         feasible_rows=int(ok.sum()),
         rows_after_pruning=len(candidates),

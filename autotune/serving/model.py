@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from autotune.serving.policies import Policy
-from cost_models.arrays import Floats, as_floats
+from cost_models.arrays import Floats, as_floats, distinct_values
 from cost_models.machine import Machine
 from cost_models.prefill import prefill_step, prompt_batch
 from cost_models.rows import Rows
@@ -27,7 +27,7 @@ def decode_times(machine: Machine, row: Rows, workload: Workload, policy: Policy
 
     All but the attention runs on the next captured batch. Entry 0, a rank without a sequence, is as entry 1.
     """
-    batch = np.unique(np.rint(np.geomspace(1, max(policy.padded(most), 2), GRID))).astype(np.int64)
+    batch = distinct_values(np.rint(np.geomspace(1, max(policy.padded(most), 2), GRID))).astype(np.int64)
     cost = decode_step(machine, row.replace(batch=batch), workload.context_tokens, workload.mtp_acceptance)
     core = core_s(cost.operators, len(batch))
     counts = np.maximum(np.arange(most + 1), 1)
@@ -56,7 +56,7 @@ def prompt_times(
     """
     top = max(most_tokens, workload.isl_tokens, 2 * TOKENS)
     prompt = max(math.ceil(workload.isl_tokens * (1 - workload.prefix_cache_hit_rate)), 1)
-    budgets = np.unique(np.rint([*np.geomspace(TOKENS, top, GRID), prompt])).astype(np.int64)
+    budgets = distinct_values(np.rint([*np.geomspace(TOKENS, top, GRID), prompt])).astype(np.int64)
     rows = prefill_kernels(row).replace(batch=1, batched_tokens=budgets, graph_tokens=policy.captured_tokens, moe_chunk_tokens=0)
     sizes, first = np.unique(prompt_batch(rows, workload).tokens, return_index=True)  # budgets below a prompt are cut evenly
     parts = prompt_step(prefill_step(machine, rows.take(first), workload))

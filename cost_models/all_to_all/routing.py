@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cost_models.arrays import Floats, as_floats
+from cost_models.arrays import Floats, as_floats, distinct_values
 
 
 def expected_destinations(choices: int, destinations: ArrayLike, reachable: ArrayLike = 1.0) -> Floats:
@@ -37,7 +37,7 @@ def expected_domains(choices: int, domains: ArrayLike, groups: int, top_k_groups
     d = as_floats(domains)
     spread = expected_destinations(choices, d)
     hit = spread
-    for count in np.unique(d[(d > 1) & np.asarray(grouped, dtype=np.bool_)]) if groups > 1 else ():
+    for count in distinct_values(d[(d > 1) & np.asarray(grouped, dtype=np.bool_)]) if groups > 1 else ():
         if groups % count == 0:
             missed = math.comb(groups - groups // int(count), top_k_groups) / math.comb(groups, top_k_groups)
             hit = np.where((d == count) & np.asarray(grouped, dtype=np.bool_), np.minimum(d * (1 - missed), spread), hit)

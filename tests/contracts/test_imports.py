@@ -19,8 +19,8 @@ workload: {isl_tokens: 2000, osl_tokens: 2000}
 pools: {decode: {dp: 8, ep: 8, batch_per_dp_rank: 64, all2all_backend: deepep_low_latency}}
 """
 PROBE = """
-import json, sys
-before = set(sys.modules)
+import json, os, sys
+before, environment = set(sys.modules), dict(os.environ)
 from autotune.cli.main import main
 try:
     main()
@@ -29,7 +29,8 @@ except SystemExit as stop:
 names = set(sys.modules) - before
 packages = {name.partition(".")[0] for name in names if getattr(sys.modules[name], "__spec__", None)}
 rooms = {name.split(".")[1] for name in names if name.startswith("autotune.")}
-print(json.dumps([code, sorted(packages - set(sys.stdlib_module_names)), sorted(rooms)]), file=sys.stderr)
+inherited = {name for name in {*environment, *os.environ} if environment.get(name) != os.environ.get(name)}
+print(json.dumps([code, sorted(packages - set(sys.stdlib_module_names)), sorted(rooms), sorted(inherited)]), file=sys.stderr)
 """
 COMMAND_LINE = {"typer", "annotated_doc", "typing_extensions"}
 MODELS = COMMAND_LINE | {
@@ -50,7 +51,8 @@ SCRIPTS = {"jinja2", "markupsafe"}
 def imported(*arguments: str) -> tuple[int, set[str], set[str]]:
     """Exit code, packages outside the standard library and rooms of the package that a command imports."""
     done = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, check=False)
-    code, packages, rooms = json.loads(done.stderr.splitlines()[-1])
+    code, packages, rooms, inherited = json.loads(done.stderr.splitlines()[-1])
+    assert set(inherited) <= {"PYDANTIC_DISABLE_PLUGINS"}  # what a command starts sees the environment that it was started in
     shared = {name for name in packages if not name.startswith("_")} - {"pygments", "markdown_it", "mdurl", "shellingham"}
     return code, shared, set(rooms)
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_accuracy_table_is_what_validate_prints():
     table = README.split(MARK_BEGIN)[1].split(MARK_END)[0].strip()
     assert table == markdown([(file, run_cases(file)) for file in published()])
@@ -41,6 +42,7 @@ def test_published_decode_deployments_stay_within_reach():
     assert all(abs(r.throughput_error) < 0.12 for r in named)
 
 
+@pytest.mark.slow
 def test_published_prefill_deployments_stay_within_reach_and_in_order():
     _, prefill, _ = published()
     results = run_cases(prefill)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from autotune.cli.main import main
+from autotune.cli.main import _narrowed, app, main
 from autotune.documents.plan import SearchResult
 from autotune.exporters.folders import _exported
 
@@ -217,6 +217,7 @@ def test_schemas_are_published(run, document):
     assert json.loads(out)["type"] == "object"
 
 
+@pytest.mark.slow
 def test_a_service_is_searched_recorded_and_exported(run, tmp_path):
     out = tmp_path / "runs"
     code, text, _ = run("search", "--hw", "hgx-h200", "--target", "serve", "--gpus", "16", "--ttft-p99", "2s", "--out", str(out))
@@ -234,6 +235,13 @@ def test_a_service_is_searched_recorded_and_exported(run, tmp_path):
     assert all(_exported(path) for path in scripts.iterdir())  # so that the next export takes its place in one step
 
 
+def test_the_command_line_builds_only_the_command_or_group_that_runs():
+    alone, group, neither = (_narrowed([word]) for word in ("place", "model", "nothing"))
+    assert ([c.name for c in alone.registered_commands], alone.registered_groups) == (["place"], [])
+    assert ([g.name for g in group.registered_groups], group.registered_commands) == (["model"], [])
+    assert neither is app  # whose help and near names are of all commands
+
+
 def test_experts_are_placed_and_written_for_every_engine(run, tmp_path):
     rng = np.random.default_rng(0)
     loads = tmp_path / "loads.npz"
@@ -249,7 +257,14 @@ def test_experts_are_placed_and_written_for_every_engine(run, tmp_path):
         "trtllm_moe_load_balancer.yaml",
         "vllm_ascend_expert_map.json",
     } <= names
-    assert {"balance_by_layer.png", "load_by_gpu.png"} <= names
+    assert not any(name.endswith(".png") for name in names)
+    assert "not drawn: --pictures" in text
+    code, text, _ = run("place", str(loads), "--gpus", "32", "--redundant", "32", "--out", str(out), "--pictures")
+    assert code == 0
+    assert "not drawn" not in text
+    assert {path.name for path in out.iterdir()} == names | {"balance_by_layer.png", "load_by_gpu.png"}
+    code, _, err = run("place", str(loads), "--gpus", "32", "--redundant", "32", "--pictures")
+    assert (code, "give --out FOLDER" in err) == (1, True)
     code, _, err = run("place", str(loads), "--gpus", "30", "--redundant", "32")
     assert code == 1
     assert "288 physical experts do not divide over 30 GPUs; use 44 redundant experts" in err

@@ -29,7 +29,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "dispatch": ("dispatch",),
     "combine": ("combine",),
     "all-reduce and hops": (
-        "tp_all_reduce", "norm_all_reduce", "moe_all_reduce", "ffn_all_reduce", "context_gather", "context_combine", "pipeline_hops",
+        "tp_all_reduce", "norm_all_reduce", "moe_all_reduce", "ffn_all_reduce", "context_gather", "context_combine",
+        "pipeline_hops",
     ),
     "small kernels": ("elementwise", "moe_elementwise", "sampling", "eplb_moves", "shared_stream"),
     "host, gaps and waits": ("host", "launch_gaps", "offload_stall", "output_processing_wait"),

@@ -84,6 +84,7 @@ def test_kernels_and_latency_have_the_signs_they_must():
     assert effects["kernel efficiency"][down] > 0.6 - 1
 
 
+@pytest.mark.slow
 def test_a_goal_names_precisions_and_gpus():
     """Throughput of identical instances adds up: ceil(goal / one instance's) of them."""
     plan = search(Problem(hardware="gb200-nvl72", gpus=8, trials=0)).best.deployment

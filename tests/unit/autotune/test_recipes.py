@@ -39,6 +39,7 @@ def collection() -> ImportedRecipes:
     return import_recipes([FILES / "dynamo", FILES / "srt_slurm", FILES / "vllm_recipe"], H200)
 
 
+@pytest.mark.slow
 def test_a_collection_becomes_deployments_and_bad_files_are_named(collection):
     """Of ten DynamoGraphDeployments and ten srt-slurm recipes five do not say enough; the other files are read all the same."""
     assert {unread.source for unread in collection.unread} >= {

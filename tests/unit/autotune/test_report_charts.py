@@ -42,6 +42,7 @@ def chart_of(charts: list[Chart], name: str) -> Chart:
     return next(chart for chart in charts if chart.id == name)
 
 
+@pytest.mark.slow
 def test_the_price_of_a_million_tokens_is_that_of_its_pools(asked: Problem, service: ServiceResult) -> None:
     prices = asked.gpu_hour_usd_by_phase
     assert prices == {"prefill": 2.0, "decode": 3.5, "serve": 3.5}

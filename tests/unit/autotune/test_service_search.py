@@ -136,11 +136,13 @@ def test_a_trace_is_planned_for_with_its_own_lengths(tmp_path):
     assert best.prediction.requests_per_s == pytest.approx(4.0, rel=0.25)
 
 
+@pytest.mark.slow
 def test_tighter_limits_serve_less():
     rates = [search_services(service(tpot_limit_s=limit)).best.prediction.tokens_per_s_per_gpu for limit in (0.1, 0.04)]
     assert rates[0] > rates[1]
 
 
+@pytest.mark.slow
 def test_a_price_ranks_by_cost_and_cheap_prefill_is_taken():
     prices = {"prefill_hardware": "hgx-h20", "prefill_gpus": 32, "gpu_hour_usd": 4.0, "prefill_gpu_hour_usd": 1.0}
     best = search_services(service(gpus=32, **prices)).best

@@ -40,6 +40,7 @@ def records() -> list[TrialRecord]:
     return [TrialRecord(deployment=space.one_instance(c), loads=(bench.measure(c, 0, 0),)) for c in candidates]
 
 
+@pytest.mark.slow
 def test_a_slower_host_is_found_again(records):
     base = calibration_for("H100", "vllm")
     fit = fit_service(records, base, "a test")
@@ -51,6 +52,7 @@ def test_a_slower_host_is_found_again(records):
     assert {family for family, _, _ in fit.entries} <= {"host", "serving"}
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_document_that_keeps_the_kernels(records, tmp_path: Path):
     (tmp_path / "trials.jsonl").write_text("".join(record.model_dump_json() + "\n" for record in records[:2]))
     out = tmp_path / "mine.yaml"
@@ -64,6 +66,7 @@ def test_the_command_writes_a_document_that_keeps_the_kernels(records, tmp_path:
     assert "trials.jsonl sha256" in yaml.safe_load(out.read_text())["families"]["host"]["default"]["source"]
 
 
+@pytest.mark.slow
 def test_what_would_make_rate_and_tpot_worse_moves_nothing():
     """Steps as predicted and first tokens twice as late: the host could only explain those by slowing the steps."""
     space = tune_space(DEPLOYMENT, knobs={})

@@ -189,6 +189,7 @@ def test_the_steady_state_is_where_a_long_replay_settles(pools, rate):
     assert steady.decode_sequences == pytest.approx(by_little, rel=0.1)  # the closed form's TPOT and the replay's
 
 
+@pytest.mark.slow
 def test_a_slice_of_a_large_service_sees_what_the_whole_does():
     pools = {"prefill": {**PREFILL, "instances": 24}, "decode": {**DECODE, "instances": 3}}
     built = service_of(_service(pools, {"rate_per_s": 40.0})).built.model

@@ -160,6 +160,7 @@ def test_forty_ranks_are_none_that_the_engine_s_kernel_takes():
     assert "takes 16, 32, 64 expert-parallel ranks on 910B2, not 40" in check(plan, Goals()).conflicts[0]
 
 
+@pytest.mark.slow
 def test_no_service_on_64_cards_comes_near_58000_tokens_per_s():
     """A whole cluster's prefill times a batch of 96 is no throughput: prompts and answers share the cards."""
     problem = Problem(

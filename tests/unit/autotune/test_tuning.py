@@ -219,6 +219,7 @@ def tuned(space: TuneSpace, adviser: Adviser, world: Distortions, path: Path, tr
     return bench, tuner.result(tuner.run())
 
 
+@pytest.mark.slow
 def test_an_undistorted_world_is_solved_by_the_models_own_plan(space, adviser, tmp_path):
     bench, result = tuned(space, adviser, NONE, tmp_path)
     assert result.trial(result.best).measured[RATE] == pytest.approx(best_rate(space, bench, LIMITS)[0], rel=0.02)
@@ -254,6 +255,7 @@ def test_time_that_no_start_fits_in_is_used_for_loads_of_the_server_that_runs(tm
     assert bench.now_s <= 600
 
 
+@pytest.mark.slow
 def test_a_slow_world_with_traps_is_solved_within_fifteen_trials(space, adviser, tmp_path):
     world = Distortions(decode=1.2, prompt=1.15, host_s=0.003, data_parallel=1.1, crash_above=50, never_healthy=("DP2 EP2",))
     bench, result = tuned(space, adviser, world, tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_models.arrays import evaluate_distinct, smoothmax
+from cost_models.arrays import FEW_ROWS, alike_rows, distinct_values, evaluate_distinct, quantile_of, smoothmax
 from cost_models.attention.decode import (
     DecodeAttentionCoefficients,
     gqa_decode_bound_s,
@@ -205,8 +205,27 @@ def test_smoothmax_is_bounded(values, sharpness):
     assert np.all(result <= (a + b) * (1 + 1e-9))
 
 
+@given(st.lists(st.integers(-3, 3) | st.floats(-10, 10), min_size=1, max_size=40), st.floats(0, 1))
+def test_distinct_values_and_quantiles_are_those_of_numpy(values, share):
+    assert np.array_equal(distinct_values(values), np.unique(values))
+    assert quantile_of(values, share) == pytest.approx(np.quantile(values, share), rel=1e-9, abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.5, 0.25, np.nan])), min_size=1, max_size=30))
+def test_alike_rows_part_the_rows_by_their_values(rows):
+    number, real = (np.array(column) for column in zip(*rows, strict=True))
+    owner = np.full(len(rows), -1)
+    for values, those in alike_rows(number, np.nan_to_num(real, nan=-1.0)):
+        assert (owner[those] == -1).all()
+        owner[those] = 0
+        assert set(number[those].tolist()) == {values[0]}
+        assert set(np.nan_to_num(real, nan=-1.0)[those].tolist()) == {values[1]}
+    assert (owner == 0).all()
+
+
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=60))
 def test_evaluating_distinct_rows_equals_evaluating_all(rows):
+    few, rows = rows, rows * FEW_ROWS
     x, y = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     seen = []
 
@@ -217,7 +236,9 @@ def test_evaluating_distinct_rows_equals_evaluating_all(rows):
     result = evaluate_distinct(function, x, y)
     assert np.array_equal(result["sum"], x + 10 * y)
     assert np.array_equal(result["pair"][1], y)
-    assert seen == [len(set(rows))] if len(rows) > 1 else [1]
+    assert seen == [len(set(few))]
+    x, y = (np.array(column, dtype=float) for column in zip(*few, strict=True))
+    assert np.array_equal(evaluate_distinct(function, x, y)["sum"], x + 10 * y)  # few enough to be evaluated as they are
 
 
 def test_attention_time_is_continuous_in_heads():

@@ -7,13 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cost_models.arrays import FEW_ROWS
 from cost_models.collectives import AllReduceCoefficients
 from cost_models.dispatch import BACKENDS
-from cost_models.moe_layer import FEW_ROWS, OUTSIDE, moe_operators
+from cost_models.layers import OUTSIDE
+from cost_models.memory import WEIGHTLESS, decode_memory
 from cost_models.operators import gemm
 from cost_models.overlap import OVERLAPS
 from cost_models.provenance import operator_provenance
 from cost_models.rows import Rows
+from cost_models.specs.workload import Workload
 from cost_models.step import decode_step, draft_projection
 from tests.conftest import machine_of
 
@@ -44,20 +47,36 @@ def test_norms_over_the_heads_of_all_ranks_add_up_their_sums_first():
     assert "norm_all_reduce" not in decode_step(machine_of("hgx-h200", recipe="fp8-block"), rows, 3000).operators
 
 
-def test_an_moe_layer_is_priced_once_for_rows_that_differ_outside_it(gb200):
-    # every row with columns OUTSIDE of its own, many rows: a column that the layer did depend on would show
+def test_layers_are_priced_once_for_rows_that_differ_outside_them(gb200):
+    # every row with columns OUTSIDE of its own, many rows: a column that a layer did depend on would show
     rng = np.random.default_rng(0)
     count = 4 * FEW_ROWS
     outside = {name: rng.integers(1, 5, count) for name in OUTSIDE}
     rows = Rows.of(dp=8, ep=8, backend=LL, eplb=1, eplb_interval_steps=rng.choice([0, 3000], count), **outside)
-    tokens = rng.choice([4.0, 17.5], count)
-    together = moe_operators(gb200, rows, tokens)
+    together = decode_step(gb200, rows, 3000)
     for at in range(0, count, 7):
-        one = np.array([at])
-        alone = moe_operators(gb200, rows.take(one), tokens[one])
-        assert {name: (t.time_s[at], t.bound_s[at]) for name, t in together.items()} == {
-            name: (t.time_s[0], t.bound_s[0]) for name, t in alone.items()
-        }
+        alone = decode_step(gb200, rows.take(np.array([at])), 3000)
+        for shared, own in zip(together.layers, alone.layers, strict=True):
+            assert shared.time_s[at] == pytest.approx(own.time_s[0], rel=1e-12)
+            assert set(shared.operators) == set(own.operators)
+            for name, timing in own.operators.items():
+                both = shared.operators[name]
+                assert (both.time_s[at], both.bound_s[at]) == pytest.approx((timing.time_s[0], timing.bound_s[0]), rel=1e-12)
+
+
+def test_weights_are_counted_once_for_rows_that_differ_in_what_no_weights_depend_on(gb200):
+    # columns of every value they may take: a column that weights did depend on would show
+    rng = np.random.default_rng(0)
+    weightless = {name: rng.integers(0, 2, 200) for name in WEIGHTLESS} | {"batch": rng.integers(1, 900, 200)}
+    tp = rng.choice([1, 2], 200)
+    rows = Rows.of(
+        tp=tp, dp=8 // tp, ep=8, drafts=rng.integers(0, 2, 200), redundant_experts=rng.choice([0, 8], 200), **weightless
+    )
+    workload = Workload(isl_tokens=2000, osl_tokens=2000)
+    together = decode_memory(gb200, rows, workload).lines
+    for at in range(0, 200, 9):
+        for name, line in decode_memory(gb200, rows.take(np.array([at])), workload).lines.items():
+            assert together[name][at] == pytest.approx(line[0], rel=1e-12)
 
 
 def test_costing_rows_together_equals_costing_them_alone(gb200):

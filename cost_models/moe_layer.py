@@ -12,10 +12,12 @@ from cost_models.all_to_all.routing import expected_destinations, reachable_shar
 from cost_models.arrays import Floats, as_floats, distinct_rows, evaluate_distinct
 from cost_models.attention.base import Phase
 from cost_models.balance import (
+    active_experts_slope,
     busiest_active_experts,
     combined_max_over_mean,
     expected_active_experts,
     in_order_max_over_mean,
+    lumped_variance,
     uniform_max_over_mean,
 )
 from cost_models.chunking import activation_chunks, moe_chunks
@@ -83,7 +85,12 @@ def imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
     stale = stale_imbalance(machine, rows, tokens)
     placed = np.where(rows.eplb > 0, np.minimum(combined_max_over_mean(balanced, stale), in_order), in_order)
     skew = np.where(np.nan_to_num(rows.skew) > 0, combined_max_over_mean(np.maximum(rows.skew, 1), stale), placed)
-    noise = uniform_max_over_mean(tokens, rows.ep, moe.experts, moe.top_k)
+    each = tokens * rows.dp / rows.ep  # ranks of tensor-parallel attention all hold the same tokens
+    noise = np.where(
+        rows.eplb > 0,
+        uniform_max_over_mean(each, rows.ep, moe.experts, moe.top_k),
+        uniform_max_over_mean(each, rows.ep, moe.experts, moe.top_k, moe.groups, moe.top_k_groups),
+    )
     return np.where(np.isnan(rows.imbalance), combined_max_over_mean(skew, noise), rows.imbalance)
 
 
@@ -192,17 +199,20 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
         )
 
         def distinct(
-            p: Floats, e: Floats, t: Floats, s: Floats, all_tokens: Floats, ranks: Floats,
+            p: Floats, e: Floats, t: Floats, s: Floats, all_tokens: Floats, ranks: Floats, shuffled: Floats,
             choice: tuple[GroupedGemmCoefficients, ...] = kernels, unequal: float = sigma,
         ) -> tuple[Floats, Floats]:  # fmt: skip
             mean = expected_active_experts(all_tokens, e, moe.experts, moe.top_k, unequal)
-            active = np.minimum(busiest_active_experts(mean, e, ranks), p)
+            slope = active_experts_slope(all_tokens, e, moe.experts, moe.top_k, unequal)
+            lumps = lumped_variance(all_tokens, slope, ranks, moe.experts, moe.top_k, moe.groups, moe.top_k_groups)
+            active = np.minimum(busiest_active_experts(mean, e, ranks, np.where(shuffled > 0, 0.0, lumps)), p)
             cell = {"activation_bytes": info.activation_bytes, **shape}
             times = [grouped_gemm_time_s(p, e, active, t, s, coefficients=c, **cell) for c in choice]
             return np.min(times, axis=0), grouped_gemm_bound_s(p, active, s, **shape)
 
         slots = (moe.experts + rows.redundant_experts) / rows.ep
-        inputs = [column[mask] for column in (pairs / loops, slots, entering / loops, rows.moe_tp, total / loops, rows.ep)]
+        columns = (pairs / loops, slots, entering / loops, rows.moe_tp, total / loops, rows.ep, rows.eplb)
+        inputs = [column[mask] for column in columns]
         for part, value in zip(parts, evaluate_distinct(distinct, *inputs), strict=True):
             part[mask] = value
     return Timing(parts[0] * loops, parts[1] * np.where(loops > 1, 1, loops))

@@ -26,7 +26,7 @@ KV_STEPS_RESIDENT = 2
 WEIGHTLESS = (
     "batch", "backend", "expert_kernel", "overlap", "eplb", "eplb_window_steps", "eplb_interval_steps", "eplb_async",
     "moe_chunk_tokens", "activation_chunk_rows", "graph_tokens", "output_chunk", "api_servers", "batched_tokens",
-    "imbalance", "skew", "popularity", "dcp",
+    "imbalance", "skew", "popularity",
 )  # fmt: skip
 """Columns that no weights depend on."""
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cost_models.all_to_all.registry import BY_NAME, rows_whose
 from cost_models.all_to_all.routing import expected_destinations, reachable_share
 from cost_models.arrays import Floats, alike_rows, as_floats, evaluate_distinct
 from cost_models.attention.base import Phase
 from cost_models.balance import (
+    active_experts_slope,
     busiest_active_experts,
     combined_max_over_mean,
     expected_active_experts,
     in_order_max_over_mean,
+    lumped_variance,
     uniform_max_over_mean,
 )
 from cost_models.chunking import activation_chunks, moe_chunks
@@ -72,7 +75,12 @@ def imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
     stale = stale_imbalance(machine, rows, tokens)
     placed = np.where(rows.eplb > 0, np.minimum(combined_max_over_mean(balanced, stale), in_order), in_order)
     skew = np.where(np.nan_to_num(rows.skew) > 0, combined_max_over_mean(np.maximum(rows.skew, 1), stale), placed)
-    noise = uniform_max_over_mean(tokens, rows.ep, moe.experts, moe.top_k)
+    each = tokens * rows.dp / rows.ep  # ranks of tensor-parallel attention all hold the same tokens
+    noise = np.where(
+        rows.eplb > 0,
+        uniform_max_over_mean(each, rows.ep, moe.experts, moe.top_k),
+        uniform_max_over_mean(each, rows.ep, moe.experts, moe.top_k, moe.groups, moe.top_k_groups),
+    )
     return np.where(np.isnan(rows.imbalance), combined_max_over_mean(skew, noise), rows.imbalance)
 
 
@@ -160,7 +168,7 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     time_s, bound_s = np.zeros(len(rows)), np.zeros(len(rows))
     spread = rows.dp > 1
     slots = (moe.experts + rows.redundant_experts) / rows.ep
-    active = _active_experts(moe, total / loops, slots, as_floats(rows.ep), popularity(machine, rows))
+    active = _active_experts(moe, total / loops, slots, as_floats(rows.ep), popularity(machine, rows), rows.eplb > 0)
     columns = (pairs / loops, slots, active, entering / loops, rows.moe_tp)
     for (kind, kernel, own), those in alike_rows(rows.backend, rows.expert_kernel, spread):
         landing, held, hit, entered, shards = (as_floats(column[those]) for column in columns)
@@ -175,12 +183,19 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     return Timing(time_s * loops, bound_s * np.where(loops > 1, 1, loops))
 
 
-def _active_experts(moe: MoeSpec, tokens: Floats, slots: Floats, ranks: Floats, sigmas: Floats) -> Floats:
-    """Experts that get a token on the rank that has most of them. tokens : of the whole group; slots : on each rank."""
-    mean = np.zeros(len(tokens))
+def _active_experts(
+    moe: MoeSpec, tokens: Floats, slots: Floats, ranks: Floats, sigmas: Floats, shuffled: NDArray[np.bool_]
+) -> Floats:
+    """Experts that get a token on the rank that has most of them.
+
+    tokens : of the whole group; slots : on each rank; shuffled : not in their order, so that no rank holds a whole group of them.
+    """
+    mean, slope = np.zeros(len(tokens)), np.zeros(len(tokens))
     for (sigma,), those in alike_rows(sigmas):
-        mean[those] = expected_active_experts(tokens[those], slots[those], moe.experts, moe.top_k, sigma)
-    return busiest_active_experts(mean, slots, ranks)
+        given = (tokens[those], slots[those], moe.experts, moe.top_k, sigma)
+        mean[those], slope[those] = expected_active_experts(*given), active_experts_slope(*given)
+    lumps = lumped_variance(tokens, slope, ranks, moe.experts, moe.top_k, moe.groups, moe.top_k_groups)
+    return busiest_active_experts(mean, slots, ranks, np.where(shuffled, 0.0, lumps))
 
 
 def kernel_variants(machine: Machine, backend: str, phase: Phase, kernel: str = "auto", spread: bool = False) -> tuple[str, ...]:

@@ -22,6 +22,8 @@ of its history), not from residuals:
   names the run's concurrency, else the first. Runs of December 2025 are older than the recipes: SGLang ones without a recipe take
   16,384 tokens a step, TensorRT-LLM ones 4,608 at 1k and one prompt at 8k; decode slots of TensorRT-LLM then come from the names
   of the benchmark's recipes (recipes.csv);
+- points of later imports (ids 2026_) do not say whether drafts ran: those whose deployment and release a configuration with drafts had
+  (drafts.csv, by drafts.py) are priced without and not counted;
 - FP8 KV cache and attention;
 - all-to-all: TensorRT-LLM's NVLink kernels need an Arm host (tensorrt_llm/_mnnvl_utils.py, supports_mnnvl), so one-sided
   NVLink on GB200 and GB300 and an all-gather with a reduce-scatter on machines with x86 hosts; DeepEP for SGLang, low latency for
@@ -169,6 +171,11 @@ def disaggregated(row: dict[str, str]) -> dict:
     return pools
 
 
+def may_draft(row: dict[str, str]) -> bool:
+    """Whether drafts ran, or may have, by the benchmark's configurations."""
+    return any(found["id"] == row["id"] and found["with"] for found in table("drafts.csv"))
+
+
 def case(row: dict[str, str]) -> dict:
     concurrency = number(row, "concurrency")
     pools = disaggregated(row) if row["mode"] == "disagg" else {"serve": aggregated(row, concurrency)}
@@ -182,9 +189,9 @@ def case(row: dict[str, str]) -> dict:
         "title": row["id"],
         "source": SOURCE,
         "date": "2026-01-01",
-        "named": not row["note"],
+        "named": not row["note"] and not may_draft(row),
         "decision": f"{row['system']} {row['engine']} {row['precision']} {row['isl']}/{row['osl']} at {concurrency}",
-        "assumptions": [f"layout {layouts}", *([row["note"]] if row["note"] else [])],
+        "assumptions": [f"layout {layouts}", *([row["note"]] if row["note"] else []), *(["may draft"] if may_draft(row) else [])],
         "deployment": {
             "hardware": HARDWARE[row["system"]],
             "model": "deepseek-r1",

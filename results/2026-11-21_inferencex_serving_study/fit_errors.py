@@ -99,7 +99,9 @@ def band(found: list[tuple[str, float]]) -> tuple[float, float, float]:
     tried = [(level, stretch, covered(runs, values, level, stretch)) for level in LEVELS for stretch in STRETCHES]
     nearest = min(abs(share - COVERED) for *_, share in tried)
     kept = [each for each in tried if abs(each[2] - COVERED) <= max(nearest, NEAR)]
-    level, stretch, share = min(kept, key=lambda each: (abs(np.log(each[1])) + abs(np.log(each[0] / 0.1)), abs(each[2] - COVERED)))
+    level, stretch, share = min(
+        kept, key=lambda each: (abs(np.log(each[1])) + abs(np.log(each[0] / 0.1)), abs(each[2] - COVERED))
+    )
     return (*limits(values, level, stretch), share)
 
 

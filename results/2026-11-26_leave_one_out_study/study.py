@@ -47,8 +47,11 @@ def step_error(case: Case, calibration: Calibration | None) -> Errors:
 
 def service_error(case: Case, engine: str | None) -> Errors:
     """Errors of a service's means, priced with its own constants or another engine's."""
-    choice = CalibrationChoice(engine=engine) if engine else case.deployment.calibration
-    found = predict_any(case.deployment.model_copy(update={"calibration": choice}))
+    deployment = case.deployment
+    if engine:  # a kernel that only the left-out engine is told is the other's own
+        pools = {name: pool.model_copy(update={"expert_kernel": "auto"}) for name, pool in deployment.pools.items()}
+        deployment = deployment.model_copy(update={"calibration": CalibrationChoice(engine=engine), "pools": pools})
+    found = predict_any(deployment)
     measured = case.measured
     errors = {"tokens_per_s": found.tokens_per_s_per_gpu / measured.tokens_per_s_per_gpu - 1}
     if measured.tpot_s:

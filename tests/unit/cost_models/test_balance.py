@@ -7,12 +7,15 @@ import pytest
 
 from cost_models.balance import (
     REAL_TRAFFIC_SIGMA,
+    active_experts_slope,
     busiest_active_experts,
     combined_max_over_mean,
     expected_active_experts,
     expected_tiles,
     in_order_max_over_mean,
+    lumped_variance,
     normal_quantile,
+    picks_variance,
     popularity_quantiles,
     uniform_max_over_mean,
 )
@@ -140,3 +143,49 @@ def test_the_busiest_rank_has_no_more_active_experts_than_it_holds_and_one_rank_
     assert busiest_active_experts(31.9, 32, 8) == 32
     assert busiest_active_experts(12.0, 32, 1) == 12
     assert busiest_active_experts(0.0, 32, 8) == 0
+
+
+GROUPS, CHOSEN = 8, 4
+"""DeepSeek-V3's: a token chooses four of eight groups of 32 experts, then its eight experts among them."""
+
+
+def simulated_groups(tokens: int, ranks: int, sigma: float, rounds: int = 200) -> tuple[float, float]:
+    """(busiest load / mean, most active experts) of ranks that hold experts in order; a group scores by its best two experts."""
+    rng = np.random.default_rng(0)
+    ratios, most = [], []
+    for _ in range(rounds):
+        scores = (sigma * rng.standard_normal(256) + rng.gumbel(size=(tokens, 256))).reshape(tokens, GROUPS, -1)
+        best = np.sort(scores, axis=2)[:, :, -2:].sum(axis=2)
+        refused = np.argsort(best, axis=1)[:, : GROUPS - CHOSEN]
+        np.put_along_axis(scores, refused[:, :, None], -np.inf, axis=1)
+        chosen = np.argpartition(-scores.reshape(tokens, -1), 8, axis=1)[:, :8]
+        picks = np.bincount(chosen.ravel(), minlength=256).reshape(ranks, -1)
+        ratios.append(picks.sum(axis=1).max() * ranks / (tokens * 8))
+        most.append((picks > 0).sum(axis=1).max())
+    return float(np.mean(ratios)), float(np.mean(most))
+
+
+@pytest.mark.parametrize("sigma", [0.0, REAL_TRAFFIC_SIGMA])
+@pytest.mark.parametrize(("ranks", "tokens"), [(4, 4), (8, 1), (8, 4), (8, 16), (16, 16), (32, 16)])
+def test_tokens_that_choose_groups_first_against_simulation(sigma, ranks, tokens):
+    ratio, most = simulated_groups(tokens, ranks, sigma)
+    noise = uniform_max_over_mean(tokens / ranks, ranks, 256, 8, GROUPS, CHOSEN)
+    if sigma == 0:
+        assert noise == pytest.approx(ratio, rel=0.05)
+    mean = expected_active_experts(tokens, 256 / ranks, 256, 8, sigma)
+    slope = active_experts_slope(tokens, 256 / ranks, 256, 8, sigma)
+    lumps = lumped_variance(tokens, slope, ranks, 256, 8, GROUPS, CHOSEN)
+    assert busiest_active_experts(mean, 256 / ranks, ranks, lumps) == pytest.approx(most, rel=0.06)
+
+
+def test_choosing_groups_first_doubles_the_variance_of_what_a_token_gives_a_rank():
+    # without groups, hypergeometric: 8 x 1/8 x 7/8 x 248/255; with them half of the tokens come, with 2 picks of variance
+    # 8 x 1/4 x 3/4 x 120/127: (1.417 + 2^2) / 2 - 1
+    assert picks_variance(8, 256, 8) == pytest.approx(0.851, abs=0.001)
+    assert picks_variance(8, 256, 8, GROUPS, CHOSEN) == pytest.approx(1.709, abs=0.001)
+    assert picks_variance(6, 256, 8, GROUPS, CHOSEN) == picks_variance(6, 256, 8)  # six ranks hold no whole groups
+
+
+def test_the_slope_of_active_experts_is_their_derivative():
+    before, after = expected_active_experts([15.99, 16.01], 32, 256, 8, 1.07)
+    assert active_experts_slope(16, 32, 256, 8, 1.07) == pytest.approx((after - before) / 0.02, rel=1e-4)

@@ -12,6 +12,7 @@ from cost_models.collectives import AllReduceCoefficients
 from cost_models.dispatch import BACKENDS
 from cost_models.layers import OUTSIDE
 from cost_models.memory import WEIGHTLESS, decode_memory
+from cost_models.moe_layer import imbalance
 from cost_models.operators import gemm
 from cost_models.overlap import OVERLAPS
 from cost_models.provenance import operator_provenance
@@ -228,6 +229,20 @@ def test_imbalance_slows_experts_and_point_to_point_bytes_but_not_all_gather(gb2
         one, other = (decode_step(gb200, Rows.of(**base, **ratio), 2000).operators for ratio in (even, skewed))
         assert other["experts"].time_s > one["experts"].time_s
         assert bool(other["dispatch"].time_s > one["dispatch"].time_s) is moves
+
+
+def test_the_noise_of_a_step_is_that_of_the_tokens_that_all_ranks_feed_together(gb200):
+    # 32 tokens over EP8: four from each attention-DP rank, or all of tensor-parallel ranks, which hold the same ones
+    spread, same = Rows.of(dp=8, ep=8), Rows.of(tp=8, ep=8)
+    assert imbalance(gb200, same, np.array([32.0])) == pytest.approx(imbalance(gb200, spread, np.array([4.0])))
+
+
+def test_one_token_reads_three_experts_on_the_busiest_of_eight_ranks(gb200):
+    # 8 picks in 4 of 8 groups: 3.06 by simulation, where a rank has one on average; each is 3 x 7,168 x 2,048 weights
+    one = decode_step(gb200, Rows.of(tp=8, ep=8, batch=1), 2000).operators["experts"]
+    weights = 3 * 7168 * 2048 * gb200.dtype_info("experts").weight_bytes
+    layers = gb200.model.moe_layers
+    assert one.bound_s * gb200.hbm_bytes_per_s / weights / layers == pytest.approx(3.06, rel=0.06)
 
 
 def test_drafts_trade_a_longer_step_for_more_tokens(gb200):

@@ -49,7 +49,11 @@ class Policy:
     gathers: bool = False
     """Attention-DP ranks may wait until all have a prompt."""
     polls: bool = False
-    """New requests may be looked for every so many steps only."""
+    """New requests may be looked for every so many steps only; a step of prompts starts the count again with a look."""
+    ahead_apart: int = 0
+    """As `runs_ahead`, of an engine that only prefills."""
+    results_wait: bool = False
+    """What a step of prompts computed is looked at once the next one has been launched, which for eager steps takes a while."""
 
     def padded(self, sequences: int) -> int:
         """The captured batch that `sequences` of a rank decode in: 1, 2, 4, then multiples of 8, from 256 on of 16."""
@@ -88,7 +92,7 @@ VLLM_V1 = Policy(
     default_tokens=8192,
     captured_tokens=512,
 )
-VLLM_V1_ASYNC = dataclasses.replace(VLLM_V1, name="vllm-v1-async", runs_ahead=1)
+VLLM_V1_ASYNC = dataclasses.replace(VLLM_V1, name="vllm-v1-async", runs_ahead=1, ahead_apart=1)
 SGLANG = Policy(
     name="sglang-overlap",
     runs_ahead=1,
@@ -103,6 +107,8 @@ SGLANG = Policy(
     handover_steps=1,
     default_tokens=16384,
     polls=True,
+    ahead_apart=1,
+    results_wait=True,  # event_loop_overlap and event_loop_overlap_disagg_prefill, 0.5.5 to 0.5.9
 )
 TENSORRT_LLM = Policy(
     name="tensorrt-llm-inflight",

@@ -176,7 +176,8 @@ class Run:
 
     def _result(self, finished: Floats) -> Replay:
         preempted = sum(worker.preempted for worker in self.decoders)
-        return Replay(np.array(self.sent), np.array(self.first), finished, self.requests.osl_tokens, preempted)
+        first = np.array(self.first)
+        return Replay(np.array(self.sent), first, np.maximum(finished, first), self.requests.osl_tokens, preempted)
 
     def _push(self, at: float, kind: int, request: int, worker: Worker | None = None) -> None:
         self.order += 1

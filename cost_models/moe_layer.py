@@ -27,7 +27,7 @@ from cost_models.dispatch import (
     transfer_time_s,
     volumes,
 )
-from cost_models.expert_kernels import EXPERT_KERNELS
+from cost_models.expert_kernels import EXPERT_KERNELS, GATHERS_FOR_CONTIGUOUS
 from cost_models.grouped_gemm import GroupedGemmCoefficients, grouped_gemm_bound_s, grouped_gemm_time_s
 from cost_models.machine import Machine
 from cost_models.operators import Timing, matrix_gemm, moe_traffic, tp_all_reduce
@@ -212,8 +212,8 @@ def kernel_variants(machine: Machine, backend: str, phase: Phase, kernel: str = 
     """Expert kernels that a backend can feed; the engine takes the fastest.
 
     kernel : of EXPERT_KERNELS; spread : whether attention-DP ranks feed it. Low-latency dispatch feeds a masked kernel, DeepEP
-    normal a contiguous one, every other path the engine's fused one; prefill after an all-gather, which no CUDA graph captures,
-    may choose the contiguous one too. Some engines run the one that they are told to (`Machine.chosen_expert_kernel`).
+    normal a contiguous one, every other path the engine's fused one; vLLM's prefill after an all-gather, which no CUDA graph
+    captures, may choose the contiguous one too. Some engines run the one that they are told to (`Machine.chosen_expert_kernel`).
     """
     dtype = machine.dtype("experts")
     if machine.chooses_expert_kernel:
@@ -223,7 +223,7 @@ def kernel_variants(machine: Machine, backend: str, phase: Phase, kernel: str = 
     wanted: tuple[str, ...] = (dtype,)
     if exchange.expert_kernel != "fused":
         wanted = (f"{dtype}.{exchange.expert_kernel}",)
-    elif phase == "prefill" and exchange.graphless_prefill:
+    elif phase == "prefill" and exchange.graphless_prefill and machine.calibration.applies_to.engine in GATHERS_FOR_CONTIGUOUS:
         wanted = (dtype, f"{dtype}.contiguous")
     known = tuple(variant for variant in wanted if machine.calibration.has("grouped_gemm", variant))
     return known or (dtype,)

@@ -24,8 +24,8 @@ of its history), not from residuals:
   of the benchmark's recipes (recipes.csv);
 - FP8 KV cache and attention;
 - all-to-all: TensorRT-LLM's NVLink kernels need an Arm host (tensorrt_llm/_mnnvl_utils.py, supports_mnnvl), so one-sided
-  NVLink on GB200 and GB300 and an all-gather with a reduce-scatter on machines with x86 hosts; DeepEP for SGLang, low latency for
-  decode, normal for prefill where the recipe has it, else an all-gather.
+  NVLink on GB200 and GB300 and an all-gather with a reduce-scatter on machines with x86 hosts; DeepEP for SGLang where the recipe
+  has it (normal for prefill, low latency for decode) or none is known, else an all-gather.
 """
 
 from __future__ import annotations
@@ -158,10 +158,10 @@ def disaggregated(row: dict[str, str]) -> dict:
             pools["decode"]["batch_per_dp_rank"] = slots(row)
         return pools
     pools = {}
-    for name, deepep in (("prefill", found["prefill_deepep"] == "1"), ("decode", sglang)):
+    for name in ("prefill", "decode"):
         gpus, dp, ep = (int(found[f"{name[0]}_{size}"]) for size in ("gpus", "dp", "ep"))
         placed = found[f"{name[0]}_placed"] == "1"
-        pools[name] = pool(row, name[0], name, (gpus // dp, dp, ep), deepep, placed)
+        pools[name] = pool(row, name[0], name, (gpus // dp, dp, ep), found[f"{name}_deepep"] == "1", placed)
         if not sglang:
             pools[name]["expert_kernel"] = found[f"{name[0]}_kernel"]
     pools["prefill"] |= {"max_batched_tokens": int(found["prefill_tokens"]), "batch_per_dp_rank": int(found["prefill_prompts"])}

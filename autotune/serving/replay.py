@@ -89,14 +89,6 @@ def replay_steady(requests: Requests, model: ServiceModel, sequences: int) -> Re
     return Run(requests, model).from_steady(sequences)
 
 
-def replay_closed(requests: Requests, model: ServiceModel, sequences: int) -> Replay:
-    """Run a closed loop on a service that has long been running.
-
-    sequences : decoding at the start, at independent points of their answers; others in flight wait.
-    """
-    return Run(requests, model).closed_from_steady(sequences)
-
-
 class Run:
     """State of one replay."""
 
@@ -157,15 +149,6 @@ class Run:
                 self.reserved[worker] = list(worker.decoding)
                 worker.wakes_at = 0.0
                 self.wake(worker, 0.0)
-
-    def closed_from_steady(self, sequences: int) -> Replay:
-        """All requests of a closed loop, the first to take the places of sequences that already run."""
-        self._seed(sequences)
-        for _ in range(self.requests.concurrency - sequences):
-            self._send(0.0)
-        while self.left:
-            self._one_event()
-        return self._result(np.array(self.finished))
 
     def _pace_s(self, now: float) -> float:
         """Seconds between two tokens of a running sequence, over the run."""

@@ -405,11 +405,14 @@ class Worker:
         most = 0
         for rank, pieces in enumerate(taken):
             tokens = attended = 0.0
+            cut = False
             for request, count in pieces:
                 job = self.jobs[request]
                 tokens += count
                 attended += count * (job.prefix + count / 2)
+                cut = cut or job.prefix > 0
                 job.prefix += count
+            attended *= self.pool.cut_keys if cut else 1.0
             if self.policy.mixes or not pieces:
                 tokens += self.decoding[rank]
                 most = max(most, self.decoding[rank])

@@ -168,6 +168,7 @@ def disaggregated(row: dict[str, str]) -> dict:
         if not sglang:
             pools[name]["expert_kernel"] = found[f"{name[0]}_kernel"]
     pools["prefill"] |= {"max_batched_tokens": int(found["prefill_tokens"]), "batch_per_dp_rank": int(found["prefill_prompts"])}
+    pools["prefill"]["absorbs_cut_prompts"] = found["prefill_absorbs"] == "1"
     pools["decode"] |= {"batch_per_dp_rank": int(found["decode_slots"]), "admission_interval_steps": int(found["look_steps"])}
     return pools
 

@@ -137,6 +137,15 @@ def test_what_sglang_computed_is_looked_at_after_the_next_step_is_launched():
     assert replay(_requests((0, 1000, 50)), _together(SGLANG, launch_s=float("inf"))).first_token_s == pytest.approx([0.1])
 
 
+def test_a_step_with_the_later_piece_of_a_prompt_may_attend_more_slowly():
+    # 1 s per 10^6 keys, budget 1,500. Step 0: A whole (1,000 x 500 keys) and 500 of B (500 x 250): 0.625 s. Step 1: the rest
+    # of B after 500 (500 x 750 = 375,000 keys), ten times as long: 3.75 s
+    both = _requests((0, 1000, 1), (0, 1000, 1))
+    prices = {"prompt_s": lambda _busiest, _mean, keys, _decodes: keys * 1e-6, "budget_tokens": 1500.0}
+    assert replay(both, _together(ALONE, **prices)).first_token_s == pytest.approx([0.625, 1.0])
+    assert replay(both, _together(ALONE, **prices, cut_keys=10.0)).first_token_s == pytest.approx([0.625, 4.375])
+
+
 def test_tensorrt_llm_takes_whole_prompts_into_what_decode_tokens_leave():
     # budget 1,010. A alone, until 0.1 (1,000 tokens; B no longer fits); B and A's token, 1,001 tokens, until 0.2001;
     # C and two tokens until 0.2503; D was seen in time for step 4: 500 + 3 tokens until 0.3006

@@ -52,6 +52,8 @@ class Policy:
     """New requests may be looked for every so many steps only; a step of prompts starts the count again with a look."""
     ahead_apart: int = 0
     """As `runs_ahead`, of an engine that only prefills."""
+    entry_stalls: bool = False
+    """Disaggregated: an attention-DP rank that sequences enter decodes nothing in that step."""
     results_wait: bool = False
     """What a step of prompts computed is looked at once the next one has been launched, which for eager steps takes a while."""
 
@@ -104,7 +106,8 @@ SGLANG = Policy(
     reserve=0.1,  # new_token_ratio once it has decayed
     slot_first=True,
     first_seen="at_entry",
-    handover_steps=1,
+    handover_steps=0,
+    entry_stalls=True,  # a batch of prefilled sequences is a step of its own (disaggregation/decode.py get_new_prebuilt_batch)
     default_tokens=16384,
     polls=True,
     ahead_apart=1,

@@ -296,7 +296,7 @@ class Worker:
                 self._look()
         elif self.running:
             self.step_s = self.pool.decode_s(max(self.decoding))
-            strides = 1 if self.entered else self._alike()  # what has just come in is seen to after one step
+            strides = 1 if self.entered or self.stalled else self._alike()  # what has just come in is seen to after one step
         else:
             return
         self.strides = strides
@@ -330,6 +330,8 @@ class Worker:
                 self.held[rank] += job.context
                 self.promised[rank] += job.context + self.policy.reserve * job.answer
                 self._enter_one(rank, request, now)
+                if self.policy.entry_stalls and self.pool.ranks > 1 and self.stalled[-1:] != [rank]:
+                    self.stalled.append(rank)
 
     def _enter_one(self, rank: int, request: int, now: float) -> None:
         job, seen = self.jobs[request], self.policy.first_seen

@@ -188,6 +188,16 @@ def test_sglang_deals_decode_ranks_in_turn_and_prefill_ranks_by_a_random_number(
     assert firsts.max() > 0.29  # in turn all would be prefilled by 0.2
 
 
+def test_sglang_ranks_that_take_sequences_in_decode_nothing_meanwhile():
+    # in turn A and C share a decode rank, B has the other. Each enters in a step in which its rank only enters it, and has its
+    # 50th token 49 steps later; C comes 0.2 s after A, which loses that step too. With one rank entering takes no step
+    three = _requests((0, 500, 50), (0, 500, 50), (0.2, 500, 50))
+    apart = replay(three, _apart(SGLANG, ranks=2))
+    assert apart.finished_s - apart.first_token_s == pytest.approx([51 * STEP_S, 50 * STEP_S, 50 * STEP_S])
+    alone = replay(three, _apart(SGLANG))
+    assert alone.finished_s - alone.first_token_s == pytest.approx([49 * STEP_S] * 3)
+
+
 def test_sglang_takes_the_decode_slot_before_it_prefills_and_others_after():
     pair = _requests((0, 1000, 101), (0, 1000, 101))
     result = replay(pair, _apart(dataclasses.replace(ALONE), slots=1))

@@ -249,6 +249,10 @@ def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio:
         if backend == "none":
             continue
         mask = (rows.backend == kind) & (elements == element)
+        if phase == "prefill" and BY_NAME[backend].gathers and _adds_up(machine):
+            group = rows.group[mask]
+            parts[0][mask], parts[1][mask] = tp_all_reduce(machine, tokens[mask] * group, group)
+            continue
         token_bytes = payload_bytes(hidden, element, moe.top_k) if direction == "dispatch" else hidden * element
         coefficients = machine.coefficients("dispatch", f"{backend}.{direction}", DispatchCoefficients)
 
@@ -268,6 +272,15 @@ def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio:
         for part, value in zip(parts, evaluate_distinct(distinct, *inputs), strict=True):
             part[mask] = value
     return Timing(parts[0], parts[1])
+
+
+def _adds_up(machine: Machine) -> bool:
+    """Whether prompts are gathered by adding up buffers that are zero but for a rank's own tokens, and results likewise.
+
+    SGLang, whose ranks have prompts of different lengths (layers/dp_attention.py, DpPaddingMode.SUM_LEN), but for NVFP4: there
+    FlashInfer's CUTLASS experts exchange quantised tokens of unequal numbers (layers/moe/utils.py).
+    """
+    return machine.calibration.applies_to.engine == "sglang" and machine.dtype("experts") != "nvfp4"
 
 
 def _element_bytes(machine: Machine, rows: Rows, direction: str, phase: Phase) -> Floats:

@@ -92,8 +92,7 @@ def discrete_max_over_mean(
 ) -> float:
     r"""E[busiest / mean] of G ranks from the exact distribution F of one rank's load: sum over j of 1 - F(j)^G, over the mean.
 
-    F is the T-fold convolution of one token's count (T whole tokens). Ranks are taken as independent. Loads beyond `_reached` are left
-    out.
+    F is the T-fold convolution of one token's count (T whole tokens). Ranks are taken as independent; loads beyond `_reached` are left out.
     """
     tokens = max(round(tokens_per_rank * ranks), 1)
     mean = tokens * top_k / ranks
@@ -115,8 +114,8 @@ def _reached(mean: float, variance: float, most_of_one: int) -> int:
 
     .. math:: P(X \ge \mu + x) \le \exp\left(-\frac{x^2}{2 (v + b x / 3)}\right)
 
-    Bernstein's inequality; b : most that one count is above its mean. A hypergeometric count is itself a sum of yes-or-no trials with
-    unequal chances, so b is 1 and v at most the mean.
+    Bernstein's inequality; b : most that one count is above its mean. A hypergeometric count is itself a sum of yes-or-no trials
+    with unequal chances, so b is 1 and v at most the mean.
     """
     third = most_of_one * NEVER / 3
     return math.ceil(mean + third + math.sqrt(third**2 + 2 * NEVER * variance))

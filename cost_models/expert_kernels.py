@@ -16,6 +16,9 @@ EXPERT_KERNELS: tuple[str, ...] = get_args(ExpertKernelName)
 """Order gives the integer code used in candidate rows. auto: what `taken_kernel` says."""
 CHOOSES = ("trtllm",)
 """Engines that are told their expert kernel, whatever the all-to-all."""
+GATHERS_FOR_CONTIGUOUS = ("vllm",)
+"""Engines that may run the contiguous kernel without a dispatch that sorts tokens for it. SGLang's automatic choice is its Triton
+kernel, on Blackwell TRTLLM-gen; DeepGEMM only behind DeepEP (0.5.5 to 0.5.9, layers/quantization/fp8.py, server_args.py)."""
 TAKEN: dict[tuple[str, str], tuple[str, str]] = {
     ("hopper", "fp8_block"): ("cutlass", "cutlass"),
     ("hopper", "fp8"): ("cutlass", "cutlass"),

@@ -29,7 +29,7 @@ from cost_models.dispatch import (
     transfer_time_s,
     volumes,
 )
-from cost_models.expert_kernels import EXPERT_KERNELS
+from cost_models.expert_kernels import EXPERT_KERNELS, GATHERS_FOR_CONTIGUOUS
 from cost_models.grouped_gemm import GroupedGemmCoefficients, grouped_gemm_bound_s, grouped_gemm_time_s
 from cost_models.machine import Machine
 from cost_models.operators import Timing, matrix_gemm, moe_traffic, tp_all_reduce
@@ -202,8 +202,8 @@ def kernel_variants(machine: Machine, backend: str, phase: Phase, kernel: str = 
     """Expert kernels that a backend can feed; the engine takes the fastest.
 
     kernel : of EXPERT_KERNELS; spread : whether attention-DP ranks feed it. Low-latency dispatch feeds a masked kernel, DeepEP
-    normal a contiguous one, every other path the engine's fused one; prefill after an all-gather, which no CUDA graph captures,
-    may choose the contiguous one too. Some engines run the one that they are told to (`Machine.chosen_expert_kernel`).
+    normal a contiguous one, every other path the engine's fused one; vLLM's prefill after an all-gather, which no CUDA graph
+    captures, may choose the contiguous one too. Some engines run the one that they are told to (`Machine.chosen_expert_kernel`).
     """
     dtype = machine.dtype("experts")
     if machine.chooses_expert_kernel:
@@ -213,7 +213,7 @@ def kernel_variants(machine: Machine, backend: str, phase: Phase, kernel: str = 
     wanted: tuple[str, ...] = (dtype,)
     if exchange.expert_kernel != "fused":
         wanted = (f"{dtype}.{exchange.expert_kernel}",)
-    elif phase == "prefill" and exchange.graphless_prefill:
+    elif phase == "prefill" and exchange.graphless_prefill and machine.calibration.applies_to.engine in GATHERS_FOR_CONTIGUOUS:
         wanted = (dtype, f"{dtype}.contiguous")
     known = tuple(variant for variant in wanted if machine.calibration.has("grouped_gemm", variant))
     return known or (dtype,)
@@ -239,6 +239,10 @@ def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio:
         backend = BACKENDS[kind]
         if backend == "none":
             continue
+        if phase == "prefill" and BY_NAME[backend].gathers and _adds_up(machine):
+            group = as_floats(rows.group[those])
+            time_s[those], bound_s[those] = tp_all_reduce(machine, tokens[those] * group, group)
+            continue
         moved = volumes(
             backend, tokens[those], rows.group[those],
             token_bytes=payload_bytes(hidden, element, moe.top_k) if direction == "dispatch" else hidden * element,
@@ -249,6 +253,15 @@ def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio:
         time_s[those] = transfer_time_s(moved, rows.group[those], slots[those], skew, links=links, coefficients=c)
         bound_s[those] = transfer_bound_s(moved, links)
     return Timing(time_s, bound_s)
+
+
+def _adds_up(machine: Machine) -> bool:
+    """Whether prompts are gathered by adding up buffers that are zero but for a rank's own tokens, and results likewise.
+
+    SGLang, whose ranks have prompts of different lengths (layers/dp_attention.py, DpPaddingMode.SUM_LEN), but for NVFP4: there
+    FlashInfer's CUTLASS experts exchange quantised tokens of unequal numbers (layers/moe/utils.py).
+    """
+    return machine.calibration.applies_to.engine == "sglang" and machine.dtype("experts") != "nvfp4"
 
 
 def _element_bytes(machine: Machine, rows: Rows, direction: str, phase: Phase) -> Floats:

@@ -42,6 +42,8 @@ class ServiceCoefficients:
     """Of each prompt, one after the other [s]."""
     frontend_token_s: float = 0.0
     """Tokenising, of each prompt token, one prompt after the other [s]."""
+    absorbed_slowdown: float = 1.0
+    """FLOPs a second of the kernel with which prompts attend un-absorbed, over those of the one that attends to latents [-]."""
     frontend_output_s: float = 0.0
     """Detokenising and streaming, of each token of an answer, client included; 0 takes the host model's `output_s` [s]."""
 

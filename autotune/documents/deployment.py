@@ -152,6 +152,9 @@ class Pool(Spec):
     """Share of device memory the engine may use; none uses what is needed."""
     admission_interval_steps: int = Field(default=1, gt=0, le=MAX_STEP)
     """Decode steps between two looks for new prompts of an aggregated engine (SGLang --scheduler-recv-interval)."""
+    absorbs_cut_prompts: bool = False
+    """A step that holds a later piece of a prompt attends to all its prompts' latents without expanding them, with a slower
+    kernel (SGLang --disable-chunked-prefix-cache)."""
     gather_prefill_steps: int = Field(default=0, ge=0, le=MAX_STEP)
     """Decode steps that prompts may wait so that all attention-DP ranks prefill together (TensorRT-LLM
     attention_dp_config timeout_iters with enable_balance); 0 never."""

@@ -119,8 +119,8 @@ COLUMNS = (
     Column("skew", "expert_balance.skew", OR_UNKNOWN),
     Column("popularity", "expert_balance.popularity_sigma", OR_UNKNOWN),
 )  # fmt: skip
-UNPRICED = {"admission_interval_steps": "admission_interval_steps"}
-"""Engine knobs and the pool's fields that they set, where no step costs more or less by them."""
+UNPRICED = {name: name for name in ("admission_interval_steps", "absorbs_cut_prompts")}
+"""Engine knobs and the pool's fields that they set, where no step by itself costs more or less by them, only a replay's."""
 LAYOUT_COLUMNS = tuple(column.name for column in COLUMNS if column.enumerated)
 """Columns that an enumeration of layouts fills, in this order."""
 VARIANT_COLUMNS = tuple(name for name in LAYOUT_COLUMNS if name != "graph_tokens")

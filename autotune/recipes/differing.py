@@ -70,6 +70,8 @@ ASPECTS = (
     Aspect("API servers", ("api_servers",), _plain("api_servers")),
     Aspect("admission", ("admission_interval_steps", "gather_prefill_steps"),
            _plain("admission_interval_steps", "gather_prefill_steps")),
+    Aspect("attention of cut prompts", ("absorbs_cut_prompts",),
+           lambda p: "absorbed" if p.absorbs_cut_prompts else "expanded keys and values"),
     Aspect("precision", ("precision",), _plain("precision")),
     Aspect("hardware", ("hardware",), _plain("hardware")),
 )  # fmt: skip

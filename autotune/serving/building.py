@@ -10,11 +10,14 @@ from autotune.documents.deployment import Deployment, Pool
 from autotune.documents.knobs import pool_rows
 from autotune.errors import ProblemError
 from autotune.predicting.step import memory_limit_bytes, resolve_pool
-from autotune.serving.model import decode_times, prompt_times, tokens_per_step
+from autotune.serving.model import PromptTimes, decode_times, prompt_times, tokens_per_step
 from autotune.serving.policies import Policy, policy_of
 from autotune.serving.requests import Requests
 from autotune.serving.service import UNLIMITED_SLOTS, Frontend, Handover, PoolModel, ServiceModel
 from autotune.serving.traffic import as_decoded, as_prefilled
+from cost_models.all_to_all.registry import BY_NAME
+from cost_models.attention.mla import MlaSpec
+from cost_models.dispatch import BACKENDS
 from cost_models.host import HostCoefficients
 from cost_models.kv_transfer import HandoverCoefficients, handover_bytes_s, link_bytes_per_s
 from cost_models.machine import Machine
@@ -125,11 +128,13 @@ def _decode_pool(
     streamed_s = np.arange(most + 1) * c.frontend_output_s  # an API process per rank streams what its steps return
     table = np.maximum(steps, streamed_s).tolist()
     top = max(side.budget_tokens, longest) + (most if policy.mixes else 0)
+    prefill_rows = joined_kernels(side.machine, side.prefill_rows)
+    prompt_s = prompt_times(side.machine, prefill_rows, prompts, policy, top, c.prefill_switch_s, cores)
     return PoolModel(
         decode_s=lambda n: table[n] if n <= most else table[most] * n / most,
-        prompt_s=prompt_times(
-            side.machine, joined_kernels(side.machine, side.prefill_rows), prompts, policy, top, c.prefill_switch_s, cores
-        ),
+        prompt_s=prompt_s,
+        launch_s=_launch_s(policy, prefill_rows, prompt_s, c.prefill_switch_s),
+        cut_keys=_cut_keys(side, c),
         workers=workers,
         ranks=pool.dp,
         slots=pool.batch_per_dp_rank or UNLIMITED_SLOTS,
@@ -145,14 +150,38 @@ def _prefill_pool(side: PricedPool, prompts: Workload, longest: float) -> PoolMo
     """A pool that only prefills."""
     c = side.machine.coefficients("serving", "default", ServiceCoefficients)
     top = max(side.budget_tokens, longest)
+    prompt_s = prompt_times(side.machine, side.prefill_rows, prompts, side.policy, top, c.prefill_switch_s, np.zeros(1))
     return PoolModel(
         decode_s=lambda _: 0.0,
-        prompt_s=prompt_times(side.machine, side.prefill_rows, prompts, side.policy, top, c.prefill_switch_s, np.zeros(1)),
+        prompt_s=prompt_s,
+        launch_s=_launch_s(side.policy, side.prefill_rows, prompt_s, c.prefill_switch_s),
+        cut_keys=_cut_keys(side, c),
         workers=side.pool.instances,
         ranks=side.pool.dp,
         slots=side.pool.batch_per_dp_rank or UNLIMITED_SLOTS,
         budget_tokens=float(side.budget_tokens),
     )
+
+
+def _launch_s(policy: Policy, rows: Rows, prompt_s: PromptTimes, switch_s: float) -> float:
+    """How long a step of prompts keeps the engine's process: what the smallest of them takes, which its launches bound."""
+    if not policy.results_wait:
+        return 0.0
+    if BY_NAME[BACKENDS[int(rows.backend[0])]].waits_for_counts:
+        return float("inf")
+    return prompt_s(1, 1, 0, 0) - switch_s
+
+
+def _cut_keys(side: PricedPool, c: ServiceCoefficients) -> float:
+    """What attending to latents costs over attending to expanded keys and values, of a model whose layers do either.
+
+    FLOPs of a query head and key: 2 (2 latent + rope) against 2 (qk + v), 3.4 times in DeepSeek-V3.
+    """
+    latent = [kind for kind in side.machine.model.attentions if isinstance(kind, MlaSpec)]
+    if not (side.pool.absorbs_cut_prompts and latent):
+        return 1.0
+    kind = latent[0]
+    return (2 * kind.kv_lora_rank + kind.qk_rope_dim) / (kind.qk_dim + kind.v_dim) * c.absorbed_slowdown
 
 
 def _most_per_rank(side: PricedPool, kv_tokens: float, workload: Workload, in_flight: int, workers: int) -> int:

@@ -49,7 +49,13 @@ class Policy:
     gathers: bool = False
     """Attention-DP ranks may wait until all have a prompt."""
     polls: bool = False
-    """New requests may be looked for every so many steps only."""
+    """New requests may be looked for every so many steps only; a step of prompts starts the count again with a look."""
+    ahead_apart: int = 0
+    """As `runs_ahead`, of an engine that only prefills."""
+    entry_stalls: bool = False
+    """Disaggregated: an attention-DP rank that sequences enter decodes nothing in that step."""
+    results_wait: bool = False
+    """What a step of prompts computed is looked at once the next one has been launched, which for eager steps takes a while."""
 
     def padded(self, sequences: int) -> int:
         """The captured batch that `sequences` of a rank decode in: 1, 2, 4, then multiples of 8, from 256 on of 16."""
@@ -88,7 +94,7 @@ VLLM_V1 = Policy(
     default_tokens=8192,
     captured_tokens=512,
 )
-VLLM_V1_ASYNC = dataclasses.replace(VLLM_V1, name="vllm-v1-async", runs_ahead=1)
+VLLM_V1_ASYNC = dataclasses.replace(VLLM_V1, name="vllm-v1-async", runs_ahead=1, ahead_apart=1)
 SGLANG = Policy(
     name="sglang-overlap",
     runs_ahead=1,
@@ -100,9 +106,12 @@ SGLANG = Policy(
     reserve=0.1,  # new_token_ratio once it has decayed
     slot_first=True,
     first_seen="at_entry",
-    handover_steps=1,
+    handover_steps=0,
+    entry_stalls=True,  # a batch of prefilled sequences is a step of its own (disaggregation/decode.py get_new_prebuilt_batch)
     default_tokens=16384,
     polls=True,
+    ahead_apart=1,
+    results_wait=True,  # event_loop_overlap and event_loop_overlap_disagg_prefill, 0.5.5 to 0.5.9
 )
 TENSORRT_LLM = Policy(
     name="tensorrt-llm-inflight",

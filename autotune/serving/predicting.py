@@ -10,7 +10,7 @@ from autotune.documents.deployment import Deployment, Load
 from autotune.documents.prediction import Percentiles, ServicePrediction
 from autotune.serving.building import Built, build_service
 from autotune.serving.errors import service_errors
-from autotune.serving.replay import Replay, replay, replay_closed
+from autotune.serving.replay import Replay, replay
 from autotune.serving.requests import Requests
 from autotune.serving.service import ServiceModel
 from autotune.serving.steady import Settled, settled, settled_replay
@@ -113,13 +113,10 @@ def _replayed(requests: Requests, computed: Requests, built: Built, uncut: int) 
     """All requests, from an empty service to its end; of a closed loop too long for that, what it settles at."""
     notes = []
     if uncut > len(requests):
-        start = min(built.slots, requests.concurrency)
-        result = replay_closed(computed, built.model, start).settled(len(requests) // SKIPPED)
+        skipped = min(max(requests.concurrency, len(requests) // SKIPPED), len(requests) // 2)
+        result = replay(computed, built.model).settled(skipped)
         rate = result.finished_tokens_per_s
-        notes.append(
-            f"{len(requests):,} of {uncut:,} requests were replayed, from a service that is full already: "
-            "without the ramp at the start and the end"
-        )
+        notes.append(f"{len(requests):,} of {uncut:,} requests were replayed: without the ramp at the start and the end")
         running = rate * float(result.tpot_s.mean())
     else:
         result = replay(computed, built.model)

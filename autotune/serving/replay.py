@@ -89,14 +89,6 @@ def replay_steady(requests: Requests, model: ServiceModel, sequences: int) -> Re
     return Run(requests, model).from_steady(sequences)
 
 
-def replay_closed(requests: Requests, model: ServiceModel, sequences: int) -> Replay:
-    """Run a closed loop on a service that has long been running.
-
-    sequences : decoding at the start, at independent points of their answers; others in flight wait.
-    """
-    return Run(requests, model).closed_from_steady(sequences)
-
-
 class Run:
     """State of one replay."""
 
@@ -158,15 +150,6 @@ class Run:
                 worker.wakes_at = 0.0
                 self.wake(worker, 0.0)
 
-    def closed_from_steady(self, sequences: int) -> Replay:
-        """All requests of a closed loop, the first to take the places of sequences that already run."""
-        self._seed(sequences)
-        for _ in range(self.requests.concurrency - sequences):
-            self._send(0.0)
-        while self.left:
-            self._one_event()
-        return self._result(np.array(self.finished))
-
     def _pace_s(self, now: float) -> float:
         """Seconds between two tokens of a running sequence, over the run."""
         steps = sum(worker.step - sum(worker.stalls) / len(worker.stalls) for worker in self.decoders) / len(self.decoders)
@@ -176,7 +159,8 @@ class Run:
 
     def _result(self, finished: Floats) -> Replay:
         preempted = sum(worker.preempted for worker in self.decoders)
-        return Replay(np.array(self.sent), np.array(self.first), finished, self.requests.osl_tokens, preempted)
+        first = np.array(self.first)
+        return Replay(np.array(self.sent), first, np.maximum(finished, first), self.requests.osl_tokens, preempted)
 
     def _push(self, at: float, kind: int, request: int, worker: Worker | None = None) -> None:
         self.order += 1

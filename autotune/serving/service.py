@@ -33,6 +33,11 @@ class PoolModel:
     """The engine looks for new requests every so many steps."""
     gather_steps: int = 0
     """Steps that prompts may wait until every rank has one."""
+    cut_keys: float = 1.0
+    """How much longer a rank's prompts attend in a step that holds a later piece of one of them."""
+    launch_s: float = 0.0
+    """What the engine's process is busy launching an eager step of prompts at most; infinite where it waits for the GPU in
+    every layer, so for the whole step [s]."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ from cost_models.specs.workload import Workload
 
 MAX_REPLAYED = 100_000
 CUT_REPLAYED = 20_000
-"""Of a closed loop of more than that, from a service that is full already."""
+"""Of a closed loop of more than that, or GENERATIONS of what is in flight."""
+GENERATIONS = 3
+"""The first shows how all start at once; what they leave behind (a queue before the prefill) shows in those after it."""
 REQUESTS_PER_SLOT = 10
 OPEN_LOOP_REQUESTS = 4000
 
@@ -31,7 +33,8 @@ def requests_of(workload: Workload, load: Load, instances: int) -> Requests:
         return poisson_requests(*lengths, count=count, rate_per_s=load.rate_per_s / instances, shortest=load.shortest)
     concurrency = max(round(load.concurrency / instances), 1)
     uncut = uncut_requests(load, instances)
-    count = -(-load.requests // instances) if load.requests else uncut if uncut <= MAX_REPLAYED else CUT_REPLAYED
+    cut = min(max(CUT_REPLAYED, GENERATIONS * concurrency), MAX_REPLAYED)
+    count = -(-load.requests // instances) if load.requests else uncut if uncut <= MAX_REPLAYED else cut
     return benchmark_requests(*lengths, count=count, concurrency=concurrency, shortest=load.shortest)
 
 

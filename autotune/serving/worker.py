@@ -93,6 +93,11 @@ class Worker:
         """Steps in which a rank's running sequences gained no token."""
         self.step = 0
         """Index of the running step; of the next where none runs."""
+        self.ahead = policy.ahead_apart if role == "prefill" else policy.runs_ahead
+        self.looked = 0
+        """Step at whose start the engine began to count steps until it looks again."""
+        self.prompting = False
+        """Whether the running step holds prompts."""
         self.start_s = self.step_s = 0.0
         self.strides = 0
         """Steps of the running segment; 0 idle."""
@@ -130,16 +135,32 @@ class Worker:
                 self.listener.wake(self, now)
             return
         inside = min(int((now - self.start_s) / self.step_s), self.strides - 1) if self.step_s else self.strides - 1
-        eligible = self._eligible(self.step + inside)
+        launching = self.prompting and now < self.start_s + self._launch_s()
+        eligible = self.step + self.ahead if launching else self._eligible(self.step + inside)
         self.queues[rank].append((eligible, request))
         if self.strides > 1 and self._room(rank, request):
             self._cut(max(eligible - self.step, inside + 1))
 
     def _eligible(self, current: int) -> int:
         """First step that may hold what comes during step `current`."""
-        look = -(-(current + 1) // self.pool.look_steps) * self.pool.look_steps
+        every = self.pool.look_steps
+        look = self.looked - (self.looked - current - 1) // every * every
         late = self.policy.handover_steps if self.role == "decode" else 0
-        return look + self.policy.runs_ahead + late
+        return look + self.ahead + late
+
+    def _launch_s(self) -> float:
+        """How long the running step of prompts is being launched: until then the next one is not composed."""
+        return min(self.pool.launch_s, self.step_s)
+
+    def _look(self) -> None:
+        """A step of prompts has been composed: before the next is, the engine looks, whoever has come by then."""
+        self.looked = self.step
+        soonest = self.step + self.ahead
+        for queue in self.queues:
+            if queue and queue[-1][0] > soonest:
+                waiting = [(min(eligible, soonest), request) for eligible, request in queue]
+                queue.clear()
+                queue.extend(waiting)
 
     def _cut(self, strides: int) -> None:
         if strides < self.strides:
@@ -172,11 +193,14 @@ class Worker:
             for request in self.entered:
                 self.listener.first_token(request, now)
             self.entered.clear()
-        if self.finishing:
-            self._finish_prompts(now)
+        ran_on_s = self.step_s - self._launch_s()
+        computed, self.finishing = self.finishing, []
+        self._finish_prompts(computed)
         if self.step > self.earliest:
             self._finish_answers(now)
         self._begin(now)
+        if computed:
+            self._tell(computed, now + self._unseen_s(ran_on_s))
 
     def _grow(self, steps: int) -> None:
         for rank in self.stalled:
@@ -187,17 +211,30 @@ class Worker:
                     self.held[rank] += count * steps * self.pool.tokens_per_step
         self.stalled.clear()
 
-    def _finish_prompts(self, now: float) -> None:
-        done, self.finishing = self.finishing, []
-        for rank, request in done:
+    def _finish_prompts(self, computed: list[tuple[int, int]]) -> None:
+        for rank, request in computed:
             self.partly[rank] -= 1
             if self.role == "prefill":
                 self.assigned[rank] -= 1
                 self._release(rank, request)
+            else:
+                self._run_on(rank, request, self.step - 1 + self.jobs[request].steps)
+
+    def _unseen_s(self, ran_on_s: float) -> float:
+        """How long what a step of prompts computed waits to be looked at: the one after it is launched first.
+
+        ran_on_s : what the step ran on for after it was launched itself.
+        """
+        if not (self.policy.results_wait and self.prompting and self.strides):
+            return 0.0
+        return max(self._launch_s() - ran_on_s, 0.0)
+
+    def _tell(self, computed: list[tuple[int, int]], now: float) -> None:
+        for rank, request in computed:
+            if self.role == "prefill":
                 self.listener.prefilled(request, now, self, rank)
-                continue
-            self.listener.first_token(request, now)
-            self._run_on(rank, request, self.step - 1 + self.jobs[request].steps)
+            else:
+                self.listener.first_token(request, now)
 
     def _run_on(self, rank: int, request: int, last_step: int) -> None:
         """A request decodes until the end of step `last_step`."""
@@ -252,11 +289,14 @@ class Worker:
                 self._enter(now)
             else:
                 taken = self._prompts()
+        self.prompting = bool(taken)
         if taken:
             self.step_s, strides = self._prompt_step_s(taken), 1
+            if self.policy.polls:
+                self._look()
         elif self.running:
             self.step_s = self.pool.decode_s(max(self.decoding))
-            strides = 1 if self.entered else self._alike()  # what has just come in is seen to after one step
+            strides = 1 if self.entered or self.stalled else self._alike()  # what has just come in is seen to after one step
         else:
             return
         self.strides = strides
@@ -290,6 +330,8 @@ class Worker:
                 self.held[rank] += job.context
                 self.promised[rank] += job.context + self.policy.reserve * job.answer
                 self._enter_one(rank, request, now)
+                if self.policy.entry_stalls and self.pool.ranks > 1 and self.stalled[-1:] != [rank]:
+                    self.stalled.append(rank)
 
     def _enter_one(self, rank: int, request: int, now: float) -> None:
         job, seen = self.jobs[request], self.policy.first_seen
@@ -303,7 +345,7 @@ class Worker:
 
     def _prompts(self) -> list[list[tuple[int, float]]]:
         """What each rank's prompts give to the next step: (request, tokens); empty where no rank has any."""
-        step = self.step if self.running else LAST
+        step = self.step if self.running or self._due() else LAST
         ready = [
             bool(queue) and (queue[0][0] <= step or self.partly[rank] > 0)
             and (self.partly[rank] > 0 or self._room(rank, queue[0][1]))
@@ -312,6 +354,11 @@ class Worker:
         if not any(ready) or self._gathers(ready):
             return []
         return [self._pieces(rank, step) if ready[rank] else [] for rank in range(self.pool.ranks)]
+
+    def _due(self) -> bool:
+        """Whether a step was composed ahead, so that who came later is not in it; an idle engine takes whoever comes."""
+        due = zip(self.queues, self.partly, strict=True)
+        return any(bool(queue) and (partly > 0 or queue[0][0] <= self.step) for queue, partly in due)
 
     def _gathers(self, ready: list[bool]) -> bool:
         """Whether prompts wait until every rank has one."""
@@ -329,10 +376,12 @@ class Worker:
         queue, policy = self.queues[rank], self.policy
         budget = max(policy.budget(self.pool.budget_tokens, self.decoding[rank]), 1.0)
         taken: list[tuple[int, float]] = []
-        while queue and budget > 0 and queue[0][0] <= step:
-            request = queue[0][1]
+        while queue and budget > 0:
+            eligible, request = queue[0]
             job = self.jobs[request]
             begun = bool(self.partly[rank]) and not taken
+            if eligible > step and not begun:
+                break
             if not begun and not self._room(rank, request):
                 break
             tokens = policy.piece(job.left, budget, not taken)
@@ -358,11 +407,14 @@ class Worker:
         most = 0
         for rank, pieces in enumerate(taken):
             tokens = attended = 0.0
+            cut = False
             for request, count in pieces:
                 job = self.jobs[request]
                 tokens += count
                 attended += count * (job.prefix + count / 2)
+                cut = cut or job.prefix > 0
                 job.prefix += count
+            attended *= self.pool.cut_keys if cut else 1.0
             if self.policy.mixes or not pieces:
                 tokens += self.decoding[rank]
                 most = max(most, self.decoding[rank])

@@ -7,8 +7,8 @@ of its history), not from residuals:
 - lengths uniform in 0.8-1 of nominal, closed loop, ten prompts per request in flight, as its client sends them;
 - attention DP without EP: four ranks are TP4, more are EP over all (relabelled topologies);
 - SGLang aggregated: --scheduler-recv-interval 10 below 16 requests in flight, 30 from there; --chunked-prefill-size 32,768 for FP8 on
-  eight GPUs (8,192 on four), 16,384 for FP4 (benchmarks/dsr1_fp8_b200.sh, dsr1_fp4_b200.sh, dsr1_fp8_h200.sh); their limits of
-  running requests are no lower than the requests in flight, so they do not bind;
+  eight GPUs (8,192 on four), 16,384 for FP4, --mem-fraction-static 0.82 (0.95) and 0.85 (benchmarks/dsr1_fp8_b200.sh,
+  dsr1_fp4_b200.sh, dsr1_fp8_h200.sh); their limits of running requests are no lower than the requests in flight, so they do not bind;
 - TensorRT-LLM aggregated: max_num_tokens is concurrency + isl + 64, rounded up to 64, until 2026-01-21 (commit 64af5a771), then at
   least 8,192; images 1.2.0rc6 and later came after that; attention DP has enable_balance with timeout_iters 60;
 - TensorRT-LLM aggregated until 2025-11-03 (rows without a release): the launch scripts chose EP and attention DP themselves by
@@ -26,8 +26,8 @@ of its history), not from residuals:
   (drafts.csv, by drafts.py) are priced without and not counted;
 - FP8 KV cache and attention;
 - all-to-all: TensorRT-LLM's NVLink kernels need an Arm host (tensorrt_llm/_mnnvl_utils.py, supports_mnnvl), so one-sided
-  NVLink on GB200 and GB300 and an all-gather with a reduce-scatter on machines with x86 hosts; DeepEP for SGLang, low latency for
-  decode, normal for prefill where the recipe has it, else an all-gather.
+  NVLink on GB200 and GB300 and an all-gather with a reduce-scatter on machines with x86 hosts; DeepEP for SGLang where the recipe
+  has it (normal for prefill, low latency for decode) or none is known, else an all-gather.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ HARDWARE = {
 ARM_HOSTS = ("gb200", "gb300")
 FP8_CACHE = {"kv_cache": "fp8", "attention_compute": "fp8", "prefill_attention": "fp8"}
 SOURCE = "https://github.com/SemiAnalysisAI/InferenceX"
+BESIDE_SHARE = 0.03
+"""Of a GPU's memory, what SGLang's --mem-fraction-static leaves out and a pool's memory_fraction holds: activations, graphs."""
 AFTER_MAX_TOKENS = ("1.2.0rc6", "1.3")
 """TensorRT-LLM images that ran with at least 8,192 tokens a step."""
 
@@ -136,11 +138,12 @@ def aggregated(row: dict[str, str], concurrency: int) -> dict:
     sizes = layout(row, side)
     if row["engine"] == "trtllm" and not row["engine_version"] and sizes[1:] == (1, 1):
         sizes = scripted(row, sizes[0], concurrency)
-    one = pool(row, side, "serve", sizes, row["engine"] == "sglang", placed=True)
+    one = pool(row, side, "serve", sizes, deepep=False, placed=True)
     gpus, fp8 = one["tp"] * one["dp"], row["precision"] == "fp8"
     if row["engine"] == "sglang":
         one["admission_interval_steps"] = 30 if concurrency >= 16 and not (fp8 and gpus == 4) else 10
         one["max_batched_tokens"] = (16384 if not fp8 else 8192 if gpus == 4 else 32768) // one["dp"]
+        one["memory_fraction"] = round((0.85 if not fp8 else 0.95 if gpus == 4 else 0.82) + BESIDE_SHARE, 2)
         return one
     one["expert_kernel"] = expert_kernel(row, concurrency)
     least = 8192 if row["engine_version"].startswith(AFTER_MAX_TOKENS) else 0
@@ -160,13 +163,14 @@ def disaggregated(row: dict[str, str]) -> dict:
             pools["decode"]["batch_per_dp_rank"] = slots(row)
         return pools
     pools = {}
-    for name, deepep in (("prefill", found["prefill_deepep"] == "1"), ("decode", sglang)):
+    for name in ("prefill", "decode"):
         gpus, dp, ep = (int(found[f"{name[0]}_{size}"]) for size in ("gpus", "dp", "ep"))
         placed = found[f"{name[0]}_placed"] == "1"
-        pools[name] = pool(row, name[0], name, (gpus // dp, dp, ep), deepep, placed)
+        pools[name] = pool(row, name[0], name, (gpus // dp, dp, ep), found[f"{name}_deepep"] == "1", placed)
         if not sglang:
             pools[name]["expert_kernel"] = found[f"{name[0]}_kernel"]
     pools["prefill"] |= {"max_batched_tokens": int(found["prefill_tokens"]), "batch_per_dp_rank": int(found["prefill_prompts"])}
+    pools["prefill"]["absorbs_cut_prompts"] = found["prefill_absorbs"] == "1"
     pools["decode"] |= {"batch_per_dp_rank": int(found["decode_slots"]), "admission_interval_steps": int(found["look_steps"])}
     return pools
 

@@ -32,7 +32,7 @@ SGLANG = {
 KERNELS = {"TRTLLM": "trtllm_gen", "CUTLASS": "cutlass", "DEEPGEMM": "deepgemm", "CUTEDSL": "cutedsl", "WIDEEP": "wideep"}
 TABLE_COLUMNS = (
     "engine,system,precision,isl,osl,concurrency,p_workers,d_workers,p_gpus,d_gpus,p_dp,d_dp,p_ep,d_ep,"
-    "prefill_tokens,prefill_prompts,decode_slots,look_steps,prefill_deepep,p_placed,d_placed,p_kernel,d_kernel,commit,recipe"
+    "prefill_tokens,prefill_prompts,decode_slots,look_steps,prefill_deepep,decode_deepep,prefill_absorbs,p_placed,d_placed,p_kernel,d_kernel,commit,recipe"
 ).split(",")
 
 
@@ -96,7 +96,8 @@ def sglang(prefill: Recipe, decode: Recipe) -> Recipe:
         "prefill_tokens": min(limits, default=0), "prefill_prompts": first(prefill, "max-running-requests") // p_dp,
         "decode_slots": first(decode, "max-running-requests") // d_dp,
         "look_steps": first(decode, "scheduler-recv-interval", default=1),
-        "prefill_deepep": int(prefill.get("moe-a2a-backend") == "deepep"),
+        "prefill_absorbs": int(bool(prefill.get("disable-chunked-prefix-cache"))),
+        **{f"{name}_deepep": int(o.get("moe-a2a-backend") == "deepep") for name, o in (("prefill", prefill), ("decode", decode))},
         **{f"{side}_placed": int(bool(o.get("enable-eplb") or o.get("init-expert-location"))) for side, o in (("p", prefill), ("d", decode))},
     }  # fmt: skip
 
@@ -109,7 +110,8 @@ def trtllm(prefill: Recipe, decode: Recipe) -> Recipe:
     return {
         "p_gpus": gpus[0], "d_gpus": gpus[1], "p_dp": dp[0], "d_dp": dp[1], "p_ep": ep[0], "d_ep": ep[1],
         "prefill_tokens": first(prefill, "max_num_tokens"), "prefill_prompts": first(prefill, "max_batch_size"),
-        "decode_slots": first(decode, "max_batch_size"), "look_steps": 1, "prefill_deepep": 0,
+        "decode_slots": first(decode, "max_batch_size"), "look_steps": 1, "prefill_deepep": 0, "decode_deepep": 0,
+        "prefill_absorbs": 0,
         **{f"{side}_placed": int("load_balancer" in (o.get("moe_config") or {})) for side, o in (("p", prefill), ("d", decode))},
         **{f"{side}_kernel": KERNELS[(o.get("moe_config") or {})["backend"]] for side, o in (("p", prefill), ("d", decode))},
     }  # fmt: skip

@@ -107,6 +107,45 @@ def test_sglang_composes_its_next_step_while_one_runs():
     assert result.finished_s == pytest.approx([0.34] * 4)
 
 
+def test_sglang_looks_again_as_soon_as_a_step_of_prompts_is_launched():
+    # It looks every 30 steps, launching takes 50 ms of a step of 100. A is step 0, decodes from 0.1 on. B comes at 0.155: seen at
+    # the start of step 30 (0.39), in step 31 (0.4-0.5). C has missed that look, D comes while step 31 is launched: both are in
+    # step 32 (0.5-0.6). E comes when step 32 is launched: it waits for the look at step 62, is in step 63, from 0.9 on
+    model = _together(SGLANG, look_steps=30, launch_s=0.05)
+    result = replay(_requests((0, 1000, 500), (0.155, 1000, 500), (0.395, 500, 500), (0.43, 500, 500), (0.58, 1000, 500)), model)
+    assert result.first_token_s == pytest.approx([0.1, 0.5, 0.6, 0.6, 1.0])
+
+
+def test_an_engine_that_only_prefills_composes_ahead_too():
+    # as above: A 0-0.1, B 0.1-0.2, C alone 0.2-0.25, D 0.25-0.3; not ahead C and D share 0.2-0.3
+    steps = 3 * STEP_S  # until the decode side has them
+    ahead = dataclasses.replace(SGLANG, deals_prefill="balanced")
+    seen = replay(_requests(*FOUR), _apart(ahead)).first_token_s
+    assert seen == pytest.approx([0.1, 0.2, 0.25, 0.3], abs=steps)
+    assert replay(_requests(*FOUR), _apart(dataclasses.replace(ahead, ahead_apart=0))).first_token_s[2] >= 0.3
+
+
+def test_what_sglang_computed_is_looked_at_after_the_next_step_is_launched():
+    # A 0-0.1, B 0.1-0.2. Where the process waits for the GPU in every layer, B is launched by 0.2 and A is looked at then;
+    # where launching takes 70 ms, B is launched at 0.14; where B is no more, A is seen when it ends
+    both, first = _requests((0, 1000, 50), (0, 1000, 50)), {}
+    for launch_s in (0.0, 0.07, float("inf")):
+        first[launch_s] = replay(both, _together(SGLANG, launch_s=launch_s)).first_token_s.tolist()
+    assert first[0.0] == pytest.approx([0.1, 0.2])
+    assert first[0.07] == pytest.approx([0.14, 0.2])
+    assert first[float("inf")] == pytest.approx([0.2, 0.2])
+    assert replay(_requests((0, 1000, 50)), _together(SGLANG, launch_s=float("inf"))).first_token_s == pytest.approx([0.1])
+
+
+def test_a_step_with_the_later_piece_of_a_prompt_may_attend_more_slowly():
+    # 1 s per 10^6 keys, budget 1,500. Step 0: A whole (1,000 x 500 keys) and 500 of B (500 x 250): 0.625 s. Step 1: the rest
+    # of B after 500 (500 x 750 = 375,000 keys), ten times as long: 3.75 s
+    both = _requests((0, 1000, 1), (0, 1000, 1))
+    prices = {"prompt_s": lambda _busiest, _mean, keys, _decodes: keys * 1e-6, "budget_tokens": 1500.0}
+    assert replay(both, _together(ALONE, **prices)).first_token_s == pytest.approx([0.625, 1.0])
+    assert replay(both, _together(ALONE, **prices, cut_keys=10.0)).first_token_s == pytest.approx([0.625, 4.375])
+
+
 def test_tensorrt_llm_takes_whole_prompts_into_what_decode_tokens_leave():
     # budget 1,010. A alone, until 0.1 (1,000 tokens; B no longer fits); B and A's token, 1,001 tokens, until 0.2001;
     # C and two tokens until 0.2503; D was seen in time for step 4: 500 + 3 tokens until 0.3006
@@ -147,6 +186,16 @@ def test_sglang_deals_decode_ranks_in_turn_and_prefill_ranks_by_a_random_number(
     firsts = replay(burst, model).first_token_s
     assert max(busiest) == 2
     assert firsts.max() > 0.29  # in turn all would be prefilled by 0.2
+
+
+def test_sglang_ranks_that_take_sequences_in_decode_nothing_meanwhile():
+    # in turn A and C share a decode rank, B has the other. Each enters in a step in which its rank only enters it, and has its
+    # 50th token 49 steps later; C comes 0.2 s after A, which loses that step too. With one rank entering takes no step
+    three = _requests((0, 500, 50), (0, 500, 50), (0.2, 500, 50))
+    apart = replay(three, _apart(SGLANG, ranks=2))
+    assert apart.finished_s - apart.first_token_s == pytest.approx([51 * STEP_S, 50 * STEP_S, 50 * STEP_S])
+    alone = replay(three, _apart(SGLANG))
+    assert alone.finished_s - alone.first_token_s == pytest.approx([49 * STEP_S] * 3)
 
 
 def test_sglang_takes_the_decode_slot_before_it_prefills_and_others_after():

@@ -141,6 +141,27 @@ def test_a_prompt_shorter_than_the_longest_is_priced_at_its_own_length():
     assert table_s[1:] - table_s[0] == pytest.approx(steps_s[1:] - steps_s[0], rel=0.05)
 
 
+def test_what_sglang_waits_for_before_it_sees_a_result_follows_from_the_all_to_all():
+    # DeepEP normal waits for counts in every layer, so launching takes the whole step; else it takes what the smallest step does
+    waits, launches = (
+        service_of(_service({"prefill": {**PREFILL, **changes}, "decode": DECODE}, {"concurrency": 4})).built.model.prefill
+        for changes in ({}, {"all2all_backend": "allgather_reducescatter"})
+    )
+    assert waits.launch_s == float("inf")
+    assert 0.03 < launches.launch_s < launches.prompt_s(1, 1, 0, 0)
+
+
+def test_absorbed_pieces_cost_the_flops_of_latents_and_a_slower_kernel():
+    # DeepSeek: 2 x 512 + 64 against 192 + 128 a head and key, 3.4 times; Llama has no latents to attend to
+    pools = {"prefill": {**PREFILL, "absorbs_cut_prompts": True}, "decode": DECODE}
+    model = service_of(_service(pools, {"concurrency": 4})).built.model
+    assert model.prefill.cut_keys == pytest.approx(1088 / 320 * 3.0)
+    assert model.decode.cut_keys == 1.0
+    dense = {"model": "llama-3.1-70b", "hardware": "hgx-h100", "precision": "bf16"}
+    plain = service_of(_service({"serve": {"tp": 8, "absorbs_cut_prompts": True}}, {"concurrency": 4}, **dense))
+    assert plain.built.model.decode.cut_keys == 1.0
+
+
 def test_apart_decode_is_undisturbed_and_together_it_is_not():
     load = {"concurrency": 128}
     apart = predict_service(_service({"prefill": {**PREFILL, "instances": 4}, "decode": DECODE}, load))

@@ -19,6 +19,7 @@ from cost_models.catalog import calibration_for, load_hardware, load_model, load
 from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
 from cost_models.moe_layer import kernel_variants
+from cost_models.operators import tp_all_reduce
 from cost_models.overlap import OVERLAPS
 from cost_models.prefill import prefill_step, prompt_batch
 from cost_models.rows import Rows
@@ -159,10 +160,23 @@ def test_tensorrt_llm_has_one_expert_kernel(backend):
         assert kernel_variants(machine("hgx-b200", engine="trtllm"), backend, phase) == ("fp8_block",)
 
 
-def test_prefill_after_an_all_gather_may_take_the_contiguous_kernel_in_engines_that_have_it():
-    for engine in ("vllm", "sglang"):
-        assert "fp8_block.contiguous" in kernel_variants(machine(engine=engine), "allgather_reducescatter", "prefill")
+def test_only_vllm_sorts_tokens_for_the_contiguous_kernel_without_deepep():
+    engines = ("vllm", "sglang")
+    gathered = [kernel_variants(machine(engine=engine), "allgather_reducescatter", "prefill") for engine in engines]
+    assert gathered == [("fp8_block", "fp8_block.contiguous"), ("fp8_block",)]
+    for engine in engines:
         assert kernel_variants(machine(engine=engine), "deepep_normal", "prefill") == ("fp8_block.contiguous",)
+
+
+def test_sglang_gathers_prompts_of_its_ranks_by_adding_up():
+    """4,096 tokens of each of eight ranks are 32,768 x 7,168 x 2 = 470 MB: all of it is added up, for tokens and for results."""
+    row = rows(tp=1, dp=8, backend=BACKENDS.index("allgather_reducescatter"), batched_tokens=4096, ep=8)
+    sglang, vllm = (prefill_step(machine("hgx-b200", engine=engine), row, PROMPTS).operators for engine in ("sglang", "vllm"))
+    whole = tp_all_reduce(machine("hgx-b200", engine="sglang"), np.array([32768.0]), np.array([8]))
+    layers = 58
+    for name in ("dispatch", "combine"):
+        assert sglang[name].time_s == pytest.approx(layers * whole[0])
+        assert sglang[name].time_s > vllm[name].time_s  # which moves half of that, tokens in FP8
 
 
 def test_tensorrt_llm_prompts_on_eight_h200_take_what_a_burst_of_them_took():

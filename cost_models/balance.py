@@ -92,7 +92,8 @@ def discrete_max_over_mean(
 ) -> float:
     r"""E[busiest / mean] of G ranks from the exact distribution F of one rank's load: sum over j of 1 - F(j)^G, over the mean.
 
-    F is the T-fold convolution of one token's count (T whole tokens). Ranks are taken as independent; loads beyond `_reached` are left out.
+    F is the T-fold convolution of one token's count (T whole tokens). Ranks are taken as independent; loads beyond
+    `_reached` are left out.
     """
     tokens = max(round(tokens_per_rank * ranks), 1)
     mean = tokens * top_k / ranks

@@ -134,16 +134,16 @@ def attention_all_reduces(machine: Machine, kind: AttentionKind, tokens: Floats,
     """
     result = {"tp_all_reduce": tp_all_reduce(machine, tokens, tp)}
     if kind.norms_across_heads:
-        result["norm_all_reduce"] = all_reduce(machine, tokens * kind.norms_across_heads * 4, tp)
+        result["norm_all_reduce"] = _all_reduce(machine, tokens * kind.norms_across_heads * 4, tp)
     return result
 
 
 def tp_all_reduce(machine: Machine, tokens: Floats, tp: Floats) -> tuple[Floats, Floats]:
     """All-reduce of BF16 hidden states over the TP group: (time, bound)."""
-    return all_reduce(machine, tokens * machine.model.hidden * 2, tp)
+    return _all_reduce(machine, tokens * machine.model.hidden * 2, tp)
 
 
-def all_reduce(machine: Machine, message: Floats, tp: Floats) -> tuple[Floats, Floats]:
+def _all_reduce(machine: Machine, message: Floats, tp: Floats) -> tuple[Floats, Floats]:
     """All-reduce of a message [B] over the TP group: (time, bound)."""
     coefficients = machine.coefficients("all_reduce", "default", AllReduceCoefficients)
     time_s = all_reduce_time_s(message, tp, links=machine.links, coefficients=coefficients)

@@ -57,7 +57,8 @@ def prompt_times(
     top = max(most_tokens, workload.isl_tokens, 2 * TOKENS)
     prompt = max(math.ceil(workload.isl_tokens * (1 - workload.prefix_cache_hit_rate)), 1)
     budgets = distinct_values(np.rint([*np.geomspace(TOKENS, top, GRID), prompt])).astype(np.int64)
-    rows = prefill_kernels(row).replace(batch=1, batched_tokens=budgets, graph_tokens=policy.captured_tokens, moe_chunk_tokens=0)
+    captured = policy.captured(machine.model.architecture)
+    rows = prefill_kernels(row).replace(batch=1, batched_tokens=budgets, graph_tokens=captured, moe_chunk_tokens=0)
     sizes, first = np.unique(prompt_batch(rows, workload).tokens, return_index=True)  # budgets below a prompt are cut evenly
     parts = prompt_step(prefill_step(machine, rows.take(first), workload))
     at = np.arange(0, math.ceil(top / TOKENS) + 1) * TOKENS

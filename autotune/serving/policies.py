@@ -46,6 +46,8 @@ class Policy:
     """Token budget of a step where none is set."""
     captured_tokens: int = 0
     """Largest step with prompts that is captured piece by piece; larger ones are launched eagerly."""
+    captured_of: tuple[tuple[str, int], ...] = ()
+    """The same of architectures for which the engine raises it."""
     gathers: bool = False
     """Attention-DP ranks may wait until all have a prompt."""
     polls: bool = False
@@ -63,6 +65,10 @@ class Policy:
             return 1 << max(sequences - 1, 0).bit_length()
         multiple = 8 if sequences <= 256 else 16
         return -(-sequences // multiple) * multiple
+
+    def captured(self, architecture: str) -> int:
+        """Largest step with prompts that is captured, for a model."""
+        return dict(self.captured_of).get(architecture, self.captured_tokens)
 
     def budget(self, tokens: float, decoding: float) -> float:
         """Prompt tokens that a rank's step may hold beside `decoding` sequences: where prompts join them, they share it."""
@@ -93,6 +99,7 @@ VLLM_V1 = Policy(
     handover_steps=0,
     default_tokens=8192,
     captured_tokens=512,
+    captured_of=(("GptOssForCausalLM", 1024),),  # GptOssForCausalLMConfig of vllm model_executor/models/config.py, 0.24
 )
 VLLM_V1_ASYNC = dataclasses.replace(VLLM_V1, name="vllm-v1-async", runs_ahead=1, ahead_apart=1)
 SGLANG = Policy(

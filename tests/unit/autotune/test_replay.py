@@ -398,3 +398,7 @@ def test_versions_have_the_scheduler_of_their_generation():
     with pytest.raises(ProblemError, match="the scheduler of llamacpp is not modelled; services are predicted for"):
         policy_of("llamacpp", "1")
     assert {policy.name for generations in GENERATIONS.values() for _, policy in generations} == set(POLICIES)
+
+
+def test_vllm_captures_longer_steps_of_gpt_oss():
+    assert [VLLM_V1_ASYNC.captured(name) for name in ("GptOssForCausalLM", "Qwen3MoeForCausalLM")] == [1024, 512]

@@ -16,7 +16,6 @@ from autotune.serving.requests import Requests
 from autotune.serving.service import UNLIMITED_SLOTS, Frontend, Handover, PoolModel, ServiceModel
 from autotune.serving.traffic import as_decoded, as_prefilled
 from cost_models.all_to_all.registry import BY_NAME
-from cost_models.attention.mla import MlaSpec
 from cost_models.dispatch import BACKENDS
 from cost_models.host import HostCoefficients
 from cost_models.kv_transfer import HandoverCoefficients, handover_bytes_s, link_bytes_per_s
@@ -173,15 +172,9 @@ def _launch_s(policy: Policy, rows: Rows, prompt_s: PromptTimes, switch_s: float
 
 
 def _cut_keys(side: PricedPool, c: ServiceCoefficients) -> float:
-    """What attending to latents costs over attending to expanded keys and values, of a model whose layers do either.
-
-    FLOPs of a query head and key: 2 (2 latent + rope) against 2 (qk + v), 3.4 times in DeepSeek-V3.
-    """
-    latent = [kind for kind in side.machine.model.attentions if isinstance(kind, MlaSpec)]
-    if not (side.pool.absorbs_cut_prompts and latent):
-        return 1.0
-    kind = latent[0]
-    return (2 * kind.kv_lora_rank + kind.qk_rope_dim) / (kind.qk_dim + kind.v_dim) * c.absorbed_slowdown
+    """What attending to latents costs over attending to expanded keys and values, of a model whose layers do either."""
+    either = [ratio for kind in side.machine.model.attentions if (ratio := kind.absorbed_over_expanded) is not None]
+    return either[0] * c.absorbed_slowdown if side.pool.absorbs_cut_prompts and either else 1.0
 
 
 def _most_per_rank(side: PricedPool, kv_tokens: float, workload: Workload, in_flight: int, workers: int) -> int:

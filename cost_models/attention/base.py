@@ -159,6 +159,11 @@ class AttentionKind(Spec, ABC):
         return 0
 
     @property
+    def absorbed_over_expanded(self) -> float | None:
+        """FLOPs of a prompt's core over latents, of those over expanded keys and values; none where it attends one way only."""
+        return None
+
+    @property
     def page_tokens(self) -> int | None:
         """Tokens that a page of the cache must have for the kernels; none: any."""
         return None

@@ -26,6 +26,11 @@ class MlaSpec(LatentKind):
     kind: Literal["mla"] = "mla"
 
     @property
+    def absorbed_over_expanded(self) -> float:
+        """Of a query head and key: 2 (2 latent + rope) against 2 (qk + v), 3.4 times in DeepSeek-V3."""
+        return (2 * self.kv_lora_rank + self.qk_rope_dim) / (self.qk_dim + self.v_dim)
+
+    @property
     def reach_tokens(self) -> float:
         """Tokens back that a query sees."""
         return np.inf

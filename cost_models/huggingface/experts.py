@@ -89,16 +89,7 @@ def afmoe(config: Config, name: str, source: str) -> ModelSpec:
     """Trinity: gated attention, windows but in every fourth layer; of the four norms of a layer two are counted."""
     layers, period = config["num_hidden_layers"], config.get("global_attn_every_n_layers") or 4
     usual = [FULL if (layer + 1) % period == 0 else SLIDING for layer in range(layers)]
-    width = config["moe_intermediate_size"]
-    moe = _moe(
-        config,
-        experts=config["num_experts"],
-        intermediate=width,
-        shared_intermediate=(config.get("num_shared_experts") or 0) * width,
-        groups=config.get("n_group") or 1,
-        top_k_groups=config.get("topk_group") or 1,
-        correction_bias=True,
-    )
+    moe = _grouped_experts(config, correction_bias=True)
     attention = gqa(config, bias=bool(config.get("attention_bias", False)), qk_norm=True, output_gate=True)
     return _model(config, name, source, windowed(config, attention, usual), moe, dense=config["num_dense_layers"])
 
@@ -160,18 +151,10 @@ def solar_open(config: Config, name: str, source: str) -> ModelSpec:
 
 def exaone_moe(config: Config, name: str, source: str) -> ModelSpec:
     """K-EXAONE: windows in three of four layers, norms of queries and keys, dense layers first, a draft module."""
-    width, period = config["moe_intermediate_size"], config.get("sliding_window_pattern") or 4
+    period = config.get("sliding_window_pattern") or 4
     local = period if isinstance(period, str) else "L" * (period - 1) + "G"
     usual = [SLIDING if local[layer % len(local)] == "L" else FULL for layer in range(config["num_hidden_layers"])]
-    moe = _moe(
-        config,
-        experts=config["num_experts"],
-        intermediate=width,
-        shared_intermediate=(config.get("num_shared_experts") or 0) * width,
-        groups=config.get("n_group") or 1,
-        top_k_groups=config.get("topk_group") or 1,
-        correction_bias=True,
-    )
+    moe = _grouped_experts(config, correction_bias=True)
     attention = windowed(config, gqa(config, qk_norm=True), usual if config.get("sliding_window") else ())
     drafts = config.get("num_nextn_predict_layers") or 0
     return _model(config, name, source, attention, moe, sparse=sparse_layers(config), mtp_layers=drafts)
@@ -218,16 +201,7 @@ def dots1(config: Config, name: str, source: str) -> ModelSpec:
 
 def bailing_moe(config: Config, name: str, source: str) -> ModelSpec:
     """Ling and Ring of the second generation."""
-    width = config["moe_intermediate_size"]
-    moe = _moe(
-        config,
-        experts=config["num_experts"],
-        intermediate=width,
-        shared_intermediate=(config.get("num_shared_experts") or 0) * width,
-        groups=config.get("n_group") or 1,
-        top_k_groups=config.get("topk_group") or 1,
-        correction_bias=bool(config.get("moe_router_enable_expert_bias", False)),
-    )
+    moe = _grouped_experts(config, correction_bias=bool(config.get("moe_router_enable_expert_bias", False)))
     attention = gqa(config, bias=bool(config.get("use_qkv_bias", False)), qk_norm=bool(config.get("use_qk_norm", False)))
     drafts = config.get("num_nextn_predict_layers") or 0
     return _model(config, name, source, attention, moe, dense=config["first_k_dense_replace"], mtp_layers=drafts)
@@ -320,6 +294,20 @@ def llama4(config: Config, name: str, source: str) -> ModelSpec:
 def _moe(config: Config, **fields: Any) -> MoeSpec:
     top_k = fields.pop("top_k", None) or config["num_experts_per_tok"]
     return MoeSpec(top_k=top_k, **fields)
+
+
+def _grouped_experts(config: Config, *, correction_bias: bool) -> MoeSpec:
+    """Experts that are chosen among those of chosen groups, beside shared ones of the same width."""
+    width = config["moe_intermediate_size"]
+    return _moe(
+        config,
+        experts=config["num_experts"],
+        intermediate=width,
+        shared_intermediate=(config.get("num_shared_experts") or 0) * width,
+        groups=config.get("n_group") or 1,
+        top_k_groups=config.get("topk_group") or 1,
+        correction_bias=correction_bias,
+    )
 
 
 def _model(

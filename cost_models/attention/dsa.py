@@ -75,10 +75,6 @@ class DsaSpec(LatentKind):
             exchanges_new=True,
         )
 
-    def context_ranks(self, tp: ArrayLike) -> Floats:
-        """Every rank holds the same latents and index keys."""
-        return np.ones_like(as_floats(tp)) if self.pools_keys else as_floats(tp)
-
     def matrices(self, hidden: int, layers: int) -> list[Matrix]:
         """A pooled key has a gate of its width beside it."""
         found = super().matrices(hidden, layers)

@@ -60,8 +60,8 @@ class LatentKind(AttentionKind):
         return SharedContext(query=latents, output=self.kv_lora_rank, gathered_prefix=latents)
 
     def context_ranks(self, tp: ArrayLike) -> Floats:
-        """Every rank holds the same latents."""
-        return as_floats(tp)
+        """Every rank holds the same latents, and the same index keys."""
+        return as_floats(tp) if self.shared_context else super().context_ranks(tp)
 
     @property
     def qk_dim(self) -> int:

@@ -33,9 +33,6 @@ class WindowedMlaSpec(MlaSpec):
         """Ranks do not share a window."""
         return None
 
-    def context_ranks(self, tp: ArrayLike) -> Floats:
-        return np.ones_like(as_floats(tp))
-
     def decode(self, machine: Machine, sequences: Floats, query_tokens: Floats, tp: Floats, context_tokens: float) -> Operators:
         return super().decode(machine, sequences, query_tokens, tp, min(context_tokens, self.window_tokens))
 

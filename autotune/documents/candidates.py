@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from autotune.documents.prediction import NOT_GROUPED
 from cost_models.specs.base import Spec
 
 
@@ -37,6 +38,8 @@ class Candidates(Spec):
     """Constraint families that it breaks, separated by blanks; empty where it is feasible."""
     operators: dict[str, tuple[float, ...]]
     """Seconds of a step by operator; `overlap` is what it hides and negative."""
+    groups: dict[str, str] = Field(default_factory=dict)
+    """What kind of work each operator is; files of before have none."""
 
     @model_validator(mode="after")
     def _columns_are_equally_long(self) -> Candidates:
@@ -47,6 +50,10 @@ class Candidates(Spec):
         if any(not 0 <= i < len(self.layouts) for i in self.layout):
             raise ValueError(f"layout numbers must lie in 0..{len(self.layouts) - 1}")
         return self
+
+    def group_of(self, operator: str) -> str:
+        """The group that a chart draws an operator in."""
+        return self.groups.get(operator, NOT_GROUPED)
 
     def __len__(self) -> int:
         return len(self.layout)

@@ -6,6 +6,9 @@ from typing import Literal
 
 from cost_models.specs.base import Spec
 
+NOT_GROUPED = "not grouped"
+"""Group of an operator in a document of before operators had one."""
+
 
 class OperatorLine(Spec):
     """One operator of a step."""
@@ -21,6 +24,8 @@ class OperatorLine(Spec):
     outside_box: tuple[str, ...] = ()
     family: str = ""
     """Calibration family and variant that priced it."""
+    group: str = NOT_GROUPED
+    """What kind of work it is, as charts group it."""
     held_out_sigma: float | None = None
     """Standard deviation of log(measured / predicted) on held-out shapes, where it was fitted."""
 

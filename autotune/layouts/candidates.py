@@ -18,6 +18,7 @@ from autotune.predicting.uncertainty import BALANCE_SIGMA, BALANCED, SHARED_SIGM
 from autotune.resolving import ResolvedProblem
 from cost_models.arrays import Floats, Ints, alike_rows, as_floats
 from cost_models.dispatch import BACKENDS
+from cost_models.operator_groups import operator_groups
 from cost_models.overlap import OVERLAPS
 from cost_models.prefill import prefill_step
 from cost_models.step import decode_step
@@ -44,6 +45,7 @@ def candidates_of(resolved: ResolvedProblem, table: LayoutTable, lines: Sequence
     layouts = tuple(dict.fromkeys(names))
     index = {name: i for i, name in enumerate(layouts)}
     operators = _operators(resolved, kept)
+    groups = operator_groups(resolved.machine.model, resolved.machine.recipe)
     return Candidates(
         phase=resolved.phase,
         latency_limit_s=limits.latency_s,
@@ -59,6 +61,7 @@ def candidates_of(resolved: ResolvedProblem, table: LayoutTable, lines: Sequence
         chance=_rounded(chance_of(operators, lines, kept.latency_s, limits.latency_s)),
         violates=_violated(violated),
         operators={name: _rounded(values) for name, values in operators.items() if np.any(values)},
+        groups={name: groups[name] for name, values in operators.items() if np.any(values)},
     )
 
 

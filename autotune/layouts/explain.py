@@ -14,7 +14,7 @@ from autotune.layouts.families import FAMILIES, Family, Limits, excess, feasible
 from autotune.layouts.table import LayoutTable, build_table, kept_free_bytes, kernel_size_limit, phase_of
 from autotune.resolving import ResolvedProblem, resolve_problem, usable_recipes
 from cost_models.arrays import Floats, as_floats, distinct_values
-from cost_models.context_parallel import COMBINE, GATHER
+from cost_models.operator_groups import COMMUNICATION_GROUPS, WAITING_GROUPS, Group, operator_groups
 from cost_models.prefill import prefill_step
 from cost_models.rows import Rows
 from cost_models.specs.layout import Layout
@@ -234,20 +234,6 @@ def alternatives(resolved: ResolvedProblem, table: LayoutTable, chosen: int) -> 
     return tuple(result)
 
 
-COMMUNICATION = (
-    "dispatch",
-    "combine",
-    "tp_all_reduce",
-    "norm_all_reduce",
-    "moe_all_reduce",
-    GATHER,
-    COMBINE,
-    "pipeline_hops",
-    "overlap",
-)
-WAITING = ("host", "launch_gaps", "offload_stall")
-
-
 def instance_sizes_compared(resolved: ResolvedProblem, table: LayoutTable) -> tuple[SizeSummary, ...]:
     """Prefill: the best feasible row of every instance size, and where its step goes."""
     rows = np.flatnonzero(feasible(table, Limits.of(resolved)))
@@ -256,10 +242,12 @@ def instance_sizes_compared(resolved: ResolvedProblem, table: LayoutTable) -> tu
     chosen = table.take(np.array(best))
     cost = prefill_step(resolved.machine, chosen.rows, resolved.problem.workload)
 
-    def share(names: tuple[str, ...]) -> Floats:
-        return as_floats(sum(t.time_s for n, t in cost.operators.items() if n in names) / cost.step_s)
+    kind_of = operator_groups(resolved.machine.model, resolved.machine.recipe)
 
-    communication, waiting = share(COMMUNICATION), share(WAITING)
+    def share(groups: tuple[Group, ...]) -> Floats:
+        return as_floats(sum(t.time_s for n, t in cost.operators.items() if kind_of[n] in groups) / cost.step_s)
+
+    communication, waiting = share(COMMUNICATION_GROUPS), share(WAITING_GROUPS)
     return tuple(
         SizeSummary(
             gpus=int(chosen.rows.gpus[i]),

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from autotune.documents.prediction import HiddenTime, Lane, LayerOperator, LayerPrediction
 from cost_models.context_parallel import COMBINE, GATHER
 from cost_models.hyper_connections import FAMILY
-from cost_models.layers import COMMUNICATION, Layer, pipeline_stretch
+from cost_models.layers import COMMUNICATION, SHARED_EXPERT, Layer, pipeline_stretch
+from cost_models.operator_groups import TENSOR_PARALLEL
 from cost_models.overlap import OVERLAPS, single_batch_hideable_s
 from cost_models.rows import Rows
 from cost_models.specs.model import LayerGroup, ModelSpec, MoeSpec
 
 SAVINGS = ("shared_stream", "overlap")
 """Negative operators: what runs beside something else."""
-SHARED_EXPERT = ("shared_gate_up", "shared_down")
 BEFORE_THE_CORE = ("norm_all_reduce", "indexer", "absorb", GATHER)
 AFTER_ATTENTION = (
     "tp_all_reduce", "router", "latent_in", *SHARED_EXPERT, "dispatch", "experts", "combine", "latent_out", "moe_all_reduce",
@@ -22,8 +22,6 @@ AFTER_ATTENTION = (
 """Order in which engines launch what follows attention; a shared expert comes before the dispatch that it may hide."""
 BETWEEN = ("elementwise", FAMILY, "moe_elementwise", "launch_gaps", "eplb_moves")
 """Small kernels and gaps between the others, and a rebalance spread over the steps: they have no place of their own."""
-COLLECTIVES = ("tp_all_reduce", "norm_all_reduce", "moe_all_reduce", GATHER, COMBINE)
-"""Of the tensor-parallel group."""
 
 
 def layer_predictions(model: ModelSpec, rows: Rows, layers: Sequence[Layer]) -> tuple[LayerPrediction, ...]:
@@ -55,7 +53,7 @@ def _prediction(model: ModelSpec, group: LayerGroup, layer: Layer, stretch: floa
 def _lane(name: str) -> Lane:
     if name in BETWEEN:
         return "between"
-    return "communication" if name in (*COMMUNICATION, *COLLECTIVES) else "compute"
+    return "communication" if name in (*COMMUNICATION, *TENSOR_PARALLEL) else "compute"
 
 
 def _in_order(model: ModelSpec, group: LayerGroup, names: Mapping[str, float]) -> list[str]:

@@ -17,6 +17,7 @@ from cost_models.errors import unknown_name
 from cost_models.expert_kernels import CHOOSES, priced_instead
 from cost_models.machine import Machine
 from cost_models.memory import Memory, decode_memory, prefill_memory
+from cost_models.operator_groups import operator_groups
 from cost_models.operators import Timing
 from cost_models.prefill import PrefillCost, prefill_step, prompt_batch
 from cost_models.provenance import Provenance, operator_provenance, prefill_provenance
@@ -234,7 +235,7 @@ def _common(
     """Fields that both phases report."""
     pool, machine, step_s = resolved.pool, resolved.machine, float(cost.step_s[0])
     lines = {name: float(line[0]) for name, line in memory.lines.items()}
-    shown = _operator_lines(cost.operators, provenance, step_s)
+    shown = _operator_lines(machine, cost.operators, provenance, step_s)
     total = sum(lines.values())
     limit = memory_limit_bytes(machine, pool)
     room = _kv_room_bytes(resolved, memory)
@@ -258,9 +259,10 @@ def _common(
 
 
 def _operator_lines(
-    operators: Mapping[str, Timing], provenance: dict[str, Provenance], step_s: float
+    machine: Machine, operators: Mapping[str, Timing], provenance: dict[str, Provenance], step_s: float
 ) -> tuple[OperatorLine, ...]:
     lines = []
+    groups = operator_groups(machine.model, machine.recipe)
     for name, timing in operators.items():
         time_s = float(timing.time_s[0])
         if time_s == 0:
@@ -276,6 +278,7 @@ def _operator_lines(
                 outside_box=known.outside if known else (),
                 family=f"{known.family}.{known.variant}" if known else name,
                 held_out_sigma=known.held_out_sigma if known else None,
+                group=groups[name],
             )
         )
     return tuple(sorted(lines, key=lambda line: -line.time_s))

@@ -9,7 +9,6 @@ import numpy as np
 from autotune.documents.candidates import Candidates
 from autotune.documents.plan import Plan
 from autotune.errors import ProblemError
-from autotune.report.page.charts import group_of
 from autotune.report.page.page import RunPage
 from autotune.report.page.tradeoff import WORDS
 from cost_models.specs.base import Spec
@@ -90,7 +89,7 @@ def gpu_time_per_token_s(candidates: Candidates, i: int) -> dict[str, float]:
     tokens_per_gpu = candidates.tokens_per_s_per_gpu[i] * step_s
     groups: dict[str, float] = {}
     for name, column in candidates.operators.items():
-        group = "overlap" if name == "overlap" else group_of(name)
+        group = candidates.group_of(name)
         groups[group] = groups.get(group, 0.0) + column[i] / tokens_per_gpu
     return groups
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from autotune.documents.plan import Plan, SearchResult
-from autotune.documents.prediction import Prediction, StepPrediction
+from autotune.documents.prediction import NOT_GROUPED, Prediction, StepPrediction
+from cost_models.operator_groups import GROUPS
 from cost_models.specs.base import Spec
 
 if TYPE_CHECKING:
@@ -19,25 +20,9 @@ if TYPE_CHECKING:
 GB = 1e9
 SMALL_SHARE = 0.005
 LEAST_SWING = 0.001
-GROUPS: dict[str, tuple[str, ...]] = {
-    "attention": ("attention", "absorb", "indexer"),
-    "projections and dense layers": (
-        "q_a_kv_a", "q_b", "kv_a", "q", "kv_b", "qkv", "o_proj", "ffn_gate_up", "ffn_down", "shared_gate_up", "shared_down",
-        "router", "lm_head",
-    ),
-    "experts": ("experts",),
-    "dispatch": ("dispatch",),
-    "combine": ("combine",),
-    "all-reduce and hops": (
-        "tp_all_reduce", "norm_all_reduce", "moe_all_reduce", "ffn_all_reduce", "context_gather", "context_combine",
-        "pipeline_hops",
-    ),
-    "small kernels": ("elementwise", "moe_elementwise", "sampling", "eplb_moves", "shared_stream"),
-    "host, gaps and waits": ("host", "launch_gaps", "offload_stall", "output_processing_wait"),
-    "drafts": ("mtp_drafts",),
-}  # fmt: skip
-"""Operators as a chart groups them; what is not named here counts as small kernels, `overlap` is what it hides."""
-OTHER = "small kernels"
+SHOWN = (*(group for group in GROUPS if group != "overlap"), NOT_GROUPED)
+"""Groups of operators in the order of a chart; what overlap hides is drawn apart."""
+HIDDEN = "hidden by overlap"
 
 
 class Chart(Spec):
@@ -74,11 +59,6 @@ def bars(names: Sequence[str], unit: str, series: Sequence[dict[str, Any]], *, l
 def rows_px(count: int, *, legend: bool = False) -> int:
     """Height of a bar chart with so many rows."""
     return max(160, 28 * count + 50 + (HEAD_PX if legend else 0))
-
-
-def group_of(operator: str) -> str:
-    """The group that a chart draws an operator in."""
-    return next((group for group, members in GROUPS.items() if operator in members), OTHER)
 
 
 def step_breakdown(plans: Sequence[Plan]) -> Chart:
@@ -151,8 +131,8 @@ def memory(plans: Sequence[Plan]) -> Chart:
 def step_timeline(prediction: StepPrediction) -> Chart:
     """A step as a waterfall: operators one after another, what overlap hides taken back at the end."""
     positive = [line for line in prediction.operators if line.time_s > 0 and abs(line.share) >= SMALL_SHARE]
-    order = {group: i for i, group in enumerate(GROUPS)}
-    positive.sort(key=lambda line: order[group_of(line.name)])
+    order = {group: i for i, group in enumerate(SHOWN)}
+    positive.sort(key=lambda line: order[line.group])
     rest_s = sum(line.time_s for line in prediction.operators if line.time_s > 0 and abs(line.share) < SMALL_SHARE)
     hidden_s = -sum(line.time_s for line in prediction.operators if line.time_s < 0)
     spans = [(line.name.replace("_", " "), line.time_s) for line in positive] + ([("others", rest_s)] if rest_s else [])

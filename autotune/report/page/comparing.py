@@ -8,7 +8,7 @@ from typing import Any
 from autotune.documents.plan import Plan
 from autotune.documents.prediction import Prediction
 from autotune.documents.service_plan import ServicePlan
-from autotune.report.page.charts import GROUPS, Chart, bars, group_of
+from autotune.report.page.charts import HIDDEN, SHOWN, Chart, bars
 from autotune.report.page.page import RunPage, filled
 from cost_models.specs.base import Spec
 
@@ -85,11 +85,11 @@ def steps_compared(pages: Sequence[RunPage]) -> Chart | None:
     for plan in plans:
         row: dict[str, float] = {}
         for line in plan.prediction.operators if isinstance(plan, Plan) else ():
-            group = "hidden by overlap" if line.time_s < 0 else group_of(line.name)
+            group = HIDDEN if line.time_s < 0 else line.group
             row[group] = row.get(group, 0.0) + line.time_s * 1e3
         sums.append(row)
     labels = [f"run {i}" for i in range(1, len(pages) + 1)]
-    groups = [g for g in (*GROUPS, "hidden by overlap") if any(row.get(g) for row in sums)]
+    groups = [g for g in (*SHOWN, HIDDEN) if any(row.get(g) for row in sums)]
     return Chart(
         id="steps",
         title="Where their steps go",

@@ -8,7 +8,7 @@ import numpy as np
 
 from autotune.documents.candidates import Candidates
 from autotune.documents.plan import SearchResult
-from autotune.report.page.charts import GROUPS, Chart, group_of
+from autotune.report.page.charts import HIDDEN, SHOWN, Chart
 from cost_models.arrays import Floats
 
 GB = 1e9
@@ -19,7 +19,6 @@ WORDS = {
     "concurrency": "concurrency asked for",
     "throughput": "throughput asked for",
 }
-HIDDEN = "hidden by overlap"
 
 
 def speeds(candidates: Candidates) -> Floats:
@@ -43,9 +42,9 @@ def grouped(candidates: Candidates) -> dict[str, list[int]]:
     """Per mille of each candidate's step by group of operators; what overlap hides is negative."""
     columns = {name: np.array(values) for name, values in candidates.operators.items()}
     total = sum(columns.values())
-    sums: dict[str, Floats] = {name: np.zeros(len(candidates)) for name in (*GROUPS, HIDDEN)}
+    sums: dict[str, Floats] = {name: np.zeros(len(candidates)) for name in (*SHOWN, HIDDEN)}
     for name, values in columns.items():
-        group = HIDDEN if name == "overlap" else group_of(name)
+        group = HIDDEN if name == "overlap" else candidates.group_of(name)
         sums[group] = sums[group] + values
     return {name: np.round(1000 * values / total).astype(int).tolist() for name, values in sums.items() if np.any(values)}
 

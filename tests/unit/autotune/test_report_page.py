@@ -57,6 +57,7 @@ def candidates_with(rates: list[float], latencies_s: list[float], violates: list
             "dispatch": tuple(0.5 * t for t in latencies_s),
             "overlap": tuple(-0.25 * t for t in latencies_s),
         },
+        groups={"experts": "experts", "dispatch": "dispatch", "overlap": "overlap"},
     )
 
 

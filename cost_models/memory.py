@@ -23,6 +23,8 @@ from cost_models.specs.workload import Workload
 
 KV_CONFIDENCE_SIGMAS = 2.0
 KV_STEPS_RESIDENT = 2
+VIEWS_ABSORBED = ("vllm", "vllm-ascend")
+"""Engines whose absorbed kv_b of an unquantised checkpoint lies in the projection's own memory."""
 WEIGHTLESS = (
     "batch", "backend", "expert_kernel", "overlap", "eplb", "eplb_window_steps", "eplb_interval_steps", "eplb_async",
     "moe_chunk_tokens", "activation_chunk_rows", "graph_tokens", "output_chunk", "api_servers", "batched_tokens",
@@ -196,7 +198,21 @@ def state_bytes(machine: Machine, rows: Rows, context_tokens: float) -> Floats:
 
 
 def _stored_bytes(machine: Machine, matrix: Matrix) -> float:
-    return matrix.parameters * DTYPES[machine.dtype(matrix.family)].weight_bytes
+    return matrix.parameters * (DTYPES[machine.dtype(matrix.family)].weight_bytes + _kept_beside_bytes(machine, matrix))
+
+
+def _kept_beside_bytes(machine: Machine, matrix: Matrix) -> float:
+    """What an engine keeps of a latent up-projection beside its absorbed form, which the recipe's kv_b states [B per weight].
+
+    SGLang copies both halves (0.5.15 models/deepseek_common/deepseek_weight_loader.py: contiguous w_kc, w_vc) and keeps the
+    projection for prompts that are not absorbed; vLLM views it, unless it is quantised and widened
+    (0.24 model_executor/layers/attention/mla_attention.py: get_and_maybe_dequant_weights).
+    """
+    if matrix.family != "kv_b":
+        return 0.0
+    projection = machine.recipe.kv_b_expand or machine.recipe.kv_b
+    viewed = machine.calibration.applies_to.engine in VIEWS_ABSORBED and projection == machine.recipe.kv_b
+    return 0.0 if viewed else DTYPES[projection].weight_bytes
 
 
 def expert_bytes(machine: Machine, rows: Rows) -> Floats:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from autotune.documents.deployment import Deployment, Pool, PoolRole
 from autotune.predicting.step import memory_limit_bytes, predict, resolve
+from cost_models.attention.latent import LatentKind
 from cost_models.attention.mla import MlaSpec
 from cost_models.catalog import load_hardware, load_model
 from cost_models.memory import state_bytes
+from cost_models.specs.precision import DTYPES
 from search_spaces.loader import load_engine, resolve_version
 from search_spaces.schema import EngineSpec, version_key
 
@@ -24,9 +26,19 @@ LARGE_GPU_TOKENS = 16384
 """Token budget that vLLM 0.33 takes by itself from LARGE_GPU_BYTES on (engine/arg_utils.py:2973); else 8,192."""
 SORTED_UNTIL = (0, 18)
 """vLLM sorts the vocabulary to sample (v1/sample/ops/topk_topp_sampler.py, 0.13.0; Triton in 0.19.1, FlashInfer in 0.24.0)."""
-SORTING_BYTES, SAMPLING_BYTES = 27.0, 10.0
+SORTING_BYTES, SAMPLING_BYTES = 38.5, 10.0
 """Per logit that vLLM's start-up sampling has alive. Sorting: BF16 and FP32 logits, sorted values with 64-bit places,
-probabilities, a mask, the scattered result (2 + 4 + 4 + 8 + 4 + 1 + 4); else BF16 and FP32 logits, probabilities (2 + 4 + 4)."""
+probabilities, a mask, the scattered result (2 + 4 + 4 + 8 + 4 + 1 + 4) and the sort's own buffer of values and places, 38.4 to
+38.9 in all in the torch peaks that 0.11 logged of five models (SIZED); else BF16 and FP32 logits, probabilities."""
+SIZED = "empirical memory results of github.com/llm-d-incubation/llm-d-planner (vLLM 0.11.0, H100)"
+NOT_TORCH_BYTES, COMMUNICATING_BYTES = 0.13 * 2**30, 0.55 * 2**30
+"""Of vLLM's own share, beside tensors, on one GPU and in a group (SIZED: eight models on one and two H100). Driver and
+communicators are there before vLLM looks how much memory is taken (0.11.0 v1/worker/gpu_worker.py:169-183): they lie beside."""
+UNSEEN_BYTES = 0.47 * 2**30
+"""Of what the driver reports, CUDA sees less (79.18 of 79.65 GiB on H100, SIZED), and vLLM's fraction is of that."""
+EXPANDED_TOKENS = 64 * 1024
+"""Cached latents that vLLM's start expands at once (determine_chunked_prefill_workspace_size, mla_attention.py of 0.24.0)."""
+WO_A_KERNEL_SINCE = (0, 5, 16)
 MEASURED_CACHE_SINCE = (0, 5, 23)
 """SGLang sizes the KV cache of models without a latent after it captured its graphs (arg_groups/overrides.py:1791)."""
 
@@ -62,9 +74,8 @@ def in_engine_memory(deployment: Deployment, said: Said) -> Deployment:
         return _of_what_is_left(deployment, said) if said.free_fraction else deployment
     if engine.memory_fraction_covers == "weights_and_kv":
         fraction = said.fraction or sglang_fraction(deployment, version, said)
-        return _covering(
-            deployment, fraction, beside=("activations", "dispatch buffers", "eplb buffers", "cuda graphs", "runtime")
-        )
+        beside = ("activations", "dispatch buffers", "eplb buffers", "cuda graphs", "runtime")
+        return _less(_covering(deployment, fraction, beside=beside), _widened_bytes(deployment, version))
     knob = engine.knob("gpu_memory_fraction")
     default = knob.default(resolve_version(engine, deployment.engine.version)) if knob else None
     if said.fraction is None and default is None:
@@ -74,9 +85,29 @@ def in_engine_memory(deployment: Deployment, said: Said) -> Deployment:
         deployment = deployment.with_pool("decode", max_batched_tokens=max(pool.max_batched_tokens, budget))
     if engine.command_line != "vllm":
         return _covering(deployment, float(said.fraction or default or 1.0), beside=())
-    outside = ("cuda graphs",) if version < GRAPHS_COUNTED_SINCE else ()
-    covered = _covering(deployment, float(said.fraction or default or 1.0), beside=outside)
-    return _less(covered, _startup_sampling_bytes(covered, version))
+    outside = ("runtime", "cuda graphs") if version < GRAPHS_COUNTED_SINCE else ("runtime",)
+    fraction = float(said.fraction or default or 1.0)
+    covered = _covering(deployment, fraction, beside=outside)
+    return _less(covered, fraction * UNSEEN_BYTES + _not_torch_bytes(covered) + _startup_bytes(covered, version))
+
+
+def _widened_bytes(deployment: Deployment, version: tuple[int, ...]) -> float:
+    """What SGLang adds to the first output projection of DeepSeek-V4 that it widens to BF16 on Hopper [B].
+
+    0.5.12 to 0.5.15 server_args.py: SGLANG_OPT_FP8_WO_A_GEMM off below SM100; 0.5.16 has a kernel for it. In public, 125.65 GiB
+    of DeepSeek-V4-Pro's weights on each of eight H200 with attention DP (SemiAnalysisAI/InferenceX#2128).
+    """
+    machine = resolve(_alone(deployment)).machine
+    if version >= WO_A_KERNEL_SINCE or machine.hardware.gpu.architecture != "hopper":
+        return 0.0
+    widened = [m for m in machine.model.layer_matrices() if m.name == "o_a"]
+    more = DTYPES["bf16"].weight_bytes - DTYPES[machine.dtype("o_proj")].weight_bytes
+    return sum(matrix.parameters for matrix in widened) * max(more, 0.0) / deployment.pool.tp
+
+
+def _not_torch_bytes(deployment: Deployment) -> float:
+    """What vLLM finds taken beside its tensors once it ran a step [B]."""
+    return NOT_TORCH_BYTES if deployment.pool.layout.gpus == 1 else COMMUNICATING_BYTES
 
 
 def _of_what_is_left(deployment: Deployment, said: Said) -> Deployment:
@@ -93,16 +124,29 @@ def _of_what_is_left(deployment: Deployment, said: Said) -> Deployment:
     return deployment.with_pool(own, memory_fraction=min((kept + left) / visible, 1.0))
 
 
-def _startup_sampling_bytes(deployment: Deployment, version: tuple[int, ...]) -> float:
-    """What sampling for --max-num-seqs sequences at start takes beyond a step of the whole budget, freed before it [B]."""
+def _startup_bytes(deployment: Deployment, version: tuple[int, ...]) -> float:
+    """What vLLM's start takes beyond a step of the whole budget: the larger of two that it has not at once [B].
+
+    It samples for --max-num-seqs sequences, after the step's tensors are freed; during it latent attention expands the longest
+    cached prefix that it would, keys and values of its heads in BF16.
+    """
+    expanded = expanded_bytes(deployment)
     if deployment.phase == "prefill":
-        return 0.0
+        return expanded
     pool = deployment.pool
     model = load_model(deployment.model)
     per_logit = SORTING_BYTES if version <= SORTED_UNTIL else SAMPLING_BYTES
     step = predict(_of_one(deployment))
     forward = sum(line.bytes for line in step.memory if line.name == "activations")
-    return max(pool.batch_per_dp_rank * model.vocab * per_logit - forward, 0.0)
+    return max(pool.batch_per_dp_rank * model.vocab * per_logit - forward, expanded)
+
+
+def expanded_bytes(deployment: Deployment) -> float:
+    """Keys and values of EXPANDED_TOKENS in the heads of one rank [B]; none for attention without latents."""
+    kinds = [kind for kind in load_model(deployment.model).attentions if isinstance(kind, LatentKind)]
+    return max(
+        (EXPANDED_TOKENS * kind.heads / deployment.pool.tp * (kind.qk_nope_dim + kind.v_dim) * 2 for kind in kinds), default=0.0
+    )
 
 
 def _less(deployment: Deployment, taken_bytes: float) -> Deployment:

@@ -38,6 +38,10 @@ UNSEEN_BYTES = 0.47 * 2**30
 """Of what the driver reports, CUDA sees less (79.18 of 79.65 GiB on H100, SIZED), and vLLM's fraction is of that."""
 EXPANDED_TOKENS = 64 * 1024
 """Cached latents that vLLM's start expands at once (determine_chunked_prefill_workspace_size, mla_attention.py of 0.24.0)."""
+TAKEN_BYTES, TAKEN_ALONE_BYTES = 2.7 * 2**30, 1.0 * 2**30
+"""Gone before SGLang loads weights: its fraction is of what is free then (model_runner.py init_torch_distributed). In a group
+2.5 GiB (DeepSeek-V4-Pro on H200, SemiAnalysisAI/InferenceX#2128), 2.7 (Qwen3-235B, TP4 on H100, vllm-project/vllm#21348) and 2.9
+(DeepSeek-V3 with attention DP on H200, sgl-project/sglang#6017); of one GPU UNSEEN_BYTES and a context, assumed."""
 WO_A_KERNEL_SINCE = (0, 5, 16)
 MEASURED_CACHE_SINCE = (0, 5, 23)
 """SGLang sizes the KV cache of models without a latent after it captured its graphs (arg_groups/overrides.py:1791)."""
@@ -75,7 +79,8 @@ def in_engine_memory(deployment: Deployment, said: Said) -> Deployment:
     if engine.memory_fraction_covers == "weights_and_kv":
         fraction = said.fraction or sglang_fraction(deployment, version, said)
         beside = ("activations", "dispatch buffers", "eplb buffers", "cuda graphs", "runtime")
-        return _less(_covering(deployment, fraction, beside=beside), _widened_bytes(deployment, version))
+        taken = TAKEN_BYTES if deployment.pool.layout.gpus > 1 else TAKEN_ALONE_BYTES
+        return _covering(deployment, fraction, beside=beside, less_bytes=fraction * taken + _widened_bytes(deployment, version))
     knob = engine.knob("gpu_memory_fraction")
     default = knob.default(resolve_version(engine, deployment.engine.version)) if knob else None
     if said.fraction is None and default is None:
@@ -87,8 +92,8 @@ def in_engine_memory(deployment: Deployment, said: Said) -> Deployment:
         return _covering(deployment, float(said.fraction or default or 1.0), beside=())
     outside = ("runtime", "cuda graphs") if version < GRAPHS_COUNTED_SINCE else ("runtime",)
     fraction = float(said.fraction or default or 1.0)
-    covered = _covering(deployment, fraction, beside=outside)
-    return _less(covered, fraction * UNSEEN_BYTES + _not_torch_bytes(covered) + _startup_bytes(covered, version))
+    taken = fraction * UNSEEN_BYTES + _not_torch_bytes(deployment) + _startup_bytes(deployment, version)
+    return _covering(deployment, fraction, beside=outside, less_bytes=taken)
 
 
 def _widened_bytes(deployment: Deployment, version: tuple[int, ...]) -> float:
@@ -149,12 +154,6 @@ def expanded_bytes(deployment: Deployment) -> float:
     )
 
 
-def _less(deployment: Deployment, taken_bytes: float) -> Deployment:
-    """The deployment with a memory fraction that leaves so much out."""
-    fraction = (deployment.pool.memory_fraction or 1.0) - taken_bytes / _visible_bytes(deployment)
-    return deployment.with_pool(_own(deployment), memory_fraction=max(fraction, 0.01))
-
-
 def _budget(engine: EngineSpec, deployment: Deployment, version: tuple[int, ...]) -> int:
     """vLLM's own token budget of a step."""
     knob = engine.knob("max_num_batched_tokens")
@@ -163,12 +162,16 @@ def _budget(engine: EngineSpec, deployment: Deployment, version: tuple[int, ...]
     return max(usual, LARGE_GPU_TOKENS) if large and version >= MORE_TOKENS_SINCE and engine.name == "vllm" else usual
 
 
-def _covering(deployment: Deployment, fraction: float, beside: tuple[str, ...]) -> Deployment:
-    """A memory fraction of everything, given one that leaves some lines out, which lie beside it as far as there is memory."""
+def _covering(deployment: Deployment, fraction: float, beside: tuple[str, ...], less_bytes: float = 0.0) -> Deployment:
+    """A memory fraction of everything, given one that leaves some lines out, which lie beside it as far as there is memory.
+
+    less_bytes : of the given fraction's memory, what no line stands for.
+    """
     visible = _visible_bytes(deployment)
     lines = predict(_of_one(deployment)).memory if beside else ()
     more = sum(line.bytes for line in lines if line.name in beside)
-    return deployment.with_pool(_own(deployment), memory_fraction=min(fraction + more / visible, 1.0))
+    covered = min(max(fraction + (more - less_bytes) / visible, 0.01), 1.0)
+    return deployment.with_pool(_own(deployment), memory_fraction=covered)
 
 
 def _visible_bytes(deployment: Deployment) -> float:

@@ -144,7 +144,7 @@ def test_what_does_not_divide_is_a_verdict_with_a_way_out():
 def test_deepep_s_buffers_must_hold_the_batch():
     """SGLang's buffers hold 128 tokens of a rank unless a variable says otherwise."""
     text = "python3 -m sglang.launch_server --model-path deepseek-ai/DeepSeek-V3-0324 --tp 16 --dp 16 --enable-dp-attention \\\n"
-    text += "  --moe-a2a-backend deepep --max-running-requests 4096"
+    text += "  --moe-a2a-backend deepep --max-running-requests 4096 --mem-fraction-static 0.92"
     small = read(text)
     verdict = check(small.deployment, Goals(), small)
     assert "DeepEP's buffers hold 128 tokens of a rank" in verdict.conflicts[0]

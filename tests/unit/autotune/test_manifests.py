@@ -74,7 +74,8 @@ READ = {
     ),
     "srt_slurm/v1_vllm_aggregated.yaml": ("hgx-h200", "0.19", "fp8-block", {"decode": (8, 1, 1, 1, 1, 64)}),
     "srt_slurm/v2_pair.yaml": (
-        "hgx-h200", "0.5.16", "fp8-block", {"prefill": (8, 1, 1, 1, 1, 0), "decode": (1, 16, 16, 1, 1, 1024 // 16)},
+        "hgx-h200", "0.5.16", "fp8-block",
+        {"prefill": (8, 1, 1, 1, 1, 0), "decode": (1, 16, 16, 1, 1, 63)},  # of 1024 // 16 what fits
     ),
     "srt_slurm/v2_vllm_gpus.yaml": ("hgx-b200", "0.19", "nvfp4", {"decode": (4, 1, 1, 1, 2, 64)}),
     "kserve/dp_ep.yaml": ("hgx-h200", "0.19", "fp8-block", {"decode": (1, 16, 16, 1, 2, 64)}),

@@ -51,6 +51,8 @@ MOE_SHAPES = {**dict.fromkeys(DTYPES, MOE_LAYERS), **dict.fromkeys(("w4a16_mxfp4
 """dtype -> the layers read for it: those of models that are served in it."""
 CHOSEN_KERNELS = {"moe_torch_flow_cutlass": CUTLASS, "deepgemm": DEEPGEMM}
 """Sources of TensorRT-LLM's expert rows -> suffix of the dtype."""
+TRITON = "sglang_fused_moe_triton"
+"""Source of SGLang's rows where TRTLLM-gen takes a layer's routing not (MiniMax-M2 in FP8): half the speed from 128 tokens on."""
 MOE_MAX_TOKENS = 16384
 MOE_MAX_EP = 8
 LOAD_DRAWS = 12
@@ -242,8 +244,11 @@ def _prefill_rows(raw: pd.DataFrame, operator: str, more_keys: list[str], droppe
 
 
 def expert_rows(raw: pd.DataFrame, _engine: str) -> TableRows:
-    """Routed experts of the busiest rank under power-law loads."""
-    return _power_law_experts(raw, MOE_SHAPES)
+    """Routed experts of the busiest rank under power-law loads, by one kernel: Triton's rows only of dtypes that no other times."""
+    fallback = raw.kernel_source == TRITON
+    elsewhere = fallback & raw.moe_dtype.isin(raw[~fallback].moe_dtype)
+    rows, dropped = _power_law_experts(raw[~elsewhere], MOE_SHAPES)
+    return rows, {**dropped, "moe: Triton, where the other layers of the dtype run another kernel": int(elsewhere.sum())}
 
 
 def chosen_experts(raw: pd.DataFrame, _engine: str) -> TableRows:

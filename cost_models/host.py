@@ -28,6 +28,8 @@ class HostCoefficients:
     sampling_bytes_per_logit: float = 16.0
     small_kernel_s: float = 0.0
     """One kernel that no operator covers (norm, rope, cache write, routing, activation), with its gap, under CUDA graphs [s]."""
+    fused_norms: float = 0.0
+    """Norms of a layer that the all-reduce before them computes as it stores its sum, where ranks share a layer's matrices [-]."""
     eager_operator_s: float = 0.0
     """Launch-bound floor of one operator without CUDA graphs [s]."""
     eager_experts_s: float = 0.0
@@ -43,22 +45,24 @@ EXCHANGE = 2
 """Around one direction of an all-to-all: packing and unpacking."""
 
 
-def small_kernels(group: LayerGroup, hidden: int, exchanged: ArrayLike) -> Floats:
+def small_kernels(group: LayerGroup, hidden: int, exchanged: ArrayLike, reduced: ArrayLike, fused_norms: float) -> Floats:
     """Kernels of one layer that no operator covers, (rows,).
 
     Counted from the layer's shape: two norms; one after each attention projection but the last (rope, norms of latents and
     heads, concatenation) and the cache write, one more where heads are normed; a dense layer's activation; routing; the shared
     expert's activation and what joins it; and packing around the all-to-all where tokens are `exchanged` between ranks. 5 for
-    Llama, 6 for Qwen3-MoE (as traced: results/2026-11-26_vllm_traces_study), 14 for a wide-EP DeepSeek layer.
+    Llama, 6 for Qwen3-MoE (as traced: results/2026-11-26_vllm_traces_study), 14 for a wide-EP DeepSeek layer. Less the
+    `fused_norms` of an engine whose all-reduce takes the norm after it along, where ranks add up a layer's halves (`reduced`).
     """
-    exchanged = np.asarray(exchanged, dtype=np.bool_)
+    exchanged, reduced = np.broadcast_arrays(np.asarray(exchanged, dtype=np.bool_), np.asarray(reduced, dtype=np.bool_))
+    fused = np.where(reduced, min(fused_norms, NORMS), 0.0)
     count = NORMS
     if group.attention:
         count += len(group.attention.matrices(hidden, 1)) + group.attention.normed_heads
     if not isinstance(group.ffn, MoeSpec):
-        return as_floats(np.full(exchanged.shape, count + (group.ffn is not None)))
+        return as_floats(count + (group.ffn is not None) - fused)
     count += ROUTING * (2 if group.ffn.groups > 1 else 1) + (2 if group.ffn.shared_intermediate else 0)
-    return as_floats(count + np.where(exchanged, 2 * EXCHANGE, 0))
+    return as_floats(count + np.where(exchanged, 2 * EXCHANGE, 0) - fused)
 
 
 def host_step_s(sequences: ArrayLike, data_parallel: ArrayLike, c: HostCoefficients) -> Floats:

@@ -109,7 +109,8 @@ def priced_layers(
     for group in machine.model.groups:
         mixer = mixers[group.attention] if group.attention else {}
         operators = {**mixer, **mixed, **(ffns[group.ffn] if group.ffn else {})}
-        small = small_kernels(group, machine.model.hidden, rows.backend != BACKENDS.index("none"))
+        exchanged = rows.backend != BACKENDS.index("none")
+        small = small_kernels(group, machine.model.hidden, exchanged, rows.tp > 1, host.fused_norms)
         small = small + context_parallel.exchange_kernels(machine, group.attention, rows.dcp) if shares else small
         layer = finished(operators, rows, captured, microbatches, host, small)
         layers.append(overlapped(machine, layer, rows, split) if isinstance(group.ffn, MoeSpec) else layer)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,14 +43,14 @@ class SiliconSource:
     """How many versions are read, newest first."""
     gpu: str | None = None
     """Sibling GPU that measured what this one did not; none: the GPU itself."""
-    beside: tuple[str, str] | None = None
-    """Family and file of the table that is taken off first, of the same engine and version."""
+    beside: tuple[tuple[str, str], ...] = ()
+    """Families and files of the tables that are taken off first, of the same engine and version."""
     package: str = "aiconfigurator_core"
     """Import package that holds the table."""
 
 
 OWN = (
-    SiliconSource("gemm", "gemm_perf.parquet", kernels.gemm_rows, beside=("quantize", "computescale_perf.parquet")),
+    SiliconSource("gemm", "gemm_perf.parquet", kernels.gemm_rows, beside=(("quantize", "computescale_perf.parquet"),)),
     SiliconSource("mla", "generation_mla_perf.parquet", kernels.mla_decode_rows),
     SiliconSource("mla_bmm", "mla_bmm_perf.parquet", kernels.absorb_rows),
     SiliconSource("attention", "generation_attention_perf.parquet", kernels.gqa_decode_rows),
@@ -68,6 +68,8 @@ SHARED = (
 """Libraries that every engine calls."""
 NEWER = "aisimulate_core"
 NVFP4_GEMM = SiliconSource("gemm", "gemm_perf.parquet", kernels.nvfp4_gemm, package=NEWER)
+QUANTISED_BEFORE = ("quantize", "scale_matrix_perf.parquet")
+"""Quantising an input of an FP8 GEMM, where the kernel before it (all-reduce with norm, attention, activation) stores FP8."""
 RECURRENT = (
     SiliconSource("linear_attention", "gdn_perf.parquet", attention.gated_delta, versions=2, package=NEWER),
     SiliconSource("kda", "kda_perf.parquet", attention.kda, package=NEWER),
@@ -87,7 +89,9 @@ def sources(engine: str, gpu: str) -> tuple[SiliconSource, ...]:
     Experts: on Blackwell all three run TRTLLM-gen kernels, of which vLLM's table has a third of the rows and TensorRT-LLM's
     none by that name; its CUTLASS and DeepGEMM rows are kernels of their own, which `moe_config.backend` chooses. MLA: vLLM
     has no kernel tables, and SGLang's on Hopper time the absorbed path in prefill and a fallback kernel with FP8.
-    Block-scaled FP8 GEMMs of vLLM carry an eager launch. Collectives over several trays: `_across_nodes`.
+    Block-scaled FP8 GEMMs of vLLM carry an eager launch. TensorRT-LLM tunes its GEMMs when it starts, which the collector of its
+    NVFP4 table does not (time follows k alone, whatever n: one tile of the fallback): vLLM's are read; and its FP8 layers are handed
+    FP8. Collectives over several trays: `_across_nodes`.
     """
     blackwell = gpu in BLACKWELL
     borrowed = [SiliconSource("moe", "moe_perf.parquet", kernels.expert_rows, owner="sglang" if blackwell else engine)]
@@ -104,8 +108,12 @@ def sources(engine: str, gpu: str) -> tuple[SiliconSource, ...]:
         borrowed.append(SiliconSource("moe", "moe_perf.parquet", kernels.chosen_experts))
     if gpu in RACKS:
         borrowed += _across_nodes(engine)
-    newer = (NVFP4_GEMM,) if blackwell else ()
-    return (*OWN, *newer, *SHARED, *borrowed, *attention_sources(engine, blackwell))
+    tuned = replace(NVFP4_GEMM, owner="vllm") if engine == "trtllm" else NVFP4_GEMM
+    newer = (tuned,) if blackwell else ()
+    gemm, *others = OWN
+    if engine == "trtllm":
+        gemm = replace(gemm, beside=(*gemm.beside, QUANTISED_BEFORE))
+    return (gemm, *others, *newer, *SHARED, *borrowed, *attention_sources(engine, blackwell))
 
 
 def _across_nodes(engine: str) -> tuple[SiliconSource, ...]:
@@ -213,8 +221,7 @@ def _table(path: Path, gpu: str, engine: str, source: SiliconSource) -> TimingTa
     if "latency" in raw and (lost := int((~(raw.latency > 0)).sum())):
         dropped["latency not positive"] = lost
         raw = raw[raw.latency > 0]
-    if source.beside:
-        family, file = source.beside
+    for family, file in source.beside:
         beside = path.parents[3] / family / path.parent.parent.name / path.parent.name / file
         raw = kernels.static_scales(raw, pd.read_parquet(beside)) if beside.exists() else raw
     rows, left_out = source.read(raw, engine)

@@ -117,10 +117,10 @@ def _gemms(raw: pd.DataFrame, engine: str) -> TableRows:
 
 
 def static_scales(raw: pd.DataFrame, scales: pd.DataFrame) -> pd.DataFrame:
-    """GEMM rows without what computing the scale of an FP8 input takes: checkpoints carry it.
+    """GEMM rows without a kernel that an FP8 input was timed with and that serving does not run: checkpoints carry its scale.
 
-    scales : `computescale_perf` rows (m, k, latency [ms]) of the same engine, whose FP8 GEMM rows were timed with dynamic
-    scales. The nearest k at the nearest m is taken off; what quantising itself takes stays in.
+    scales : `computescale_perf` or `scale_matrix_perf` rows (m, k, latency [ms]) of the same engine, whose FP8 GEMM rows were timed
+    with dynamic scales. The nearest k at the nearest m is taken off.
     """
     fp8 = (raw.gemm_dtype == "fp8").to_numpy()
     table = scales[(scales.quant_dtype == "fp8") & (scales.latency > 0)].pivot_table(index="m", columns="k", values="latency")

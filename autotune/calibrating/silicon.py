@@ -88,7 +88,7 @@ def sources(engine: str, gpu: str) -> tuple[SiliconSource, ...]:
 
     Experts: on Blackwell all three run TRTLLM-gen kernels, of which vLLM's table has a third of the rows and TensorRT-LLM's
     none by that name; its CUTLASS and DeepGEMM rows are kernels of their own, which `moe_config.backend` chooses. MLA: vLLM
-    has no kernel tables, and SGLang's on Hopper time the absorbed path in prefill and a fallback kernel with FP8.
+    has no kernel tables, SGLang's on Hopper time the absorbed path in prefill, and with FP8 other kernels than its steps run.
     Block-scaled FP8 GEMMs of vLLM carry an eager launch. TensorRT-LLM tunes its GEMMs when it starts, which the collector of its
     NVFP4 table does not (time follows k alone, whatever n: one tile of the fallback): vLLM's are read; and its FP8 layers are handed
     FP8. Collectives over several trays: `_across_nodes`.
@@ -102,7 +102,7 @@ def sources(engine: str, gpu: str) -> tuple[SiliconSource, ...]:
     if engine == "vllm":
         borrowed.append(SiliconSource("mla", "generation_mla_perf.parquet", kernels.mla_decode_rows, owner="trtllm"))
         borrowed.append(SiliconSource("gemm", "gemm_perf.parquet", kernels.block_gemm, owner="trtllm"))
-    if engine == "sglang" and not blackwell:
+    if engine == "sglang":
         borrowed.append(SiliconSource("mla", "generation_mla_perf.parquet", kernels.fp8_mla_decode, owner="trtllm"))
     if engine == "trtllm" and blackwell:
         borrowed.append(SiliconSource("moe", "moe_perf.parquet", kernels.chosen_experts))

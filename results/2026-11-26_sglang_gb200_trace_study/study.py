@@ -97,7 +97,10 @@ def apply(folder: Path) -> None:
         moved = {("mla_decode", "fp8", "query_passes"): float(f"{passes:.3g}")}
         if gpu in RACKS:
             found = document["families"]["dispatch"]
-            moved |= {("dispatch", v, "scale_up_efficiency"): round(found[v]["coefficients"]["scale_up_efficiency"] * EXCHANGE_SHARE, 5) for v in EXCHANGE}
+            moved |= {
+                ("dispatch", v, "scale_up_efficiency"): round(found[v]["coefficients"]["scale_up_efficiency"] * EXCHANGE_SHARE, 5)
+                for v in EXCHANGE
+            }
         for (family, variant, field), value in moved.items():
             entry = document["families"][family][variant]
             if HERE.name in entry["source"]:
@@ -114,7 +117,9 @@ def table() -> None:
     hardware = load_hardware("gb200-nvl72")
     machine = Machine(load_model("deepseek-r1"), hardware, recipe, calibration_for(hardware.gpu.name, "sglang"))
     backend = BACKENDS.index("deepep_low_latency")
-    rows = Rows.of(dp=RANKS, ep=RANKS, batch=SEQUENCES, backend=backend, redundant_experts=REDUNDANT, eplb=1, graph_tokens=SEQUENCES)
+    rows = Rows.of(
+        dp=RANKS, ep=RANKS, batch=SEQUENCES, backend=backend, redundant_experts=REDUNDANT, eplb=1, graph_tokens=SEQUENCES
+    )
     step, found = decode_step(machine, rows, CONTEXT), measured("2")
     said = {name: timing.time_s[0] * 1e3 for name, timing in step.operators.items()}
     print("| operator | measured ms | predicted ms |\n|---|---:|---:|")

@@ -12,7 +12,7 @@ from autotune.calibrating.document import new_document, write_document
 from autotune.calibrating.fits import fit_table
 from autotune.calibrating.infersim import read_infersim
 from autotune.calibrating.silicon import read_silicon, sources
-from autotune.calibrating.silicon_kernels import absorb_rows, busiest_rank
+from autotune.calibrating.silicon_kernels import TRITON, absorb_rows, busiest_rank, expert_rows, static_scales
 from autotune.calibrating.timings import merge, read_timings
 from autotune.errors import ProblemError
 from cost_models.catalog import calibration_for, load_calibration, load_hardware, raw_calibration
@@ -248,6 +248,38 @@ def test_absorbing_kernels_are_read_in_bf16_and_one_by_one():
     assert dropped["mla_bmm: FP8 rows"] == 1
 
 
+def test_experts_of_one_dtype_are_read_of_one_kernel():
+    pd = pytest.importorskip("pandas")
+    layer = {"hidden_size": 3072, "inter_size": 1536, "num_experts": 256, "topk": 8, "moe_tp_size": 1, "moe_ep_size": 1}
+    raw = pd.DataFrame(
+        {"kernel_source": [TRITON, "sglang_flashinfer_trtllm_moe", TRITON], "moe_dtype": ["fp8_block", "fp8_block", "bfloat16"]}
+    )
+    raw = raw.assign(**layer, num_tokens=64, distribution="power_law_1.2", latency=[0.8, 0.4, 0.9])
+    rows, dropped = expert_rows(raw, "sglang")
+    # Triton's FP8 row stands beside TRTLLM-gen's; BF16 has no other
+    assert sorted(rows.latency_ms) == [0.4, 0.9]
+    assert dropped["moe: Triton, where the other layers of the dtype run another kernel"] == 1
+
+
+def test_quantising_that_serving_does_elsewhere_is_taken_off():
+    pd = pytest.importorskip("pandas")
+    raw = pd.DataFrame({"gemm_dtype": ["fp8", "fp8", "bfloat16"], "m": [16, 1, 16], "k": 8192, "latency": [0.010, 0.004, 0.010]})
+    beside = pd.DataFrame({"quant_dtype": "fp8", "m": [1, 16], "k": 8192, "latency": [0.003, 0.002]})
+    # 10 - 2 us; 4 - 3 us would leave less than 0.3 of 4; BF16 quantises nothing
+    assert static_scales(raw, beside).latency.tolist() == pytest.approx([0.008, 0.0012, 0.010])
+
+
+def test_tensorrt_llm_reads_tuned_gemms_and_is_handed_fp8():
+    def gemms(engine, gpu):
+        return [source for source in sources(engine, gpu) if source.file == "gemm_perf.parquet"]
+
+    (own, tuned), (hopper,) = gemms("trtllm", "GB200"), gemms("trtllm", "H200")
+    assert (own.owner, tuned.owner) == (None, "vllm")
+    assert own.beside == hopper.beside
+    assert [file for _, file in own.beside] == ["computescale_perf.parquet", "scale_matrix_perf.parquet"]
+    assert [file for _, file in gemms("vllm", "GB200")[0].beside] == ["computescale_perf.parquet"]
+
+
 def test_nvfp4_gemms_are_read_of_the_newer_package_alone():
     on_blackwell = [source for source in sources("vllm", "GB200") if source.file == "gemm_perf.parquet"]
     assert {source.package for source in on_blackwell} == {"aiconfigurator_core", "aisimulate_core"}
@@ -261,7 +293,7 @@ def test_silicon_mla_rows_of_the_fallback_kernel_are_left_out(tmp_path):
     rows = rows_of(table, "mla_decode")
     assert rows.dtype.tolist() == ["bf16"]
     assert rows.context_tokens.tolist() == [1024]
-    assert table.dropped["mla: fallback kernel (sglang fp8 on Hopper)"] == 1
+    assert table.dropped["mla: other kernels than the engine's step runs (sglang fp8)"] == 1
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])

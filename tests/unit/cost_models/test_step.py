@@ -132,6 +132,21 @@ def test_launch_gaps_are_one_per_small_kernel(model, recipe, rows, kernels):
     assert step.operators["launch_gaps"].time_s[0] == pytest.approx(kernels * gap_s)
 
 
+@pytest.mark.parametrize(
+    ("rows", "kernels"),
+    [
+        ({"tp": 1}, 80 * 5),
+        # the all-reduce after attention and the one after the network each take their norm along
+        ({"tp": 4}, 80 * 3),
+    ],
+)
+def test_norms_fused_into_the_all_reduce_are_no_kernels(rows, kernels):
+    machine = machine_of("hgx-b200", recipe="bf16", engine="vllm", model="llama-3.1-70b")
+    gap_s = machine.calibration.entry("host", "default").coefficients["small_kernel_s"]
+    step = decode_step(machine, Rows.of(**rows, batch=8, graph_tokens=8), 2000)
+    assert step.operators["launch_gaps"].time_s[0] == pytest.approx(kernels * gap_s)
+
+
 def test_eager_experts_have_a_floor_that_graphs_do_not():
     # vLLM, 48 layers: floor of a layer = its operators x eager_operator_s + eager_experts_s, where the GPU is done sooner
     machine = machine_of("hgx-h100", recipe="bf16", engine="vllm", model="qwen3-235b-a22b")

@@ -29,7 +29,7 @@ class HostCoefficients:
     small_kernel_s: float = 0.0
     """One kernel that no operator covers (norm, rope, cache write, routing, activation), with its gap, under CUDA graphs [s]."""
     fused_norms: float = 0.0
-    """Norms of a layer that the all-reduce before them computes as it stores its sum, where ranks share a layer's matrices [-]."""
+    """Norms of a layer that the all-reduce before them computes as it stores its sum, where ranks share its matrices [-]."""
     eager_operator_s: float = 0.0
     """Launch-bound floor of one operator without CUDA graphs [s]."""
     eager_experts_s: float = 0.0

@@ -90,8 +90,8 @@ def sources(engine: str, gpu: str) -> tuple[SiliconSource, ...]:
     none by that name; its CUTLASS and DeepGEMM rows are kernels of their own, which `moe_config.backend` chooses. MLA: vLLM
     has no kernel tables, SGLang's on Hopper time the absorbed path in prefill, and with FP8 other kernels than its steps run.
     Block-scaled FP8 GEMMs of vLLM carry an eager launch. TensorRT-LLM tunes its GEMMs when it starts, which the collector of its
-    NVFP4 table does not (time follows k alone, whatever n: one tile of the fallback): vLLM's are read; and its FP8 layers are handed
-    FP8. Collectives over several trays: `_across_nodes`.
+    NVFP4 table does not (time follows k alone, whatever n: one tile of the fallback): vLLM's are read; and its FP8 layers are
+    handed FP8. Collectives over several trays: `_across_nodes`.
     """
     blackwell = gpu in BLACKWELL
     borrowed = [SiliconSource("moe", "moe_perf.parquet", kernels.expert_rows, owner="sglang" if blackwell else engine)]

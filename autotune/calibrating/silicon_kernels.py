@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 DTYPES = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
 KV_DTYPES = {"bfloat16": "bf16", "fp8": "fp8"}
 SLOW_MLA = {("sglang", "fp8")}
-"""On Hopper rows of a fallback kernel, four times slower than BF16; on Blackwell queries are cast and concatenated by PyTorch beside the
-kernel, which the engine's step does in one of its own."""
+"""On Hopper rows of a fallback kernel, four times slower than BF16; on Blackwell queries are cast and concatenated by PyTorch
+beside the kernel, which the engine's step does in one of its own."""
 NVFP4 = "nvfp4"
 EAGER_GEMM = {("vllm", "fp8_block")}
 SMALLEST_GEMM = 256
@@ -120,8 +120,8 @@ def _gemms(raw: pd.DataFrame, engine: str) -> TableRows:
 def static_scales(raw: pd.DataFrame, scales: pd.DataFrame) -> pd.DataFrame:
     """GEMM rows without a kernel that an FP8 input was timed with and that serving does not run: checkpoints carry its scale.
 
-    scales : `computescale_perf` or `scale_matrix_perf` rows (m, k, latency [ms]) of the same engine, whose FP8 GEMM rows were timed
-    with dynamic scales. The nearest k at the nearest m is taken off.
+    scales : `computescale_perf` or `scale_matrix_perf` rows (m, k, latency [ms]) of the same engine, whose FP8 GEMM rows were
+    timed with dynamic scales. The nearest k at the nearest m is taken off.
     """
     fp8 = (raw.gemm_dtype == "fp8").to_numpy()
     table = scales[(scales.quant_dtype == "fp8") & (scales.latency > 0)].pivot_table(index="m", columns="k", values="latency")
@@ -244,7 +244,7 @@ def _prefill_rows(raw: pd.DataFrame, operator: str, more_keys: list[str], droppe
 
 
 def expert_rows(raw: pd.DataFrame, _engine: str) -> TableRows:
-    """Routed experts of the busiest rank under power-law loads, by one kernel: Triton's rows only of dtypes that no other times."""
+    """Routed experts of the busiest rank under power-law loads, by one kernel: Triton's rows of dtypes that no other times."""
     fallback = raw.kernel_source == TRITON
     elsewhere = fallback & raw.moe_dtype.isin(raw[~fallback].moe_dtype)
     rows, dropped = _power_law_experts(raw[~elsewhere], MOE_SHAPES)

@@ -2,7 +2,7 @@
 
 usage:
   python study.py extract FOLDER > operators.csv     traces 1.json.gz to 3.json.gz (README.md: whose)
-  PYTHONPATH=. python results/2026-11-26_sglang_gb200_trace_study/study.py apply FOLDER     SGLang on Blackwell in FOLDER's calibrations
+  PYTHONPATH=. python results/2026-11-26_sglang_gb200_trace_study/study.py apply FOLDER     SGLang on Blackwell in FOLDER's documents
   PYTHONPATH=. python results/2026-11-26_sglang_gb200_trace_study/study.py     the step beside its prediction
 
 `apply` takes documents as `scripts/refit` left them (fitted to the silicon database) and is run by that script.
@@ -104,7 +104,7 @@ def apply(folder: Path) -> None:
         for (family, variant, field), value in moved.items():
             entry = document["families"][family][variant]
             if HERE.name in entry["source"]:
-                print(f"{gpu} {family} {variant}: moved already")
+                sys.stderr.write(f"{gpu} {family} {variant}: moved already\n")
                 continue
             entry["source"] = f"{entry['source']}; {field} {entry['coefficients'][field]:g} to {value:g} as traced ({HERE.name})"
             entry["coefficients"][field] = value
@@ -122,10 +122,10 @@ def table() -> None:
     )
     step, found = decode_step(machine, rows, CONTEXT), measured("2")
     said = {name: timing.time_s[0] * 1e3 for name, timing in step.operators.items()}
-    print("| operator | measured ms | predicted ms |\n|---|---:|---:|")
+    sys.stdout.write("| operator | measured ms | predicted ms |\n|---|---:|---:|\n")
     for name in ["step", *(n for n in KERNELS if n not in ("rope", "add_norms")), "elementwise"]:
         ours = step.step_s[0] * 1e3 if name == "step" else sum(said.get(n, 0.0) for n in PREDICTED.get(name, (name,)))
-        print(f"| {name} | {sum(found[n] for n in PARTS.get(name, (name,))):.2f} | {ours:.2f} |")
+        sys.stdout.write(f"| {name} | {sum(found[n] for n in PARTS.get(name, (name,))):.2f} | {ours:.2f} |\n")
 
 
 def main() -> None:

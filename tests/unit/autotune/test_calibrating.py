@@ -161,6 +161,7 @@ def silicon_tree(root: Path) -> Path:
             "moe_tp_size": 1,
             "moe_ep_size": 8,
             "distribution": ["power_law_1.2", "balanced", "power_law_1.2", "power_law_1.2"],
+            "kernel_source": "sglang_flashinfer_trtllm_moe",
             "latency": 0.1,
         }
     )

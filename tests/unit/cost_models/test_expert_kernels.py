@@ -67,7 +67,7 @@ def test_deepgemm_is_for_large_steps():
     small = [experts_s(told, "fp8-block", 16, tp=8) for told in ("deepgemm", "trtllm_gen")]
     large = [experts_s(told, "fp8-block", 1024, dp=8, ep=8, backend=1) for told in ("deepgemm", "trtllm_gen")]
     assert small[0] > 1.5 * small[1]
-    assert 2 * large[0] < large[1]
+    assert 1.9 * large[0] < large[1]
 
 
 def test_deepgemm_is_handed_whole_bf16_tokens():

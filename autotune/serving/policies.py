@@ -12,10 +12,11 @@ from typing import Literal
 
 from autotune.errors import ProblemError
 
-Dealing = Literal["balanced", "round_robin", "random"]
-FirstToken = Literal["at_entry", "with_first_step", "by_first_step"]
-"""When a client of a disaggregated service sees its first token: when the sequence enters the decode batch, with what the
-first decode step returns, or as what that step computes (the prefill's token is computed again)."""
+Dealing = Literal["balanced", "by_tokens", "round_robin", "random"]
+FirstToken = Literal["when_composed", "at_entry", "with_first_step", "by_first_step"]
+"""When a client of a disaggregated service sees its first token: when the step that the sequence enters is composed, which engines
+that run ahead do while the one before it runs; when the sequence enters the decode batch; with what the first decode step
+returns; or as what that step computes (the prefill's token is computed again)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,23 +126,24 @@ TENSORRT_LLM = Policy(
     runs_ahead=1,
     mixes=True,
     cuts=False,
-    deals="balanced",
-    deals_prefill="balanced",
-    deals_decode="balanced",
+    deals="by_tokens",
+    deals_prefill="by_tokens",
+    deals_decode="by_tokens",
     reserve=1.0,  # GUARANTEED_NO_EVICT
     slot_first=False,
-    first_seen="with_first_step",
-    handover_steps=1,
+    first_seen="when_composed",  # _handle_first_token_response of pyexecutor/py_executor.py, before the forward step
+    handover_steps=1,  # one iteration takes a request in and asks for its cache, the next finds it there
     default_tokens=8192,
     gathers=True,
 )
-POLICIES = {policy.name: policy for policy in (VLLM_V1, VLLM_V1_ASYNC, SGLANG, TENSORRT_LLM)}
+TENSORRT_LLM_OLD = dataclasses.replace(TENSORRT_LLM, name="tensorrt-llm-inflight-0", first_seen="with_first_step")
+POLICIES = {policy.name: policy for policy in (VLLM_V1, VLLM_V1_ASYNC, SGLANG, TENSORRT_LLM, TENSORRT_LLM_OLD)}
 
 GENERATIONS: dict[str, tuple[tuple[tuple[int, ...], Policy], ...]] = {
     "vllm": (((0, 14), VLLM_V1_ASYNC), ((0,), VLLM_V1)),  # asynchronous scheduling is the default since 0.14
     "vllm-ascend": (((0,), VLLM_V1),),
     "sglang": (((0,), SGLANG),),
-    "trtllm": (((0,), TENSORRT_LLM),),
+    "trtllm": (((1,), TENSORRT_LLM), ((0,), TENSORRT_LLM_OLD)),
 }
 """Engine -> (first version, policy), newest first."""
 

@@ -289,7 +289,9 @@ def jobs_of(requests: Requests, tokens_per_step: float) -> list[ServedRequest]:
     prefix = requests.prefix_tokens.tolist() if requests.prefix_tokens is not None else [0.0] * len(steps)
     isl = requests.isl_tokens.tolist()
     return [
-        ServedRequest(left=new, prefix=cached, steps=count, context=new + cached, answer=count * tokens_per_step)
+        ServedRequest(
+            left=new, prefix=cached, steps=count, context=new + cached, answer=count * tokens_per_step, prompt=new + cached
+        )
         for new, cached, count in zip(isl, prefix, steps, strict=True)
     ]
 
@@ -299,10 +301,23 @@ def emptiest(worker: Worker) -> int:
     return worker.assigned.index(min(worker.assigned))
 
 
+def lightest(worker: Worker) -> int:
+    """The rank whose requests have the fewest prompt tokens, of those with room below an even share of the requests.
+
+    TensorRT-LLM, `_balance_requests_across_ranks` of pyexecutor/executor_request_queue.py.
+    """
+    assigned = worker.assigned
+    share = max(-(-(sum(assigned) + 1) // len(assigned)), max(assigned))
+    below = (rank for rank, count in enumerate(assigned) if count < share)
+    return min(below, key=lambda rank: (worker.prompt_tokens[rank], assigned[rank]))
+
+
 def dealer(dealing: Dealing, number: int) -> Callable[[Worker], int]:
     """Chooses a rank of a worker for a request that reaches it; `number` of the worker makes chance repeatable."""
     if dealing == "balanced":
         return emptiest
+    if dealing == "by_tokens":
+        return lightest
     if dealing == "random":
         chance = random.Random(number)  # noqa: S311
         return lambda worker: chance.randrange(worker.pool.ranks)

@@ -49,6 +49,8 @@ class ServedRequest:
     """Prompt tokens it holds when prefilled, cached ones too."""
     answer: float
     """Tokens that those steps add to the KV cache."""
+    prompt: float
+    """Tokens of its prompt, whatever is computed again."""
     ends: int = -1
     """Index of the step at whose end it is answered, less the steps its rank had stalled; -1 when not running."""
 
@@ -77,6 +79,8 @@ class Worker:
         self.newest: list[list[int]] = [[] for _ in ranks]
         self.assigned = [0] * pool.ranks
         """Requests of each rank: waiting, being prefilled, decoding."""
+        self.prompt_tokens = [0.0] * pool.ranks
+        """Of their prompts."""
         self.decoding = [0] * pool.ranks
         self.running = self.queued = 0
         """Sums over the ranks."""
@@ -93,7 +97,9 @@ class Worker:
         """Steps in which a rank's running sequences gained no token."""
         self.step = 0
         """Index of the running step; of the next where none runs."""
-        self.ahead = policy.ahead_apart if role == "prefill" else policy.runs_ahead
+        self.composing = policy.runs_ahead if role == "decode" and policy.first_seen == "when_composed" else 0
+        """Steps that a sequence is part of before it decodes: what it enters is composed while they run."""
+        self.ahead = (policy.ahead_apart if role == "prefill" else policy.runs_ahead) - self.composing
         self.looked = 0
         """Step at whose start the engine began to count steps until it looks again."""
         self.prompting = False
@@ -107,7 +113,10 @@ class Worker:
         self.stalled: list[int] = []
         self.entered: list[int] = []
         """Requests whose first token comes with the running step, prefilled elsewhere."""
-        self.gathering = -1
+        self.counted_from = 0
+        """Step before which the engine began to count how long ranks may wait for prompts of the others."""
+        self.gathering = False
+        """Whether prompts wait until every rank has one."""
         self.seeded = 0.0
         self.preempted = 0
 
@@ -127,6 +136,7 @@ class Worker:
         """A request arrives; it may join the first step that is composed after the engine looked."""
         rank = self.deal(self) if rank is None else rank
         self.assigned[rank] += 1
+        self.prompt_tokens[rank] += self.jobs[request].prompt
         self.queued += 1
         if not self.strides:
             self.queues[rank].append((self.step, request))
@@ -145,8 +155,7 @@ class Worker:
         """First step that may hold what comes during step `current`."""
         every = self.pool.look_steps
         look = self.looked - (self.looked - current - 1) // every * every
-        late = self.policy.handover_steps if self.role == "decode" else 0
-        return look + self.ahead + late
+        return look + self.ahead + (self.policy.handover_steps if self.role == "decode" else 0)
 
     def _launch_s(self) -> float:
         """How long the running step of prompts is being launched: until then the next one is not composed."""
@@ -216,6 +225,7 @@ class Worker:
             self.partly[rank] -= 1
             if self.role == "prefill":
                 self.assigned[rank] -= 1
+                self.prompt_tokens[rank] -= self.jobs[request].prompt
                 self._release(rank, request)
             else:
                 self._run_on(rank, request, self.step - 1 + self.jobs[request].steps)
@@ -268,6 +278,8 @@ class Worker:
     def _leave(self, rank: int, request: int, now: float) -> None:
         """An answered sequence is no more in the batch."""
         self.assigned[rank] -= 1
+        if request != BACKGROUND:
+            self.prompt_tokens[rank] -= self.jobs[request].prompt
         self.decoding[rank] -= 1
         self.running -= 1
         self.listener.answered(request, now)
@@ -310,8 +322,8 @@ class Worker:
             for rank, queue in enumerate(self.queues):
                 if queue and queue[0][0] > self.step and self._room(rank, queue[0][1]):
                     strides = min(strides, queue[0][0] - self.step)
-        if self.gathering >= 0:
-            strides = min(strides, max(self.gathering + self.pool.gather_steps - self.step, 1))
+        if self.gathering:
+            strides = min(strides, self._patience())
         if self.bounded:
             for rank, count in enumerate(self.decoding):
                 if count:
@@ -329,14 +341,14 @@ class Worker:
                 job = self.jobs[request]
                 self.held[rank] += job.context
                 self.promised[rank] += job.context + self.policy.reserve * job.answer
-                self._enter_one(rank, request, now)
+                self._enter_one(rank, request, now, 0 if idle else self.composing)
                 if self.policy.entry_stalls and self.pool.ranks > 1 and self.stalled[-1:] != [rank]:
                     self.stalled.append(rank)
 
-    def _enter_one(self, rank: int, request: int, now: float) -> None:
+    def _enter_one(self, rank: int, request: int, now: float, composing: int) -> None:
         job, seen = self.jobs[request], self.policy.first_seen
-        last = self.step + job.steps - (seen != "by_first_step")
-        if seen == "at_entry":
+        last = self.step + composing + job.steps - (seen != "by_first_step")
+        if seen in ("at_entry", "when_composed"):
             self.listener.first_token(request, now)
         else:
             self.entered.append(request)
@@ -361,16 +373,24 @@ class Worker:
         return any(bool(queue) and (partly > 0 or queue[0][0] <= self.step) for queue, partly in due)
 
     def _gathers(self, ready: list[bool]) -> bool:
-        """Whether prompts wait until every rank has one."""
-        if not self.pool.gather_steps or all(ready) or not all(self.decoding) or any(self.partly):
-            self.gathering = -1
+        """Whether prompts wait until every rank has one.
+
+        TensorRT-LLM counts steps whether or not a prompt waits (`_balance_adp_requests` of pyexecutor/py_executor.py), so who
+        comes to a busy engine waits for half of `gather_steps` on average. Nobody waits for a rank that has prompts only.
+        """
+        self.gathering = False
+        if not self.pool.gather_steps or any(self.partly):
             return False
-        if self.gathering < 0:
-            self.gathering = self.step
-        if self.step < self.gathering + self.pool.gather_steps:
-            return True
-        self.gathering = -1
-        return False
+        only_prompts = any(has and not decoding for has, decoding in zip(ready, self.decoding, strict=True))
+        if all(ready) or only_prompts:
+            self.counted_from = self.step
+            return False
+        self.gathering = self._patience() < self.pool.gather_steps
+        return self.gathering
+
+    def _patience(self) -> int:
+        """Steps until prompts wait no longer, counted from those of the step before; as many as they wait at most: none."""
+        return self.pool.gather_steps - (self.step - self.counted_from) % self.pool.gather_steps
 
     def _pieces(self, rank: int, step: int) -> list[tuple[int, float]]:
         queue, policy = self.queues[rank], self.policy

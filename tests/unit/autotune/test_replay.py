@@ -15,6 +15,7 @@ from autotune.serving.policies import (
     POLICIES,
     SGLANG,
     TENSORRT_LLM,
+    TENSORRT_LLM_OLD,
     VLLM_V1,
     VLLM_V1_ASYNC,
     Policy,
@@ -309,14 +310,35 @@ def test_an_engine_that_looks_every_n_steps_adds_half_of_them():
 
 
 def test_gathering_waits_until_every_rank_has_a_prompt_or_patience_ends():
-    # both ranks decode from 0.1 on (0.11 with the second step); a third prompt comes at 1.0
+    # step 0 holds A and B until 0.1; step k from then on starts at 0.1 + 10 ms (k - 1), both ranks decode. The engine counts from
+    # step 0 whoever waits: C, who came at 1.0, joins step 120 (1.29 to 1.39); D, who came at 1.5, step 180 (1.98 to 2.0799)
     running = ((0, 1000, 1000), (0, 1000, 1000))
     policy = dataclasses.replace(TENSORRT_LLM, runs_ahead=0)
     model = _together(policy, ranks=2, gather_steps=60, budget_tokens=2000.0)
-    one = replay(_requests(*running, (1.0, 999, 1000)), model)
-    assert one.ttft_s[2] == pytest.approx(60 * STEP_S + 0.1, abs=2 * STEP_S)
-    both = replay(_requests(*running, (1.0, 999, 1000), (1.2, 999, 1000)), model)
-    assert both.ttft_s[2:] == pytest.approx([0.2 + 0.1, 0.1], abs=2 * STEP_S)
+    assert replay(_requests(*running, (1.0, 999, 1000), (1.5, 998, 1000)), model).first_token_s[2:] == pytest.approx([1.39, 2.0799])
+    # both ranks have one when D comes earlier, at 1.2: at once, until 1.3. The count starts again with that step, 111: E joins 171
+    both = replay(_requests(*running, (1.0, 999, 1000), (1.2, 999, 1000), (1.5, 998, 1000)), model)
+    assert both.first_token_s[2:] == pytest.approx([1.3, 1.3, 1.3 + 59 * STEP_S + 0.1])
+    # a rank that has prompts only is not waited for: B, alone on its rank, starts while A decodes
+    assert replay(_requests((0, 1000, 1000), (0.5, 999, 1000)), model).first_token_s == pytest.approx([0.1, 0.6])
+
+
+def test_tensorrt_llm_deals_to_the_fewest_prompt_tokens_within_an_even_share_of_requests():
+    # A (1,000 tokens) and B (100) have a rank each; C goes to B's, D too would by tokens, but that rank has its share: to A's.
+    # Each step is its busiest rank: step 0 1,000 tokens; C beside A and B 901 + 1 until 0.2402; D 901 tokens with A until 0.3903
+    four = _requests((0, 1000, 100), (0, 100, 100), (0.15, 300, 100), (0.3, 900, 100))
+    model = _together(dataclasses.replace(TENSORRT_LLM, runs_ahead=0), ranks=2, budget_tokens=2000.0)
+    assert replay(four, model).first_token_s == pytest.approx([0.1, 0.1, 0.15 + 0.0301, 0.3001 + 0.0901])
+
+
+def test_tensorrt_llm_streams_a_first_token_when_it_composes_the_step_before_which_it_came():
+    # A decodes from 0.1 on, step k from 0.1 + 10 ms k. B is prefilled at 0.205, in step 10: taken in when step 11 starts, its
+    # cache found when step 12 does, at 0.22, while step 13 is composed: its first token then, nine more by the end of step 21
+    both = _requests((0, 1000, 100), (0.105, 1000, 10))
+    new, old = (replay(both, _apart(policy)) for policy in (TENSORRT_LLM, TENSORRT_LLM_OLD))
+    assert (new.first_token_s[1], new.finished_s[1]) == pytest.approx((0.22, 0.32))
+    # before 1.0 with what that step returns
+    assert (old.first_token_s[1], old.finished_s[1]) == pytest.approx((0.24, 0.32))
 
 
 def test_prompts_of_sglang_stall_the_ranks_that_have_them_only():

@@ -37,6 +37,12 @@ STANDS_IN: dict[str, str] = {"cutedsl": "trtllm_gen", "wideep": "cutlass"}
 TRTLLM-gen's, WIDEEP calls CUTLASS's (tensorrt_llm/_torch/modules/fused_moe/fused_moe_wide_ep.py)."""
 
 
+HANDED_BF16: dict[str, frozenset[str]] = {"fp8_block": frozenset({"cutlass", "deepgemm", "wideep"})}
+"""dtype of the experts -> TensorRT-LLM's kernels that ranks send each other whole BF16 tokens for, because they quantise by themselves:
+has_deepseek_fp8_block_scales in _torch/modules/fused_moe/fused_moe_cutlass.py, fused_moe_wide_ep.py and fused_moe_deepgemm.py
+leaves the tokens as they are before the exchange; every other dtype is quantised first, and TRTLLM-gen's in all of them."""
+
+
 def taken_kernel(architecture: str, dtype: str, spread: bool) -> str | None:
     """The kernel that TensorRT-LLM is written and priced with where nothing is said; None where it is left to the engine.
 

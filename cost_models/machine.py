@@ -8,7 +8,7 @@ from typing import TypeVar
 from cost_models.balance import REAL_TRAFFIC_SIGMA
 from cost_models.calibration import Calibration, Entry
 from cost_models.drafters import Drafter
-from cost_models.expert_kernels import CHOOSES, kernel_variant, taken_kernel
+from cost_models.expert_kernels import CHOOSES, HANDED_BF16, kernel_variant, taken_kernel
 from cost_models.links import Links
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
@@ -76,9 +76,15 @@ class Machine:
 
         spread : whether attention-DP ranks decode.
         """
-        architecture, dtype = self.hardware.gpu.architecture, self.dtype("experts")
-        taken = taken_kernel(architecture, dtype, spread) if kernel == "auto" else kernel
-        return kernel_variant(architecture, dtype, taken)
+        return kernel_variant(self.hardware.gpu.architecture, self.dtype("experts"), self._taken(kernel, spread))
+
+    def sends_bf16_to(self, kernel: str, spread: bool) -> bool:
+        """Whether ranks send each other whole tokens for a kernel that they are told; arguments as of `chosen_expert_kernel`."""
+        return self._taken(kernel, spread) in HANDED_BF16.get(self.dtype("experts"), ())
+
+    def _taken(self, kernel: str, spread: bool) -> str | None:
+        told = kernel != "auto"
+        return kernel if told else taken_kernel(self.hardware.gpu.architecture, self.dtype("experts"), spread)
 
     def dtype_info(self, family: str) -> DtypeInfo:
         return DTYPES[self.dtype(family)]

@@ -41,9 +41,6 @@ from cost_models.specs.precision import DTYPES
 
 RECORDED_STEPS = 10_000
 """Steps that a recording which experts are placed from once holds: its noise is negligible."""
-QUANTISES_AFTERWARDS = ".deepgemm"
-"""Expert kernel of TensorRT-LLM that is handed BF16 tokens and quantises them in its own layout
-(_torch/modules/fused_moe/fused_moe_deepgemm.py, masked_index_copy_group_quant_fp8)."""
 
 
 def popularity(machine: Machine, rows: Rows) -> Floats:
@@ -272,8 +269,7 @@ def _element_bytes(machine: Machine, rows: Rows, direction: str, phase: Phase) -
 
     def whole(kernels: Floats, spread: Floats) -> Floats:
         pairs = zip(kernels.astype(int), spread > 0, strict=True)
-        found = (machine.chosen_expert_kernel(EXPERT_KERNELS[kernel], bool(own)) for kernel, own in pairs)
-        return as_floats([variant.endswith(QUANTISES_AFTERWARDS) for variant in found])
+        return as_floats([machine.sends_bf16_to(EXPERT_KERNELS[kernel], bool(own)) for kernel, own in pairs])
 
     quantised_there = evaluate_distinct(whole, rows.expert_kernel, (rows.dp > 1) & (phase == "decode"))
     return as_floats(np.where(quantised_there, float(DTYPES["bf16"].activation_bytes), stored))

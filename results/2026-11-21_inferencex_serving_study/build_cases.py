@@ -26,7 +26,9 @@ of its history), not from residuals:
   (drafts.csv, by drafts.py) are priced without and not counted;
 - FP8 KV cache and attention;
 - all-to-all: TensorRT-LLM's NVLink kernels need an Arm host (tensorrt_llm/_mnnvl_utils.py, supports_mnnvl), so one-sided
-  NVLink on GB200 and GB300 and an all-gather with a reduce-scatter on machines with x86 hosts; DeepEP for SGLang where the recipe
+  NVLink on GB200 and GB300 and an all-gather with a reduce-scatter on machines with x86 hosts. Its DeepGEMM experts know the
+  gather only (_torch/modules/fused_moe/fused_moe_deepgemm.py) unless ENABLE_CONFIGURABLE_MOE is set, which the recipes do for
+  decode and never for prefill; DeepEP for SGLang where the recipe
   has it (normal for prefill, low latency for decode) or none is known, else an all-gather.
 """
 
@@ -169,10 +171,17 @@ def disaggregated(row: dict[str, str]) -> dict:
         pools[name] = pool(row, name[0], name, (gpus // dp, dp, ep), found[f"{name}_deepep"] == "1", placed)
         if not sglang:
             pools[name]["expert_kernel"] = found[f"{name[0]}_kernel"]
+    if not sglang and gathers(pools["prefill"]):
+        pools["prefill"]["all2all_backend"] = "allgather_reducescatter"
     pools["prefill"] |= {"max_batched_tokens": int(found["prefill_tokens"]), "batch_per_dp_rank": int(found["prefill_prompts"])}
     pools["prefill"]["absorbs_cut_prompts"] = found["prefill_absorbs"] == "1"
     pools["decode"] |= {"batch_per_dp_rank": int(found["decode_slots"]), "admission_interval_steps": int(found["look_steps"])}
     return pools
+
+
+def gathers(prefill: dict) -> bool:
+    """Whether TensorRT-LLM's own DeepGEMM experts run: they gather tokens whatever the machine."""
+    return prefill["expert_kernel"] == "deepgemm" and prefill["dp"] > 1
 
 
 def may_draft(row: dict[str, str]) -> bool:

@@ -320,7 +320,7 @@ def test_gathering_waits_until_every_rank_has_a_prompt_or_patience_ends():
     both = replay(_requests(*running, (1.0, 999, 1000), (1.2, 999, 1000), (1.5, 998, 1000)), model)
     assert both.first_token_s[2:] == pytest.approx([1.3, 1.3, 1.3 + 59 * STEP_S + 0.1])
     # a rank that has prompts only is not waited for: B, alone on its rank, starts while A decodes
-    assert replay(_requests((0, 1000, 1000), (0.5, 999, 1000)), model).first_token_s == pytest.approx([0.1, 0.6])
+    assert replay(_requests((0, 1000, 1000), (0.505, 999, 1000)), model).first_token_s == pytest.approx([0.1, 0.51 + 0.0999])
 
 
 def test_tensorrt_llm_deals_to_the_fewest_prompt_tokens_within_an_even_share_of_requests():

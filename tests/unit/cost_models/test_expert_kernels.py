@@ -70,13 +70,16 @@ def test_deepgemm_is_for_large_steps():
     assert 1.9 * large[0] < large[1]
 
 
-def test_deepgemm_is_handed_whole_bf16_tokens():
+@pytest.mark.parametrize(("told", "whole"), [("deepgemm", True), ("cutlass", True), ("wideep", True), ("trtllm_gen", False)])
+def test_kernels_that_quantise_blocks_themselves_are_handed_whole_bf16_tokens(told, whole):
     """7,168 elements: 2 bytes each instead of 1 and a scale per 128; a gather that is bound by its bytes takes twice as long."""
-    times = []
-    for told in ("deepgemm", "trtllm_gen"):
-        rows = Rows.of(expert_kernel=EXPERT_KERNELS.index(told), dp=8, ep=8, backend=1, imbalance=1.0)
-        times.append(float(moe_operators(machine("fp8-block"), rows, np.array([8192.0]))["dispatch"].time_s[0]))
-    assert times[0] == pytest.approx(2 * times[1], rel=0.1)
+    rows = Rows.of(expert_kernel=EXPERT_KERNELS.index(told), dp=8, ep=8, backend=1, imbalance=1.0)
+    on = machine("fp8-block")
+    quantised = rows.replace(expert_kernel=EXPERT_KERNELS.index("trtllm_gen"))
+    times = [float(moe_operators(on, r, np.array([8192.0]))["dispatch"].time_s[0]) for r in (rows, quantised)]
+    assert times[0] == pytest.approx((2 if whole else 1) * times[1], rel=0.1)
+    assert on.sends_bf16_to(told, False) == whole
+    assert not machine("nvfp4").sends_bf16_to(told, False)
 
 
 def test_decode_takes_the_kernel_of_attention_dp_and_prompts_the_other():

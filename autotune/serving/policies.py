@@ -57,6 +57,12 @@ class Policy:
     """As `runs_ahead`, of an engine that only prefills."""
     entry_stalls: bool = False
     """Disaggregated: an attention-DP rank that sequences enter decodes nothing in that step."""
+    host_keeps: bool = False
+    """Disaggregated: a preempted sequence's KV cache waits in the host's memory; else the decode engine computes it again."""
+    keeps_freed: bool = False
+    """What a preempted sequence held can be used again until others have written over it, its end first."""
+    block_tokens: int = 1
+    """Tokens of the KV cache that are handed out at once."""
     results_wait: bool = False
     """What a step of prompts computed is looked at once the next one has been launched, which for eager steps takes a while."""
 
@@ -100,6 +106,8 @@ VLLM_V1 = Policy(
     handover_steps=0,
     default_tokens=8192,
     captured_tokens=512,
+    keeps_freed=True,  # prefix caching is on by default; v1/core/block_pool.py takes the blocks that were freed first
+    block_tokens=16,
     captured_of=(("GptOssForCausalLM", 1024),),  # GptOssForCausalLMConfig of vllm model_executor/models/config.py, 0.24
 )
 VLLM_V1_ASYNC = dataclasses.replace(VLLM_V1, name="vllm-v1-async", runs_ahead=1, ahead_apart=1)
@@ -115,6 +123,7 @@ SGLANG = Policy(
     slot_first=True,
     first_seen="at_entry",
     handover_steps=0,
+    host_keeps=True,  # retracted sequences of disaggregation/decode.py
     entry_stalls=True,  # a batch of prefilled sequences is a step of its own (disaggregation/decode.py get_new_prebuilt_batch)
     default_tokens=16384,
     polls=True,
@@ -134,6 +143,7 @@ TENSORRT_LLM = Policy(
     first_seen="when_composed",  # _handle_first_token_response of pyexecutor/py_executor.py, before the forward step
     handover_steps=1,  # one iteration takes a request in and asks for its cache, the next finds it there
     default_tokens=8192,
+    block_tokens=32,
     gathers=True,
 )
 TENSORRT_LLM_OLD = dataclasses.replace(TENSORRT_LLM, name="tensorrt-llm-inflight-0", first_seen="with_first_step")

@@ -51,6 +51,8 @@ class ServedRequest:
     """Tokens that those steps add to the KV cache."""
     prompt: float
     """Tokens of its prompt, whatever is computed again."""
+    freed_at: float = -math.inf
+    """Tokens that its rank had handed out when it was preempted; minus infinity when nothing of it may be left."""
     ends: int = -1
     """Index of the step at whose end it is answered, less the steps its rank had stalled; -1 when not running."""
 
@@ -91,6 +93,10 @@ class Worker:
         """Prompts begun and not finished."""
         self.held = [0.0] * pool.ranks
         """KV tokens in use."""
+        self.handed_out = [0.0] * pool.ranks
+        """KV tokens so far: what is written over is counted again."""
+        self.unfilled = (policy.block_tokens - 1) / 2
+        """Tokens of its last block that a sequence holds and does not use, on average."""
         self.promised = [0.0] * pool.ranks
         """KV tokens set aside for what was let in."""
         self.stalls = [0] * pool.ranks
@@ -185,8 +191,7 @@ class Worker:
         job = self.jobs[request]
         if not self.bounded or not (self.decoding[rank] or self.partly[rank]):
             return True
-        needed = job.context + self.policy.reserve * job.answer
-        return max(self.held[rank], self.promised[rank]) + needed <= pool.kv_tokens
+        return max(self.held[rank], self.promised[rank]) + self._promise(job) <= pool.kv_tokens
 
     def wake(self, now: float) -> None:
         """The running segment ends."""
@@ -217,7 +222,7 @@ class Worker:
         if self.bounded:
             for rank, count in enumerate(self.decoding):
                 if count and rank not in self.stalled:
-                    self.held[rank] += count * steps * self.pool.tokens_per_step
+                    self._hold(rank, count * steps * self.pool.tokens_per_step)
         self.stalled.clear()
 
     def _finish_prompts(self, computed: list[tuple[int, int]]) -> None:
@@ -287,8 +292,21 @@ class Worker:
     def _release(self, rank: int, request: int) -> None:
         job = self.jobs[request]
         held = job.context + (0.0 if self.role == "prefill" else job.answer)
-        self.held[rank] = max(self.held[rank] - held, 0.0)
-        self.promised[rank] = max(self.promised[rank] - job.context - self.policy.reserve * job.answer, 0.0)
+        self.held[rank] = max(self.held[rank] - held - self.unfilled, 0.0)
+        self.promised[rank] = max(self.promised[rank] - self._promise(job), 0.0)
+
+    def _promise(self, job: ServedRequest) -> float:
+        """KV tokens that are set aside for a sequence when it is let in."""
+        return job.context + self.policy.reserve * job.answer + self.unfilled
+
+    def _take_in(self, rank: int, job: ServedRequest) -> None:
+        """A sequence gets the KV cache of its context."""
+        self._hold(rank, job.context + self.unfilled)
+        self.promised[rank] += self._promise(job)
+
+    def _hold(self, rank: int, tokens: float) -> None:
+        self.held[rank] += tokens
+        self.handed_out[rank] += tokens
 
     def _begin(self, now: float) -> None:
         """Compose the next step, or as many as are alike."""
@@ -299,8 +317,7 @@ class Worker:
         if self.queued:
             if self.role == "decode":
                 self._enter(now)
-            else:
-                taken = self._prompts()
+            taken = self._prompts()
         self.prompting = bool(taken)
         if taken:
             self.step_s, strides = self._prompt_step_s(taken), 1
@@ -336,11 +353,11 @@ class Worker:
         idle = not self.running
         for rank, queue in enumerate(self.queues):
             while queue and (queue[0][0] <= self.step or idle) and self._room(rank, queue[0][1]):
+                if self.jobs[queue[0][1]].left > 0:  # preempted: it is computed again
+                    break
                 request = queue.popleft()[1]
                 self.queued -= 1
-                job = self.jobs[request]
-                self.held[rank] += job.context
-                self.promised[rank] += job.context + self.policy.reserve * job.answer
+                self._take_in(rank, self.jobs[request])
                 self._enter_one(rank, request, now, 0 if idle else self.composing)
                 if self.policy.entry_stalls and self.pool.ranks > 1 and self.stalled[-1:] != [rank]:
                     self.stalled.append(rank)
@@ -359,13 +376,17 @@ class Worker:
         """What each rank's prompts give to the next step: (request, tokens); empty where no rank has any."""
         step = self.step if self.running or self._due() else LAST
         ready = [
-            bool(queue) and (queue[0][0] <= step or self.partly[rank] > 0)
+            bool(queue) and self._computes(queue[0][1]) and (queue[0][0] <= step or self.partly[rank] > 0)
             and (self.partly[rank] > 0 or self._room(rank, queue[0][1]))
             for rank, queue in enumerate(self.queues)
         ]  # fmt: skip
         if not any(ready) or self._gathers(ready):
             return []
         return [self._pieces(rank, step) if ready[rank] else [] for rank in range(self.pool.ranks)]
+
+    def _computes(self, request: int) -> bool:
+        """Whether a waiting request is a prompt to this worker: in a decode pool only what it has preempted."""
+        return self.role != "decode" or self.jobs[request].left > 0
 
     def _due(self) -> bool:
         """Whether a step was composed ahead, so that who came later is not in it; an idle engine takes whoever comes."""
@@ -400,17 +421,16 @@ class Worker:
             eligible, request = queue[0]
             job = self.jobs[request]
             begun = bool(self.partly[rank]) and not taken
-            if eligible > step and not begun:
+            if not begun and (eligible > step or not self._computes(request) or not self._room(rank, request)):
                 break
-            if not begun and not self._room(rank, request):
-                break
+            if not begun:
+                self._reuse(rank, job)
             tokens = policy.piece(job.left, budget, not taken)
             if tokens <= 0:
                 break
             if not begun:
                 self.partly[rank] += 1
-                self.held[rank] += job.context
-                self.promised[rank] += job.context + policy.reserve * job.answer
+                self._take_in(rank, job)
             taken.append((request, tokens))
             budget -= tokens
             job.left -= tokens
@@ -420,6 +440,13 @@ class Worker:
             self.queued -= 1
             self.finishing.append((rank, request))
         return taken
+
+    def _reuse(self, rank: int, job: ServedRequest) -> None:
+        """What others have not written over of a preempted sequence needs not be computed again; its last token was not there."""
+        kept = job.context - 1 - (self.handed_out[rank] - job.freed_at)
+        if kept > 0:
+            job.prefix, job.left = kept, job.context - kept
+        job.freed_at = -math.inf
 
     def _prompt_step_s(self, taken: list[list[tuple[int, float]]]) -> float:
         """Price the step that was composed; ranks whose prompts get a step of their own stall what runs on them."""
@@ -444,27 +471,35 @@ class Worker:
         return self.pool.prompt_s(busiest, total / len(taken), keys, most)
 
     def _preempt(self) -> None:
-        """What outgrew the KV cache loses its newest sequences; they compute their context again."""
-        for rank in range(self.pool.ranks):
-            while self.held[rank] > self.pool.kv_tokens and self.decoding[rank] > 1 and self._evict(rank):
+        """What the next step would outgrow loses its newest sequences, which go to the head of the queue (vLLM V1, `_preempt_request`)."""
+        for rank, count in enumerate(self.decoding):
+            while count > 1 and self.held[rank] + count * self.pool.tokens_per_step > self.pool.kv_tokens and self._evict(rank):
                 self.preempted += 1
+                count -= 1
 
     def _evict(self, rank: int) -> bool:
         newest = self.newest[rank]
         while newest:
             request = newest.pop()
-            job = self.jobs[request]
-            if job.ends < 0:
-                continue
-            gained = job.steps - max(job.ends + self.stalls[rank] - self.step + 1, 0)
-            self._release(rank, request)
-            self.held[rank] += job.answer - gained * self.pool.tokens_per_step  # what it had not come to hold
-            job.context += gained * self.pool.tokens_per_step
-            job.answer -= gained * self.pool.tokens_per_step
-            job.left, job.prefix, job.steps, job.ends = job.context, 0.0, job.steps - gained, -1
-            self.decoding[rank] -= 1
-            self.running -= 1
-            self.queued += 1
-            self.queues[rank].appendleft((self.step, request))
-            return True
+            if self.jobs[request].ends >= 0:
+                self._put_back(rank, request)
+                return True
         return False
+
+    def _put_back(self, rank: int, request: int) -> None:
+        """A running sequence waits again, with what it has gained as part of its context."""
+        job = self.jobs[request]
+        kept = self.role == "decode" and self.policy.host_keeps
+        gained = job.steps - max(job.ends + self.stalls[rank] - self.step + 1, 0)
+        self._release(rank, request)
+        self.held[rank] += job.answer - gained * self.pool.tokens_per_step  # what it had not come to hold
+        gained += not kept  # computing it again returns a token
+        job.context += gained * self.pool.tokens_per_step
+        job.answer -= gained * self.pool.tokens_per_step
+        job.left, job.prefix, job.steps, job.ends = 0.0 if kept else job.context, 0.0, job.steps - gained, -1
+        if self.policy.keeps_freed:
+            job.freed_at = self.handed_out[rank]
+        self.decoding[rank] -= 1
+        self.running -= 1
+        self.queued += 1
+        self.queues[rank].appendleft((self.step + 1, request))  # a step that preempts takes nobody in

@@ -348,16 +348,52 @@ def test_prompts_of_sglang_stall_the_ranks_that_have_them_only():
     assert result.finished_s[1] - result.finished_s[0] == pytest.approx(-STEP_S)  # one token ahead of A
 
 
-def test_a_kv_cache_that_overflows_preempts_the_newest():
-    # both prompts fit (2,000 of 2,100 tokens), 100 + 100 more do not: B gives way and computes its context again
-    pair = _requests((0, 1000, 101), (0, 1000, 101))
-    ample, tight = (replay(pair, _together(VLLM_V1, kv_tokens=tokens)) for tokens in (1e6, 2100.0))
-    assert (ample.preempted, tight.preempted) == (0, 1)
-    assert tight.finished_s[0] < ample.finished_s[0] + 0.11
-    assert tight.finished_s[1] > ample.finished_s[1] + 0.1
-    assert tight.first_token_s[1] == ample.first_token_s[1]
-    # an engine that sets whole answers aside lets B in only when A is done
-    kept = replay(pair, _together(dataclasses.replace(TENSORRT_LLM, runs_ahead=0), kv_tokens=2100.0))
+PLAIN = dataclasses.replace(AT_ONCE, keeps_freed=False, block_tokens=1)
+OVERFLOWING = ((0, 1000, 101), (0, 1000, 101))
+"""With 2,100 tokens of KV cache: both prompts end at 0.2. After 50 steps, at 0.7, they hold 1,050 tokens each and a further step has no
+room: B gives way, and A holds too much for it until it is done, at 1.2."""
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(
+    ("policy", "done_s"),
+    [
+        (PLAIN, 1.2 + 0.1051 + 49 * STEP_S),  # 1,051 tokens, whose step returns the 52nd of its answer
+        (dataclasses.replace(PLAIN, keeps_freed=True), 1.2 + 50 * STEP_S),  # A has written over 50 of 1,050; 51 take a decode step
+    ],
+)
+def test_a_kv_cache_that_overflows_preempts_the_newest_which_computes_its_context_again(policy, done_s, apart):
+    sizes = {"kv_tokens": 2100.0, "budget_tokens": 2000.0}
+    model = _apart(policy, _pool(budget_tokens=2000.0), **sizes) if apart else _together(policy, **sizes)
+    result = replay(_requests(*OVERFLOWING), model)
+    assert result.preempted == 1
+    assert result.first_token_s == pytest.approx([0.2, 0.2])  # seen once
+    assert result.finished_s == pytest.approx([1.2, done_s])
+
+
+def test_what_waits_in_the_hosts_memory_is_not_computed_again():
+    keeps = dataclasses.replace(PLAIN, host_keeps=True)
+    result = replay(_requests(*OVERFLOWING), _apart(keeps, _pool(budget_tokens=2000.0), kv_tokens=2100.0))
+    assert (result.preempted, result.finished_s[1]) == (1, pytest.approx(1.2 + 50 * STEP_S))
+
+
+def test_a_step_that_preempts_takes_nobody_in():
+    # C comes at 0.4 and has no room; when B gives way C stays behind it: both only when A is done, B's 1,051 tokens first
+    result = replay(_requests(*OVERFLOWING, (0.4, 500, 11)), _together(PLAIN, kv_tokens=2100.0, budget_tokens=2000.0))
+    assert result.preempted == 1
+    assert result.first_token_s[2] == pytest.approx(1.2 + 0.1551)
+
+
+def test_whole_blocks_are_held():
+    # 16 tokens at once leave 7.5 of each last block unused on average: 2,000 + 15 + 2 x 42 fit 2,100, 43 do not
+    blocks = dataclasses.replace(PLAIN, block_tokens=16)
+    result = replay(_requests(*OVERFLOWING), _together(blocks, kv_tokens=2100.0, budget_tokens=2000.0))
+    assert result.finished_s == pytest.approx([1.2, 1.2 + 0.1043 + 57 * STEP_S])
+
+
+def test_an_engine_that_sets_whole_answers_aside_preempts_nobody():
+    waits = dataclasses.replace(TENSORRT_LLM, runs_ahead=0)
+    kept = replay(_requests(*OVERFLOWING), _together(waits, kv_tokens=2200.0))
     assert kept.preempted == 0
     assert kept.first_token_s[1] == pytest.approx(kept.finished_s[0] + 0.1, abs=1e-3)
 

@@ -158,6 +158,9 @@ class Pool(Spec):
     gather_prefill_steps: int = Field(default=0, ge=0, le=MAX_STEP)
     """Decode steps that prompts may wait so that all attention-DP ranks prefill together (TensorRT-LLM
     attention_dp_config timeout_iters with enable_balance); 0 never."""
+    prefix_caching: bool = True
+    """KV cache of sequences that ended or were preempted can be used again until it is written over (off with vLLM's
+    --no-enable-prefix-caching); hits among requests are `workload.prefix_cache_hit_rate`."""
     offload: Offload | None = None
     chunks: Chunks = Chunks()
     flags: dict[str, bool | int | float | str] = Field(default_factory=dict)

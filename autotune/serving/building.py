@@ -141,6 +141,7 @@ def _decode_pool(
         kv_tokens=kv_tokens,
         tokens_per_step=tokens_per_step(side.machine, side.rows, workload) if pool.draft_tokens else 1.0,
         look_steps=pool.admission_interval_steps if policy.polls else 1,
+        keeps_freed=policy.keeps_freed and pool.prefix_caching,
         gather_steps=pool.gather_prefill_steps if policy.gathers else 0,
     )
 

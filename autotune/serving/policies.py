@@ -60,7 +60,7 @@ class Policy:
     host_keeps: bool = False
     """Disaggregated: a preempted sequence's KV cache waits in the host's memory; else the decode engine computes it again."""
     keeps_freed: bool = False
-    """What a preempted sequence held can be used again until others have written over it, its end first."""
+    """With prefix caching, what a preempted sequence held can be used again until others have written over it, its end first."""
     block_tokens: int = 1
     """Tokens of the KV cache that are handed out at once."""
     results_wait: bool = False
@@ -106,7 +106,7 @@ VLLM_V1 = Policy(
     handover_steps=0,
     default_tokens=8192,
     captured_tokens=512,
-    keeps_freed=True,  # prefix caching is on by default; v1/core/block_pool.py takes the blocks that were freed first
+    keeps_freed=True,  # v1/core/block_pool.py hands out the blocks that were freed first
     block_tokens=16,
     captured_of=(("GptOssForCausalLM", 1024),),  # GptOssForCausalLMConfig of vllm model_executor/models/config.py, 0.24
 )

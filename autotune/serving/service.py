@@ -33,6 +33,8 @@ class PoolModel:
     """The engine looks for new requests every so many steps."""
     gather_steps: int = 0
     """Steps that prompts may wait until every rank has one."""
+    keeps_freed: bool = False
+    """What a preempted sequence held can be used again until others have written over it, its end first."""
     cut_keys: float = 1.0
     """How much longer a rank's prompts attend in a step that holds a later piece of one of them."""
     launch_s: float = 0.0

@@ -497,7 +497,7 @@ class Worker:
         job.context += gained * self.pool.tokens_per_step
         job.answer -= gained * self.pool.tokens_per_step
         job.left, job.prefix, job.steps, job.ends = 0.0 if kept else job.context, 0.0, job.steps - gained, -1
-        if self.policy.keeps_freed:
+        if self.pool.keeps_freed:
             job.freed_at = self.handed_out[rank]
         self.decoding[rank] -= 1
         self.running -= 1

@@ -348,7 +348,7 @@ def test_prompts_of_sglang_stall_the_ranks_that_have_them_only():
     assert result.finished_s[1] - result.finished_s[0] == pytest.approx(-STEP_S)  # one token ahead of A
 
 
-PLAIN = dataclasses.replace(AT_ONCE, keeps_freed=False, block_tokens=1)
+PLAIN = dataclasses.replace(AT_ONCE, block_tokens=1)
 OVERFLOWING = ((0, 1000, 101), (0, 1000, 101))
 """With 2,100 tokens of KV cache: both prompts end at 0.2. After 50 steps, at 0.7, they hold 1,050 tokens each and a further step has no
 room: B gives way, and A holds too much for it until it is done, at 1.2."""
@@ -356,15 +356,15 @@ room: B gives way, and A holds too much for it until it is done, at 1.2."""
 
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize(
-    ("policy", "done_s"),
+    ("keeps", "done_s"),
     [
-        (PLAIN, 1.2 + 0.1051 + 49 * STEP_S),  # 1,051 tokens, whose step returns the 52nd of its answer
-        (dataclasses.replace(PLAIN, keeps_freed=True), 1.2 + 50 * STEP_S),  # A has written over 50 of 1,050; 51 take a decode step
+        (False, 1.2 + 0.1051 + 49 * STEP_S),  # 1,051 tokens, whose step returns the 52nd of its answer
+        (True, 1.2 + 50 * STEP_S),  # A has written over 50 of 1,050; 51 take a decode step
     ],
 )
-def test_a_kv_cache_that_overflows_preempts_the_newest_which_computes_its_context_again(policy, done_s, apart):
-    sizes = {"kv_tokens": 2100.0, "budget_tokens": 2000.0}
-    model = _apart(policy, _pool(budget_tokens=2000.0), **sizes) if apart else _together(policy, **sizes)
+def test_a_kv_cache_that_overflows_preempts_the_newest_which_computes_its_context_again(keeps, done_s, apart):
+    sizes = {"kv_tokens": 2100.0, "budget_tokens": 2000.0, "keeps_freed": keeps}
+    model = _apart(PLAIN, _pool(budget_tokens=2000.0), **sizes) if apart else _together(PLAIN, **sizes)
     result = replay(_requests(*OVERFLOWING), model)
     assert result.preempted == 1
     assert result.first_token_s == pytest.approx([0.2, 0.2])  # seen once

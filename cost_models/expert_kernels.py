@@ -38,9 +38,9 @@ TRTLLM-gen's, WIDEEP calls CUTLASS's (tensorrt_llm/_torch/modules/fused_moe/fuse
 
 
 HANDED_BF16: dict[str, frozenset[str]] = {"fp8_block": frozenset({"cutlass", "deepgemm", "wideep"})}
-"""dtype of the experts -> TensorRT-LLM's kernels that ranks send each other whole BF16 tokens for, because they quantise by themselves:
-has_deepseek_fp8_block_scales in _torch/modules/fused_moe/fused_moe_cutlass.py, fused_moe_wide_ep.py and fused_moe_deepgemm.py
-leaves the tokens as they are before the exchange; every other dtype is quantised first, and TRTLLM-gen's in all of them."""
+"""dtype of the experts -> TensorRT-LLM's kernels for which ranks send each other whole BF16 tokens, because they quantise by
+themselves: fused_moe_cutlass.py, fused_moe_wide_ep.py and fused_moe_deepgemm.py of _torch/modules/fused_moe leave tokens as they
+are before the exchange where experts are FP8 in blocks; other dtypes are quantised first, and all of them for TRTLLM-gen."""
 
 
 def taken_kernel(architecture: str, dtype: str, spread: bool) -> str | None:

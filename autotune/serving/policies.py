@@ -14,9 +14,9 @@ from autotune.errors import ProblemError
 
 Dealing = Literal["balanced", "by_tokens", "round_robin", "random"]
 FirstToken = Literal["when_composed", "at_entry", "with_first_step", "by_first_step"]
-"""When a client of a disaggregated service sees its first token: when the step that the sequence enters is composed, which engines
-that run ahead do while the one before it runs; when the sequence enters the decode batch; with what the first decode step
-returns; or as what that step computes (the prefill's token is computed again)."""
+"""When a client of a disaggregated service sees its first token: when the step that the sequence enters is composed, ahead of
+the steps before it; when the sequence enters the decode batch; with what the first decode step returns; or as what that step
+computes (the prefill's token is computed again)."""
 
 
 @dataclass(frozen=True, slots=True)

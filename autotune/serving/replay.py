@@ -307,7 +307,8 @@ def lightest(worker: Worker) -> int:
     TensorRT-LLM, `_balance_requests_across_ranks` of pyexecutor/executor_request_queue.py.
     """
     assigned = worker.assigned
-    share = max(-(-(sum(assigned) + 1) // len(assigned)), max(assigned))
+    even = -(-(sum(assigned) + 1) // len(assigned))
+    share = max(even, *assigned)
     below = (rank for rank, count in enumerate(assigned) if count < share)
     return min(below, key=lambda rank: (worker.prompt_tokens[rank], assigned[rank]))
 

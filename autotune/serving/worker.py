@@ -471,11 +471,17 @@ class Worker:
         return self.pool.prompt_s(busiest, total / len(taken), keys, most)
 
     def _preempt(self) -> None:
-        """What the next step would outgrow loses its newest sequences, which go to the head of the queue (vLLM V1, `_preempt_request`)."""
-        for rank, count in enumerate(self.decoding):
-            while count > 1 and self.held[rank] + count * self.pool.tokens_per_step > self.pool.kv_tokens and self._evict(rank):
+        """What the next step would outgrow loses its newest sequences, which go to the head of the queue.
+
+        vLLM V1: `schedule` and `_preempt_request` of v1/core/sched/scheduler.py.
+        """
+        for rank in range(self.pool.ranks):
+            while self._overflows(rank) and self._evict(rank):
                 self.preempted += 1
-                count -= 1
+
+    def _overflows(self, rank: int) -> bool:
+        count = self.decoding[rank]
+        return count > 1 and self.held[rank] + count * self.pool.tokens_per_step > self.pool.kv_tokens
 
     def _evict(self, rank: int) -> bool:
         newest = self.newest[rank]

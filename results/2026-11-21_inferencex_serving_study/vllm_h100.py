@@ -23,7 +23,13 @@ COLUMNS = {"ttft": "ttft_mean_ms", "ttft_p50": "ttft_p50_ms", "ttft_p99": "ttft_
 def deployment(row: dict[str, str]) -> Deployment:
     """The deployment and load that a row measured; the harness routes tokens uniformly."""
     chunk, kind, number = int(row["chunk_tokens"]), row["load"][0], float(row["load"][1:])
-    pool = {"batch_per_dp_rank": 256, "max_batched_tokens": chunk, "memory_fraction": 0.92, "prefix_caching": False, **LAYOUTS[row["layout"]]}
+    pool = {
+        "batch_per_dp_rank": 256,
+        "max_batched_tokens": chunk,
+        "memory_fraction": 0.92,
+        "prefix_caching": False,
+        **LAYOUTS[row["layout"]],
+    }
     rate = {"concurrency": int(number)} if kind == "c" else {"rate_per_s": number}
     workload = {"isl_tokens": int(row["isl"]), "osl_tokens": int(row["osl"]), "popularity_sigma": 0.0}
     return Deployment.model_validate(

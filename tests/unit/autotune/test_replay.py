@@ -315,8 +315,10 @@ def test_gathering_waits_until_every_rank_has_a_prompt_or_patience_ends():
     running = ((0, 1000, 1000), (0, 1000, 1000))
     policy = dataclasses.replace(TENSORRT_LLM, runs_ahead=0)
     model = _together(policy, ranks=2, gather_steps=60, budget_tokens=2000.0)
-    assert replay(_requests(*running, (1.0, 999, 1000), (1.5, 998, 1000)), model).first_token_s[2:] == pytest.approx([1.39, 2.0799])
-    # both ranks have one when D comes earlier, at 1.2: at once, until 1.3. The count starts again with that step, 111: E joins 171
+    assert replay(_requests(*running, (1.0, 999, 1000), (1.5, 998, 1000)), model).first_token_s[2:] == pytest.approx(
+        [1.39, 2.0799]
+    )
+    # both ranks have one when D comes earlier, at 1.2: at once, until 1.3. The count starts again with that step, 111: E: 171
     both = replay(_requests(*running, (1.0, 999, 1000), (1.2, 999, 1000), (1.5, 998, 1000)), model)
     assert both.first_token_s[2:] == pytest.approx([1.3, 1.3, 1.3 + 59 * STEP_S + 0.1])
     # a rank that has prompts only is not waited for: B, alone on its rank, starts while A decodes
@@ -350,8 +352,8 @@ def test_prompts_of_sglang_stall_the_ranks_that_have_them_only():
 
 PLAIN = dataclasses.replace(AT_ONCE, block_tokens=1)
 OVERFLOWING = ((0, 1000, 101), (0, 1000, 101))
-"""With 2,100 tokens of KV cache: both prompts end at 0.2. After 50 steps, at 0.7, they hold 1,050 tokens each and a further step has no
-room: B gives way, and A holds too much for it until it is done, at 1.2."""
+"""With 2,100 tokens of KV cache: both prompts end at 0.2. After 50 steps, at 0.7, they hold 1,050 tokens each and a further step
+has no room: B gives way, and A holds too much for it until it is done, at 1.2."""
 
 
 @pytest.mark.parametrize("apart", [False, True])

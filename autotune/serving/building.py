@@ -103,6 +103,7 @@ def build_service(deployment: Deployment, requests: Requests) -> Built:
         prefill=_prefill_pool(prefill, prompts, float(requests.isl_tokens.max())) if apart else None,
         frontend=_frontend(decode, prefill.pool.instances * prefill.api_servers if apart else decode.api_servers),
         handover=_handover(decode, prefill, prompts, gpus) if apart else Handover(),
+        routers=deployment.routers,
     )
     fitting = max(int(fitting_tokens / max(workload.context_tokens, 1.0)), 1)
     return Built(

@@ -7,6 +7,7 @@ worker's (`worker.py`).
 from __future__ import annotations
 
 import heapq
+import itertools
 import random
 from collections import deque
 from collections.abc import Callable
@@ -107,7 +108,7 @@ class Run:
         apart = model.prefill is not None
         self.decoders = self._workers(model.decode, "decode" if apart else "serve")
         self.prefillers = self._workers(model.prefill, "prefill") if model.prefill else self.decoders
-        self.turn = {"prefill": 0, "decode": 0}
+        self.routers = routers_of(model)
         self.decoder_of: dict[int, tuple[Worker, int | None]] = {}
         """Decode worker of a request of a disaggregated service, and its rank where that is chosen before the prefill."""
         self.reserved = {worker: [0] * model.decode.ranks for worker in self.decoders}
@@ -214,10 +215,10 @@ class Run:
 
     def _ready(self, request: int, now: float) -> None:
         """Through the front end: to an engine, or to a prefill worker and, in time, a decode worker."""
+        decoder = self.decoders[self._router(request).next_decoder()]
         if self.model.prefill is None:
-            self.decoders[self._turn("decode", self.decoders)].deliver(request, now)
+            decoder.deliver(request, now)
             return
-        decoder = self.decoders[self._turn("decode", self.decoders)]
         rank = decoder.deal(decoder) if self.model.policy.slot_first else None
         self.decoder_of[request] = decoder, rank
         if rank is not None:
@@ -227,14 +228,12 @@ class Run:
             self.reserved[decoder][rank] += 1
         self._prefill(request, now)
 
-    def _turn(self, side: str, workers: list[Worker]) -> int:
-        """Workers are dealt requests in turn."""
-        turn = self.turn[side]
-        self.turn[side] = (turn + 1) % len(workers)
-        return turn
+    def _router(self, request: int) -> Router:
+        """A proxy in front of several takes turns."""
+        return self.routers[request % len(self.routers)]
 
     def _prefill(self, request: int, now: float) -> None:
-        self.prefillers[self._turn("prefill", self.prefillers)].deliver(request, now)
+        self.prefillers[self._router(request).next_prefiller()].deliver(request, now)
 
     def wake(self, worker: Worker, at: float) -> None:
         """A worker's segment ends at that time."""
@@ -281,6 +280,32 @@ class Run:
         """Where more slots are reserved than requests of this run hold."""
         places = ((worker, rank) for worker in self.decoders for rank in range(worker.pool.ranks))
         return max(places, key=lambda place: self.reserved[place[0]][place[1]] - place[0].decoding[place[1]])
+
+
+class Router:
+    """One process that deals requests to the workers of each pool in turn; decoders, prefillers : workers in its order."""
+
+    def __init__(self, decoders: list[int], prefillers: list[int]) -> None:
+        self.decoders, self.prefillers = itertools.cycle(decoders), itertools.cycle(prefillers)
+
+    def next_decoder(self) -> int:
+        return next(self.decoders)
+
+    def next_prefiller(self) -> int:
+        return next(self.prefillers)
+
+
+def routers_of(model: ServiceModel) -> list[Router]:
+    """The first goes through the workers in their order, others in orders of their own: each as it came to know them.
+
+    Dynamo's routers (lib/runtime, RouterMode round robin) count what they dealt themselves.
+    """
+    chance = random.Random(0)  # noqa: S311
+    pools = [list(range(model.decode.workers)), list(range(model.prefill.workers if model.prefill else 1))]
+    routers = [Router(*pools)]
+    for _ in range(1, model.routers):
+        routers.append(Router(*(chance.sample(pool, len(pool)) for pool in pools)))
+    return routers
 
 
 def jobs_of(requests: Requests, tokens_per_step: float) -> list[ServedRequest]:

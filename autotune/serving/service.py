@@ -82,6 +82,9 @@ class ServiceModel:
     prefill: PoolModel | None = None
     frontend: Frontend = Frontend()
     handover: Handover = Handover()
+    routers: int = 1
+    """Processes that deal requests to the workers of a pool, behind a proxy that takes turns; each takes turns on its own, in an
+    order of its own."""
 
     @property
     def slots(self) -> int:

@@ -17,7 +17,7 @@ of its history), not from residuals:
 - TensorRT-LLM's expert kernels aggregated: its default on Hopper; on Blackwell TRTLLM-gen, but in FP4 CUTLASS from 256 in flight on
   (8k prompts: above 32), in FP8 DeepGEMM in every run of release 1.1 (until 2026-01-29, commit ec7bafaae), then from 256 in flight on
   with 1k prompts (dsr1_fp4_b200_trt.sh, dsr1_fp8_b200_trt.sh); disaggregated: its recipe's;
-- disaggregated: layouts, tokens and prompts that a prefill rank takes in a step, decode slots of a rank and polling are those of the
+- disaggregated: layouts, tokens and prompts that a prefill rank takes in a step, decode slots of a rank, polling and front ends are those of the
   recipe (deployments.csv, by recipes.py) of the same engine, GPU, precision, lengths, workers and decode layout: the one that
   names the run's concurrency, else the first. Runs of December 2025 are older than the recipes: SGLang ones without a recipe take
   16,384 tokens a step, TensorRT-LLM ones 4,608 at 1k and one prompt at 8k; decode slots of TensorRT-LLM then come from the names
@@ -186,6 +186,16 @@ def gathers(prefill: dict) -> bool:
     return prefill["expert_kernel"] == "deepgemm" and prefill["dp"] > 1
 
 
+def dealers(row: dict[str, str]) -> int:
+    """Front ends of a disaggregated TensorRT-LLM point; one where no recipe says.
+
+    Recipes of SGLang have several too, but its points at four and eight in flight on four decode engines (GB300, FP8) decode as if one
+    dealt: what spreads them there is not known, so that they are priced with one.
+    """
+    found = recipe(row) if (row["mode"], row["engine"]) == ("disagg", "trtllm") else None
+    return int(found["routers"]) if found else 1
+
+
 def warmed_up(row: dict[str, str]) -> bool:
     """Whether the client sent requests ahead of the measured ones.
 
@@ -225,6 +235,7 @@ def case(row: dict[str, str]) -> dict:
             "phase": "serve",
             "workload": {"isl_tokens": int(row["isl"]), "osl_tokens": int(row["osl"])},
             "pools": pools,
+            "routers": dealers(row),
             "load": {"concurrency": concurrency, "shortest": 0.8},
         },
         "measured": {"tokens_per_s_per_gpu": rate / gpus, "tpot_s": tpot_s, "ttft_s": ttft_s},

@@ -32,7 +32,7 @@ SGLANG = {
 KERNELS = {"TRTLLM": "trtllm_gen", "CUTLASS": "cutlass", "DEEPGEMM": "deepgemm", "CUTEDSL": "cutedsl", "WIDEEP": "wideep"}
 TABLE_COLUMNS = (
     "engine,system,precision,isl,osl,concurrency,p_workers,d_workers,p_gpus,d_gpus,p_dp,d_dp,p_ep,d_ep,"
-    "prefill_tokens,prefill_prompts,decode_slots,look_steps,prefill_deepep,decode_deepep,prefill_absorbs,p_placed,d_placed,p_kernel,d_kernel,commit,recipe"
+    "prefill_tokens,prefill_prompts,decode_slots,look_steps,prefill_deepep,decode_deepep,prefill_absorbs,p_placed,d_placed,p_kernel,d_kernel,routers,commit,recipe"
 ).split(",")
 
 
@@ -74,6 +74,15 @@ def variants(document: Recipe) -> Iterator[Recipe]:
         count = longest(part) if name.startswith("zip") else 1
         for index in range(count):
             yield merged(document["base"], picked(part, index, count) if count > 1 else part)
+
+
+def routers(recipe: Recipe) -> int:
+    """Front ends behind a proxy (_compute_frontend_topology of srtctl/cli/mixins/frontend_stage.py): ten unless said, one a node but the head."""
+    told, resources = recipe.get("frontend") or {}, recipe.get("resources") or {}
+    nodes = sum(int(resources.get(f"{side}_nodes") or 0) for side in ("prefill", "decode"))
+    if nodes < 2 or told.get("enable_multiple_frontends") is False:
+        return 1
+    return min(int(told.get("num_additional_frontends", 9)) + 1, nodes - 1)
 
 
 def concurrencies(recipe: Recipe) -> list[str]:
@@ -135,7 +144,7 @@ def rows(commit: str, path: Path, name: str) -> Iterator[Recipe]:
                 "engine": engine, "system": system, "precision": precision or "fp8",
                 "isl": LENGTHS[lengths[:2]], "osl": LENGTHS[lengths[2:]], "concurrency": concurrency,
                 "p_workers": resources.get("prefill_workers") or 1, "d_workers": resources.get("decode_workers") or 1,
-                "commit": commit, "recipe": name, **limits,
+                "routers": routers(recipe), "commit": commit, "recipe": name, **limits,
             }  # fmt: skip
 
 

@@ -302,10 +302,8 @@ def routers_of(model: ServiceModel) -> list[Router]:
     """
     chance = random.Random(0)  # noqa: S311
     pools = [list(range(model.decode.workers)), list(range(model.prefill.workers if model.prefill else 1))]
-    routers = [Router(*pools)]
-    for _ in range(1, model.routers):
-        routers.append(Router(*(chance.sample(pool, len(pool)) for pool in pools)))
-    return routers
+    others = (Router(*(chance.sample(pool, len(pool)) for pool in pools)) for _ in range(1, model.routers))
+    return [Router(*pools), *others]
 
 
 def jobs_of(requests: Requests, tokens_per_step: float) -> list[ServedRequest]:

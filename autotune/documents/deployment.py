@@ -224,8 +224,8 @@ class Deployment(Spec):
     pools: dict[PoolRole, Pool] = Field(min_length=1)
     """decode, prefill or both; `serve` is one aggregated pool that does both."""
     routers: int = Field(default=1, gt=0, le=MAX_RANKS)
-    """Processes that deal the requests of a service with two pools to its engines, behind a proxy that takes turns. Each knows its
-    own turns only, so several deal less evenly than one."""
+    """Processes that deal the requests of a service with two pools to its engines, behind a proxy that takes turns. Each knows
+    its own turns only, so several deal less evenly than one."""
     load: Load | None = None
     """What phase `serve` is sent."""
 

@@ -228,7 +228,7 @@ class Run:
             self.reserved[decoder][rank] += 1
         self._prefill(request, now)
 
-    def _router(self, request: int) -> Router:
+    def _router(self, request: int) -> TurnTaker:
         """A proxy in front of several takes turns."""
         return self.routers[request % len(self.routers)]
 
@@ -282,7 +282,7 @@ class Run:
         return max(places, key=lambda place: self.reserved[place[0]][place[1]] - place[0].decoding[place[1]])
 
 
-class Router:
+class TurnTaker:
     """One process that deals requests to the workers of each pool in turn; decoders, prefillers : workers in its order."""
 
     def __init__(self, decoders: list[int], prefillers: list[int]) -> None:
@@ -295,15 +295,15 @@ class Router:
         return next(self.prefillers)
 
 
-def routers_of(model: ServiceModel) -> list[Router]:
+def routers_of(model: ServiceModel) -> list[TurnTaker]:
     """The first goes through the workers in their order, others in orders of their own: each as it came to know them.
 
     Dynamo's routers (lib/runtime, RouterMode round robin) count what they dealt themselves.
     """
     chance = random.Random(0)  # noqa: S311
     pools = [list(range(model.decode.workers)), list(range(model.prefill.workers if model.prefill else 1))]
-    others = (Router(*(chance.sample(pool, len(pool)) for pool in pools)) for _ in range(1, model.routers))
-    return [Router(*pools), *others]
+    others = (TurnTaker(*(chance.sample(pool, len(pool)) for pool in pools)) for _ in range(1, model.routers))
+    return [TurnTaker(*pools), *others]
 
 
 def jobs_of(requests: Requests, tokens_per_step: float) -> list[ServedRequest]:

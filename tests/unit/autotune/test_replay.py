@@ -215,7 +215,7 @@ def test_what_the_first_decode_step_returns_is_of_the_engine(first, seen_s, done
 
 
 def test_routers_that_know_their_own_turns_only_send_two_requests_to_one_worker():
-    # two workers of one slot, prompts prefilled at 0.1. One router gives each a request; of eight some begin with the same worker,
+    # two workers of one slot, prompts prefilled at 0.1. One router gives each a request; of eight some begin with the same one,
     # so that one of two requests waits for the answer of the other, 1 s
     pairs = _requests(*[(2.5 * pair, 1000, 101) for pair in (0, 0, 1, 1, 2, 2, 3, 3)])
     one = _apart(prefill=_pool(budget_tokens=2000.0, workers=2), slots=1, workers=2)

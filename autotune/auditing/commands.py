@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from autotune.auditing.capacity import as_it_runs, with_cache_of
 from autotune.auditing.conflicts import Written, indivisible
-from autotune.auditing.engine_memory import Said, in_engine_memory, longest_refused
+from autotune.auditing.engine_memory import Said, in_engine_memory, longest_refused, unsure_of_graphs
 from autotune.auditing.naming import served_model, served_precision
 from autotune.auditing.options import Command, engine_for, split_options, whole_number
 from autotune.auditing.shell import find_command
@@ -196,6 +196,7 @@ def _sized(found: ReadCommand, command: Command, flags: dict[str, Value], size: 
             "(--isl, --osl)"
         )
     known = not any("memory" in option.affects for option in found.unmodelled)
+    remarks += [unsure] if (unsure := unsure_of_graphs(deployment)) else []
     too_long = longest_refused(deployment, said) if known else None
     conflicts += [too_long] if too_long else []
     return dataclasses.replace(found, deployment=deployment, remarks=tuple(remarks), conflicts=tuple(conflicts))

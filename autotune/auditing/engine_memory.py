@@ -20,6 +20,10 @@ from search_spaces.schema import EngineSpec, version_key
 MIB = 2**20
 GRAPHS_COUNTED_SINCE = (0, 24)
 """vLLM counts CUDA graphs into its fraction (VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS): off in 0.19.1, on in 0.24.0."""
+LARGEST_GRAPHS_BYTES = 4.3 * 2**30
+"""vLLM's largest estimate of its graphs seen (gpt-oss-120b, 0.24 on H100; 0.6, 1.2 and 2.2 GiB on three other models)."""
+SMALL_ROOM = 3.0
+"""A cache of so many times what is unsure is said to be unsure."""
 MORE_TOKENS_SINCE = (0, 33)
 LARGE_GPU_BYTES = 160 * 2**30
 LARGE_GPU_TOKENS = 16384
@@ -258,4 +262,23 @@ def longest_refused(deployment: Deployment, said: Said) -> str | None:
     return (
         f"one sequence of {longest:,} tokens{own} needs {needed / 1e9:.1f} GB of KV cache and {room / 1e9:.1f} GB are left: "
         f"vLLM does not start. About {fitting:,} tokens fit: --max-model-len {fitting:,} or more memory"
+    )
+
+
+def unsure_of_graphs(deployment: Deployment) -> str | None:
+    """That the cache may be smaller, where what vLLM's own estimate of its graphs can take is a good part of it."""
+    engine = load_engine(deployment.engine.name)
+    version = version_key(resolve_version(engine, deployment.engine.version))
+    if engine.command_line != "vllm" or version < GRAPHS_COUNTED_SINCE or not deployment.pool.cuda_graph:
+        return None
+    step = predict(_of_one(deployment))
+    priced = sum(line.bytes for line in step.memory if line.name == "cuda graphs")
+    room = step.memory_limit_bytes - sum(line.bytes for line in step.memory if line.name != "kv_cache")
+    more = LARGEST_GRAPHS_BYTES - priced
+    if not 0 < room < SMALL_ROOM * more:
+        return None
+    return (
+        f"vLLM keeps what it estimates for its CUDA graphs out of the cache: {priced / 1e9:.1f} GB are priced, it took "
+        f"0.6 to {LARGEST_GRAPHS_BYTES / 1e9:.1f} on four models, "
+        f"which may leave {more / 1e9:.1f} GB less of the {room / 1e9:.1f}"
     )

@@ -11,10 +11,13 @@ import csv
 import sys
 from pathlib import Path
 
+from autotune.auditing.engine_memory import Said, in_engine_memory
 from autotune.documents.deployment import Deployment
 from autotune.serving.predicting import predict_service
 
 MEASURED = Path(__file__).parent.parent / "2026-11-25_vllm_h100_study" / "measured.csv"
+MEMORY_FRACTION = 0.92
+"""--gpu-memory-utilization of every run; what of it becomes KV cache is the engine's arithmetic."""
 FEWEST_INPUT, FEWEST_OUTPUT = 100, 5
 LAYOUTS = {"tp1": {}, "tp2": {"tp": 2}, "dp2_ep2": {"dp": 2, "ep": 2, "all2all_backend": "allgather_reducescatter"}}
 COLUMNS = {"ttft": "ttft_mean_ms", "ttft_p50": "ttft_p50_ms", "ttft_p99": "ttft_p99_ms", "tpot": "tpot_mean_ms"}
@@ -26,13 +29,12 @@ def deployment(row: dict[str, str]) -> Deployment:
     pool = {
         "batch_per_dp_rank": 256,
         "max_batched_tokens": chunk,
-        "memory_fraction": 0.92,
         "prefix_caching": False,
         **LAYOUTS[row["layout"]],
     }
     rate = {"concurrency": int(number)} if kind == "c" else {"rate_per_s": number}
     workload = {"isl_tokens": int(row["isl"]), "osl_tokens": int(row["osl"]), "popularity_sigma": 0.0}
-    return Deployment.model_validate(
+    found = Deployment.model_validate(
         {
             "hardware": "hgx-h100",
             "model": row["model"],
@@ -44,6 +46,7 @@ def deployment(row: dict[str, str]) -> Deployment:
             "load": {**rate, "requests": int(row["requests"])},
         }
     )
+    return in_engine_memory(found, Said(fraction=MEMORY_FRACTION, budget_tokens=chunk))
 
 
 def compared(row: dict[str, str]) -> dict[str, object]:

@@ -9,6 +9,7 @@ import csv
 import sys
 from pathlib import Path
 
+from autotune.auditing.engine_memory import Said, in_engine_memory
 from autotune.documents.deployment import Deployment
 from autotune.serving.predicting import predict_service
 
@@ -25,7 +26,7 @@ def deployment(row: dict[str, str]) -> Deployment:
     kind, number = row["load"][0], float(row["load"][1:])
     rate = {"concurrency": int(number)} if kind == "c" else {"rate_per_s": number}
     model = str(HERE / row["model"] / "config.json") if row["model"] in OWN else row["model"]
-    pool = {"batch_per_dp_rank": 256, "max_batched_tokens": 8192, "memory_fraction": 0.92}
+    pool = {"batch_per_dp_rank": 256, "max_batched_tokens": 8192}
     document = {
         "hardware": "hgx-h100",
         "model": model,
@@ -36,7 +37,7 @@ def deployment(row: dict[str, str]) -> Deployment:
         "pools": {"serve": pool},
         "load": {**rate, "requests": int(row["requests"])},
     }
-    return Deployment.model_validate(document)
+    return in_engine_memory(Deployment.model_validate(document), Said(fraction=0.92, budget_tokens=8192))
 
 
 def main() -> None:

@@ -261,9 +261,13 @@ def expected_active_experts(tokens: ArrayLike, share: ArrayLike, experts: int, t
 
 def active_experts_slope(tokens: ArrayLike, share: ArrayLike, experts: int, top_k: int, sigma: float = 0.0) -> Floats:
     """What one more token adds to `expected_active_experts`."""
-    tokens, share = (as_floats(x) for x in np.broadcast_arrays(tokens, share))
     paces = _pick_pace(sigma, min(top_k / experts, 1 - 1e-9)) * popularity_quantiles(sigma)
-    return as_floats(share * (paces * np.exp(-np.multiply.outer(tokens, paces))).mean(axis=-1))
+
+    def distinct(many: Floats) -> Floats:
+        return as_floats((paces * np.exp(-np.multiply.outer(many, paces))).mean(axis=-1))
+
+    found = evaluate_distinct(distinct, np.ravel(as_floats(tokens))).reshape(np.shape(tokens))
+    return as_floats(as_floats(share) * found)
 
 
 def busiest_active_experts(active: ArrayLike, local_experts: ArrayLike, ranks: ArrayLike, lumps: ArrayLike = 0.0) -> Floats:

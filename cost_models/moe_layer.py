@@ -73,11 +73,10 @@ def imbalance(machine: Machine, rows: Rows, tokens: Floats) -> Floats:
     placed = np.where(rows.eplb > 0, np.minimum(combined_max_over_mean(balanced, stale), in_order), in_order)
     skew = np.where(np.nan_to_num(rows.skew) > 0, combined_max_over_mean(np.maximum(rows.skew, 1), stale), placed)
     each = tokens * rows.dp / rows.ep  # ranks of tensor-parallel attention all hold the same tokens
-    noise = np.where(
-        rows.eplb > 0,
-        uniform_max_over_mean(each, rows.ep, moe.experts, moe.top_k),
-        uniform_max_over_mean(each, rows.ep, moe.experts, moe.top_k, moe.groups, moe.top_k_groups),
-    )
+    noise = np.ones(len(rows))
+    for (shuffled,), those in alike_rows(rows.eplb > 0):
+        groups = (1, 1) if shuffled else (moe.groups, moe.top_k_groups)
+        noise[those] = uniform_max_over_mean(each[those], rows.ep[those], moe.experts, moe.top_k, *groups)
     return np.where(np.isnan(rows.imbalance), combined_max_over_mean(skew, noise), rows.imbalance)
 
 
@@ -187,12 +186,15 @@ def _active_experts(
 
     tokens : of the whole group; slots : on each rank; shuffled : not in their order, so that no rank holds a whole group of them.
     """
-    mean, slope = np.zeros(len(tokens)), np.zeros(len(tokens))
+    mean, lumps = np.zeros(len(tokens)), np.zeros(len(tokens))
     for (sigma,), those in alike_rows(sigmas):
-        given = (tokens[those], slots[those], moe.experts, moe.top_k, sigma)
-        mean[those], slope[those] = expected_active_experts(*given), active_experts_slope(*given)
-    lumps = lumped_variance(tokens, slope, ranks, moe.experts, moe.top_k, moe.groups, moe.top_k_groups)
-    return busiest_active_experts(mean, slots, ranks, np.where(shuffled, 0.0, lumps))
+        mean[those] = expected_active_experts(tokens[those], slots[those], moe.experts, moe.top_k, sigma)
+    for (sigma, mixed), those in alike_rows(sigmas, shuffled):
+        if moe.groups > 1 and not mixed:
+            slope = active_experts_slope(tokens[those], slots[those], moe.experts, moe.top_k, sigma)
+            grouped = (moe.experts, moe.top_k, moe.groups, moe.top_k_groups)
+            lumps[those] = lumped_variance(tokens[those], slope, ranks[those], *grouped)
+    return busiest_active_experts(mean, slots, ranks, lumps)
 
 
 def kernel_variants(machine: Machine, backend: str, phase: Phase, kernel: str = "auto", spread: bool = False) -> tuple[str, ...]:

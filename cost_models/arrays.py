@@ -91,12 +91,14 @@ def _ranks(column: NDArray[np.generic]) -> tuple[Ints, int]:
         apart = whole - low
         position = apart.astype(np.int64, copy=False)
         if position is apart or (position == apart).all():
-            present = np.zeros(int(high - low) + 1, dtype=np.int64)
-            present[position] = 1
-            ranks = np.cumsum(present) - 1
-            return ranks[position], int(ranks[-1]) + 1
-    values, index = np.unique(column, return_inverse=True)
-    return index, len(values)
+            present = np.zeros(int(high - low) + 1, dtype=np.bool_)
+            present[position] = True
+            values = np.flatnonzero(present)
+            ranks = np.empty(len(present), dtype=np.int64)
+            ranks[values] = np.arange(len(values))
+            return ranks.take(position), len(values)
+    distinct, index = np.unique(column, return_inverse=True)
+    return index, len(distinct)
 
 
 def distinct_values(values: ArrayLike) -> NDArray[Any]:

@@ -1,8 +1,9 @@
 """How well a sweep of a thousand problems uses more workers, where no machine with as many cores is at hand: a simulation of
 measured parts.
 
-Measured here, in CPU seconds: every 37th problem of the benchmark's sweep alone; what a fresh worker takes before its first
-problem; and what the process that deals takes of its own core per problem (sending it, reading the answer, journal and table),
+Measured here, in CPU seconds: every 37th problem of the benchmark's sweep alone, once tables are filled; what a fresh worker takes
+before its first problem (imports), and what all its first problems take longer than the same problems again (documents and tables that
+every worker fills for itself); and what the process that deals takes of its own core per problem (sending it, reading the answer, journal and table),
 with the executor itself running two workers. Simulated: tasks are dealt in order, each worker has one that runs and one that is
 ready, and one process deals to all. Cores are taken as alike and as free; what the dealing takes is multiplied by --slack,
 because a cluster's network is slower than a pipe.
@@ -40,6 +41,8 @@ class Parts:
 
     tasks_s: tuple[float, ...]
     start_s: float
+    warming_s: float
+    """Documents and tables of all kinds of problems; a worker that meets only some fills less."""
     dealing_s: float
 
 
@@ -75,7 +78,7 @@ class Dealt:
 
 def makespan_s(parts: Parts, workers: int, slack: float) -> float:
     """When the last of PROBLEMS answers is read."""
-    free_s = [parts.start_s] * workers
+    free_s = [parts.start_s + parts.warming_s] * workers
     in_flight: list[float] = []  # ends of what was dealt and not yet answered
     dealer_s = last_s = 0.0
     for number in range(PROBLEMS):
@@ -92,12 +95,14 @@ def measured(executor: str) -> Parts:
     """The parts on this machine."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        alone = Measured([])
-        _sweep(folder / "alone", alone)
+        first, again = Measured([]), Measured([])
+        _sweep(folder / "first", first)
+        _sweep(folder / "again", again)
         start_s = timed([sys.executable, "-c", START]).cpu_s
         dealt = Dealt(executor_of(executor, 2), [])
         _sweep(folder / executor, dealt)
-    return Parts(tuple(alone.seconds), start_s, (dealt.at_s[-1] - dealt.at_s[0]) / (len(dealt.at_s) - 1))
+    warming_s = max(sum(first.seconds) - sum(again.seconds), 0.0)
+    return Parts(tuple(again.seconds), start_s, warming_s, (dealt.at_s[-1] - dealt.at_s[0]) / (len(dealt.at_s) - 1))
 
 
 def _sweep(folder: Path, executor: Executor) -> None:
@@ -116,7 +121,7 @@ def main() -> None:
     mean_s = sum(parts.tasks_s) / len(parts.tasks_s)
     print(
         f"{len(parts.tasks_s)} problems of {mean_s * 1e3:.0f} ms (longest {max(parts.tasks_s) * 1e3:.0f} ms), "
-        f"start of a worker {parts.start_s:.2f} s, dealing {parts.dealing_s * 1e3:.1f} ms each, {given.executor}"
+        f"start of a worker {parts.start_s:.2f} s, its tables {parts.warming_s:.2f} s, dealing {parts.dealing_s * 1e3:.1f} ms each, {given.executor}"
     )
     two_s = makespan_s(parts, 2, given.slack)
     for workers in WORKERS:

@@ -1,10 +1,10 @@
 """How well a sweep of a thousand problems uses more workers, where no machine with as many cores is at hand: a simulation of
 measured parts.
 
-Measured here, in CPU seconds: every 37th problem of the benchmark's sweep alone, once tables are filled; what a fresh worker takes
-before its first problem (imports), and what all its first problems take longer than the same problems again (documents and tables that
-every worker fills for itself); and what the process that deals takes of its own core per problem (sending it, reading the answer, journal and table),
-with the executor itself running two workers. Simulated: tasks are dealt in order, each worker has one that runs and one that is
+Measured here, in CPU seconds: every 37th problem of the benchmark's sweep alone, once tables are filled; what a fresh worker
+takes before its first problem (imports); what all first problems take longer than the same again (documents and tables that every
+worker fills for itself); and what the process that deals takes of its own core per problem (sending it, reading the answer,
+journal and table), with the executor itself running two workers. Simulated: tasks are dealt in order, each worker has one that runs and one that is
 ready, and one process deals to all. Cores are taken as alike and as free; what the dealing takes is multiplied by --slack,
 because a cluster's network is slower than a pipe.
 """
@@ -121,7 +121,8 @@ def main() -> None:
     mean_s = sum(parts.tasks_s) / len(parts.tasks_s)
     print(
         f"{len(parts.tasks_s)} problems of {mean_s * 1e3:.0f} ms (longest {max(parts.tasks_s) * 1e3:.0f} ms), "
-        f"start of a worker {parts.start_s:.2f} s, its tables {parts.warming_s:.2f} s, dealing {parts.dealing_s * 1e3:.1f} ms each, {given.executor}"
+        f"start of a worker {parts.start_s:.2f} s, its tables {parts.warming_s:.2f} s, "
+        f"dealing {parts.dealing_s * 1e3:.1f} ms each, {given.executor}"
     )
     two_s = makespan_s(parts, 2, given.slack)
     for workers in WORKERS:

@@ -4,9 +4,10 @@ measured parts.
 Measured here, in CPU seconds: every 37th problem of the benchmark's sweep alone, once tables are filled; what a fresh worker
 takes before its first problem (imports); what all first problems take longer than the same again (documents and tables that every
 worker fills for itself); and what the process that deals takes of its own core per problem (sending it, reading the answer,
-journal and table), with the executor itself running two workers. Simulated: tasks are dealt in order, each worker has one that runs and one that is
-ready, and one process deals to all. Cores are taken as alike and as free; what the dealing takes is multiplied by --slack,
-because a cluster's network is slower than a pipe.
+journal and table), with the executor itself running two workers.
+
+Simulated: tasks are dealt in order, each worker has one that runs and one that is ready, and one process deals to all. Cores are
+taken as alike and as free; what the dealing takes is multiplied by --slack, because a cluster's network is slower than a pipe.
 """
 
 from __future__ import annotations

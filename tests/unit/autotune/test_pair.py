@@ -88,10 +88,13 @@ def random_pair(seed: int, required: int = 0) -> Pair:
 def every_pair(pair: Pair):
     """(rate, cost, rows) of every combination that is allowed."""
     for p, d in itertools.product(range(len(pair.prefill)), range(len(pair.decode))):
-        counts = (range(1, int(side.most_units[r]) + 1) for side, r in ((pair.prefill, p), (pair.decode, d)))
-        for n, m in itertools.product(*counts):
-            cost = int(n * pair.prefill.size[p] + m * pair.decode.size[d])
-            if pair.domains.most_beside(int(pair.prefill.size[p]), n, int(pair.decode.size[d])) < m:
+        prefill_gpus, decode_gpus = int(pair.prefill.size[p]), int(pair.decode.size[d])
+        beside = {
+            n: pair.domains.most_beside(prefill_gpus, n, decode_gpus) for n in range(1, int(pair.prefill.most_units[p]) + 1)
+        }
+        for n, m in itertools.product(beside, range(1, int(pair.decode.most_units[d]) + 1)):
+            cost = n * prefill_gpus + m * decode_gpus
+            if beside[n] < m:
                 continue
             sides = ((pair.prefill, p, n), (pair.decode, d, m))
             rate = min(min(int(s.rate[r]), 10**9) * k for s, r, k in sides)

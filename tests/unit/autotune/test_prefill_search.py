@@ -85,6 +85,8 @@ def test_the_evaluator_and_predict_price_the_same_deployment(engine, version):
         assert prediction.tokens_per_s_per_gpu == pytest.approx(evaluation.tokens_per_s_per_gpu[0], rel=1e-6)
         assert prediction.prompt_s == pytest.approx(evaluation.latency_s[0], rel=1e-6)
         checked += 1
+        if checked == 20:
+            break
     assert checked >= 3
 
 

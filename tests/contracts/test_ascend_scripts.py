@@ -59,6 +59,7 @@ def started(text: str, folder: Path, **variables: str) -> tuple[dict[str, dict[s
     return servers, dict(line.split("=", 1) for line in (folder / "env").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_a_decode_node_starts_one_server_for_each_of_its_ranks(tmp_path):
     scripts = {script.name: script.text for script in export(service())}
     assert set(scripts) == {"prefill_node.sh", "decode_node.sh", "router.sh", "bench.sh"}
@@ -82,6 +83,7 @@ def test_a_decode_node_starts_one_server_for_each_of_its_ranks(tmp_path):
     assert json.loads(servers["0"]["--additional-config"])["recompute_scheduler_enable"] is True
 
 
+@pytest.mark.slow
 def test_a_prefill_rank_holds_its_tensor_parallel_devices(tmp_path):
     text = next(script.text for script in export(service()) if script.name == "prefill_node.sh")
     servers, _ = started(text, tmp_path, **NODE)
@@ -90,6 +92,7 @@ def test_a_prefill_rank_holds_its_tensor_parallel_devices(tmp_path):
     assert "--enforce-eager" in servers["0,1,2,3"]
 
 
+@pytest.mark.slow
 def test_a_lone_pool_asks_for_the_other_side_s_sizes(tmp_path):
     pools = {"decode": service().pools["decode"]}
     (script,) = export(service(phase="decode", pools=pools, load=None))
@@ -100,6 +103,7 @@ def test_a_lone_pool_asks_for_the_other_side_s_sizes(tmp_path):
         started(script.text, tmp_path, **NODE)
 
 
+@pytest.mark.slow
 def test_an_engine_that_does_both_hands_no_caches_over(tmp_path):
     pool = {"tp": 4, "dp": 2, "ep": 8, "batch_per_dp_rank": 16, "all2all_backend": "allgather_reducescatter"}
     script, _bench = export(service(pools={"serve": pool}))
@@ -119,6 +123,7 @@ def test_the_hccl_buffer_is_what_the_kernel_asks_for():
     assert hccl_buffer_mb(Pool(tp=8, batch_per_dp_rank=8), load_model("deepseek-r1")) == 200
 
 
+@pytest.mark.slow
 def test_the_map_of_experts_lies_beside(tmp_path):
     balance = {"kind": "static", "skew": 1.02}
     pool = service().pools["decode"].model_dump() | {"expert_balance": balance, "redundant_experts": 32}

@@ -246,6 +246,7 @@ def test_benchmark_and_router_wait_until_servers_are_well(server, tmp_path):
     assert Health.asked == 5
 
 
+@pytest.mark.slow
 def test_what_never_answers_is_named_after_the_stated_limit(tmp_path):
     text = scripts(service())["bench.sh"]
     done = run(text, tmp_path, URL="http://127.0.0.1:9", WAIT_S="1")

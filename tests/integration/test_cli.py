@@ -290,6 +290,7 @@ def test_a_prefill_pool_is_searched_and_recorded(run, tmp_path):
     assert "Prefill side of a disaggregated pair" in (folder / "launch" / "plan-1" / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -481,6 +482,7 @@ def test_a_failed_calibration_leaves_the_old_one_untouched(run, tmp_path):
     assert "at least one file of measurements" in err
 
 
+@pytest.mark.slow
 def test_a_storage_resumes_the_same_problem_and_keeps_others_apart(run, tmp_path):
     import optuna
 

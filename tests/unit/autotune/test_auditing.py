@@ -33,6 +33,7 @@ def test_a_working_plan_works_and_a_goal_s_odds_are_its_error_bars():
     assert any(f"instances 1 -> {2}" in change.changes[0] or "dp" in change.changes[0] for change in hard.changes)
 
 
+@pytest.mark.slow
 def test_sensitivity_signs_and_the_factor_that_a_goal_takes():
     plan = h20_plan(precision="fp8-block")
     found = sensitivity(plan, predict(plan).tokens_per_s * 1.5)
@@ -48,6 +49,7 @@ def test_sensitivity_signs_and_the_factor_that_a_goal_takes():
     assert needed["host link bandwidth"] is None
 
 
+@pytest.mark.slow
 def test_a_prefill_pool_is_varied_as_prefill_whatever_batch_it_names():
     plan = search(Problem(hardware="hgx-h200", gpus=8, target="prefill", trials=0)).best.deployment
     with_batch = sensitivity(plan.with_pool("prefill", batch_per_dp_rank=64))
@@ -55,6 +57,7 @@ def test_a_prefill_pool_is_varied_as_prefill_whatever_batch_it_names():
     assert {"prompt length", "tokens per step"} <= {influence.name for influence in with_batch.influences}
 
 
+@pytest.mark.slow
 def test_exit_codes_tell_a_plan_that_does_not_work(tmp_path):
     (tmp_path / "plan.yaml").write_text(dump_yaml(h20_plan().model_dump(mode="json", exclude_none=True)))
     run = CliRunner().invoke(app, ["check", str(tmp_path / "plan.yaml"), "--concurrency", "200", "--context", "32768"])

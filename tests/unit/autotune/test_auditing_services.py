@@ -31,6 +31,7 @@ def service(rate_per_s=2.0, decode=None, **prefill):
     })  # fmt: skip
 
 
+@pytest.mark.slow
 def test_percentiles_are_judged_with_the_odds_of_the_error_bars():
     """At the limit itself: the probability that measured / predicted stays below one."""
     plan = service()
@@ -75,6 +76,7 @@ def test_a_document_saved_without_a_middle_has_the_geometric_one():
     assert probability_below(1.5, 2.0, SkewedInterval(low=1.0, high=4.0)) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_an_overloaded_service_needs_more_instances():
     """40 requests/s of 500 tokens are 20,000 tokens/s, more than one decode instance of eight GPUs makes."""
     verdict = check(service(40.0), Goals())

@@ -45,6 +45,7 @@ def _umask() -> int:
     return mask
 
 
+@pytest.mark.slow
 def test_pictures_are_written_whole_and_named_where_they_are_none(tmp_path, full_disk):
     from matplotlib.figure import Figure  # a second to import, which every worker would spend
 

@@ -209,6 +209,7 @@ def test_studies_repeat_with_their_seed():
     assert [r.params for r in first.trials] == [r.params for r in second.trials]
 
 
+@pytest.mark.slow
 def test_a_study_resumes_from_its_storage(tmp_path):
     url = f"sqlite:///{tmp_path / 'study.db'}"
     first = tune_flags(evaluator_of(), trials=8, seed=0, storage=url, study_name="s")

@@ -289,6 +289,7 @@ def test_recorded_skew_is_that_of_the_placement():
     assert np.isnan(with_map.of(24, 0, 0))  # 256 experts do not divide
 
 
+@pytest.mark.slow
 def test_recorded_loads_change_the_plan(tmp_path):
     def best(**changes):
         return search(Problem(hardware="gb200-nvl72", engine="sglang", gpus=16, trials=0, **changes)).best
@@ -300,6 +301,7 @@ def test_recorded_loads_change_the_plan(tmp_path):
     assert predict(skew.deployment) == skew.prediction
 
 
+@pytest.mark.slow
 def test_a_tensorrt_llm_plan_from_recorded_loads_starts_from_its_map(tmp_path):
     """Its load balancer holds copies that nothing moves; the settings of the best plan have every layer's slots."""
     problem = Problem(
@@ -334,6 +336,7 @@ def test_few_moves_help_and_never_hurt(seed, max_moves):
         assert worst_gpu(share, changed[i]) <= worst_gpu(share, current[i]) + 1e-12
 
 
+@pytest.mark.slow
 def test_more_moves_balance_better_up_to_a_fresh_placement():
     old, new = model_loads(layers=58, scenarios=1), model_loads(layers=58, scenarios=1, seed=500)
     held = place(old, MODEL, 32, 32, 8)
@@ -363,6 +366,7 @@ def test_workloads_cannot_be_further_apart_than_their_spread_allows():
         synthetic_loads(MODEL, 1.0, 2, 1.5)
 
 
+@pytest.mark.slow
 def test_more_replicas_balance_better_and_never_beyond_the_bound():
     choices = sweep_redundancy(synthetic_loads(MODEL, 1.7, 2, 0.4), MODEL, 64)
     assert [choice.slots_per_gpu for choice in choices] == [4, 5, 6, 7, 8]

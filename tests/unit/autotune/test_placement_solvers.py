@@ -49,6 +49,7 @@ def test_packing_equals_brute_force():
     assert worst_gpu(share, found) == pytest.approx(best, abs=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 6))
 def test_repacking_never_hurts_and_keeps_to_its_moves(seed, max_moves):
@@ -70,6 +71,7 @@ def test_moves_are_replicas_that_a_gpu_must_receive():
     assert moves_between(held, np.array([[0, 2], [1, 3]])) == 2
 
 
+@pytest.mark.slow
 def test_refining_improves_a_stubborn_layer_and_a_move_budget_holds(small):
     counts = np.stack([loads_of(1, 2, 256), loads_of(2, 2, 256)], axis=1)
     loads = Loads(("a", "b"), counts)
@@ -89,6 +91,7 @@ def test_nodes_per_token_by_hand():
     assert nodes_per_token(chosen, spread, 1, 4) == pytest.approx(((1 + 0.5) + 2 * (1 - 0.25)) / 2)
 
 
+@pytest.mark.slow
 def test_known_communities_are_found(small):
     """Four topics whose tokens stay with their own 64 experts: one node per token is possible, and nearly found."""
     chosen = synthetic_choices(small, 3000, communities=4, together=0.999, spread=0.5)

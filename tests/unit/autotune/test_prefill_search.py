@@ -68,6 +68,7 @@ def test_the_fastest_prompt_is_faster_than_the_most_efficient():
     assert fastest.tokens_per_s_per_gpu < efficient.tokens_per_s_per_gpu
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "version"), [("vllm", "0.33"), ("vllm", "0.17"), ("sglang", None)])
 def test_the_evaluator_and_predict_price_the_same_deployment(engine, version):
     resolved = resolve_problem(prefill(engine=engine, engine_version=version))

@@ -171,6 +171,7 @@ def test_a_pair_without_a_load_is_asked_for_one():
         compare_recipe("pair", ReadCommand(recipe(pools=pools)), Goals())
 
 
+@pytest.mark.slow
 def test_a_recipe_beside_our_plan():
     """Ours is no slower for a user, and each worth is the price of the recipe with that difference alone."""
     read = read_manifest(read_any(FILES / "kubernetes" / "anchors_and_list.yaml"), H200, "recipe")

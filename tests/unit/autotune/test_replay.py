@@ -293,6 +293,7 @@ def test_answers_of_another_engine_do_not_slow_prompts_down():
     assert wait_s == pytest.approx(0.01 + 0.1 + 0.5 * 16 * 5e-4, abs=STEP_S)
 
 
+@pytest.mark.slow
 def test_open_loop_waiting_is_that_of_an_m_d_1_queue():
     rate, service_s = 7.0, 0.1
     load = rate * service_s

@@ -188,6 +188,7 @@ def test_the_closed_form_of_an_aggregated_engine_agrees_with_its_replay():
         assert replayed.tpot_s.mean < 1.1 * full  # the candidate keeps room for fluctuations, so it runs a smaller batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

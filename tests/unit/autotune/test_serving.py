@@ -194,6 +194,7 @@ def test_a_load_beyond_capacity_is_called_so():
     assert any("the service may not keep up" in note for note in over.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pools", "rate"),
     [({"serve": DECODE}, 3.0), ({"serve": DECODE}, 6.0), ({"prefill": {**PREFILL, "instances": 4}, "decode": DECODE}, 8.0)],
@@ -244,6 +245,7 @@ def test_prompts_at_random_interrupt_decode_as_a_renewal_says():
     assert interrupted_step_s(0.02, 0.2, 1e9, 0.02) == pytest.approx(0.22)  # one prefill step after every decode step
 
 
+@pytest.mark.slow
 def test_a_steady_service_says_when_it_cannot_settle():
     pools = {"prefill": {**PREFILL, "instances": 8}, "decode": {**DECODE, "batch_per_dp_rank": 2}}
     service = predict_service(_service(pools, {"rate_per_s": 30.0}))

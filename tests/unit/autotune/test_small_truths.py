@@ -91,6 +91,7 @@ def test_predict_prints_its_intervals_and_the_steps_of_a_service(tmp_path, quick
     assert step["memory"]
 
 
+@pytest.mark.slow
 def test_a_confidence_makes_every_limit_a_chance_constraint():
     asked = Problem(hardware="hgx-h200", gpus=16, tpot_limit_s=0.05, trials=0)
     plain, sure = search(asked), search(asked.model_copy(update={"confidence": 0.9}))
@@ -102,6 +103,7 @@ def test_a_confidence_makes_every_limit_a_chance_constraint():
     assert "every limit holds with 90%" in sure.notes[-1]
 
 
+@pytest.mark.slow
 def test_more_confidence_costs_more():
     asked = Problem(hardware="hgx-h200", gpus=8, tpot_limit_s=0.04, trials=0, top_k=1)
     rates = [search(asked.model_copy(update={"confidence": c})).best.prediction.tokens_per_s_per_gpu for c in (0.6, 0.9, 0.99)]

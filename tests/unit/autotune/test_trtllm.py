@@ -451,6 +451,7 @@ def test_a_recipe_s_fields_are_held_against_those_of_our_settings():
     assert not {"tensor_parallel_size", "moe_config.backend", "enable_attention_dp"} & set(found)
 
 
+@pytest.mark.slow
 def test_a_plan_s_map_of_experts_lies_in_the_settings():
     balance = {"kind": "static", "skew": 1.02}
     pool = {"dp": 8, "ep": 8, "batch_per_dp_rank": 16, "redundant_experts": 32, "all2all_backend": "nvlink_one_sided",

@@ -280,6 +280,7 @@ def test_a_run_that_lags_behind_its_rate_is_over_saturated():
     assert "lag" not in run().quantities(1)
 
 
+@pytest.mark.slow
 def test_a_rate_is_raised_until_the_service_no_longer_keeps_up(tmp_path):
     """On one GPU, without limits on times, the largest rate that the service keeps up with; larger ones lag and do not win."""
     raw = DEPLOYMENT.model_dump(mode="json") | {"load": {"rate_per_s": 4.0}}

@@ -58,6 +58,7 @@ def test_a_wrong_choice_costs_what_the_best_measured_more(prefill):
     assert decision.regret == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_the_folder_holds_a_row_per_case_a_readme_and_pictures(prefill, tmp_path):
     written = write_folder(tmp_path / "v", [prefill], "2026-01-01", "0.1.0")
     assert {p.name for p in written} == {"cases.csv", "README.md", "predicted_against_measured.png", "residuals.png"}

@@ -244,8 +244,13 @@ def _resolved(document: Any, origin: str) -> Any:
         raise CatalogError(f"{origin}: inherits: {unknown_name('calibration', parent_name, calibration_names())}")
     parent = _resolved(_packaged("calibrations", parent_name), parent_name)
     status = document.get("inherited_status")
+    if document.get("applies_to", {}).get("engine", parent["applies_to"]["engine"]) != parent["applies_to"]["engine"]:
+        parent = {**parent, "earlier": {}}  # releases of another engine
     if status:
-        parent = {**parent, "families": {f: _downgraded(v, status) for f, v in parent["families"].items()}}
+        held = {
+            last: {f: _downgraded(v, status) for f, v in families.items()} for last, families in parent.get("earlier", {}).items()
+        }
+        parent = {**parent, "families": {f: _downgraded(v, status) for f, v in parent["families"].items()}, "earlier": held}
     return merged(parent, {key: value for key, value in document.items() if key != "inherited_status"})
 
 

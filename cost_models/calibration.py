@@ -105,7 +105,7 @@ class Calibration(Spec):
         return self.with_entries(self.of_earlier_releases(release))
 
     def of_earlier_releases(self, release: str) -> list[tuple[str, str, Entry]]:
-        """(family, variant, entry) that a release has otherwise than the newest; the one that ended soonest after it comes last."""
+        """(family, variant, entry) that a release has otherwise than the newest; what ended soonest after it comes last."""
         ended = sorted((last for last in self.earlier if up_to(release, last)), key=version_key, reverse=True)
         return [
             (family, variant, entry)

@@ -247,15 +247,18 @@ def _resolved(document: Any, origin: str) -> Any:
     if document.get("applies_to", {}).get("engine", parent["applies_to"]["engine"]) != parent["applies_to"]["engine"]:
         parent = {**parent, "earlier": {}}  # releases of another engine
     if status:
-        held = {
-            last: {f: _downgraded(v, status) for f, v in families.items()} for last, families in parent.get("earlier", {}).items()
-        }
-        parent = {**parent, "families": {f: _downgraded(v, status) for f, v in parent["families"].items()}, "earlier": held}
+        held = {last: _downgraded(families, status) for last, families in parent.get("earlier", {}).items()}
+        parent = {**parent, "families": _downgraded(parent["families"], status), "earlier": held}
     return merged(parent, {key: value for key, value in document.items() if key != "inherited_status"})
 
 
-def _downgraded(variants: dict[str, Any], status: str) -> dict[str, Any]:
-    return {name: {**entry, "status": status} if entry["status"] == "measured" else entry for name, entry in variants.items()}
+def _downgraded(families: dict[str, Any], status: str) -> dict[str, Any]:
+    """Raw families with another status of what was measured."""
+
+    def entry(raw: dict[str, Any]) -> dict[str, Any]:
+        return {**raw, "status": status} if raw["status"] == "measured" else raw
+
+    return {family: {name: entry(raw) for name, raw in variants.items()} for family, variants in families.items()}
 
 
 @functools.cache

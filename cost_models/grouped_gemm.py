@@ -63,8 +63,8 @@ def grouped_gemm_time_s(
     pairs : (token, expert) pairs that land on the rank; local_experts : physical experts it holds;
     active_experts : those of them that got a token (balance.expected_active_experts);
     input_tokens : tokens that enter its permute; moe_tp : ranks that share each expert's width.
-    F pads each expert to whole tiles, or by `spare_rows`; A counts experts that got at least one token. H + I: a block walks all of K in turn
-    (hidden, then the rank's width I), which a small model's layer does sooner, however few tokens there are.
+    F pads each expert to whole tiles, or by `spare_rows`; A counts experts that got at least one token. H + I: a block walks
+    all of K in turn (hidden, then the rank's width I), which a small model's layer does sooner, however few tokens there are.
     Returns seconds; zero where no pair lands.
 
     Evidence for the form (median held-out error 2.7-4.8 %): docs/models/grouped_gemm.md.

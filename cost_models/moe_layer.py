@@ -201,10 +201,10 @@ def kernel_variants(
 ) -> tuple[str, ...]:
     """Expert kernels that a backend can feed; the engine takes the fastest.
 
-    kernel : of EXPERT_KERNELS; spread : whether attention-DP ranks feed it; wide : whether UNPADDED_SHARDS or more ranks share each
-    expert. Low-latency dispatch feeds a masked kernel, DeepEP
-    normal a contiguous one, every other path the engine's fused one; vLLM's prefill after an all-gather, which no CUDA graph
-    captures, may choose the contiguous one too. Some engines run the one that they are told to (`Machine.chosen_expert_kernel`).
+    kernel : of EXPERT_KERNELS; spread : whether attention-DP ranks feed it; wide : whether UNPADDED_SHARDS or more ranks share
+    each expert. Low-latency dispatch feeds a masked kernel, DeepEP normal a contiguous one, every other path the engine's fused
+    one, or in releases that have it the padded one; vLLM's prefill after an all-gather, which no CUDA graph captures, may choose
+    the contiguous one too. Some engines run the one that they are told to (`Machine.chosen_expert_kernel`).
     """
     dtype = machine.dtype("experts")
     if machine.chooses_expert_kernel:

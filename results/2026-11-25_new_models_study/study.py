@@ -28,7 +28,6 @@ from cost_models.machine import Machine
 from cost_models.memory import decode_memory
 from cost_models.prefill import prefill_step
 from cost_models.releases import version_key
-from cost_models.releases import version_key
 from cost_models.rows import Rows
 from cost_models.specs.workload import Workload
 from cost_models.step import decode_step
@@ -119,7 +118,8 @@ def of_table(row: dict[str, str], model: str) -> Measured | str:
     recipe = RECIPES[row["precision"]]
     return Measured(
         row["id"], model, recipe, HARDWARE[row["system"]], row["engine"], int(NOMINAL * int(row["isl"])),
-        int(NOMINAL * int(row["osl"])), int(row["concurrency"]) / workers, tp, dp, ep, float(row["tpot_ms"]), row["engine_version"],
+        int(NOMINAL * int(row["osl"])), int(row["concurrency"]) / workers, tp, dp, ep, float(row["tpot_ms"]),
+        row["engine_version"],
     )  # fmt: skip
 
 

@@ -22,7 +22,6 @@ from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
 from cost_models.prefill import prefill_step
 from cost_models.releases import version_key
-from cost_models.releases import version_key
 from cost_models.rows import Rows
 from cost_models.specs.precision import PrecisionRecipe
 from cost_models.specs.workload import Workload

@@ -36,7 +36,7 @@ class GroupedGemmCoefficients:
     """Rows that an expert's tokens are padded to: the kernel's GEMM tile, or a blend of those it picks from."""
     spare_rows: float = 0.0
     """Rows that a kernel works through for each local expert beside its pairs, where the host does not know who got how many:
-    the most that padding can come to, whoever gets tokens; then tiles pad no more [-]."""
+    the most that padding can come to, whoever gets tokens; then tiles pad no more. They are activated and quantised, not copied [-]."""
 
 
 def grouped_gemm_time_s(
@@ -81,7 +81,7 @@ def grouped_gemm_time_s(
     compute_s = padded_tokens * 6 * hidden * width / peak_flops_per_s / c.compute_efficiency
     memory_s = active * 3 * hidden * width * weight_bytes / hbm_bytes_per_s / c.memory_efficiency
     token_bytes = tokens * hidden * (4 + activation_bytes)
-    pair_bytes = rows * (hidden * (2 * activation_bytes + 4) + width * (4 + 2 * activation_bytes))
+    pair_bytes = pairs * hidden * (2 * activation_bytes + 4) + rows * width * (4 + 2 * activation_bytes)
     passes_s = (c.token_passes * token_bytes + c.pair_passes * pair_bytes) / hbm_bytes_per_s
     experts_s = c.per_expert_s * experts + c.per_active_expert_s * active
     start_s = c.start_s + c.start_per_k_s * (hidden + width)

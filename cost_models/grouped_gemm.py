@@ -36,7 +36,7 @@ class GroupedGemmCoefficients:
     """Rows that an expert's tokens are padded to: the kernel's GEMM tile, or a blend of those it picks from."""
     spare_rows: float = 0.0
     """Rows that a kernel works through for each local expert beside its pairs, where the host does not know who got how many:
-    the most that padding can come to, whoever gets tokens; then tiles pad no more. They are activated and quantised, not copied [-]."""
+    the most that padding can come to, whoever gets tokens; then tiles pad no more. Activated and quantised, not copied [-]."""
 
 
 def grouped_gemm_time_s(

@@ -109,7 +109,7 @@ def resolve_problem(problem: Problem) -> ResolvedProblem:
             f"{engine.name} does not run on {hardware.gpu.vendor} {hardware.gpu.name}; use {default_engine(hardware)}"
         )
     version = resolve_version(engine, problem.engine_version)
-    calibration = resolve_calibration(problem.calibration, hardware.gpu.name, engine.calibration_engine)
+    calibration = resolve_calibration(problem.calibration, hardware.gpu.name, engine.calibration_engine, version)
     recipe = choose_recipe(problem.precision, model, hardware, calibration)
     gpus = problem.gpus or hardware.default_gpus
     drafter = resolve_drafter(problem.drafter, model)
@@ -120,7 +120,10 @@ def resolve_problem(problem: Problem) -> ResolvedProblem:
         engine=engine,
         version=version,
         gpus=gpus,
-        assumed=_assumed(problem, engine, version, model, recipe, gpus),
+        assumed=(
+            *_assumed(problem, engine, version, model, recipe, gpus),
+            *release_notes(problem.calibration, hardware.gpu.name, engine.calibration_engine, version),
+        ),
         pool=problem.target,
         skew=_recorded_skew(problem, model, engine),
     )
@@ -331,8 +334,25 @@ def resolve_drafter(name: str | None, model: ModelSpec, tp: int = 1) -> Drafter 
     return drafter
 
 
-def resolve_calibration(choice: CalibrationChoice, gpu: str, engine: str) -> Calibration:
-    """The user's file, another engine's calibration, or the engine's own."""
+def resolve_calibration(choice: CalibrationChoice, gpu: str, engine: str, release: str) -> Calibration:
+    """The user's file, another engine's calibration, or the engine's own as a release of it has it.
+
+    Of another engine than the one that runs, whose releases are not this one's, it is the newest.
+    """
+    own = _calibration_of(choice, gpu, engine)
+    return own.at(release) if own.applies_to.engine == engine else own
+
+
+def release_notes(choice: CalibrationChoice, gpu: str, engine: str, release: str) -> tuple[str, ...]:
+    """Which kernels are priced as an older release has them, in words."""
+    own = _calibration_of(choice, gpu, engine)
+    found = own.of_earlier_releases(release) if own.applies_to.engine == engine else []
+    older = dict.fromkeys(f"{family}.{variant}" for family, variant, _ in found)
+    return (f"priced as {release} runs them, not as newer releases do: {', '.join(older)}",) if older else ()
+
+
+def _calibration_of(choice: CalibrationChoice, gpu: str, engine: str) -> Calibration:
+    """The document, with what it holds of every release."""
     if choice.file:
         return catalog.load_calibration(choice.file)
     return catalog.calibration_for(gpu, choice.engine or engine)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field
 
 from cost_models.errors import CatalogError, MissingFactError
+from cost_models.releases import up_to, version_key
 from cost_models.specs.base import Spec
 from cost_models.specs.bounds import check_coefficients, check_interval, check_ratios
 
@@ -62,6 +63,18 @@ class AppliesTo(Spec):
     engine: str
 
 
+Families = dict[str, dict[str, Entry]]
+"""Family -> variant -> coefficients."""
+
+
+def check_releases(earlier: dict[str, Families]) -> dict[str, Families]:
+    """Refuse names that are no releases."""
+    for last in earlier:
+        if not version_key(last):
+            raise ValueError(f"{last!r:.60} is no release, as 0.19 is")
+    return earlier
+
+
 class Calibration(Spec):
     """A calibration document; `autotune schema calibration` publishes its JSON schema."""
 
@@ -72,7 +85,9 @@ class Calibration(Spec):
     references: tuple[str, ...] = ()
     licence: str = "Apache-2.0"
     date: str
-    families: dict[str, dict[str, Entry]] = Field(default_factory=dict)
+    families: Families = Field(default_factory=dict)
+    earlier: Annotated[dict[str, Families], AfterValidator(check_releases)] = Field(default_factory=dict)
+    """What held up to and including a release of the engine, by that release: entries that newer ones have otherwise, or lack."""
 
     def entry(self, family: str, variant: str) -> Entry:
         """The entry of a family and variant; raises MissingFactError naming what is there."""
@@ -84,6 +99,20 @@ class Calibration(Spec):
                 "Choose another precision or backend, or calibrate on your hardware"
             )
         return variants[variant]
+
+    def at(self, release: str) -> Calibration:
+        """The document as a release of its engine has it, such as 0.14 or 0.14.1; as loaded it is of the newest."""
+        return self.with_entries(self.of_earlier_releases(release))
+
+    def of_earlier_releases(self, release: str) -> list[tuple[str, str, Entry]]:
+        """(family, variant, entry) that a release has otherwise than the newest; what ended soonest after it comes last."""
+        ended = sorted((last for last in self.earlier if up_to(release, last)), key=version_key, reverse=True)
+        return [
+            (family, variant, entry)
+            for last in ended
+            for family, variants in self.earlier[last].items()
+            for variant, entry in variants.items()
+        ]
 
     def with_entries(self, entries: Iterable[tuple[str, str, Entry]]) -> Calibration:
         """The same document with other (family, variant, entry)."""

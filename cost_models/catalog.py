@@ -244,13 +244,21 @@ def _resolved(document: Any, origin: str) -> Any:
         raise CatalogError(f"{origin}: inherits: {unknown_name('calibration', parent_name, calibration_names())}")
     parent = _resolved(_packaged("calibrations", parent_name), parent_name)
     status = document.get("inherited_status")
+    if document.get("applies_to", {}).get("engine", parent["applies_to"]["engine"]) != parent["applies_to"]["engine"]:
+        parent = {**parent, "earlier": {}}  # releases of another engine
     if status:
-        parent = {**parent, "families": {f: _downgraded(v, status) for f, v in parent["families"].items()}}
+        held = {last: _downgraded(families, status) for last, families in parent.get("earlier", {}).items()}
+        parent = {**parent, "families": _downgraded(parent["families"], status), "earlier": held}
     return merged(parent, {key: value for key, value in document.items() if key != "inherited_status"})
 
 
-def _downgraded(variants: dict[str, Any], status: str) -> dict[str, Any]:
-    return {name: {**entry, "status": status} if entry["status"] == "measured" else entry for name, entry in variants.items()}
+def _downgraded(families: dict[str, Any], status: str) -> dict[str, Any]:
+    """Raw families with another status of what was measured."""
+
+    def entry(raw: dict[str, Any]) -> dict[str, Any]:
+        return {**raw, "status": status} if raw["status"] == "measured" else raw
+
+    return {family: {name: entry(raw) for name, raw in variants.items()} for family, variants in families.items()}
 
 
 @functools.cache

@@ -19,6 +19,12 @@ CHOOSES = ("trtllm",)
 GATHERS_FOR_CONTIGUOUS = ("vllm",)
 """Engines that may run the contiguous kernel without a dispatch that sorts tokens for it. SGLang's automatic choice is its Triton
 kernel, on Blackwell TRTLLM-gen; DeepGEMM only behind DeepEP (0.5.5 to 0.5.9, layers/quantization/fp8.py, server_args.py)."""
+PADDED = "padded"
+"""Contiguous kernel of vLLM up to 0.14 for experts in FP8 blocks, decoding included: with E8M0 scales, the default on Hopper
+since 0.11.1 (vllm-project/vllm#26197), no batch is too small for DeepGEMM (fused_moe/triton_deep_gemm_moe.py), and it works
+through the most rows that padding each local expert to 128 can give (deep_gemm_utils.py compute_aligned_M)."""
+UNPADDED_SHARDS = 8
+"""Tensor-parallel ranks from which those releases run Triton's experts (vllm-project/vllm#29346; 0.11 from none)."""
 TAKEN: dict[tuple[str, str], tuple[str, str]] = {
     ("hopper", "fp8_block"): ("cutlass", "cutlass"),
     ("hopper", "fp8"): ("cutlass", "cutlass"),

@@ -34,6 +34,9 @@ class GroupedGemmCoefficients:
     """Fill of the two GEMMs' pipelines along one element of K: hidden size and the rank's width [s]."""
     tile_tokens: float = 128.0
     """Rows that an expert's tokens are padded to: the kernel's GEMM tile, or a blend of those it picks from."""
+    spare_rows: float = 0.0
+    """Rows that a kernel works through for each local expert beside its pairs, where the host does not know who got how many:
+    the most that padding can come to, whoever gets tokens; then tiles pad no more. Activated and quantised, not copied [-]."""
 
 
 def grouped_gemm_time_s(
@@ -60,8 +63,8 @@ def grouped_gemm_time_s(
     pairs : (token, expert) pairs that land on the rank; local_experts : physical experts it holds;
     active_experts : those of them that got a token (balance.expected_active_experts);
     input_tokens : tokens that enter its permute; moe_tp : ranks that share each expert's width.
-    F pads each expert to whole tiles; A counts experts that got at least one token. H + I: a block walks all of K in turn
-    (hidden, then the rank's width I), which a small model's layer does sooner, however few tokens there are.
+    F pads each expert to whole tiles, or by `spare_rows`; A counts experts that got at least one token. H + I: a block walks
+    all of K in turn (hidden, then the rank's width I), which a small model's layer does sooner, however few tokens there are.
     Returns seconds; zero where no pair lands.
 
     Evidence for the form (median held-out error 2.7-4.8 %): docs/models/grouped_gemm.md.
@@ -73,11 +76,12 @@ def grouped_gemm_time_s(
     hidden, width = as_floats(hidden), as_floats(intermediate) / shards
     per_expert = pairs / np.maximum(experts, 1)
     full_tiles = experts * (expected_tiles(per_expert, c.tile_tokens) + np.expm1(-per_expert))
-    padded_tokens = c.tile_tokens * (active + full_tiles)
+    rows = pairs + c.spare_rows * experts
+    padded_tokens = rows if c.spare_rows else c.tile_tokens * (active + full_tiles)
     compute_s = padded_tokens * 6 * hidden * width / peak_flops_per_s / c.compute_efficiency
     memory_s = active * 3 * hidden * width * weight_bytes / hbm_bytes_per_s / c.memory_efficiency
     token_bytes = tokens * hidden * (4 + activation_bytes)
-    pair_bytes = pairs * (hidden * (2 * activation_bytes + 4) + width * (4 + 2 * activation_bytes))
+    pair_bytes = pairs * hidden * (2 * activation_bytes + 4) + rows * width * (4 + 2 * activation_bytes)
     passes_s = (c.token_passes * token_bytes + c.pair_passes * pair_bytes) / hbm_bytes_per_s
     experts_s = c.per_expert_s * experts + c.per_active_expert_s * active
     start_s = c.start_s + c.start_per_k_s * (hidden + width)

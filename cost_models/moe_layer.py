@@ -29,7 +29,7 @@ from cost_models.dispatch import (
     transfer_time_s,
     volumes,
 )
-from cost_models.expert_kernels import EXPERT_KERNELS, GATHERS_FOR_CONTIGUOUS
+from cost_models.expert_kernels import EXPERT_KERNELS, GATHERS_FOR_CONTIGUOUS, PADDED, UNPADDED_SHARDS
 from cost_models.grouped_gemm import GroupedGemmCoefficients, grouped_gemm_bound_s, grouped_gemm_time_s
 from cost_models.machine import Machine
 from cost_models.operators import Timing, matrix_gemm, moe_traffic, tp_all_reduce
@@ -166,11 +166,12 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     slots = (moe.experts + rows.redundant_experts) / rows.ep
     active = _active_experts(moe, total / loops, slots, as_floats(rows.ep), popularity(machine, rows), rows.eplb > 0)
     columns = (pairs / loops, slots, active, entering / loops, rows.moe_tp)
-    for (kind, kernel, own), those in alike_rows(rows.backend, rows.expert_kernel, spread):
+    wide = rows.moe_tp >= UNPADDED_SHARDS
+    for (kind, kernel, own, shared), those in alike_rows(rows.backend, rows.expert_kernel, spread, wide):
         landing, held, hit, entered, shards = (as_floats(column[those]) for column in columns)
         hit = np.minimum(hit, landing)
         times = []
-        for variant in kernel_variants(machine, BACKENDS[kind], phase, EXPERT_KERNELS[kernel], own):
+        for variant in kernel_variants(machine, BACKENDS[kind], phase, EXPERT_KERNELS[kernel], own, shared):
             c = machine.coefficients("grouped_gemm", variant, GroupedGemmCoefficients)
             cell = {"activation_bytes": info.activation_bytes, "coefficients": c, **shape}
             times.append(grouped_gemm_time_s(landing, held, hit, entered, shards, **cell))
@@ -197,12 +198,15 @@ def _active_experts(
     return busiest_active_experts(mean, slots, ranks, lumps)
 
 
-def kernel_variants(machine: Machine, backend: str, phase: Phase, kernel: str = "auto", spread: bool = False) -> tuple[str, ...]:
+def kernel_variants(
+    machine: Machine, backend: str, phase: Phase, kernel: str = "auto", spread: bool = False, wide: bool = False
+) -> tuple[str, ...]:
     """Expert kernels that a backend can feed; the engine takes the fastest.
 
-    kernel : of EXPERT_KERNELS; spread : whether attention-DP ranks feed it. Low-latency dispatch feeds a masked kernel, DeepEP
-    normal a contiguous one, every other path the engine's fused one; vLLM's prefill after an all-gather, which no CUDA graph
-    captures, may choose the contiguous one too. Some engines run the one that they are told to (`Machine.chosen_expert_kernel`).
+    kernel : of EXPERT_KERNELS; spread : whether attention-DP ranks feed it; wide : whether UNPADDED_SHARDS or more ranks share
+    each expert. Low-latency dispatch feeds a masked kernel, DeepEP normal a contiguous one, every other path the engine's fused
+    one, or in releases that have it the padded one; vLLM's prefill after an all-gather, which no CUDA graph captures, may choose
+    the contiguous one too. Some engines run the one that they are told to (`Machine.chosen_expert_kernel`).
     """
     dtype = machine.dtype("experts")
     if machine.chooses_expert_kernel:
@@ -212,6 +216,8 @@ def kernel_variants(machine: Machine, backend: str, phase: Phase, kernel: str = 
     wanted: tuple[str, ...] = (dtype,)
     if exchange.expert_kernel != "fused":
         wanted = (f"{dtype}.{exchange.expert_kernel}",)
+    elif not wide and machine.calibration.has("grouped_gemm", f"{dtype}.{PADDED}"):
+        wanted = (f"{dtype}.{PADDED}",)
     elif phase == "prefill" and exchange.graphless_prefill and machine.calibration.applies_to.engine in GATHERS_FOR_CONTIGUOUS:
         wanted = (dtype, f"{dtype}.contiguous")
     known = tuple(variant for variant in wanted if machine.calibration.has("grouped_gemm", variant))

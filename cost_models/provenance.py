@@ -10,7 +10,7 @@ from cost_models import context_parallel, hyper_connections
 from cost_models.attention.base import OperatorSource, Phase
 from cost_models.calibration import Entry
 from cost_models.dispatch import BACKENDS
-from cost_models.expert_kernels import EXPERT_KERNELS
+from cost_models.expert_kernels import EXPERT_KERNELS, UNPADDED_SHARDS
 from cost_models.machine import Machine
 from cost_models.moe_layer import kernel_variants
 from cost_models.prefill import PromptBatch
@@ -89,7 +89,8 @@ def _shared_sources(machine: Machine, rows: Rows, tokens: float, phase: Phase) -
         slots = machine.model.moe.experts + float(rows.redundant_experts[0])
         kernel = EXPERT_KERNELS[int(rows.expert_kernel[0])]
         experts = {"input_tokens": tokens, "local_experts": slots / float(rows.ep[0])}
-        sources["experts"] = ("grouped_gemm", kernel_variants(machine, backend, phase, kernel, bool(rows.dp[0] > 1))[-1], experts)
+        spread, wide = bool(rows.dp[0] > 1), bool(rows.moe_tp[0] >= UNPADDED_SHARDS)
+        sources["experts"] = ("grouped_gemm", kernel_variants(machine, backend, phase, kernel, spread, wide)[-1], experts)
         sources["shared_stream"] = ("shared_expert_stream", "default", {})
         sources["eplb_moves"] = ("balance", "dynamics", {})
     if backend != "none":

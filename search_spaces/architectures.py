@@ -9,8 +9,8 @@ from pydantic import Field
 
 from cost_models.catalog import validated
 from cost_models.reading import parse_yaml
+from cost_models.releases import version_key
 from cost_models.specs.base import Spec
-from search_spaces.schema import version_key
 
 
 class ArchitectureReleases(Spec):

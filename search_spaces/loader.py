@@ -9,7 +9,8 @@ from importlib import resources
 from cost_models.catalog import validated
 from cost_models.errors import CatalogError, unknown_name
 from cost_models.reading import parse_yaml
-from search_spaces.schema import EngineSpec, version_key
+from cost_models.releases import version_key
+from search_spaces.schema import EngineSpec
 
 DEFAULT_OF = re.compile(r"^default_of: \[(.*)\]$", re.MULTILINE)
 VERSION = re.compile(r"^\d+(\.\w+)*$")

@@ -9,8 +9,9 @@ import functools
 import json
 from importlib import resources
 
+from cost_models.releases import version_key
 from cost_models.specs.base import Spec
-from search_spaces.schema import Ranged, version_key
+from search_spaces.schema import Ranged
 
 SWITCHES = (
     "_StoreTrueAction", "_StoreFalseAction", "_HelpAction", "EnableDisableAction", "BooleanOptionalAction", "DeprecatedAction",

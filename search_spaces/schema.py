@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 from pydantic import Field
 
+from cost_models.releases import version_key
 from cost_models.specs.base import Spec
 
 Value = bool | int | float | str
-
-
-CANDIDATE = re.compile(r"\d+rc(\d+)")
-
-
-def version_key(version: str) -> tuple[int, ...]:
-    """'0.33' -> (0, 33); post-releases compare by their numbers, candidates too: 1.3.0rc9 < 1.3.0rc29 < 1.3.0."""
-    found: list[int] = []
-    for part in version.replace("post", "").split("."):
-        if part.isdigit():
-            found.append(int(part))
-        elif candidate := CANDIDATE.fullmatch(part):
-            found += [-1, int(candidate.group(1))]
-    return tuple(found)
 
 
 class Ranged(Spec):

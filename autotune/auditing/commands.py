@@ -112,7 +112,8 @@ def read_command(
     flags, strange = _flags(command)
     served = served_model(model or command.model)
     spec = served.model
-    calibration = resolve_calibration(Deployment.model_fields["calibration"].default, machine.gpu.name, engine.calibration_engine)
+    choice = Deployment.model_fields["calibration"].default
+    calibration = resolve_calibration(choice, machine.gpu.name, engine.calibration_engine, known)
     stored = served_precision(served, model or command.model, command.text("--quantization"), precision)
     recipe = choose_recipe(stored, spec, machine, calibration).name
     remarks = [*command.remarks, *served.remarks]

@@ -13,9 +13,10 @@ from cost_models.attention.latent import LatentKind
 from cost_models.attention.mla import MlaSpec
 from cost_models.catalog import load_hardware, load_model
 from cost_models.memory import state_bytes
+from cost_models.releases import version_key
 from cost_models.specs.precision import DTYPES
 from search_spaces.loader import load_engine, resolve_version
-from search_spaces.schema import EngineSpec, version_key
+from search_spaces.schema import EngineSpec
 
 MIB = 2**20
 GRAPHS_COUNTED_SINCE = (0, 24)

@@ -11,10 +11,11 @@ from autotune.documents.deployment import PoolRole
 from autotune.errors import ProblemError
 from cost_models.calibration import Calibration
 from cost_models.expert_kernels import own_kernel, priced_instead
+from cost_models.releases import version_key
 from cost_models.specs.hardware import HardwareSpec
 from cost_models.specs.model import ModelSpec
 from search_spaces.effects import Part
-from search_spaces.schema import Choice, Value, version_key
+from search_spaces.schema import Choice, Value
 
 USUAL_SEQUENCES, USUAL_TOKENS = 2048, 8192
 """max_batch_size and max_num_tokens where nothing is said (builder.py BuildConfig, 1.3.0rc3)."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from autotune.documents.deployment import Deployment
 from autotune.exporters.base import OTHER_SIDE, NodePlacement
 from autotune.exporters.quoting import Shell
+from cost_models.releases import version_key
 from search_spaces.rules import Subject
-from search_spaces.schema import version_key
 
 START_LIMIT_S = 3600
 """A cold start over shared storage with kernel builds and graph capture is longer than the engines' 600 s."""

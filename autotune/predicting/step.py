@@ -11,7 +11,7 @@ from autotune.documents.knobs import pool_rows
 from autotune.documents.prediction import MemoryLine, OperatorLine, Prediction, PrefillPrediction
 from autotune.errors import ProblemError
 from autotune.predicting.layers import layer_predictions
-from autotune.resolving import foreign_dtype, resolve_calibration, resolve_drafter, resolve_recipe
+from autotune.resolving import foreign_dtype, release_notes, resolve_calibration, resolve_drafter, resolve_recipe
 from cost_models import catalog
 from cost_models.errors import unknown_name
 from cost_models.expert_kernels import CHOOSES, priced_instead
@@ -73,13 +73,14 @@ def resolve(deployment: Deployment) -> Resolved:
     if foreign := foreign_dtype(recipe, hardware):
         raise ProblemError(f"precision {recipe.name}: {foreign}")
     choice = CalibrationChoice() if pool.hardware else deployment.calibration
-    calibration = resolve_calibration(choice, hardware.gpu.name, engine.calibration_engine)
+    calibration = resolve_calibration(choice, hardware.gpu.name, engine.calibration_engine, version)
     machine = Machine(
         model, hardware, recipe, calibration, deployment.workload.sigma, resolve_drafter(pool.drafter, model, pool.tp)
     )
     if pool.draft_tokens and deployment.phase == "decode" and not deployment.workload.mtp_acceptance:
         raise ProblemError(f"draft_tokens {pool.draft_tokens} need workload.mtp_acceptance (one rate per draft)")
-    notes = (*version_notes(engine, deployment.engine.version), *_kernel_notes(machine, pool))
+    older = release_notes(choice, hardware.gpu.name, engine.calibration_engine, version)
+    notes = (*version_notes(engine, deployment.engine.version), *older, *_kernel_notes(machine, pool))
     return Resolved(machine, pool_rows(pool), deployment.workload, pool, deployment.phase, notes)
 
 

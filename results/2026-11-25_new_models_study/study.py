@@ -27,6 +27,7 @@ from cost_models.errors import AutotuneError
 from cost_models.machine import Machine
 from cost_models.memory import decode_memory
 from cost_models.prefill import prefill_step
+from cost_models.releases import version_key
 from cost_models.rows import Rows
 from cost_models.specs.workload import Workload
 from cost_models.step import decode_step
@@ -71,19 +72,23 @@ class Measured:
     dp: int
     ep: int
     tpot_ms: float
+    release: str = ""
+    """Of the engine; none where it is not recorded."""
 
 
 @cache
-def machine_of(hardware: str, model: str, engine: str, recipe: str) -> Machine:
+def machine_of(hardware: str, model: str, engine: str, recipe: str, release: str) -> Machine:
     """A row's machine."""
     system, spec = load_hardware(hardware), load_model(model)
     exact = recipe_of(recipe, spec).on(system.gpu.architecture)
-    return Machine(spec, system, exact, calibration_for(system.gpu.name, engine), RANDOM_TOKENS)
+    calibration = calibration_for(system.gpu.name, engine)
+    held = calibration.at(release) if version_key(release) else calibration  # none recorded, or a nightly: the newest
+    return Machine(spec, system, exact, held, RANDOM_TOKENS)
 
 
 def tpot_ms(row: Measured) -> float:
     """Predicted TPOT of a row."""
-    machine = machine_of(row.hardware, row.model, row.engine, row.recipe)
+    machine = machine_of(row.hardware, row.model, row.engine, row.recipe, row.release)
     asked = max(round(row.in_flight / row.dp), 1)
     backend = BACKENDS.index("none" if row.dp == 1 else "allgather_reducescatter")
     rows = Rows.of(tp=row.tp, dp=row.dp, ep=row.ep, batch=asked, backend=backend)
@@ -114,6 +119,7 @@ def of_table(row: dict[str, str], model: str) -> Measured | str:
     return Measured(
         row["id"], model, recipe, HARDWARE[row["system"]], row["engine"], int(NOMINAL * int(row["isl"])),
         int(NOMINAL * int(row["osl"])), int(row["concurrency"]) / workers, tp, dp, ep, float(row["tpot_ms"]),
+        row["engine_version"],
     )  # fmt: skip
 
 

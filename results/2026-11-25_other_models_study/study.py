@@ -21,6 +21,7 @@ from cost_models.catalog import calibration_for, load_hardware, load_model, load
 from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
 from cost_models.prefill import prefill_step
+from cost_models.releases import version_key
 from cost_models.rows import Rows
 from cost_models.specs.precision import PrecisionRecipe
 from cost_models.specs.workload import Workload
@@ -54,11 +55,13 @@ def recipe_of(row: dict[str, str]) -> PrecisionRecipe:
 
 
 @cache
-def machine_of(system: str, model: str, engine: str, precision: str) -> Machine:
+def machine_of(system: str, model: str, engine: str, precision: str, release: str) -> Machine:
     """A row's machine."""
     hardware = load_hardware(HARDWARE[system])
     recipe = recipe_of({"system": system, "model": model, "precision": precision})
-    return Machine(load_model(MODELS[model]), hardware, recipe, calibration_for(hardware.gpu.name, engine), RANDOM_TOKENS)
+    calibration = calibration_for(hardware.gpu.name, engine)
+    held = calibration.at(release) if version_key(release) else calibration  # none recorded, or a nightly: the newest
+    return Machine(load_model(MODELS[model]), hardware, recipe, held, RANDOM_TOKENS)
 
 
 def usable(row: dict[str, str]) -> bool:
@@ -69,7 +72,7 @@ def usable(row: dict[str, str]) -> bool:
 
 def tpot_s(row: dict[str, str]) -> float:
     """Predicted TPOT of a row."""
-    machine = machine_of(row["system"], row["model"], row["engine"], row["precision"])
+    machine = machine_of(row["system"], row["model"], row["engine"], row["precision"], row["engine_version"])
     tp, dp, ep, workers = (int(float(row[f"d_{name}"] or 1)) for name in ("tp", "dp", "ep", "workers"))
     isl, osl = int(0.9 * int(row["isl"])), int(0.9 * int(row["osl"]))
     batch = max(round(int(row["concurrency"]) / workers / dp), 1)
@@ -95,7 +98,9 @@ def main() -> None:
             errors.setdefault((row["model"].split("/")[1], row["engine"]), []).append(error)
     for key, found in [*sorted(errors.items()), (("all", ""), [e for part in errors.values() for e in part])]:
         sizes = np.abs(found)
-        print(*key, len(found), f"mean {sizes.mean():.1%} median {np.median(sizes):.1%} bias {np.mean(found):+.1%}", file=sys.stderr)
+        print(
+            *key, len(found), f"mean {sizes.mean():.1%} median {np.median(sizes):.1%} bias {np.mean(found):+.1%}", file=sys.stderr
+        )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import numpy as np
 
 from cost_models.attention.base import AttentionKind
 from cost_models.overlap import OVERLAPS
+from cost_models.releases import version_key
 from search_spaces.rules.rule import Rule
 from search_spaces.rules.subject import Bools, Subject
-from search_spaces.schema import version_key
 
 VLLM, SGLANG = ("vllm",), ("sglang",)
 HANDOVER = "--kv-transfer-config"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from cost_models.releases import version_key
 from search_spaces.rules.rule import Effect, Finding
 from search_spaces.rules.subject import Subject
-from search_spaces.schema import version_key
 
 RUNNER = "--moe-runner-backend"
 RUNNERS: dict[tuple[str, str], tuple[str, ...]] = {

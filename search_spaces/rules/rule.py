@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from cost_models.releases import version_key
 from search_spaces.rules.subject import Bools, Subject
-from search_spaces.schema import version_key
 
 Effect = Literal["refused", "breaks", "unpriced", "unsure", "ignored"]
 """refused: the engine does not start or load. breaks: it starts and fails at work. unpriced: it runs, by kernels that nothing

@@ -66,6 +66,7 @@ def resolve(deployment: Deployment) -> Resolved:
         model = _of_depth(model, deployment.layers, deployment.dense_layers)
     engine = load_engine(deployment.engine.name)
     version = resolve_version(engine, deployment.engine.version)
+    release = deployment.engine.version or version  # its options may be an older one's, its kernels are its own
     _check_pool(model, hardware, pool)
     _check_context_ranks(model, engine, version, pool)
     _check_flags(engine, version, pool)
@@ -73,13 +74,13 @@ def resolve(deployment: Deployment) -> Resolved:
     if foreign := foreign_dtype(recipe, hardware):
         raise ProblemError(f"precision {recipe.name}: {foreign}")
     choice = CalibrationChoice() if pool.hardware else deployment.calibration
-    calibration = resolve_calibration(choice, hardware.gpu.name, engine.calibration_engine, version)
+    calibration = resolve_calibration(choice, hardware.gpu.name, engine.calibration_engine, release)
     machine = Machine(
         model, hardware, recipe, calibration, deployment.workload.sigma, resolve_drafter(pool.drafter, model, pool.tp)
     )
     if pool.draft_tokens and deployment.phase == "decode" and not deployment.workload.mtp_acceptance:
         raise ProblemError(f"draft_tokens {pool.draft_tokens} need workload.mtp_acceptance (one rate per draft)")
-    older = release_notes(choice, hardware.gpu.name, engine.calibration_engine, version)
+    older = release_notes(choice, hardware.gpu.name, engine.calibration_engine, release)
     notes = (*version_notes(engine, deployment.engine.version), *older, *_kernel_notes(machine, pool))
     return Resolved(machine, pool_rows(pool), deployment.workload, pool, deployment.phase, notes)
 

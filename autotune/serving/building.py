@@ -86,6 +86,8 @@ def build_service(deployment: Deployment, requests: Requests) -> Built:
     engine = load_engine(deployment.engine.name)
     version = resolve_version(engine, deployment.engine.version)
     policy, per_rank = policy_of(engine.name, version), engine.api_servers_per(version) == "dp_rank"
+    if not all(pool.prefix_caching for pool in deployment.pools.values()):
+        policy = policy.without_prefix_cache()
     sides = {name: PricedPool(resolve_pool(deployment, pool), pool, policy, per_rank) for name, pool in deployment.pools.items()}
     apart = "serve" not in sides
     decode, prefill = (sides["decode"], sides["prefill"]) if apart else (sides["serve"], sides["serve"])

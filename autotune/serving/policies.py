@@ -63,8 +63,14 @@ class Policy:
     """With prefix caching, what a preempted sequence held can be used again until others have written over it, its end first."""
     block_tokens: int = 1
     """Tokens of the KV cache that are handed out at once."""
+    reserve_uncached: float | None = None
+    """As `reserve`, of an engine that keeps no prefixes, where that changes it [-]."""
     results_wait: bool = False
     """What a step of prompts computed is looked at once the next one has been launched, which for eager steps takes a while."""
+
+    def without_prefix_cache(self) -> Policy:
+        """What an engine does that keeps no prefixes."""
+        return self if self.reserve_uncached is None else dataclasses.replace(self, reserve=self.reserve_uncached)
 
     def padded(self, sequences: int) -> int:
         """The captured batch that `sequences` of a rank decode in: 1, 2, 4, then multiples of 8, from 256 on of 16."""
@@ -120,6 +126,7 @@ SGLANG = Policy(
     deals_prefill="random",  # by the bootstrap room, a random number, unless --load-balance-method says otherwise
     deals_decode="round_robin",
     reserve=0.1,  # new_token_ratio once it has decayed
+    reserve_uncached=1.0,  # add_one_req_ignore_eos: benchmarks ask for whole answers and switch the cache off (0.5.10 to 0.5.18)
     slot_first=True,
     first_seen="at_entry",
     handover_steps=0,

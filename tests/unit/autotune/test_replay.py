@@ -482,5 +482,11 @@ def test_versions_have_the_scheduler_of_their_generation():
     assert {policy.name for generations in GENERATIONS.values() for _, policy in generations} == set(POLICIES)
 
 
+def test_sglang_sets_whole_answers_aside_where_it_keeps_no_prefixes():
+    assert policy_of("sglang", "0.5.12").without_prefix_cache().reserve == 1.0
+    vllm = policy_of("vllm", "0.24")
+    assert vllm.without_prefix_cache() is vllm
+
+
 def test_vllm_captures_longer_steps_of_gpt_oss():
     assert [VLLM_V1_ASYNC.captured(name) for name in ("GptOssForCausalLM", "Qwen3MoeForCausalLM")] == [1024, 512]

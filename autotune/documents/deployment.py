@@ -160,7 +160,8 @@ class Pool(Spec):
     attention_dp_config timeout_iters with enable_balance); 0 never."""
     prefix_caching: bool = True
     """KV cache of sequences that ended or were preempted can be used again until it is written over (off with vLLM's
-    --no-enable-prefix-caching, SGLang's --disable-radix-cache, which then sets whole answers aside); hits among requests are `workload.prefix_cache_hit_rate`."""
+    --no-enable-prefix-caching, SGLang's --disable-radix-cache, which then sets whole answers aside); hits among requests are
+    `workload.prefix_cache_hit_rate`."""
     offload: Offload | None = None
     chunks: Chunks = Chunks()
     flags: dict[str, bool | int | float | str] = Field(default_factory=dict)

@@ -23,7 +23,7 @@ def with_cache_of(deployment: Deployment, size: int, unit: Literal["bytes", "tok
     """
     step = predict(deployment)
     visible = load_hardware(deployment.hardware).gpu.hbm_visible_bytes.value
-    beside = step.memory_total_bytes - next(line.bytes for line in step.memory if line.name == "kv_cache")
+    beside = step.beside_cache_bytes
     room_bytes = step.memory_limit_bytes - beside
     if unit == "tokens":
         holds_a_step = deployment.phase == "prefill" and size >= deployment.pool.max_batched_tokens

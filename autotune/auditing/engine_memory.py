@@ -128,7 +128,7 @@ def _of_what_is_left(deployment: Deployment, said: Said) -> Deployment:
     pool, own = deployment.pool, _own(deployment)
     budget = max(pool.max_batched_tokens, said.budget_tokens or 0)
     deployment = deployment.with_pool(own, max_batched_tokens=budget)
-    kept = sum(line.bytes for line in predict(_of_one(deployment)).memory if line.name != "kv_cache")
+    kept = predict(_of_one(deployment)).beside_cache_bytes
     visible = _visible_bytes(deployment)
     left = max(visible - kept, 0.0) * float(said.free_fraction or 0.0)
     return deployment.with_pool(own, memory_fraction=min((kept + left) / visible, 1.0))
@@ -253,8 +253,7 @@ def longest_refused(deployment: Deployment, said: Said) -> str | None:
     model = resolved.machine.model
     longest = said.longest_tokens or model.max_context_tokens
     step = predict(_alone(deployment))
-    kept = sum(line.bytes for line in step.memory if line.name != "kv_cache")
-    room = memory_limit_bytes(resolved.machine, resolved.pool) - kept
+    room = memory_limit_bytes(resolved.machine, resolved.pool) - step.beside_cache_bytes
     needed = float(state_bytes(resolved.machine, resolved.rows, longest)[0])
     if needed <= room or room <= 0:
         return None
@@ -274,7 +273,7 @@ def unsure_of_graphs(deployment: Deployment) -> str | None:
         return None
     step = predict(_of_one(deployment))
     priced = sum(line.bytes for line in step.memory if line.name == "cuda graphs")
-    room = step.memory_limit_bytes - sum(line.bytes for line in step.memory if line.name != "kv_cache")
+    room = step.memory_limit_bytes - step.beside_cache_bytes
     more = LARGEST_GRAPHS_BYTES - priced
     if not 0 < room < SMALL_ROOM * more:
         return None

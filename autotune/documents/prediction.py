@@ -109,6 +109,11 @@ class StepPrediction(Spec):
     calibration: str
     notes: tuple[str, ...] = ()
 
+    @property
+    def beside_cache_bytes(self) -> float:
+        """What a GPU holds but its KV cache."""
+        return sum(line.bytes for line in self.memory if line.name != "kv_cache")
+
 
 class Prediction(StepPrediction):
     """A predicted decode step and what follows from it."""

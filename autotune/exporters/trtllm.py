@@ -192,7 +192,7 @@ def _free_fraction(deployment: Deployment, subject: Subject, tokens: int) -> flo
     role: PoolRole = "prefill" if deployment.phase == "prefill" else "decode"
     pool = deployment.pool.model_copy(update={"batch_per_dp_rank": 1, "max_batched_tokens": tokens})
     alone = deployment.alone(role, pool)
-    kept = sum(line.bytes for line in predict(alone).memory if line.name != "kv_cache")
+    kept = predict(alone).beside_cache_bytes
     visible = subject.hardware.gpu.hbm_visible_bytes.value
     limit = memory_limit_bytes(resolve(alone).machine, deployment.pool)
     share = (limit - kept) / max(visible - kept, 1.0)

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from autotune.auditing.capacity import as_it_runs, with_cache_of
 from autotune.auditing.conflicts import Written, indivisible
-from autotune.auditing.engine_memory import Said, in_engine_memory, longest_refused, unsure_of_graphs
+from autotune.auditing.engine_memory import registry as engine_memory
+from autotune.auditing.engine_memory.base import Said
 from autotune.auditing.naming import served_model, served_precision
 from autotune.auditing.options import Command, engine_for, split_options, whole_number
 from autotune.auditing.shell import find_command
@@ -181,7 +182,7 @@ def _sized(found: ReadCommand, command: Command, flags: dict[str, Value], size: 
     """The deployment in the memory that the command gives it, with as many sequences as fit where it only limits them."""
     deployment, remarks, conflicts = found.deployment, [*found.remarks], [*found.conflicts]
     said = _of_memory(command, flags, found)
-    deployment = in_engine_memory(deployment, said)
+    deployment = engine_memory.in_engine_memory(deployment, said)
     for name, unit in CACHE_SIZES.items():
         if deployment.phase != "serve" and (asked := command.whole(name, least=1)):
             deployment, refused = with_cache_of(deployment, asked, unit)
@@ -197,8 +198,8 @@ def _sized(found: ReadCommand, command: Command, flags: dict[str, Value], size: 
             "(--isl, --osl)"
         )
     known = not any("memory" in option.affects for option in found.unmodelled)
-    remarks += [unsure] if (unsure := unsure_of_graphs(deployment)) else []
-    too_long = longest_refused(deployment, said) if known else None
+    remarks += [unsure] if (unsure := engine_memory.unsure(deployment, said)) else []
+    too_long = engine_memory.too_long(deployment, said) if known else None
     conflicts += [too_long] if too_long else []
     return dataclasses.replace(found, deployment=deployment, remarks=tuple(remarks), conflicts=tuple(conflicts))
 

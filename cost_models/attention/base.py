@@ -113,6 +113,11 @@ class AttentionKind(Spec, ABC):
         """
 
     @property
+    def expanded_elements_per_token(self) -> int:
+        """Elements of keys and values of all heads that a cached latent is expanded to; 0: it caches keys and values."""
+        return 0
+
+    @property
     def shared_context(self) -> SharedContext | None:
         """What ranks exchange that share the tokens of sequences; none: each keeps its state whole."""
         return None

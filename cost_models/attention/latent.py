@@ -54,6 +54,10 @@ class LatentKind(AttentionKind):
         return self.kv_lora_rank + self.qk_rope_dim
 
     @property
+    def expanded_elements_per_token(self) -> int:
+        return self.heads * (self.qk_nope_dim + self.v_dim)
+
+    @property
     def shared_context(self) -> SharedContext | None:
         """Absorbed queries and outputs over the latent; prompts gather the latents of their prefix and expand them."""
         latents = self.cache_elements_per_token

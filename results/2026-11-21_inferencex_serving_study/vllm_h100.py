@@ -11,7 +11,8 @@ import csv
 import sys
 from pathlib import Path
 
-from autotune.auditing.engine_memory import Said, in_engine_memory
+from autotune.auditing.engine_memory.base import Said
+from autotune.auditing.engine_memory.registry import in_engine_memory
 from autotune.documents.deployment import Deployment
 from autotune.serving.predicting import predict_service
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from autotune.auditing.commands import read_command
-from autotune.auditing.engine_memory import Said, expanded_bytes, sglang_fraction
+from autotune.auditing.engine_memory.base import Launched, Said
+from autotune.auditing.engine_memory.sglang import sglang_fraction
+from autotune.auditing.engine_memory.vllm import expanded_bytes
 from autotune.predicting.step import predict
 from cost_models.memory import expert_bytes
 from cost_models.rows import Rows
@@ -122,16 +124,59 @@ def test_deepseek_v4_is_wider_on_hopper_before_sglang_0_5_16():
     assert step.memory_limit_bytes < sum(line.bytes for line in step.memory if line.name != "kv_cache")
 
 
+SGLANG = "sglang serve --tp-size 8 --model-path "
+H200_MIB = 150.75e9 / 2**20
+
+
+def reserved_mib(flags: str, version: str, said: Said | None = None, role: str | None = None) -> float:
+    """What SGLang leaves beside weights and cache on an H200 where nothing is given."""
+    deployment = read(SGLANG + flags, "hgx-h200", version=version, role=role).deployment
+    said = said or Said(aggregated=role is None)
+    return H200_MIB * (1 - sglang_fraction(Launched.of(deployment), said))
+
+
+ROUNDING_MIB = pytest.approx(0, abs=0.0005 * H200_MIB + 1)
+
+
 def test_sglang_reserves_by_its_formula():
-    # H100 of 81,559 MiB, TP8 of DeepSeek-R1, which has a latent: 512 + 1.5 x 8192 + 1024 + 2 x 512 + 1.5 x 1024 = 16,384 MiB
-    deployment = read("sglang serve --model-path deepseek-ai/DeepSeek-R1 --tp-size 8", "hgx-h200").deployment
-    total = 150.75e9 / 2**20
-    assert sglang_fraction(deployment, (0, 5, 23), Said()) == pytest.approx((total - 16_384) / total, abs=0.002)
-    older = sglang_fraction(deployment, (0, 5, 10), Said())
-    assert older == pytest.approx((total - (16_384 - 1536)) / total, abs=0.002)
+    # 143,766 MiB of an H200, TP8 of DeepSeek-R1, which has a latent: 512 + 1.5 x 8192 + 1024 + 2 x 512 = 14,848 MiB, and since
+    # 0.5.23 graphs of prompts, 1,536
+    assert reserved_mib("deepseek-ai/DeepSeek-R1", "0.5.10") - 14_848 == ROUNDING_MIB
+    assert reserved_mib("deepseek-ai/DeepSeek-R1", "0.5.23") - 16_384 == ROUNDING_MIB
     # without a latent 0.5.23 sizes the cache after its graphs: 1,536 and 1,024 for eight ranks
-    dense = read("sglang serve --model-path Qwen/Qwen3-32B --tp-size 8", "hgx-h200").deployment
-    assert sglang_fraction(dense, (0, 5, 23), Said()) == pytest.approx((total - 2560) / total, abs=0.002)
+    assert reserved_mib("Qwen/Qwen3-32B", "0.5.23") - 2560 == ROUNDING_MIB
+
+
+def test_sparse_latents_and_indexed_attention_are_not_measured_after_graphs():
+    # attention_arch is MLA of DeepSeek-V3.2 too; MiniMax-M3 and DeepSeek-V4 are left out by name (overrides.py:1858). V4 captures
+    # no prompts: 14,848; M3 captures them in 58 sizes of 8 MiB: 8 + 14 + 8 + 8 + 12 up to 4,096, and 8 more to 8,192
+    assert reserved_mib("deepseek-ai/DeepSeek-V3.2", "0.5.23") - 16_384 == ROUNDING_MIB
+    assert reserved_mib("deepseek-ai/DeepSeek-V4-Pro", "0.5.23") - 14_848 == ROUNDING_MIB
+
+
+def test_what_runs_eagerly_is_not_measured_after_graphs():
+    # Qwen3-32B with its decode steps eager: 512 + 12,288 + 1,024 and 58 x 8 = 464 for graphs of prompts; by stages no prompts are
+    # captured: 512 + 12,288 + 2,048 of 16 ranks + 1,024
+    assert reserved_mib("Qwen/Qwen3-32B --disable-cuda-graph", "0.5.23") - 14_288 == ROUNDING_MIB
+    assert reserved_mib("Qwen/Qwen3-32B --pp-size 2", "0.5.23") - 15_872 == ROUNDING_MIB
+
+
+def test_sglang_keeps_memory_for_images():
+    # Qwen3.5 captures prompts: 8 GiB beside the 2,560; Qwen3-VL does not: 0.95 of what 512 + 12,288 + 1,024 + 1,024 leave. Its
+    # decode side gets no images: 512 + 1.5 x 2,048 + 1,024 + 1,024 = 5,632, at least 10,240
+    assert reserved_mib("Qwen/Qwen3.5-397B-A17B-FP8", "0.5.23") - (2560 + 8192) == ROUNDING_MIB
+    left = 0.95 * (H200_MIB - 14_848)
+    assert reserved_mib("Qwen/Qwen3-VL-235B-A22B-Instruct", "0.5.23") - (H200_MIB - left) == ROUNDING_MIB
+    sides = reserved_mib("Qwen/Qwen3-VL-235B-A22B-Instruct --disaggregation-mode decode", "0.5.10", Said(aggregated=False))
+    assert sides - 10_240 == ROUNDING_MIB
+
+
+def test_a_vision_tower_of_unknown_size_is_said():
+    silent = read(SGLANG + "Qwen/Qwen3-VL-235B-A22B-Instruct", "hgx-h200", version="0.5.20")
+    assert any("vision tower" in line for line in silent.remarks)
+    for known in (" --mem-fraction-static 0.8", " --disaggregation-mode decode"):
+        said = read(SGLANG + "Qwen/Qwen3-VL-235B-A22B-Instruct" + known, "hgx-h200", version="0.5.20")
+        assert not any("vision tower" in line for line in said.remarks)
 
 
 def test_a_given_fraction_of_sglang_is_of_weights_and_cache():

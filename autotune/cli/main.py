@@ -35,6 +35,7 @@ from autotune.cli import (
     validate,
 )
 from autotune.errors import ProblemError
+from autotune.threads import one_blas_thread
 from cost_models.errors import AutotuneError
 
 
@@ -82,7 +83,6 @@ YOUNG_OBJECTS = 200_000
 """Made before Python looks for garbage in cycles: a command makes most of its objects once and keeps them to its end."""
 CALCULATES = ("search", "sweep", "fleet", "predict", "check", "place", "verify", "sensitivity", "validate")
 """Commands that all load numpy and multiply no large matrices."""
-BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 TRACEBACK = "AUTOTUNE_TRACEBACK"
 """Environment variable that shows where a fault of autotune's own lies."""
 
@@ -126,18 +126,10 @@ def _collect_seldom() -> None:
 
 
 def _load_numpy_with_one_thread() -> None:
-    """Load numpy first, its BLAS with one thread: otherwise one per core starts and spins, with nothing to multiply.
-
-    The variable counts while the library loads and is gone afterwards: what a command starts must not inherit it. A value that
-    is set already is kept.
-    """
-    if BLAS_THREADS in os.environ or "numpy" in sys.modules:
-        return
-    os.environ[BLAS_THREADS] = "1"
-    try:
-        importlib.import_module("numpy")
-    finally:
-        del os.environ[BLAS_THREADS]
+    """Load numpy first: a command multiplies no large matrices."""
+    if "numpy" not in sys.modules:
+        with one_blas_thread():
+            importlib.import_module("numpy")
 
 
 def _narrowed(first: list[str]) -> typer.Typer:

@@ -15,6 +15,7 @@ from autotune.documents.sweep import Found
 from autotune.errors import ProblemError
 from autotune.sweeping.scenarios import Task
 from autotune.sweeping.solving import solve
+from autotune.threads import one_blas_thread
 from cost_models.errors import unknown_name
 
 WAITING_PER_WORKER = 2
@@ -72,9 +73,10 @@ class LocalProcesses:
         self, pool: ProcessPoolExecutor, waiting: deque[Task], running: dict[Future[str], Task]
     ) -> Iterator[tuple[str, str]]:
         while waiting or running:
-            while waiting and len(running) < WAITING_PER_WORKER * self.workers:
-                running[pool.submit(solve, waiting[0].problem)] = waiting[0]
-                waiting.popleft()
+            with one_blas_thread():  # a worker per core
+                while waiting and len(running) < WAITING_PER_WORKER * self.workers:
+                    running[pool.submit(solve, waiting[0].problem)] = waiting[0]
+                    waiting.popleft()
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 text = future.result()

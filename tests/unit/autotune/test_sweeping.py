@@ -23,6 +23,7 @@ from autotune.sweeping.running import sweep
 from autotune.sweeping.scenarios import Task, entries_of, read_scenarios, task_of
 from autotune.sweeping.slices import Slice, sbatch
 from autotune.sweeping.table import write_table
+from autotune.threads import BLAS_THREADS, one_blas_thread
 
 LLAMA = {"hardware": "hgx-h200", "model": "llama-3.1-70b", "gpus": 4, "trials": 0}
 GRID = """\
@@ -179,6 +180,21 @@ def test_a_worker_that_dies_takes_no_other_problem_along(monkeypatch):
     assert len(found) == 12
     assert [key for key, one in found.items() if one.status == "failed"] == ["5"]
     assert "died" in found["5"].message
+
+
+def test_a_worker_per_core_has_one_blas_thread(monkeypatch):
+    monkeypatch.delenv(BLAS_THREADS, raising=False)
+    monkeypatch.setattr(executors, "solve", os.getenv)
+    asked = [Task(key=str(n), problem=BLAS_THREADS) for n in range(4)]
+    assert {text for _, text in LocalProcesses(2).results(asked)} == {"1"}
+    assert BLAS_THREADS not in os.environ
+
+
+def test_a_number_of_blas_threads_that_is_set_already_is_kept(monkeypatch):
+    monkeypatch.setenv(BLAS_THREADS, "3")
+    with one_blas_thread():
+        assert os.environ[BLAS_THREADS] == "3"
+    assert os.environ[BLAS_THREADS] == "3"
 
 
 def test_executors_are_asked_for_by_name(monkeypatch):

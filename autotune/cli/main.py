@@ -35,7 +35,6 @@ from autotune.cli import (
     validate,
 )
 from autotune.errors import ProblemError
-from autotune.threads import one_blas_thread
 from cost_models.errors import AutotuneError
 
 
@@ -128,6 +127,8 @@ def _collect_seldom() -> None:
 def _load_numpy_with_one_thread() -> None:
     """Load numpy first: a command multiplies no large matrices."""
     if "numpy" not in sys.modules:
+        from autotune.threads import one_blas_thread
+
         with one_blas_thread():
             importlib.import_module("numpy")
 

@@ -81,7 +81,7 @@ def test_a_printed_prediction_needs_neither_exporters_nor_a_page_nor_layouts(dep
     code, packages, rooms = imported("predict", str(deployment))
     assert code == 0
     assert packages <= MODELS | REPORT
-    assert rooms == {"cli", "errors", "documents", "predicting", "report", "resolving"}
+    assert rooms == {"cli", "errors", "documents", "predicting", "report", "resolving", "threads"}
 
 
 def test_check_needs_neither_solver_nor_sampler():

@@ -11,7 +11,10 @@ from typing import Literal, get_args
 
 from cost_models.calibration import Calibration
 
-ExpertKernelName = Literal["auto", "trtllm_gen", "cutlass", "deepgemm", "cutedsl", "wideep"]
+ExpertKernelName = Literal[
+    "auto", "trtllm_gen", "cutlass", "deepgemm", "cutedsl", "wideep", "triton", "marlin", "densegemm", "vanilla",
+    "megamoe_deepgemm", "megamoe_cutedsl",
+]  # fmt: skip
 EXPERT_KERNELS: tuple[str, ...] = get_args(ExpertKernelName)
 """Order gives the integer code used in candidate rows. auto: what `taken_kernel` says."""
 CHOOSES = ("trtllm",)
@@ -38,6 +41,8 @@ TAKEN: dict[tuple[str, str], tuple[str, str]] = {
 decoding), as most of the 330 public recipes of NVIDIA/srt-slurm choose them (recipes/trtllm, August 2026)."""
 USUAL: dict[str, str] = {"hopper": "cutlass", "blackwell": "trtllm_gen"}
 """Architecture -> the kernel whose timings stand under the dtype alone."""
+USUAL_MXFP4: dict[str, str] = {"hopper": "triton", "blackwell": "trtllm_gen"}
+"""The same of experts in MXFP4 (gpt-oss)."""
 STANDS_IN: dict[str, str] = {"cutedsl": "trtllm_gen", "wideep": "cutlass"}
 """Kernels without timings -> the one that prices them: CuTe DSL's GEMMs are Blackwell's own with the same fused passes as
 TRTLLM-gen's, WIDEEP calls CUTLASS's (tensorrt_llm/_torch/modules/fused_moe/fused_moe_wide_ep.py)."""
@@ -81,4 +86,5 @@ def priced_instead(architecture: str, dtype: str, kernel: str, calibration: Cali
 def kernel_variant(architecture: str, dtype: str, kernel: str | None) -> str:
     """Name of the calibration's entry for a kernel of TensorRT-LLM; the dtype alone where none is named."""
     priced = STANDS_IN.get(kernel or "", kernel)
-    return dtype if priced in (None, USUAL.get(architecture)) else f"{dtype}.{priced}"
+    usual = USUAL_MXFP4 if dtype.startswith("mxfp4") else USUAL
+    return dtype if priced in (None, usual.get(architecture)) else f"{dtype}.{priced}"

@@ -12,6 +12,7 @@ from autotune.auditing.capacity import room
 from autotune.auditing.conflicts import Written, audit, unlaunchable
 from autotune.auditing.edits import Edit, pool_edits, service_edits
 from autotune.auditing.goals import GoalLine, Goals, pool_goals, service_goals
+from autotune.auditing.unmodelled import Unmodelled
 from autotune.auditing.verdict import Answer, PoolMemory, SmallestChange, Verdict
 from autotune.documents.deployment import Deployment, PoolRole
 from autotune.documents.prediction import Prediction, PrefillPrediction, ServicePrediction
@@ -23,7 +24,6 @@ from search_spaces.loader import load_engine, version_notes
 
 if TYPE_CHECKING:
     from autotune.auditing.commands import ReadCommand
-    from autotune.auditing.unmodelled import Unmodelled
 
 PAIRS_LOOKED_AT = 24
 SHOWN = 3
@@ -51,6 +51,8 @@ class PlanOutcome:
     """Why it could not be priced."""
     doubts: tuple[str, ...] = ()
     """Settings without effect, and what a library of the engine decides."""
+    untimed: tuple[str, ...] = ()
+    """What is priced by timings of something else."""
     aggregated: bool = False
     """Its decode pool prefills too."""
 
@@ -109,7 +111,7 @@ def check(deployment: Deployment, goals: Goals, command: ReadCommand | None = No
     """
     aggregated = command is not None and command.aggregated
     plan = outcome(deployment, goals, aggregated=aggregated, written=command.written if command else None)
-    unknown = command.unmodelled if command else ()
+    unknown = (*(command.unmodelled if command else ()), *(Unmodelled("timings", line, ("speed",)) for line in plan.untimed))
     found, looked_at = ((), 0) if plan.works else smallest_changes(plan, goals, aggregated=aggregated)
     if command is not None:
         plan = dataclasses.replace(plan, conflicts=(*command.conflicts, *plan.conflicts))
@@ -225,7 +227,7 @@ def outcome(
     """
     found = audit(deployment, aggregated=aggregated, written=written)
     plan = _priced(deployment, goals, found.conflicts, tried=tried)
-    return dataclasses.replace(plan, doubts=found.doubts, aggregated=aggregated)
+    return dataclasses.replace(plan, doubts=found.doubts, untimed=found.untimed, aggregated=aggregated)
 
 
 def _priced(deployment: Deployment, goals: Goals, held: tuple[str, ...], *, tried: bool) -> PlanOutcome:

@@ -10,6 +10,7 @@ from autotune.errors import ExportError
 from autotune.predicting.legality import deployment_findings, pool_findings, subject_of
 from search_spaces.loader import load_engine, resolve_version
 from search_spaces.rules import Finding
+from search_spaces.rules.rule import STOPS, Effect
 from search_spaces.schema import EngineSpec
 
 UNPRICEABLE = (
@@ -22,6 +23,8 @@ UNPRICEABLE = (
     "context_ranks_of_other_layers",
 )
 """Rules without which a layout has no price either."""
+HOLDING: tuple[Effect, ...] = (*STOPS, "unpriced")
+"""Effects that keep a plan from working."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class Audit:
     """Why it would not start, would fail at work, or runs by kernels that nothing here prices."""
     doubts: tuple[str, ...]
     """Settings without effect, and what a library of the engine decides."""
+    untimed: tuple[str, ...]
+    """What is priced by timings of something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +64,22 @@ def audit(deployment: Deployment, *, aggregated: bool = False, written: Mapping[
     version = resolve_version(engine, deployment.engine.version)
     stopping: list[str] = []
     doubts: list[str] = []
+    untimed: list[str] = []
     for phase, pool in deployment.pools.items():
         role = "serve" if aggregated and phase == "decode" else phase
         prefix = "" if len(deployment.pools) == 1 else f"{phase}: "
         own = written.get(phase) if written else None
         options, environment = (own.options, own.environment) if own else (None, None)
         found = pool_findings(subject_of(deployment, phase, role, options, environment))
-        stopping += [prefix + line for line in (*_lines(found, stops=True), *_knobs(pool, engine, version))]
-        doubts += [prefix + line for line in _lines(found, stops=False)]
-    stopping += _lines(deployment_findings(deployment), stops=True)
-    return Audit(tuple(stopping), tuple(doubts))
+        stopping += [prefix + line for line in (*_lines(found, *HOLDING), *_knobs(pool, engine, version))]
+        doubts += [prefix + line for line in _lines(found, "unsure", "ignored")]
+        untimed += [prefix + line for line in _lines(found, "untimed")]
+    stopping += _lines(deployment_findings(deployment), *HOLDING)
+    return Audit(tuple(stopping), tuple(doubts), tuple(untimed))
 
 
-def _lines(found: tuple[Finding, ...], *, stops: bool) -> list[str]:
-    return [finding.line() for finding in found if (finding.stops or finding.effect == "unpriced") == stops]
+def _lines(found: tuple[Finding, ...], *effects: Effect) -> list[str]:
+    return [finding.line() for finding in found if finding.effect in effects]
 
 
 def indivisible(deployment: Deployment) -> bool:

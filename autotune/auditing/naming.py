@@ -30,6 +30,7 @@ QUANTIZATIONS: dict[str, tuple[str, ...]] = {
     "mxfp4": ("mxfp4", "mxfp4-mxfp8"),
     "gpt_oss_mxfp4": ("mxfp4", "mxfp4-mxfp8"),
     "mxfp8": ("mxfp8",),
+    "deepseek_v4_fp8": ("mxfp4-mxfp8", "fp8-block"),
     "quark": ("mxfp4-mxfp4", "mxfp4", *EIGHT_BIT, "int8"),
     "unquant": ("bf16",),
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autotune.auditing.settings_file import with_options_of_file
 from autotune.auditing.shell import Invocation
 from autotune.auditing.wrappers import DYNAMO_OPTIONS, WRAPPERS, Wrapped
 from autotune.errors import ProblemError
@@ -78,7 +79,10 @@ class Command:
     def count(self, name: str) -> int:
         """A whole number of at least 1, which is also the default."""
         if (self.options.get(name) or "").startswith("$"):
-            raise ProblemError(f"{name} needs a whole number of at least 1, '{self.options[name]}' was given")
+            raise ProblemError(
+                f"{name} needs a whole number of at least 1, '{self.options[name]}' was given (--set NAME=VALUE says what a "
+                "script takes from outside)"
+            )
         return self.whole(name, least=1) or 1
 
     def whole(self, name: str, least: int = 0) -> int | None:
@@ -134,7 +138,10 @@ def split_options(invocation: Invocation, engine: EngineSpec, version: str | Non
         return split_settings(invocation, engine, version, folder)
     known = resolve_version(engine, version)
     split = _Split(engine, load_options(invocation.engine, engine.release(known)), WRAPPERS.get(invocation.wrapper or "", {}))
-    split.read(invocation.words)
+    words = (
+        with_options_of_file(invocation.words, invocation.files, folder) if engine.command_line == "vllm" else invocation.words
+    )
+    split.read(words)
     options = split.merged()
     for name in DOCUMENTS:
         if str(options.get(name) or "").startswith("{"):
@@ -146,7 +153,12 @@ def split_options(invocation: Invocation, engine: EngineSpec, version: str | Non
     )
     if not model:
         raise ProblemError(f"the {engine.title} command names no model")
-    remarks = [*split.remarks, *version_notes(engine, version), *_unknown_variables(invocation, engine, known, split.listed)]
+    remarks = [
+        *invocation.remarks,
+        *split.remarks,
+        *version_notes(engine, version),
+        *_unknown_variables(invocation, engine, known, split.listed),
+    ]
     role = next((split.wrapped[name] for name in split.wrapped if split.wrapped[name]), None)
     return Command(engine, known, model, options, invocation.environment, tuple(split.conflicts), tuple(remarks), role)
 

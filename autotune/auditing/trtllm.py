@@ -11,14 +11,15 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from autotune.auditing.options import CHOICES_SHOWN, Command
+from autotune.auditing.settings_file import settings_text
 from autotune.auditing.shell import Invocation
 from autotune.auditing.wrappers import DYNAMO_OPTIONS, WRAPPERS, Wrapped
 from autotune.errors import ProblemError
-from cost_models.reading import parse_yaml, read_text
+from cost_models.reading import parse_yaml
 from search_spaces.loader import resolve_version, version_notes
 from search_spaces.options import Option, OptionList, load_options, releases_with
 from search_spaces.schema import EngineSpec
@@ -87,35 +88,6 @@ def split_settings(invocation: Invocation, engine: EngineSpec, version: str | No
     remarks = [*version_notes(engine, version), *_said_aside(options)]
     conflicts = (*split.conflicts, *fields.conflicts)
     return Command(engine, known, model, options, environment, conflicts, tuple(remarks), role)
-
-
-def settings_text(said: str, files: Mapping[str, str], folder: Path | None) -> str:
-    """What a settings file holds: the text itself where it is one, a here-document of the script, or a file in its folder.
-
-    Raises ProblemError where it is none of these.
-    """
-    if said.lstrip().startswith("{"):
-        return said
-    name = PurePosixPath(said.strip("\"'}")).name
-    held = files.get(said) or next((text for path, text in files.items() if PurePosixPath(path).name == name), None)
-    if held is not None:
-        return held
-    places = [] if folder is None else [folder / said, folder / name] if "$" not in said else [folder / name]
-    found = next((place for place in places if _is_file(place)), None)
-    if found is None:
-        where = f" {folder}" if folder is not None else ""
-        raise ProblemError(
-            f"{said[:120]}: the settings file is not here; put it beside the script{where}, or give it as a here-document: "
-            "without it nothing is known of what the engine does"
-        )
-    return read_text(found)
-
-
-def _is_file(place: Path) -> bool:
-    try:
-        return place.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
 
 
 def _mapping(text: str, where: str) -> dict[str, Any]:

@@ -41,6 +41,10 @@ Model = Annotated[
 Precision = Annotated[
     str | None, typer.Option(help="For a script: what its weights are stored in, where its name does not tell.")
 ]
+Variables = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="For a script: a variable that it takes from outside; may be repeated."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -57,6 +61,8 @@ class ScriptOptions:
     model: str | None
     precision: str | None
     service: str | None
+    variables: tuple[str, ...] = ()
+    """NAME=VALUE each."""
 
 
 def register(app: typer.Typer) -> None:
@@ -87,6 +93,7 @@ def check(
     model: Model = None,
     precision: Precision = None,
     service: Service = None,
+    variables: Variables = None,
     json: AsJson = False,
 ) -> None:
     """Judge a plan: does it start, fit, meet its goals, what bounds it, which smallest changes help.
@@ -98,7 +105,7 @@ def check(
 
     limits = {"tpot_s": tpot, "ttft_s": ttft, "ttft_p50_s": ttft_p50, "ttft_p95_s": ttft_p95, "ttft_p99_s": ttft_p99}
     goals = read_goals(limits, tokens_per_s=throughput, concurrency=concurrency, context_tokens=context)
-    script = ScriptOptions(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision, service)
+    script = ScriptOptions(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision, service, tuple(variables or ()))
     plan = read_plan(deployment, script, read_load(rate, clients))
     check_asked(goals, plan.deployment)
     verdict = judge(plan.deployment, goals, plan)
@@ -174,12 +181,13 @@ def verify(
     model: Model = None,
     precision: Precision = None,
     service: Service = None,
+    variables: Variables = None,
     json: AsJson = False,
 ) -> None:
     """Compare a measured run with its prediction. Exit 2: outside the error bars, or over a limit."""
     from autotune.auditing.verifying import verify as compare
 
-    script = ScriptOptions(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision, service)
+    script = ScriptOptions(hw, engine_version, isl, osl, size, mtp_acceptance, model, precision, service, tuple(variables or ()))
     plan = _warn(read_plan(deployment, script, read_load(rate, clients))).deployment
     limits = {"tpot_s": tpot, "ttft_p50_s": ttft_p50, "ttft_p95_s": ttft_p95, "ttft_p99_s": ttft_p99}
     goals = read_goals(limits, tokens_per_s=throughput)
@@ -240,8 +248,10 @@ def read_plan(file: Path, script: ScriptOptions, load: Load | None = None) -> Re
 
     manifest = read_any(file, script.hw)
     if manifest is None:
-        if script.model or script.precision or script.service:
-            raise ProblemError(f"{file} says its model and precision itself: --model, --precision and --service are for scripts")
+        if script.model or script.precision or script.service or script.variables:
+            raise ProblemError(
+                f"{file} says its model and precision itself: --model, --precision, --service and --set are for scripts"
+            )
         deployment = _document(file)
         if load is not None and deployment.phase != "serve":
             raise ProblemError(f"{file} is no service (phase {deployment.phase}): --rate and --clients do not apply")
@@ -268,7 +278,18 @@ def given_too(script: ScriptOptions, load: Load | None) -> GivenToo:
         model=script.model,
         precision=script.precision,
         service=script.service,
+        variables=dict(_named_value(text) for text in script.variables),
     )
+
+
+def _named_value(text: str) -> tuple[str, str]:
+    """NAME=VALUE; raises ProblemError for other text."""
+    from autotune.errors import ProblemError
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ProblemError(f"--set takes NAME=VALUE, '{text[:60]}' was given")
+    return name, value
 
 
 def _warn(found: ReadCommand) -> ReadCommand:

@@ -19,6 +19,8 @@ LIVE = re.compile(r'[\\"$`]')
 """Characters that mean something between double quotes."""
 ENDING = re.compile(r'[\\"$`}]')
 """Characters that mean something inside a quoted `${NAME:?...}`."""
+SUBSTITUTING = re.compile(r"(?<=[<>])\(")
+"""What bash takes for the beginning of a process inside `${NAME:?...}`, between double quotes too."""
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 """Control characters and everything that ends a line somewhere."""
 
@@ -60,7 +62,7 @@ def note(value: object) -> Shell:
 
 def message(value: object) -> Shell:
     """Text for inside `"${NAME:?...}"`: one line, nothing in it expands or ends it; single quotes, paired there, curl."""
-    return Shell(ENDING.sub(r"\\\g<0>", note(value)).replace("'", "\u2019"))
+    return Shell(SUBSTITUTING.sub(" (", ENDING.sub(r"\\\g<0>", note(value)).replace("'", "\u2019")))
 
 
 def name(value: str) -> Shell:

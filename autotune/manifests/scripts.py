@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from autotune.auditing.commands import ROLE_OF_OPTION
+from autotune.auditing.settings_file import settings_text
 from autotune.auditing.shell import find_command, written_files
-from autotune.auditing.trtllm import settings_text
 from autotune.documents.deployment import PoolRole
 from autotune.errors import ProblemError
 from autotune.manifests.machines import named_hardware

@@ -26,12 +26,13 @@ def subject_of(
     engine = load_engine(deployment.engine.name)
     pool = deployment.pools[phase]
     model = load_model(deployment.model)
+    hardware = load_hardware(pool.hardware or deployment.hardware)
     return Subject(
         engine=engine,
         version=resolve_version(engine, deployment.engine.version),
         model=model,
-        recipe=resolve_recipe(pool.precision or deployment.precision, model),
-        hardware=load_hardware(pool.hardware or deployment.hardware),
+        recipe=resolve_recipe(pool.precision or deployment.precision, model).on(hardware.gpu.architecture),
+        hardware=hardware,
         role=role or phase,
         rows=pool_rows(pool),
         options=options,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cost_models.specs.base import Spec
@@ -16,6 +17,8 @@ Dtype = Literal[
     "int4_g64",
     "int4_g128",
     "mxfp8",
+    "mxfp8_a16",
+    "mxfp8_bf16",
     "mxfp4",
     "mxfp4_mxfp8",
     "mxfp4_mxfp4",
@@ -43,9 +46,9 @@ class DtypeInfo:
     architectures: tuple[str, ...] = ()
     """GPU architectures whose tensor cores take it; empty: any with the compute dtype."""
     elsewhere: str | None = None
-    """What engines run the same weights in on other architectures; none where they do not."""
-    elsewhere_on: tuple[str, ...] = ()
-    """The other architectures on which they do; empty: all."""
+    """What engines run the same weights in on any other architecture; none where they do not."""
+    widened: Mapping[str, str] = field(default_factory=dict)
+    """Other architecture -> what engines widen the same weights to there."""
     hidden_multiple: int = 1
     """What expert kernels pad the hidden size of their weights to."""
     width_multiple: int = 1
@@ -53,9 +56,7 @@ class DtypeInfo:
 
     def instead_on(self, architecture: str) -> str | None:
         """What engines run the same weights in on an architecture that lacks this dtype; none where it has it, or they do not."""
-        if self.elsewhere is None or architecture in self.architectures:
-            return None
-        return self.elsewhere if not self.elsewhere_on or architecture in self.elsewhere_on else None
+        return None if architecture in self.architectures else self.widened.get(architecture, self.elsewhere)
 
 
 FP4_ARCHITECTURES = ("blackwell", "rubin")
@@ -74,7 +75,18 @@ DTYPES: dict[str, DtypeInfo] = {
     "int4_g32": DtypeInfo(0.5 + 2 / 32, 2.0, "bf16", kernels=("mxfp4", "bf16")),
     "int4_g64": DtypeInfo(0.5 + 2 / 64, 2.0, "bf16", kernels=("int4_g32", "mxfp4", "bf16")),
     "int4_g128": DtypeInfo(0.5 + 2 / 128, 2.0, "bf16", kernels=("int4_g32", "mxfp4", "bf16")),
-    "mxfp8": DtypeInfo(1.0 + 1 / 32, 1.0 + 1 / 32, "fp8", kernels=("fp8_block", "fp8"), architectures=MX_ARCHITECTURES),
+    # vLLM widens MXFP8 in the kernel on Hopper (Marlin), and once for all when it loads on MI300X (quantization/modelopt.py,
+    # VLLM_MXFP8_EMULATION_DEQUANT_AT_LOAD); neither was timed in public.
+    "mxfp8": DtypeInfo(
+        1.0 + 1 / 32,
+        1.0 + 1 / 32,
+        "fp8",
+        kernels=("fp8_block", "fp8"),
+        architectures=MX_ARCHITECTURES,
+        widened={"hopper": "mxfp8_a16", "cdna3": "mxfp8_bf16"},
+    ),
+    "mxfp8_a16": DtypeInfo(1.0 + 1 / 32, 2.0, "bf16", kernels=("bf16",)),
+    "mxfp8_bf16": DtypeInfo(2.0, 2.0, "bf16", kernels=("bf16",)),
     "mxfp4": DtypeInfo(0.5 + 1 / 32, 2.0, "bf16", kernels=("bf16",), **MXFP4_PADDING),
     "mxfp4_mxfp8": DtypeInfo(
         0.5 + 1 / 32, 1.0 + 1 / 32, "fp8", kernels=("mxfp4",), architectures=MX_ARCHITECTURES, elsewhere="mxfp4", **MXFP4_PADDING
@@ -82,9 +94,7 @@ DTYPES: dict[str, DtypeInfo] = {
     # AITER's kernels were not timed in public: efficiencies of FP8 blocks against the FP4 peak.
     "mxfp4_mxfp4": DtypeInfo(0.5 + 1 / 32, 0.5 + 1 / 32, "mxfp4", kernels=("fp8_block",), architectures=("cdna4",)),
     # On Hopper engines widen NVFP4 weights to BF16 in the kernel (Marlin), whatever the checkpoint says of its activations.
-    "nvfp4": DtypeInfo(
-        0.5 + 1 / 16, 0.5 + 1 / 16, "nvfp4", architectures=FP4_ARCHITECTURES, elsewhere="nvfp4_a16", elsewhere_on=("hopper",)
-    ),
+    "nvfp4": DtypeInfo(0.5 + 1 / 16, 0.5 + 1 / 16, "nvfp4", architectures=FP4_ARCHITECTURES, widened={"hopper": "nvfp4_a16"}),
     "nvfp4_a16": DtypeInfo(0.5 + 1 / 16, 2.0, "bf16", kernels=("int4_g32", "mxfp4", "bf16")),
 }
 
@@ -137,13 +147,13 @@ class PrecisionRecipe(Spec):
         changed = {name: other for name in fields if (other := DTYPES[getattr(self, name)].instead_on(architecture))}
         if changed and DTYPES[self.dispatch].architectures:
             changed["dispatch"] = "bf16"
-        if DTYPES["nvfp4"].elsewhere in changed.values():
+        if "nvfp4_a16" in changed.values():
             changed["attention_compute"] = "bf16"
         return self.model_copy(update=changed) if changed else self
 
     def widened_on(self, architecture: str) -> bool:
         """Whether the experts (of a dense model its networks) are of a dtype that the architecture has to widen."""
-        return any(DTYPES[d].elsewhere_on and DTYPES[d].instead_on(architecture) for d in (self.experts, self.dense_ffn))
+        return any(architecture in DTYPES[d].widened for d in (self.experts, self.dense_ffn))
 
     def with_kv_cache(self, kv_cache: KvDtype) -> PrecisionRecipe:
         """The same recipe with another KV-cache dtype; FP8 attention compute needs an FP8 cache."""

@@ -41,13 +41,58 @@ def _clips(subject: Subject) -> bool:
     return subject.model.moe is not None and any(getattr(kind, "sinks", False) for kind in subject.model.attentions)
 
 
+WIDENED_MXFP8 = ("mxfp8_a16", "mxfp8_bf16")
+
+
 def _widened(subject: Subject) -> Bools:
     """NVFP4 weights on a GPU without FP4 tensor cores: they are widened to BF16 in the kernel."""
     fields = (subject.experts, subject.recipe.dense_ffn, subject.recipe.o_proj)
     return subject.all("nvfp4_a16" in fields and subject.hardware.gpu.architecture not in FP4_ARCHITECTURES)
 
 
+def _widened_mxfp8(subject: Subject) -> Bools:
+    """MXFP8 weights on a GPU that does not scale blocks of 32 itself."""
+    fields = (subject.experts, subject.recipe.dense_ffn, subject.recipe.o_proj)
+    return subject.all(any(dtype in fields for dtype in WIDENED_MXFP8))
+
+
 RULES = (
+    Rule(
+        name="mxfp8_without_tensor_cores",
+        says="Kernels that widen MXFP8 weights were not timed: BF16's over the bytes of the weights are priced.",
+        source="vllm kernels/linear/mxfp8/emulation.py, fused_moe/experts/marlin_moe.py; served on H200: InferenceX#1731",
+        engines=("vllm",),
+        effect="untimed",
+        broken=_widened_mxfp8,
+        because=lambda s: f"vLLM widens MXFP8 weights to BF16 on {s.hardware.gpu.name}, by kernels that were not timed",
+    ),
+    Rule(
+        name="mxfp8_without_tensor_cores",
+        says="MXFP8 weights need GPUs that scale blocks of 32 themselves; SGLang makes FP8 blocks of them on MI300X.",
+        source="sglang srt/layers/quantization/fp8.py:334 (0.5.23): compute capability 10.0 at least; sglang#28852",
+        engines=("sglang",),
+        broken=lambda s: _widened_mxfp8(s) & (s.hardware.gpu.vendor == "nvidia"),
+        because=lambda s: (
+            f"SGLang has no kernels for MXFP8 weights on {s.hardware.gpu.name}: vLLM widens them, or another --precision"
+        ),
+    ),
+    Rule(
+        name="mxfp8_without_tensor_cores",
+        says="SGLang makes FP8 blocks of MXFP8 weights on MI300X: BF16 is priced.",
+        source="sglang srt/layers/quantization/fp8.py:139 (0.5.23)",
+        engines=("sglang",),
+        effect="untimed",
+        broken=lambda s: _widened_mxfp8(s) & (s.hardware.gpu.vendor == "amd"),
+        because=lambda s: f"SGLang makes FP8 blocks of MXFP8 weights on {s.hardware.gpu.name}, BF16 is priced: half the memory",
+    ),
+    Rule(
+        name="mxfp8_without_tensor_cores",
+        says="MXFP8 weights need GPUs that scale blocks of 32 themselves.",
+        source="TensorRT-LLM's support matrix of precisions: MXFP8 on Blackwell only",
+        engines=("trtllm",),
+        broken=_widened_mxfp8,
+        because=lambda s: f"TensorRT-LLM runs MXFP8 weights on Blackwell only, not on {s.hardware.gpu.name}: another --precision",
+    ),
     Rule(
         name="nvfp4_without_tensor_cores",
         says="NVFP4 weights need FP4 tensor cores.",

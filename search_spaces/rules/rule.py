@@ -11,9 +11,10 @@ import numpy as np
 from cost_models.releases import version_key
 from search_spaces.rules.subject import Bools, Subject
 
-Effect = Literal["refused", "breaks", "unpriced", "unsure", "ignored"]
+Effect = Literal["refused", "breaks", "unpriced", "untimed", "unsure", "ignored"]
 """refused: the engine does not start or load. breaks: it starts and fails at work. unpriced: it runs, by kernels that nothing
-here prices. unsure: a library of the engine decides. ignored: the setting has no effect."""
+here prices. untimed: it runs, and what is priced in its place was not timed for it. unsure: a library of the engine decides.
+ignored: the setting has no effect."""
 STOPS: tuple[Effect, ...] = ("refused", "breaks")
 
 

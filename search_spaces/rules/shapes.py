@@ -19,6 +19,7 @@ BLOCKS = {
     "mxfp4_mxfp4": 32,
     "nvfp4": 16,
     "nvfp4_a16": 16,
+    "mxfp8_a16": 32,
 }
 """Weights along a row that share one scale, by dtype: what a rank holds of a row must be whole ones. MXFP4 kernels pad instead
 (vllm 0.33 fused_moe/oracle/mxfp4.py:837); BF16 and per-tensor FP8 have no blocks."""

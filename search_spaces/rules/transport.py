@@ -8,6 +8,7 @@ import numpy as np
 
 from cost_models.dispatch import BACKENDS
 from cost_models.overlap import OVERLAPS
+from cost_models.releases import version_key
 from cost_models.specs.precision import FP4_ARCHITECTURES
 from search_spaces.rules.rule import Rule
 from search_spaces.rules.subject import Bools, Subject
@@ -103,6 +104,10 @@ def _seen_text(subject: Subject) -> str:
     return f"{_limit_text(subject)}; up to {seen:,} were seen to run, with a newer DeepEP than the one this limit was read in"
 
 
+GATHERS_OVERLAP_SINCE = "0.5.15"
+"""SGLang."""
+
+
 def _overlap(name: str) -> Callable[[Subject], Bools]:
     """Rows with an overlap on a backend that it does not work with."""
 
@@ -112,6 +117,14 @@ def _overlap(name: str) -> Callable[[Subject], Bools]:
         return np.asarray((rows.overlap == OVERLAPS.index(name)) & ~(np.isin(rows.backend, fitting) & (rows.dp > 1)))
 
     return broken
+
+
+def _between_gathers(subject: Subject) -> Bools:
+    """Rows of attention-DP ranks that gather tokens for experts that are not spread, of a release that overlaps those."""
+    rows = subject.rows
+    gathers = rows.backend == BACKENDS.index("allgather_reducescatter")
+    new = version_key(subject.release) >= version_key(GATHERS_OVERLAP_SINCE)
+    return np.asarray(gathers & (rows.dp > 1) & (rows.ep == 1) & new)
 
 
 def _expert_dtypes(subject: Subject, choice: Choice) -> bool:
@@ -287,9 +300,26 @@ RULES = (
     Rule(
         name="dbo_needs_deepep",
         says="Two-batch overlap works with DeepEP only.",
-        source="vllm/config/vllm.py:2180 (0.33.0); sglang srt/batch_overlap (0.5.23)",
-        engines=EVERY,
+        source="vllm/config/vllm.py:2180 (0.33.0)",
+        engines=tuple(engine for engine in EVERY if engine != "sglang"),
         broken=_overlap("two_batch"),
+        because=lambda s: f"two_batch overlap works with DeepEP only, not with {_backend(s)}",
+    ),
+    Rule(
+        name="dbo_needs_deepep",
+        says="Two-batch overlap works between the gathers of attention-DP ranks, too, where experts are not spread: not priced.",
+        source="sglang srt/server_args.py:6537 (0.5.15), srt/arg_groups/validation_hook.py:756 (0.5.23)",
+        engines=("sglang",),
+        effect="untimed",
+        broken=lambda s: _overlap("two_batch")(s) & _between_gathers(s),
+        because=lambda _: "two_batch overlap between the gathers of attention-DP ranks is not priced",
+    ),
+    Rule(
+        name="dbo_needs_deepep",
+        says="Two-batch overlap works with DeepEP, and since 0.5.15 between the gathers of attention-DP ranks.",
+        source="sglang srt/server_args.py:6778 (0.5.14), srt/arg_groups/validation_hook.py:756 (0.5.23)",
+        engines=("sglang",),
+        broken=lambda s: _overlap("two_batch")(s) & ~_between_gathers(s),
         because=lambda s: f"two_batch overlap works with DeepEP only, not with {_backend(s)}",
     ),
     Rule(

@@ -23,7 +23,8 @@ from cost_models.catalog import _packaged
 
 PIECES = [
     "$(touch pwned)", "`touch pwned`", "${HOME}", "$HOME", "$((1+1))", "$'a'", '"', "'", "\\", "\n", "\r", "}", "{a,b}", "*", "?",
-    "~", "!!", "# ", ";", "&", "|", ">pwned", "<", "\t", "\u2028", "\x85", "%s", "--x", "a b", "é", "\x7f", "\x01", "EOF\n",
+    "~", "!!", "# ", ";", "&", "|", ">pwned", "<", "<(", ">(",
+    "\t", "\u2028", "\x85", "%s", "--x", "a b", "é", "\x7f", "\x01", "EOF\n",
 ]  # fmt: skip
 HOSTILE = st.one_of(
     st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join),

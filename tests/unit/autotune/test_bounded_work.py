@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-import shlex
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from autotune.auditing import shell
+from autotune.auditing.bash.interpreter import Interpreter
+from autotune.auditing.bash.values import Values
 from autotune.auditing.shell import find_command
 from autotune.errors import ProblemError
 from autotune.placement.loads import Loads
@@ -64,18 +62,18 @@ def test_more_replicas_than_gpus_can_use_are_refused(gpus, redundant):
 
 @pytest.mark.parametrize("lines", [500, 2000])
 def test_a_script_is_read_in_proportion_to_its_lines(monkeypatch, lines):
-    """Whatever quotes do: each line is looked at a bounded number of times."""
+    """Whatever quotes do: what stands on a line is looked at a bounded number of times."""
     rng, looked = random.Random(lines), []
-    real = shell._quote_after
-    monkeypatch.setattr(shell, "_quote_after", lambda line, quote: looked.append(1) or real(line, quote))
+    real = Values._pieces
+    monkeypatch.setattr(Values, "_pieces", lambda self, node: looked.append(1) or real(self, node))
     for text in (
         "x='" + "\n".join("export A=b" for _ in range(lines)),
         "\n".join('x="\\"' for _ in range(lines)),
         "\n".join(rng.choice(["x='", 'y="', "z=\\", "# it's", "a b"]) for _ in range(lines)),
     ):
         looked.clear()
-        list(shell._logical_lines(text))
-        assert len(looked) <= (shell.MOST_UNCLOSED + 2) * lines
+        Interpreter({}).run(text)
+        assert len(looked) <= 4 * lines
 
 
 def test_variables_of_variables_do_not_grow_without_end():
@@ -83,17 +81,6 @@ def test_variables_of_variables_do_not_grow_without_end():
     with pytest.raises(ProblemError, match="more than 1,000,000 characters"):
         find_command(text)
     assert find_command("A=$((" + "1+" * 5000 + "1))\nvllm serve m").words == ("m",)
-
-
-@given(text=st.text(alphabet="ab$=|;&<> \t\r\n'\"\\#\x0b\u00a0", max_size=30))
-def test_unquoted_words_are_those_of_shlex(text):
-    try:
-        expected = shlex.split(text, comments=True)
-    except ValueError:
-        with pytest.raises(ProblemError, match="cannot be read as a command line"):
-            shell._words(text)
-    else:
-        assert shell._words(text) == expected
 
 
 def test_an_engine_without_knobs_is_searched():

@@ -7,7 +7,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from autotune.auditing.checking import check
 from autotune.auditing.commands import read_command
+from autotune.auditing.goals import Goals
 from autotune.auditing.naming import is_run_of, served_model, served_precision
 from autotune.cli.main import app
 from autotune.documents.problem import Problem
@@ -15,6 +17,7 @@ from autotune.errors import ProblemError
 from autotune.resolving import resolve_problem, usable_recipes
 from cost_models import catalog
 from cost_models.errors import AutotuneError, UnsupportedModelError
+from cost_models.specs.precision import DTYPES
 
 V3 = {
     "architectures": ["DeepseekV3ForCausalLM"], "hidden_size": 7168, "num_hidden_layers": 61, "vocab_size": 129280,
@@ -133,9 +136,30 @@ def test_search_takes_modelopts_precision_from_the_file_beside_the_config(tmp_pa
         resolve_problem(Problem(hardware="mi355x", model=str(tmp_path), trials=0))
 
 
-def test_mxfp8_needs_tensor_cores_that_scale_blocks():
-    with pytest.raises(ProblemError, match=r"H100 \(hopper\) has no tensor cores for mxfp8"):
-        resolve_problem(Problem(hardware="hgx-h100", model="gpt-oss-120b", precision="mxfp8", trials=0))
+@pytest.mark.parametrize(("hardware", "weight_bytes"), [("hgx-h200", 1 + 1 / 32), ("mi300x", 2.0), ("hgx-b200", 1 + 1 / 32)])
+def test_mxfp8_is_widened_where_tensor_cores_do_not_scale_blocks(hardware, weight_bytes):
+    """A byte and a 32nd on Hopper, whose kernels widen; two on MI300X, where vLLM widens once for all."""
+    machine = resolve_problem(Problem(hardware=hardware, model="minimax-m3", precision="mxfp8", trials=0, engine="vllm")).machine
+    assert DTYPES[machine.recipe.experts].weight_bytes == weight_bytes
+    assert DTYPES[machine.recipe.experts].compute == ("fp8" if hardware == "hgx-b200" else "bf16")
+
+
+@pytest.mark.parametrize(
+    ("command", "hardware", "says", "works"),
+    [
+        ("vllm serve MiniMaxAI/MiniMax-M3-MXFP8 -tp 8 --block-size 128", "hgx-h200", "by kernels that were not timed", True),
+        ("sglang serve --model-path MiniMaxAI/MiniMax-M3-MXFP8 --tp 8", "hgx-h200", "SGLang has no kernels for MXFP8", False),
+        ("sglang serve --model-path MiniMaxAI/MiniMax-M3-MXFP8 --tp 8", "mi300x", "makes FP8 blocks of MXFP8", True),
+    ],
+)
+def test_what_widens_mxfp8_is_said(command, hardware, says, works):
+    """Served on H200 with vLLM (InferenceX#1731); SGLang asks for compute capability 10.0."""
+    found = read_command(command, hardware=hardware, isl_tokens=1000, osl_tokens=1000)
+    verdict = check(found.deployment, Goals(), found)
+    assert (verdict.answer == "does not work") != works
+    assert any(says in line for line in (*verdict.conflicts, *verdict.unmodelled, *verdict.remarks))
+    if works:  # its speed is nobody's measurement
+        assert check(found.deployment, Goals(tpot_s=0.05), found).answer == "cannot say"
 
 
 def test_mxfp4_takes_mxfp8_activations_where_tensor_cores_do_and_bf16_elsewhere():

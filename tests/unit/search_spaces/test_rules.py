@@ -119,6 +119,10 @@ BREAKING = {
         {**SGLANG, "recipe": "nvfp4-w4a16", "tp": 8, "version": "0.5.8"},
         {"recipe": "nvfp4-w4a16", "tp": 8},
     ),
+    "mxfp8_without_tensor_cores": (
+        {**SGLANG, "model": "minimax-m3", "recipe": load_recipe("mxfp8").on("hopper"), "tp": 8},
+        {**SGLANG, **BLACKWELL, "model": "minimax-m3", "recipe": load_recipe("mxfp8").on("blackwell"), "tp": 4},
+    ),
     "eplb_needs_expert_parallelism": ({"tp": 8, "eplb": 1}, {"tp": 8, "ep": 8, "eplb": 1}),
     "redundant_experts_need_eplb": ({**SPREAD, "redundant_experts": 16}, {**SPREAD, "redundant_experts": 16, "eplb": 1}),
     "offload_without_eplb": ({**SPREAD, "eplb": 1, "offload_group_size": 2}, {**SPREAD, "offload_group_size": 2}),
@@ -391,3 +395,13 @@ def test_pages_of_block_sparse_attention_are_its_blocks():
     (finding,) = [found for found in unmet(subject(**plan, options={"--block-size": "64"})) if found.rule == "pages_are_blocks"]
     assert (finding.effect, "--block-size 128 is missing" in finding.text) == ("refused", True)
     assert not unmet(subject(**plan, options={"--block-size": "128"}))
+
+
+def test_two_batch_overlap_of_sglang_works_between_gathers_too():
+    """With attention DP and experts that are not spread, since 0.5.15 (server_args.py): not refused, and not timed."""
+    asked = {**SGLANG, "tp": 1, "dp": 8, "backend": GATHERED, "overlap": TWO_BATCH}
+    effects = {version: findings(RULES, subject(version=version, **asked)) for version in ("0.5.12", "0.5.16")}
+    assert [f.effect for f in effects["0.5.12"] if f.rule == "dbo_needs_deepep"] == ["refused"]
+    assert [f.effect for f in effects["0.5.16"] if f.rule == "dbo_needs_deepep"] == ["untimed"]
+    spread = findings(RULES, subject(**asked | {"ep": 8}))
+    assert [f.effect for f in spread if f.rule == "dbo_needs_deepep"] == ["refused"]

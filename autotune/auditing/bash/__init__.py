@@ -1,0 +1,1 @@
+"""Bash scripts, read as the shell would run them."""

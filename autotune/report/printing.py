@@ -10,7 +10,15 @@ from rich.text import Text
 
 def new_table(title: str) -> Table:
     """An empty table in the style of all reports."""
-    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        min_width=len(title),  # it is not broken by columns that are narrower
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
 
 
 def ms(seconds: float) -> str:

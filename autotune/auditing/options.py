@@ -17,6 +17,7 @@ from autotune.auditing.wrappers import DYNAMO_OPTIONS, WRAPPERS, Wrapped
 from autotune.errors import ProblemError
 from cost_models.errors import InputError
 from cost_models.reading import parse_json, reading
+from cost_models.releases import version_key
 from search_spaces.loader import engine_names, load_engine, resolve_version, version_notes
 from search_spaces.options import Option, OptionList, load_options, releases_with
 from search_spaces.schema import EngineSpec, Renamed, Spelling
@@ -137,7 +138,10 @@ def split_options(invocation: Invocation, engine: EngineSpec, version: str | Non
 
         return split_settings(invocation, engine, version, folder)
     known = resolve_version(engine, version)
-    split = _Split(engine, load_options(invocation.engine, engine.release(known)), WRAPPERS.get(invocation.wrapper or "", {}))
+    listed = load_options(invocation.engine, engine.release(known))
+    split = _Split(
+        engine, listed, WRAPPERS.get(invocation.wrapper or "", {}), _newer_list(invocation.engine, engine, version, known)
+    )
     words = (
         with_options_of_file(invocation.words, invocation.files, folder) if engine.command_line == "vllm" else invocation.words
     )
@@ -163,6 +167,15 @@ def split_options(invocation: Invocation, engine: EngineSpec, version: str | Non
     return Command(engine, known, model, options, invocation.environment, tuple(split.conflicts), tuple(remarks), role)
 
 
+def _newer_list(command_line: str, engine: EngineSpec, version: str | None, known: str) -> OptionList | None:
+    """The list of the next known release, where the one asked for is newer than that whose list stands for it."""
+    later = [v for v in engine.versions if version_key(v.version) > version_key(known) and v.commands]
+    exact = version in (None, known, engine.release(known))
+    if exact or not later or version_key(str(version)) < version_key(engine.release(known)):
+        return None
+    return load_options(command_line, engine.release(later[0].version))
+
+
 @dataclass(slots=True)
 class _Split:
     """A command line on its way to options by name."""
@@ -170,6 +183,8 @@ class _Split:
     engine: EngineSpec
     listed: OptionList
     wrapper: Mapping[str, Wrapped]
+    newer: OptionList | None = None
+    """The list after this one, of a release that lies between the two."""
     options: dict[str, str | None] = field(default_factory=dict)
     dotted: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Documents of `--option.field value`."""
@@ -199,7 +214,7 @@ class _Split:
             base, path, joined, value = _optimization(base, path, joined, value, following, levels)
         if base in self.wrapper or (self.wrapper and base.startswith(DYNAMO_OPTIONS)):
             return at + 1 + self._around(base, bool(joined), following)
-        option, taken, preset = _find(base, self.engine, self.listed, self.conflicts)
+        option, taken, preset = self._between(base) or _find(base, self.engine, self.listed, self.conflicts)
         taken, _, inside = taken.partition(".")  # what became part of a document
         path, used = inside or path, 0
         if option.takes_value and preset is None:
@@ -217,6 +232,16 @@ class _Split:
         else:
             self.options[taken] = preset
         return at + 1 + used
+
+    def _between(self, name: str) -> tuple[Option, str, None] | None:
+        """An option that the list before a release lacks and the one after it has: which of them is right is not known."""
+        name = name.replace("_", "-") if self.engine.command_line == "vllm" else name
+        if self.newer is None or self.listed.find_begun(name) or not (option := self.newer.find_begun(name)):
+            return None
+        self.remarks.append(
+            f"{self.engine.title} {self.newer.release} has {name}, {self.listed.release} has not: what lies between may lack it"
+        )
+        return option, option.canonical(name), None
 
     def _around(self, name: str, joined: bool, following: Sequence[str]) -> int:
         """Note an option of the program around the engine; how many words are its values."""

@@ -305,3 +305,12 @@ def test_dynamo_workers_are_read():
     assert found.conflicts == ()
     with pytest.raises(ProblemError, match="--is-decode-worker"):
         read(f"{R1} --is-decode-worker")
+
+
+def test_an_option_that_came_between_two_lists_is_a_doubt_not_a_conflict():
+    """0.5.10.post1 has no --weight-loader-prefetch-checkpoints, 0.5.12.post1 has; a public recipe starts 0.5.11 with it."""
+    command = f"{SGLANG} --weight-loader-prefetch-checkpoints"
+    found = {v: read_command(command, hardware="hgx-h200", version=v, isl_tokens=9, osl_tokens=9) for v in ("0.5.10", "0.5.11")}
+    assert "has no --weight-loader-prefetch-checkpoints" in found["0.5.10"].conflicts[0]
+    assert not found["0.5.11"].conflicts
+    assert any("what lies between may lack it" in line for line in found["0.5.11"].remarks)

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from autotune.auditing.wrappers import DYNAMO_OPTIONS
 from autotune.documents.deployment import PoolRole
 from autotune.errors import ProblemError
 from autotune.manifests.images import engine_version
@@ -106,6 +107,12 @@ def _second(recipe: Mapping[str, Any]) -> Iterator[EngineService]:
         yield _service(recipe, name, kind, mapping(role.get("args"), f"roles.{name}.args"), environment, sizes)
 
 
+def _start(kind: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The engine, or Dynamo's worker around it where options are the worker's."""
+    own = any(f"--{name}".replace("_", "-").startswith(DYNAMO_OPTIONS) for name in options)
+    return ("python3", "-m", f"dynamo.{kind}") if own else tuple(STARTS[kind])
+
+
 def _service(
     recipe: Mapping[str, Any],
     name: str,
@@ -122,7 +129,7 @@ def _service(
     nodes, per_node, workers = _places(recipe, name, sizes)
     return EngineService(
         name=name,
-        text=shlex.join([*STARTS[kind], *_words(kind, options, model), *_placed(kind, options, nodes, per_node)]),
+        text=shlex.join([*_start(kind, options), *_words(kind, options, model), *_placed(kind, options, nodes, per_node)]),
         environment={key: str(value) for key, value in environment.items()},
         role=ROLES[name],
         nodes=nodes,

@@ -122,6 +122,16 @@ def test_a_cache_of_one_step_is_enough_for_a_prefill_pool():
     assert found.deployment.precision.recipe == "nvfp4"
 
 
+def test_options_of_dynamo_s_worker_are_not_the_engine_s(tmp_path):
+    """A public recipe of Kimi-K3 tells Dynamo's worker how to read tool calls among vLLM's own options."""
+    text = (FILES / "srt_slurm/v1_vllm_aggregated.yaml").read_text()
+    told = written(
+        tmp_path, text.replace("      max-num-seqs: 64", "      max-num-seqs: 64\n      dyn-tool-call-parser: kimi_k3")
+    )
+    found = read_manifest(read_file(told, None), GivenToo(), told)
+    assert found.deployment == read("srt_slurm/v1_vllm_aggregated.yaml").deployment
+
+
 CONFLICTS = {
     "kubernetes/lws_too_small.yaml": "the command needs 32 GPUs, the file gives an instance 16 (2 x 8 GPUs)",
     "dynamo/beta_too_many_per_node.yaml": "8 GPUs of one node, gb200-nvl72 has 4",

@@ -12,6 +12,7 @@ from autotune.errors import ProblemError
 from cost_models.drafters import find_drafter
 from cost_models.errors import unknown_name
 from cost_models.specs.model import ModelSpec
+from search_spaces.options import load_options
 from search_spaces.schema import Value
 
 SGLANG_CHUNKS = ((20e9, 2048), (60e9, 4096), (160e9, 8192), (math.inf, 16384))
@@ -30,11 +31,14 @@ def pool_of_command(
 ) -> dict[str, Any]:
     """Fields of the pool that a command starts.
 
-    flags : engine knobs that it sets, to which it adds; phase : prefill, decode or serve; size : sequences or tokens per
-    attention-DP rank where the command leaves them open; memory_bytes : of one device. Raises ProblemError for what is no layout,
-    and for an all-to-all that no cost model describes.
+    flags : engine knobs that it sets, to which it adds, and in which a gather takes the place of an all-to-all that no cost model
+    describes; phase : prefill, decode or serve; size : sequences or tokens per attention-DP rank where the command leaves them
+    open; memory_bytes : of one device. Raises ProblemError for what is no layout, and for an all-to-all that the release lacks.
     """
     layout = _layout(command, flags)
+    if undescribed_exchange(command):
+        choices = command.engine.backend_choices(command.version)
+        flags["all2all_backend"] = next(choice.value for choice in choices if choice.model == "allgather_reducescatter")
     drafter = drafter_named(command)
     drafts = _drafts(command) if (model.mtp_layers or drafter) and phase != "prefill" else 0
     if drafts and command.engine.has("draft_tokens", command.version):
@@ -160,6 +164,17 @@ def _captured(field: str, sizes: object) -> list[int]:
     if None in found:
         raise ProblemError(f"--compilation-config: {field} needs whole numbers, {str(sizes)[:60]} was given")
     return [size for size in found if size is not None]
+
+
+def undescribed_exchange(command: Command) -> str | None:
+    """The option and its value where a command asks for an all-to-all that its release has and no cost model describes."""
+    knob = command.engine.knob("all2all_backend")
+    spelling = knob.spelling(command.version) if knob else None
+    said = command.said(spelling) if spelling else None
+    if not said or spelling is None or said in [choice.value for choice in command.engine.backend_choices(command.version)]:
+        return None
+    option = load_options(str(command.engine.command_line), command.engine.release(command.version)).find(spelling.name)
+    return f"{spelling.name} {said}" if option and said in option.choices else None
 
 
 def _backend(command: Command, flags: Mapping[str, Value], phase: str, ep: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from autotune.auditing.options import Command
-from autotune.auditing.sizing import drafter_named
+from autotune.auditing.sizing import drafter_named, undescribed_exchange
 from autotune.auditing.trtllm_sizing import unmodelled_settings
 from cost_models.catalog import load_recipe
 from cost_models.specs.model import ModelSpec
@@ -42,7 +42,14 @@ def unmodelled(command: Command, model: ModelSpec, recipe: str) -> tuple[Unmodel
         return tuple(line for line in (*found, *own) if line)
     return tuple(
         line
-        for line in (*found, *_given_outside(command), *_drafts(command, model), *_offloaded(command), *_graphs(command))
+        for line in (
+            *found,
+            *_exchanged(command),
+            *_given_outside(command),
+            *_drafts(command, model),
+            *_offloaded(command),
+            *_graphs(command),
+        )
         if line
     )
 
@@ -83,6 +90,14 @@ def _of(effects: Effects, name: str, value: str | None, model: ModelSpec, recipe
     if change.only_for == "nvfp4_experts" and load_recipe(recipe).experts != "nvfp4":
         return None
     return Unmodelled(f"{name} {value}" if value else name, change.what, change.affects)
+
+
+def _exchanged(command: Command) -> Iterator[Unmodelled]:
+    """An all-to-all of the release that no cost model describes."""
+    if said := undescribed_exchange(command):
+        yield Unmodelled(
+            said, "tokens reach experts by kernels that nothing here prices: a gather was priced", ("speed", "memory")
+        )
 
 
 def _given_outside(command: Command) -> Iterator[Unmodelled]:

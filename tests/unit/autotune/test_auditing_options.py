@@ -314,3 +314,18 @@ def test_an_option_that_came_between_two_lists_is_a_doubt_not_a_conflict():
     assert "has no --weight-loader-prefetch-checkpoints" in found["0.5.10"].conflicts[0]
     assert not found["0.5.11"].conflicts
     assert any("what lies between may lack it" in line for line in found["0.5.11"].remarks)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (f"{SGLANG} --moe-a2a-backend megamoe", "--moe-a2a-backend megamoe"),
+        ("vllm serve deepseek-ai/DeepSeek-R1-0528 -dp 8 -ep --all2all-backend nixl_ep", "--all2all-backend nixl_ep"),
+    ],
+)
+def test_an_all_to_all_that_nothing_prices_leaves_the_answer_open(command, option):
+    """The releases' parsers take both; experts are spread over all eight ranks all the same."""
+    found = read_command(command, hardware="hgx-h200", isl_tokens=1000, osl_tokens=1000, size=32)
+    assert [one.option for one in found.unmodelled] == [option]
+    assert (found.deployment.pool.ep, found.deployment.pool.all2all_backend) == (8, "allgather_reducescatter")
+    assert check(found.deployment, Goals(), found).answer == "cannot say"

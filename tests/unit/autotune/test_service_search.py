@@ -26,7 +26,6 @@ from autotune.searching.services.sides import (
 )
 from autotune.serving.predicting import predict_service
 
-
 SMALL = {"model": "qwen3-30b-a3b", "gpus": 4}
 """For claims that hold of any model: a quarter of the layouts of DeepSeek-V3 on 16 GPUs."""
 

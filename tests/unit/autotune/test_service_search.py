@@ -39,6 +39,7 @@ def default() -> ServiceResult:
     return search_services(service(gpus=32))
 
 
+@pytest.mark.slow
 def test_the_best_plan_meets_its_limits_on_the_gpus_there_are(default):
     best = default.best
     assert best.meets_limits
@@ -49,11 +50,13 @@ def test_the_best_plan_meets_its_limits_on_the_gpus_there_are(default):
     assert rates == sorted(rates, reverse=True)
 
 
+@pytest.mark.slow
 def test_predict_gives_a_plan_its_own_prediction(default):
     for plan in default.plans:
         assert predict_service(plan.deployment) == plan.prediction
 
 
+@pytest.mark.slow
 def test_the_service_serves_what_its_slower_pool_takes(default):
     for plan in (p for p in default.plans if p.kind == "disaggregated"):
         slower = min(pool.planned_requests_per_s for pool in plan.pools)
@@ -90,6 +93,7 @@ def test_slots_are_half_as_many_again_as_a_planned_step_holds_where_they_fit():
     assert closed_loop.batch_per_dp_rank == batch
 
 
+@pytest.mark.slow
 def test_both_kinds_are_compared(default):
     assert default.verdict.startswith(("Disaggregated serves", "Aggregated serves"))
     assert {p.kind for p in default.pareto} == {"aggregated", "disaggregated"}

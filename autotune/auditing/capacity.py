@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from autotune.documents.deployment import Deployment
-from autotune.predicting.step import memory_of
+from autotune.predicting.step import held_memory
 from cost_models.catalog import load_hardware
 
 
@@ -15,7 +15,7 @@ def with_cache_of(deployment: Deployment, size: int, unit: Literal["bytes", "tok
 
     The memory fraction becomes that of everything beside the cache and of the cache itself.
     """
-    memory = memory_of(deployment)
+    memory = held_memory(deployment)
     visible = load_hardware(deployment.hardware).gpu.hbm_visible_bytes.value
     beside = memory.beside_cache_bytes
     room_bytes = memory.limit_bytes - beside
@@ -43,7 +43,7 @@ def as_it_runs(deployment: Deployment) -> tuple[Deployment, str]:
     sized = deployment.with_pool(phase, max_batched_tokens=pool.max_batched_tokens or limit * (1 + pool.draft_tokens))
 
     def holds(batch: int) -> bool:
-        return memory_of(sized.with_pool(phase, batch_per_dp_rank=batch)).kv_sequences >= batch
+        return held_memory(sized.with_pool(phase, batch_per_dp_rank=batch)).kv_sequences >= batch
 
     fits = largest(limit, holds) or 0
     if fits == limit:

@@ -197,7 +197,7 @@ def predict_prefill(resolved: Resolved) -> PrefillPrediction:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolMemory:
+class HeldMemory:
     """What one GPU of a pool holds, and the room that its limit leaves for the KV cache."""
 
     bytes_by_line: Mapping[str, float]
@@ -213,18 +213,18 @@ class PoolMemory:
         return beside_cache_bytes(self.bytes_by_line)
 
 
-def memory_of(deployment: Deployment) -> PoolMemory:
+def held_memory(deployment: Deployment) -> HeldMemory:
     """The memory of the pool that the phase names, without pricing a step; raises AutotuneError as `resolve` does."""
     resolved = resolve(deployment)
     needed = prefill_memory if resolved.phase == "prefill" else decode_memory
     return _pool_memory(resolved, needed(resolved.machine, resolved.rows, resolved.workload))
 
 
-def _pool_memory(resolved: Resolved, memory: Memory) -> PoolMemory:
+def _pool_memory(resolved: Resolved, memory: Memory) -> HeldMemory:
     lines = {name: float(line[0]) for name, line in memory.lines.items()}
     limit_bytes = memory_limit_bytes(resolved.machine, resolved.pool)
     room_bytes = max(limit_bytes - beside_cache_bytes(lines), 0.0)
-    return PoolMemory(
+    return HeldMemory(
         bytes_by_line=lines,
         limit_bytes=limit_bytes,
         kv_capacity_tokens=room_bytes / float(memory.sequence.mean[0]) * resolved.workload.context_tokens,

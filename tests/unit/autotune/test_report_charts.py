@@ -66,6 +66,7 @@ def test_the_chart_of_the_price_says_the_same_as_its_table(asked: Problem, servi
         assert low < float(row[1]) < high
 
 
+@pytest.mark.slow
 def test_a_service_without_a_price_has_no_chart_of_it(service: ServiceResult) -> None:
     unpriced = tuple(plan.model_copy(update={"usd_per_million_tokens": None}) for plan in service.plans)
     result = service.model_copy(update={"plans": unpriced})

@@ -6,14 +6,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from autotune.documents.deployment import Deployment
-from autotune.documents.prediction import Prediction
-from autotune.predicting.step import predict, predict_decode, resolve
+from autotune.predicting.step import held_memory
 from cost_models.catalog import load_hardware
-
-
-def room(prediction: Prediction) -> int:
-    """Sequences of an attention-DP rank that the memory limit leaves room for."""
-    return prediction.kv_sequences
 
 
 def with_cache_of(deployment: Deployment, size: int, unit: Literal["bytes", "tokens"]) -> tuple[Deployment, str]:
@@ -21,15 +15,15 @@ def with_cache_of(deployment: Deployment, size: int, unit: Literal["bytes", "tok
 
     The memory fraction becomes that of everything beside the cache and of the cache itself.
     """
-    step = predict(deployment)
+    memory = held_memory(deployment)
     visible = load_hardware(deployment.hardware).gpu.hbm_visible_bytes.value
-    beside = step.beside_cache_bytes
-    room_bytes = step.memory_limit_bytes - beside
+    beside = memory.beside_cache_bytes
+    room_bytes = memory.limit_bytes - beside
     if unit == "tokens":
         holds_a_step = deployment.phase == "prefill" and size >= deployment.pool.max_batched_tokens
-        if size >= step.kv_capacity_tokens or holds_a_step:  # of more than a step, prefill holds what is on its way out
+        if size >= memory.kv_capacity_tokens or holds_a_step:  # of more than a step, prefill holds what is on its way out
             return deployment, ""
-        size = int(size / step.kv_capacity_tokens * room_bytes)
+        size = int(size / memory.kv_capacity_tokens * room_bytes)
     if beside + size > visible:
         over = (beside + size - visible) / 1e9
         return (
@@ -49,7 +43,7 @@ def as_it_runs(deployment: Deployment) -> tuple[Deployment, str]:
     sized = deployment.with_pool(phase, max_batched_tokens=pool.max_batched_tokens or limit * (1 + pool.draft_tokens))
 
     def holds(batch: int) -> bool:
-        return room(predict_decode(resolve(sized.with_pool(phase, batch_per_dp_rank=batch)))) >= batch
+        return held_memory(sized.with_pool(phase, batch_per_dp_rank=batch)).kv_sequences >= batch
 
     fits = largest(limit, holds) or 0
     if fits == limit:

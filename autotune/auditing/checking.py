@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autotune.auditing.capacity import room
 from autotune.auditing.conflicts import Written, audit, unlaunchable
 from autotune.auditing.edits import Edit, pool_edits, service_edits
 from autotune.auditing.goals import GoalLine, Goals, pool_goals, service_goals
@@ -340,7 +339,7 @@ def _fitting(plan: PlanOutcome) -> set[int]:
 def _room(plan: PlanOutcome) -> int:
     """Sequences of an attention-DP rank that the KV room holds; 0 for other pools."""
     step = plan.steps.get("decode")
-    return room(step) if isinstance(step, Prediction) else 0
+    return step.kv_sequences if isinstance(step, Prediction) else 0
 
 
 def remarks(plan: PlanOutcome) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from cost_models.specs.base import Spec
@@ -83,6 +84,11 @@ class MemoryLine(Spec):
     bytes: float
 
 
+def beside_cache_bytes(bytes_by_line: Mapping[str, float]) -> float:
+    """What a GPU holds but its KV cache."""
+    return sum(held for name, held in bytes_by_line.items() if name != "kv_cache")
+
+
 class StepPrediction(Spec):
     """A predicted step of one pool, whatever its phase."""
 
@@ -112,7 +118,7 @@ class StepPrediction(Spec):
     @property
     def beside_cache_bytes(self) -> float:
         """What a GPU holds but its KV cache."""
-        return sum(line.bytes for line in self.memory if line.name != "kv_cache")
+        return beside_cache_bytes({line.name: line.bytes for line in self.memory})
 
 
 class Prediction(StepPrediction):

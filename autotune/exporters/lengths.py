@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autotune.documents.deployment import Deployment
 from autotune.errors import ProblemError
-from autotune.predicting.step import kv_capacity_tokens
+from autotune.predicting.step import held_memory
 from autotune.serving.requests import Requests
 from autotune.serving.traffic import requests_of
 from cost_models.errors import AutotuneError
@@ -51,7 +51,7 @@ def kv_room_tokens(deployment: Deployment) -> int:
     for phase, pool in deployment.pools.items():
         alone = deployment.alone("prefill" if phase == "prefill" else "decode", pool)
         try:
-            found.append(kv_capacity_tokens(alone))
+            found.append(held_memory(alone).kv_capacity_tokens)
         except AutotuneError:
             return 0
     return int(min(found))

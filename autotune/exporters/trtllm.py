@@ -30,7 +30,7 @@ from autotune.exporters.launch import LaunchPool, Process
 from autotune.exporters.lengths import Lengths
 from autotune.exporters.quoting import Shell
 from autotune.exporters.settings import Where, settings_of
-from autotune.predicting.step import memory_limit_bytes, predict, resolve
+from autotune.predicting.step import held_memory, memory_limit_bytes, resolve
 from cost_models.expert_kernels import taken_kernel
 from cost_models.specs.model import ModelSpec
 from search_spaces.options import load_options
@@ -192,7 +192,7 @@ def _free_fraction(deployment: Deployment, subject: Subject, tokens: int) -> flo
     role: PoolRole = "prefill" if deployment.phase == "prefill" else "decode"
     pool = deployment.pool.model_copy(update={"batch_per_dp_rank": 1, "max_batched_tokens": tokens})
     alone = deployment.alone(role, pool)
-    kept = predict(alone).beside_cache_bytes
+    kept = held_memory(alone).beside_cache_bytes
     visible = subject.hardware.gpu.hbm_visible_bytes.value
     limit = memory_limit_bytes(resolve(alone).machine, deployment.pool)
     share = (limit - kept) / max(visible - kept, 1.0)

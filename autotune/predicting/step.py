@@ -8,7 +8,7 @@ from typing import Any
 
 from autotune.documents.deployment import DEFAULT_MEMORY_FRACTION, CalibrationChoice, Deployment, Pool, PoolRole
 from autotune.documents.knobs import pool_rows
-from autotune.documents.prediction import MemoryLine, OperatorLine, Prediction, PrefillPrediction
+from autotune.documents.prediction import MemoryLine, OperatorLine, Prediction, PrefillPrediction, beside_cache_bytes
 from autotune.errors import ProblemError
 from autotune.predicting.layers import layer_predictions
 from autotune.resolving import foreign_dtype, release_notes, resolve_calibration, resolve_drafter, resolve_recipe
@@ -196,22 +196,40 @@ def predict_prefill(resolved: Resolved) -> PrefillPrediction:
     )
 
 
-def kv_capacity_tokens(deployment: Deployment) -> float:
-    """Tokens that the KV cache of one attention-DP rank holds, without pricing a step; raises AutotuneError as `resolve` does."""
+@dataclass(frozen=True, slots=True)
+class HeldMemory:
+    """What one GPU of a pool holds, and the room that its limit leaves for the KV cache."""
+
+    bytes_by_line: Mapping[str, float]
+    limit_bytes: float
+    kv_capacity_tokens: float
+    """Of one attention-DP rank, in sequences of the workload's mean context."""
+    kv_sequences: int
+    """Of one attention-DP rank, at independent points of their output."""
+
+    @property
+    def beside_cache_bytes(self) -> float:
+        """What the GPU holds but its KV cache."""
+        return beside_cache_bytes(self.bytes_by_line)
+
+
+def held_memory(deployment: Deployment) -> HeldMemory:
+    """The memory of the pool that the phase names, without pricing a step; raises AutotuneError as `resolve` does."""
     resolved = resolve(deployment)
     needed = prefill_memory if resolved.phase == "prefill" else decode_memory
-    memory = needed(resolved.machine, resolved.rows, resolved.workload)
-    return _capacity_tokens(resolved, memory, _kv_room_bytes(resolved, memory))
+    return _pool_memory(resolved, needed(resolved.machine, resolved.rows, resolved.workload))
 
 
-def _kv_room_bytes(resolved: Resolved, memory: Memory) -> float:
-    """What the limit leaves beside everything that is no KV cache [B]."""
+def _pool_memory(resolved: Resolved, memory: Memory) -> HeldMemory:
     lines = {name: float(line[0]) for name, line in memory.lines.items()}
-    return max(memory_limit_bytes(resolved.machine, resolved.pool) - (sum(lines.values()) - lines["kv_cache"]), 0.0)
-
-
-def _capacity_tokens(resolved: Resolved, memory: Memory, room_bytes: float) -> float:
-    return room_bytes / float(memory.sequence.mean[0]) * resolved.workload.context_tokens
+    limit_bytes = memory_limit_bytes(resolved.machine, resolved.pool)
+    room_bytes = max(limit_bytes - beside_cache_bytes(lines), 0.0)
+    return HeldMemory(
+        bytes_by_line=lines,
+        limit_bytes=limit_bytes,
+        kv_capacity_tokens=room_bytes / float(memory.sequence.mean[0]) * resolved.workload.context_tokens,
+        kv_sequences=int(memory.sequence.fitting(room_bytes)[0]),
+    )
 
 
 def prediction_of(resolved: Resolved, step: StepCost, memory: Memory) -> Prediction:
@@ -236,11 +254,9 @@ def _common(
 ) -> dict[str, Any]:
     """Fields that both phases report."""
     pool, machine, step_s = resolved.pool, resolved.machine, float(cost.step_s[0])
-    lines = {name: float(line[0]) for name, line in memory.lines.items()}
     shown = _operator_lines(machine, cost.operators, provenance, step_s)
-    total = sum(lines.values())
-    limit = memory_limit_bytes(machine, pool)
-    room = _kv_room_bytes(resolved, memory)
+    held = _pool_memory(resolved, memory)
+    total_bytes = sum(held.bytes_by_line.values())
     busy = max((line for line in shown if line.name != "overlap"), key=lambda line: line.time_s)
     return {
         "step_s": step_s,
@@ -248,12 +264,12 @@ def _common(
         "operators": shown,
         "layer_kinds": {name: float(value[0]) for name, value in cost.layer_kinds.items()},
         "layers": layer_predictions(machine.model, resolved.rows, cost.layers),
-        "memory": tuple(MemoryLine(name=name, bytes=value) for name, value in lines.items()),
-        "memory_total_bytes": total,
-        "memory_limit_bytes": limit,
-        "kv_capacity_tokens": _capacity_tokens(resolved, memory, room),
-        "kv_sequences": int(memory.sequence.fitting(room)[0]),
-        "fits": total <= limit,
+        "memory": tuple(MemoryLine(name=name, bytes=value) for name, value in held.bytes_by_line.items()),
+        "memory_total_bytes": total_bytes,
+        "memory_limit_bytes": held.limit_bytes,
+        "kv_capacity_tokens": held.kv_capacity_tokens,
+        "kv_sequences": held.kv_sequences,
+        "fits": total_bytes <= held.limit_bytes,
         "bottleneck": f"{busy.name} ({busy.share:.0%} of the step)",
         "calibration": machine.calibration.id,
         "notes": (*machine.model.flags, *resolved.notes),

@@ -64,7 +64,10 @@ def _scripts(files: dict[str, str]) -> Iterator[str]:
 
 def _documents(target: str, files: dict[str, str], launch: Launch) -> Iterator[str]:
     found = [
-        doc for name, text in files.items() if name.endswith(".yaml") and "values" not in name for doc in yaml.safe_load_all(text)
+        doc
+        for name, text in files.items()
+        if name.endswith(".yaml") and "values" not in name
+        for doc in yaml.load_all(text, Loader=yaml.CSafeLoader)
     ]
     if target == "compose":
         yield from _schema(found[0], compose_schema(), "compose")

@@ -15,12 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from autotune.documents.deployment import Deployment
+from autotune.documents.deployment import Deployment, Load
 from autotune.documents.problem import Problem
 from autotune.errors import ExportError
 from autotune.exporters import export
+from autotune.resolving import resolve_problem
 from autotune.searching.pools import search
-from autotune.searching.services.searching import search_services
+from autotune.searching.services.choosing import aggregated, disaggregated
+from autotune.searching.services.evaluating import service_deployment
+from autotune.searching.services.sides import aggregated_candidates, decode_candidates, pools_of, prefill_candidates
 from search_spaces.loader import load_engine
 from search_spaces.options import load_options
 
@@ -103,15 +106,24 @@ SERVICES = [
 ROUTERS = {"vllm": "vllm-router_0.1.17", "sglang": "sglang-router_0.3.2"}
 
 
+def services(problem: Problem) -> list[Deployment]:
+    """The two best services of each kind, as a search writes them, before it replays them."""
+    pools = pools_of(resolve_problem(problem))
+    pairs = disaggregated(pools, prefill_candidates(pools), decode_candidates(pools), 2)
+    found = [*pairs, *aggregated(pools, aggregated_candidates(pools), 2)]
+    return [service_deployment(pools, candidate, Load(rate_per_s=candidate.requests_per_s)) for candidate in found]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "version", "release"), SERVICES)
 @pytest.mark.parametrize("hardware", ["gb200-nvl72", "hgx-h200"])
 def test_services_start_as_far_as_the_parsers_can_tell(engine, version, release, hardware, tmp_path):
-    result = search_services(Problem(hardware=hardware, target="serve", engine=engine, engine_version=version, gpus=24, top_k=2))
-    for plan in result.plans:
-        scripts = {script.name: script.text for script in export(plan.deployment)}
-        check_benchmark(scripts.pop("bench.sh"), plan.deployment)
-        assert ("router.sh" in scripts) is (plan.kind == "disaggregated")
+    found = services(Problem(hardware=hardware, target="serve", engine=engine, engine_version=version, gpus=24))
+    assert [len(plan.pools) for plan in found] == [2, 2, 1, 1]
+    for plan in found:
+        scripts = {script.name: script.text for script in export(plan)}
+        check_benchmark(scripts.pop("bench.sh"), plan)
+        assert ("router.sh" in scripts) is ("prefill" in plan.pools)
         for name, text in scripts.items():
             recorded = run_script(text, tmp_path, **NODE, **ROUTED)
             if name != "router.sh":

@@ -12,18 +12,11 @@ from autotune.documents.problem import Problem
 from autotune.report.tables import error_bars
 from autotune.searching.pools import search
 from autotune.validating.cases import published, run_cases
-from autotune.validating.report import MARK_BEGIN, MARK_END, markdown
 from autotune.validating.statistics import decisions, summarise
 from cost_models.catalog import calibration_names, hardware_names, model_names
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-
-
-@pytest.mark.slow
-def test_the_accuracy_table_is_what_validate_prints():
-    table = README.split(MARK_BEGIN)[1].split(MARK_END)[0].strip()
-    assert table == markdown([(file, run_cases(file)) for file in published()])
 
 
 def test_published_decode_deployments_stay_within_reach():

@@ -91,11 +91,13 @@ def files(target: str, made: Launch) -> dict[str, str]:
         pytest.skip(str(error))
 
 
+def read_all(text: str) -> list[Any]:
+    return list(yaml.load_all(text, Loader=yaml.CSafeLoader))
+
+
 def documents(target: str, made: Launch) -> list[dict[str, Any]]:
     found = files(target, made)
-    return [
-        doc for name, text in found.items() if name.endswith(".yaml") and "values" not in name for doc in yaml.safe_load_all(text)
-    ]
+    return [doc for name, text in found.items() if name.endswith(".yaml") and "values" not in name for doc in read_all(text)]
 
 
 @pytest.mark.parametrize("target", KUBERNETES)
@@ -304,7 +306,7 @@ def test_nobody_s_text_becomes_a_command_or_a_key(text, name, tmp_path):
     options = TargetOptions(image=text, router_image=text, rdma_resource=text)
     made = hostile(launch(name), text)
     plain = documents("lws", launch(name))
-    docs = list(yaml.safe_load_all(load_target("lws").render(made, options)[0].text))
+    docs = read_all(load_target("lws").render(made, options)[0].text)
     assert [doc["kind"] for doc in docs] == [doc["kind"] for doc in plain]
     for doc, pool in zip((doc for doc in docs if doc["kind"] == "LeaderWorkerSet"), made.pools, strict=True):
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", doc["metadata"]["name"])
@@ -340,7 +342,7 @@ def test_the_same_in_every_other_target(target, name, text, tmp_path):
         if not file.name.endswith(".yaml"):
             subprocess.run(["bash", "-n"], input=file.text, text=True, check=True, timeout=60)
             continue
-        read = [text.replace("$$", "$") for doc in yaml.safe_load_all(file.text) for text in strings(doc)]
+        read = [text.replace("$$", "$") for doc in read_all(file.text) for text in strings(doc)]
         if target == "llmd" or file.name in ("kustomization.yaml", "router.values.yaml"):
             continue
         assert any(text.replace("$$", "$") in item for item in read)

@@ -21,17 +21,26 @@ def refused(*words, **named):
     raise SystemExit(f"network: {words[1:]}")
 socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = socket.socket.bind = refused
 socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refused
-sys.argv = ["autotune", *sys.argv[1:]]
+import json
 from autotune.cli.main import main
-main()
+for words in json.loads(sys.stdin.read()):
+    sys.argv = ["autotune", *words]
+    try:
+        main()
+    except SystemExit as stop:
+        if stop.code:
+            raise SystemExit(f"{words}: {stop.code}")
+    print(end="\\0")
 """
+"""Runs commands one after the other, with a NUL after what each prints."""
 
 
-def command(folder: Path, *words: str) -> str:
-    """Output of a command that cannot reach any network."""
-    done = subprocess.run([sys.executable, "-c", NO_NETWORK, *words], cwd=folder, capture_output=True, text=True, check=False)
+def outputs_of(folder: Path, *commands: tuple[str, ...]) -> list[str]:
+    """Outputs of commands that cannot reach any network."""
+    words = [sys.executable, "-c", NO_NETWORK]
+    done = subprocess.run(words, cwd=folder, input=json.dumps(commands), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout.split("\0")[:-1]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +53,7 @@ def run_folder(tmp_path_factory) -> Path:
     (folder / "mine" / "config.json").write_text(json.dumps(_packaged("models", "qwen3-235b-a22b")["config"]))
     (folder / "hw.yaml").write_text(load_hardware("hgx-h200").model_dump_json())
     words = ["--hw", "./hw.yaml", "--model", "./mine/config.json", "--precision", "bf16", "--gpus", "16", "--trials", "4"]
-    command(folder, "search", *words, "--storage", "sqlite:///s.db")
+    outputs_of(folder, ("search", *words, "--storage", "sqlite:///s.db"))
     return folder
 
 
@@ -54,18 +63,24 @@ def passed_on(run_folder) -> Path:
     (run,) = (run_folder / "results").iterdir()
     out = run_folder / "passed_on"
     folder = str(run)
-    command(run_folder, "export", folder, "--out", "passed_on/bash")
-    command(run_folder, "export", folder, "--format", "sbatch", "--out", "passed_on/sbatch")
     image = ("--image", "registry.example/vllm:v0.33.0", "--router-image", "registry.example/router:1")
-    command(run_folder, "export", folder, "--format", "lws", *image, "--out", "passed_on/lws")
-    command(run_folder, "report", folder, "--out", "passed_on/page.html")
-    command(run_folder, "compare", folder, folder, "--out", "passed_on/both.html")
     problem = {"hardware": "./hw.yaml", "model": "./mine/config.json", "precision": "bf16", "gpus": 16, "trials": 0}
     (run_folder / "sweep.yaml").write_text(json.dumps([problem]))
-    command(run_folder, "sweep", "sweep.yaml", "--workers", "1", "--format", "csv", "--out", "passed_on/sweep")
-    (out / "explained.txt").write_text(command(run_folder, "explain", folder, "--why", "tp1"))
-    (out / "sensitivity.txt").write_text(command(run_folder, "sensitivity", folder))
-    (out / "placed.txt").write_text(command(run_folder, "place", "--synthetic", "1", "--gpus", "8", "--model", "qwen3-235b-a22b"))
+    *_, explained, sensitivity, placed = outputs_of(
+        run_folder,
+        ("export", folder, "--out", "passed_on/bash"),
+        ("export", folder, "--format", "sbatch", "--out", "passed_on/sbatch"),
+        ("export", folder, "--format", "lws", *image, "--out", "passed_on/lws"),
+        ("report", folder, "--out", "passed_on/page.html"),
+        ("compare", folder, folder, "--out", "passed_on/both.html"),
+        ("sweep", "sweep.yaml", "--workers", "1", "--format", "csv", "--out", "passed_on/sweep"),
+        ("explain", folder, "--why", "tp1"),
+        ("sensitivity", folder),
+        ("place", "--synthetic", "1", "--gpus", "8", "--model", "qwen3-235b-a22b"),
+    )
+    for name, text in (("explained", explained), ("sensitivity", sensitivity), ("placed", placed)):
+        assert text
+        (out / f"{name}.txt").write_text(text)
     return out
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
 from autotune.cli.main import main
+from autotune.cli.published import find
 from autotune.documents.fleet import FleetResult
 from autotune.documents.sweep import SweepResult
 
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 LLAMA = {"hardware": "hgx-h200", "model": "llama-3.1-70b", "gpus": 1, "trials": 0}
 
 
@@ -96,6 +101,9 @@ def test_a_fleet_reports_services_clusters_and_the_next_rack(run, tmp_path):
     code, out, _ = run("fleet", path, "--out", str(tmp_path / "o"), "--workers", "1", "--json")
     result = FleetResult.model_validate_json(out)
     assert result.of("chat")[0].cluster == "east"
+    for name, asked_or_found in (("fleet", FLEET), ("fleet-result", json.loads(out))):
+        schema = json.loads((SCHEMAS / find(name).file_name).read_text())
+        jsonschema.Draft202012Validator(schema).validate(asked_or_found)
     document = {**FLEET, "models": [{**FLEET["models"][0], "rate_per_s": 1e5}]}
     code, _, err = run("fleet", written(tmp_path / "f.yaml", document), "--out", str(tmp_path / "o"), "--workers", "1")
     assert code == 2

@@ -43,9 +43,10 @@ def test_the_installed_wheel_runs_from_another_directory(wheel, tmp_path):
     # dependencies come from the environment the tests run in, the package only from the wheel: .pth
     # files are not read on PYTHONPATH, so an editable installation there has no effect
     environment = tmp_path / "venv"
-    venv.create(environment, with_pip=True)
+    venv.create(environment)
     python = environment / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True, capture_output=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    subprocess.run([*pip, "install", "-q", "--no-deps", str(wheel)], check=True, capture_output=True)
     site = next(path for path in sys.path if path.endswith("site-packages"))
     done = subprocess.run(
         [python, "-P", "-m", "autotune", "search", "--hw", "hgx-b200", "--trials", "4", "--out", "runs"],

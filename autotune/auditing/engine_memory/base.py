@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from autotune.documents.deployment import Deployment, Pool, PoolRole
-from autotune.predicting.step import predict
+from autotune.predicting.step import held_memory
 from cost_models.catalog import load_hardware
 from cost_models.releases import version_key
 from search_spaces.loader import load_engine, resolve_version
@@ -89,8 +89,8 @@ class Launched:
 
         less_bytes : of the given fraction's memory, what no line stands for.
         """
-        lines = predict(self.of_one()).memory if beside else ()
-        more = sum(line.bytes for line in lines if line.name in beside)
+        lines = held_memory(self.of_one()).bytes_by_line if beside else {}
+        more = sum(held for name, held in lines.items() if name in beside)
         covered = min(max(fraction + (more - less_bytes) / self.visible_bytes, 0.01), 1.0)
         return self.with_pool(memory_fraction=covered)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autotune.auditing.engine_memory.base import EngineMemory, Launched, Said
-from autotune.predicting.step import predict
+from autotune.predicting.step import held_memory
 
 
 class TensorRtLlmMemory(EngineMemory):
@@ -14,7 +14,7 @@ class TensorRtLlmMemory(EngineMemory):
             return launched
         budget = max(launched.pool.max_batched_tokens, said.budget_tokens or 0)
         launched = launched.with_pool(max_batched_tokens=budget)
-        kept = predict(launched.of_one()).beside_cache_bytes
+        kept = held_memory(launched.of_one()).beside_cache_bytes
         visible = launched.visible_bytes
         left = max(visible - kept, 0.0) * said.free_fraction
         return launched.with_pool(memory_fraction=min((kept + left) / visible, 1.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autotune.auditing.engine_memory.base import EngineMemory, Launched, Said
 from autotune.documents.deployment import Deployment
-from autotune.predicting.step import memory_limit_bytes, predict, resolve
+from autotune.predicting.step import held_memory, resolve
 from cost_models.catalog import load_model
 from cost_models.memory import state_bytes
 
@@ -56,8 +56,8 @@ class VllmMemory(EngineMemory):
             return None
         resolved = resolve(launched.alone())
         longest = said.longest_tokens or resolved.machine.model.max_context_tokens
-        step = predict(launched.alone())
-        room = memory_limit_bytes(resolved.machine, resolved.pool) - step.beside_cache_bytes
+        memory = held_memory(launched.alone())
+        room = memory.limit_bytes - memory.beside_cache_bytes
         needed = float(state_bytes(resolved.machine, resolved.rows, longest)[0])
         if needed <= room or room <= 0:
             return None
@@ -73,9 +73,9 @@ class VllmMemory(EngineMemory):
         del said
         if launched.release < GRAPHS_COUNTED_SINCE or not launched.pool.cuda_graph:
             return None
-        step = predict(launched.of_one())
-        priced = sum(line.bytes for line in step.memory if line.name == "cuda graphs")
-        room = step.memory_limit_bytes - step.beside_cache_bytes
+        memory = held_memory(launched.of_one())
+        priced = memory.bytes_by_line["cuda graphs"]
+        room = memory.limit_bytes - memory.beside_cache_bytes
         more = LARGEST_GRAPHS_BYTES - priced
         if not 0 < room < SMALL_ROOM * more:
             return None
@@ -97,8 +97,7 @@ def _startup_bytes(launched: Launched) -> float:
         return expanded
     vocab = load_model(launched.deployment.model).vocab
     per_logit = SORTING_BYTES if launched.release <= SORTED_UNTIL else SAMPLING_BYTES
-    step = predict(launched.of_one())
-    forward = sum(line.bytes for line in step.memory if line.name == "activations")
+    forward = held_memory(launched.of_one()).bytes_by_line["activations"]
     return max(launched.pool.batch_per_dp_rank * vocab * per_logit - forward, expanded)
 
 

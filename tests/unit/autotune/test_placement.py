@@ -145,7 +145,7 @@ def test_a_placement_of_a_whole_model(tmp_path):
     assert len(sglang) == 61
     assert sglang[3:] == flat
     assert all(set(layer) == set(range(256)) for layer in sglang)
-    trtllm = yaml.safe_load(paths["trtllm_moe_load_balancer.yaml"].read_text())
+    trtllm = yaml.load(paths["trtllm_moe_load_balancer.yaml"].read_text(), Loader=yaml.CSafeLoader)
     assert trtllm["num_slots"] == 288
     assert list(trtllm["initial_global_assignments"].values()) == flat
     ascend = json.loads(paths["vllm_ascend_expert_map.json"].read_text())

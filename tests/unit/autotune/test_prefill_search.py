@@ -46,7 +46,8 @@ def test_two_gpus_beat_four_on_gb200_and_eight_win_on_h200():
 def test_with_a_slow_host_link_and_short_steps_four_beat_two(tmp_path):
     # two GPUs hold the weights only with 23 GB of experts or more in host memory, copied in every step: 0.1 s over C2C, 0.9 s
     # over a link of 50 GB/s per superchip, far more than a step of 0.15 s
-    document = yaml.safe_load(resources.files("cost_models").joinpath("data", "hardware", "gb200-nvl72.yaml").read_text())
+    text = resources.files("cost_models").joinpath("data", "hardware", "gb200-nvl72.yaml").read_text()
+    document = yaml.load(text, Loader=yaml.CSafeLoader)
     document["host_link"]["bytes_per_s"]["value"] = 50e9
     slow = tmp_path / "slow.yaml"
     slow.write_text(yaml.safe_dump(document))

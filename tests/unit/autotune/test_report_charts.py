@@ -54,6 +54,7 @@ def test_the_price_of_a_million_tokens_is_that_of_its_pools(asked: Problem, serv
         assert sum(cost.values()) == pytest.approx(plan.usd_per_million_tokens)
 
 
+@pytest.mark.slow
 def test_the_chart_of_the_price_says_the_same_as_its_table(asked: Problem, service: ServiceResult) -> None:
     chart = chart_of(charts_of_service(service, 2000, asked.gpu_hour_usd_by_phase), "cost")
     drawn = [sum(series["data"][::-1][i] for series in chart.option["series"]) for i in range(len(service.plans))]
@@ -65,6 +66,7 @@ def test_the_chart_of_the_price_says_the_same_as_its_table(asked: Problem, servi
         assert low < float(row[1]) < high
 
 
+@pytest.mark.slow
 def test_a_service_without_a_price_has_no_chart_of_it(service: ServiceResult) -> None:
     unpriced = tuple(plan.model_copy(update={"usd_per_million_tokens": None}) for plan in service.plans)
     result = service.model_copy(update={"plans": unpriced})

@@ -11,7 +11,7 @@ from autotune.auditing.goals import Goals
 from autotune.documents.deployment import Deployment, Load
 from autotune.exporters import export
 from autotune.layouts.enumerate import layout_rows
-from autotune.predicting.step import kv_capacity_tokens, predict
+from autotune.predicting.step import held_memory, predict
 from autotune.resolving import resolve_problem
 from autotune.serving.predicting import predict_service
 
@@ -32,7 +32,7 @@ def problem(**changes) -> Problem:
 def test_a_command_is_read_and_its_ranks_hold_as_many_times_the_tokens():
     whole, shared = read(R1), read(f"{R1} -dcp 8")
     assert (shared.deployment.pool.dcp, shared.unmodelled, shared.conflicts) == (8, (), ())
-    ratio = kv_capacity_tokens(shared.deployment) / kv_capacity_tokens(whole.deployment)
+    ratio = held_memory(shared.deployment).kv_capacity_tokens / held_memory(whole.deployment).kv_capacity_tokens
     assert 7 < ratio < 8.2  # less room, as queries and outputs of all heads are alive
     assert shared.deployment.pool.batch_per_dp_rank > 5 * whole.deployment.pool.batch_per_dp_rank
 

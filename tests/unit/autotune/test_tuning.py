@@ -165,6 +165,7 @@ def test_leaving_one_out_is_fitting_without_it():
     assert whole.left_out()[2] == pytest.approx(without.at(points[2:3]).mean[0])
 
 
+@pytest.mark.slow
 def test_the_first_trials_are_the_defaults_and_the_models_best_plan(adviser, space):
     defaults, best = adviser.seeds()
     assert defaults.candidate.engine == space.bare(1).engine
@@ -174,6 +175,7 @@ def test_the_first_trials_are_the_defaults_and_the_models_best_plan(adviser, spa
     assert guess[RATE] == max(g[RATE] for g in rivals if worst_excess(g, LIMITS) <= 0)
 
 
+@pytest.mark.slow
 def test_what_ran_out_of_memory_is_not_tried_with_more(adviser, space):
     failed = space.candidate("TP2", 32.0, max_num_batched_tokens=2048)
     allowed = adviser._allowed([Tried(failed, "failed", reason="out_of_memory_under_load")])
@@ -184,6 +186,7 @@ def test_what_ran_out_of_memory_is_not_tried_with_more(adviser, space):
     assert space.candidate("DP2 EP2", 64.0, max_num_batched_tokens=2048) in kept
 
 
+@pytest.mark.slow
 def test_an_engine_that_does_not_start_is_not_started_again(adviser, space):
     failed = space.candidate("TP2", 32.0, max_num_batched_tokens=2048)
     allowed = adviser._allowed([Tried(failed, "failed", reason="never_healthy")])

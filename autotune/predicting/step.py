@@ -75,9 +75,8 @@ def resolve(deployment: Deployment) -> Resolved:
         raise ProblemError(f"precision {recipe.name}: {foreign}")
     choice = CalibrationChoice() if pool.hardware else deployment.calibration
     calibration = resolve_calibration(choice, hardware.gpu.name, engine.calibration_engine, release)
-    machine = Machine(
-        model, hardware, recipe, calibration, deployment.workload.sigma, resolve_drafter(pool.drafter, model, pool.tp)
-    )
+    drafter = resolve_drafter(pool.drafter, model, pool.tp)
+    machine = Machine(model, hardware, recipe, calibration, deployment.workload.sigma, drafter, pool.symmetric_memory)
     if pool.draft_tokens and deployment.phase == "decode" and not deployment.workload.mtp_acceptance:
         raise ProblemError(f"draft_tokens {pool.draft_tokens} need workload.mtp_acceptance (one rate per draft)")
     older = release_notes(choice, hardware.gpu.name, engine.calibration_engine, release)

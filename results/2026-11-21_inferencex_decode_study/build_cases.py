@@ -18,6 +18,9 @@ HARDWARE = {
     "h200_sxm": "hgx-h200",
     "h100_sxm": "hgx-h100",
 }
+RACKS = ("gb200", "gb300")
+HOST_GPUS = 4
+"""GPUs of a tray."""
 MEAN_LENGTH = 0.9
 """Lengths are uniform between 0.8 and 1 of nominal."""
 SOURCE = "https://github.com/SemiAnalysisAI/InferenceX"
@@ -44,6 +47,8 @@ def case(row: dict[str, str]) -> dict:
         "redundant_experts": -256 % ep,
         "expert_balance": {"kind": "eplb" if dp > 1 and ep >= 16 else "none"},
     }
+    if row["engine"] == "sglang" and row["system"] in RACKS and tp > HOST_GPUS:
+        pool["symmetric_memory"] = True  # --enable-symm-mem in the public recipes of these points
     tpot_s = float(row["tpot_ms"]) / 1e3
     return {
         "id": row["id"],

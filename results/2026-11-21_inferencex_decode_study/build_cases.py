@@ -18,6 +18,8 @@ HARDWARE = {
     "h200_sxm": "hgx-h200",
     "h100_sxm": "hgx-h100",
 }
+FP8_CACHE = {"kv_cache": "fp8", "attention_compute": "fp8"}
+"""As the public recipes of these points have it, whatever the weights."""
 RACKS = ("gb200", "gb300")
 HOST_GPUS = 4
 """GPUs of a tray."""
@@ -59,7 +61,7 @@ def case(row: dict[str, str]) -> dict:
         "deployment": {
             "hardware": HARDWARE[row["system"]],
             "model": "deepseek-r1",
-            "precision": "nvfp4" if row["precision"] == "fp4" else "fp8-block",
+            "precision": {"recipe": "nvfp4" if row["precision"] == "fp4" else "fp8-block", **FP8_CACHE},
             "engine": {"name": row["engine"]},
             "workload": {
                 "isl_tokens": int(MEAN_LENGTH * int(row["isl"])),

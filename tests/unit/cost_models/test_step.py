@@ -315,7 +315,8 @@ def test_symmetric_memory_starts_an_all_reduce_over_two_trays_in_a_fifth_of_the_
     """One sequence of DeepSeek-V3 on TP8: two all-reduces of 14,336 B in each of 61 layers.
 
     SGLang's own over two trays start after 3.4 + 3 x 0.48 + 24.2 = 29.1 us (its table), NCCL's in symmetric memory after
-    6.3 us (NVIDIA, 32 GPUs of a rack); 7 x 14,336 B or 1.75 x 14,336 B take less than 0.2 us of 900 GB/s. 122 x (29.1 - 6.3) us = 2.8 ms.
+    6.3 us (NVIDIA, 32 GPUs of a rack); 7 x 14,336 B or 1.75 x 14,336 B take less than 0.2 us of 900 GB/s.
+    122 x (29.1 - 6.3) us = 2.8 ms.
     """
     own = machine_of("gb200-nvl72", engine="sglang", recipe="fp8-block")
     rows = Rows.of(tp=8, batch=1)

@@ -154,6 +154,7 @@ def test_dense_layers_cost_less_than_layers_with_experts(quickest):
 @pytest.mark.parametrize(("hardware", "timed"), [("gb200-nvl72", True), ("hgx-h200", False)])
 def test_symmetric_memory_that_nobody_timed_is_said_to_be_priced_as_the_engines_own(hardware, timed):
     pools = {"decode": {"tp": 8, "batch_per_dp_rank": 8, "symmetric_memory": True}}
-    fields = {"hardware": hardware, "model": "deepseek-r1", "precision": "fp8-block", "engine": {"name": "sglang"}, "pools": pools}
-    deployment = Deployment.model_validate({**fields, "workload": {"isl_tokens": 1000, "osl_tokens": 1000}})
+    fields = {"hardware": hardware, "model": "deepseek-r1", "precision": "fp8-block", "engine": {"name": "sglang"}}
+    workload = {"isl_tokens": 1000, "osl_tokens": 1000}
+    deployment = Deployment.model_validate({**fields, "workload": workload, "pools": pools})
     assert any("symmetric memory" in note for note in resolve(deployment).notes) is not timed

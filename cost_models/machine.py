@@ -33,6 +33,8 @@ class Machine:
     """How unequal the traffic makes experts: standard deviation of the log of their popularity (Workload.popularity_sigma)."""
     drafter: Drafter | None = None
     """With weights of its own; none: drafts come from the model's own module, if any do."""
+    symmetric_memory: bool = False
+    """Whether all-reduces of tensor parallelism run in NCCL's symmetric memory, where the engine's calibration has them."""
 
     @property
     def drafting(self) -> Machine:
@@ -41,6 +43,11 @@ class Machine:
             raise ValueError(f"{self.model.name} has no drafter of its own weights")
         plain = dict.fromkeys(MATRIX_FIELDS, "bf16")
         return Machine(self.drafter.layers, self.hardware, self.recipe.model_copy(update=plain), self.calibration)
+
+    @property
+    def all_reduce_variant(self) -> str:
+        """Which all-reduce the calibration prices tensor parallelism with."""
+        return "symmetric" if self.symmetric_memory and self.calibration.has("all_reduce", "symmetric") else "default"
 
     @property
     def links(self) -> Links:

@@ -145,7 +145,7 @@ def tp_all_reduce(machine: Machine, tokens: Floats, tp: Floats) -> tuple[Floats,
 
 def _all_reduce(machine: Machine, message: Floats, tp: Floats) -> tuple[Floats, Floats]:
     """All-reduce of a message [B] over the TP group: (time, bound)."""
-    coefficients = machine.coefficients("all_reduce", "default", AllReduceCoefficients)
+    coefficients = machine.coefficients("all_reduce", machine.all_reduce_variant, AllReduceCoefficients)
     time_s = all_reduce_time_s(message, tp, links=machine.links, coefficients=coefficients)
     return time_s, all_reduce_bound_s(message, tp, machine.links)
 

@@ -80,7 +80,7 @@ def _shared_sources(machine: Machine, rows: Rows, tokens: float, phase: Phase) -
     for name in ("elementwise", "moe_elementwise"):
         sources[name] = ("elementwise", "prefill" if phase == "prefill" else "default", {})
     for name in ("tp_all_reduce", "norm_all_reduce", "ffn_all_reduce", "moe_all_reduce"):
-        sources[name] = ("all_reduce", "default", {"ranks": tp})
+        sources[name] = ("all_reduce", machine.all_reduce_variant, {"ranks": tp})
     if rows.dcp[0] > 1:
         sources |= context_parallel.exchange_sources(float(rows.dcp[0]))
     backend = BACKENDS[int(rows.backend[0])]

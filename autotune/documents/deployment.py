@@ -155,6 +155,8 @@ class Pool(Spec):
     absorbs_cut_prompts: bool = False
     """A step that holds a later piece of a prompt attends to all its prompts' latents without expanding them, with a slower
     kernel (SGLang --disable-chunked-prefix-cache)."""
+    symmetric_memory: bool = False
+    """All-reduces of tensor parallelism run in NCCL's symmetric memory (SGLang --enable-symm-mem)."""
     gather_prefill_steps: int = Field(default=0, ge=0, le=MAX_STEP)
     """Decode steps that prompts may wait so that all attention-DP ranks prefill together (TensorRT-LLM
     attention_dp_config timeout_iters with enable_balance); 0 never."""

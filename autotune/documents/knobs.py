@@ -119,8 +119,9 @@ COLUMNS = (
     Column("skew", "expert_balance.skew", OR_UNKNOWN),
     Column("popularity", "expert_balance.popularity_sigma", OR_UNKNOWN),
 )  # fmt: skip
-UNPRICED = {name: name for name in ("admission_interval_steps", "absorbs_cut_prompts")}
-"""Engine knobs and the pool's fields that they set, where no step by itself costs more or less by them, only a replay's."""
+UNPRICED = {name: name for name in ("admission_interval_steps", "absorbs_cut_prompts", "symmetric_memory")}
+"""Engine knobs and the pool's fields that they set, which no column holds: a replay costs more or less by them, or every step of
+a machine."""
 LAYOUT_COLUMNS = tuple(column.name for column in COLUMNS if column.enumerated)
 """Columns that an enumeration of layouts fills, in this order."""
 VARIANT_COLUMNS = tuple(name for name in LAYOUT_COLUMNS if name != "graph_tokens")

@@ -75,13 +75,13 @@ def resolve(deployment: Deployment) -> Resolved:
         raise ProblemError(f"precision {recipe.name}: {foreign}")
     choice = CalibrationChoice() if pool.hardware else deployment.calibration
     calibration = resolve_calibration(choice, hardware.gpu.name, engine.calibration_engine, release)
-    machine = Machine(
-        model, hardware, recipe, calibration, deployment.workload.sigma, resolve_drafter(pool.drafter, model, pool.tp)
-    )
+    drafter = resolve_drafter(pool.drafter, model, pool.tp)
+    machine = Machine(model, hardware, recipe, calibration, deployment.workload.sigma, drafter, pool.symmetric_memory)
     if pool.draft_tokens and deployment.phase == "decode" and not deployment.workload.mtp_acceptance:
         raise ProblemError(f"draft_tokens {pool.draft_tokens} need workload.mtp_acceptance (one rate per draft)")
     older = release_notes(choice, hardware.gpu.name, engine.calibration_engine, release)
-    notes = (*version_notes(engine, deployment.engine.version), *older, *_kernel_notes(machine, pool))
+    instead = (*_kernel_notes(machine, pool), *_all_reduce_notes(machine))
+    notes = (*version_notes(engine, deployment.engine.version), *older, *instead)
     return Resolved(machine, pool_rows(pool), deployment.workload, pool, deployment.phase, notes)
 
 
@@ -95,6 +95,13 @@ def _kernel_notes(machine: Machine, pool: Pool) -> tuple[str, ...]:
     gpu, dtype = machine.hardware.gpu, machine.dtype("experts")
     instead = priced_instead(gpu.architecture, dtype, pool.expert_kernel, machine.calibration)
     return (f"expert kernel {pool.expert_kernel} was not measured on {gpu.name}: {instead} was priced",) if instead else ()
+
+
+def _all_reduce_notes(machine: Machine) -> tuple[str, ...]:
+    """What an all-reduce in symmetric memory is priced with, where the calibration has none."""
+    if not machine.symmetric_memory or machine.all_reduce_variant == "symmetric":
+        return ()
+    return (f"all-reduces in symmetric memory have no times on {machine.hardware.gpu.name}: the engine's own were priced",)
 
 
 def _check_pool(model: ModelSpec, hardware: HardwareSpec, pool: Pool) -> None:

@@ -72,6 +72,7 @@ ASPECTS = (
            _plain("admission_interval_steps", "gather_prefill_steps")),
     Aspect("attention of cut prompts", ("absorbs_cut_prompts",),
            lambda p: "absorbed" if p.absorbs_cut_prompts else "expanded keys and values"),
+    Aspect("all-reduces", ("symmetric_memory",), lambda p: "symmetric memory" if p.symmetric_memory else "the engine's own"),
     Aspect("prefix caching", ("prefix_caching",), lambda p: "on" if p.prefix_caching else "off"),
     Aspect("precision", ("precision",), _plain("precision")),
     Aspect("hardware", ("hardware",), _plain("hardware")),

@@ -18,6 +18,11 @@ HARDWARE = {
     "h200_sxm": "hgx-h200",
     "h100_sxm": "hgx-h100",
 }
+FP8_CACHE = {"kv_cache": "fp8", "attention_compute": "fp8"}
+"""As the public recipes of these points have it, whatever the weights."""
+RACKS = ("gb200", "gb300")
+HOST_GPUS = 4
+"""GPUs of a tray."""
 MEAN_LENGTH = 0.9
 """Lengths are uniform between 0.8 and 1 of nominal."""
 SOURCE = "https://github.com/SemiAnalysisAI/InferenceX"
@@ -44,6 +49,8 @@ def case(row: dict[str, str]) -> dict:
         "redundant_experts": -256 % ep,
         "expert_balance": {"kind": "eplb" if dp > 1 and ep >= 16 else "none"},
     }
+    if row["engine"] == "sglang" and row["system"] in RACKS and tp > HOST_GPUS:
+        pool["symmetric_memory"] = True  # --enable-symm-mem in the public recipes of these points
     tpot_s = float(row["tpot_ms"]) / 1e3
     return {
         "id": row["id"],
@@ -54,7 +61,7 @@ def case(row: dict[str, str]) -> dict:
         "deployment": {
             "hardware": HARDWARE[row["system"]],
             "model": "deepseek-r1",
-            "precision": "nvfp4" if row["precision"] == "fp4" else "fp8-block",
+            "precision": {"recipe": "nvfp4" if row["precision"] == "fp4" else "fp8-block", **FP8_CACHE},
             "engine": {"name": row["engine"]},
             "workload": {
                 "isl_tokens": int(MEAN_LENGTH * int(row["isl"])),

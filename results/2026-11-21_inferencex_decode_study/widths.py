@@ -14,11 +14,23 @@ from pathlib import Path
 
 import numpy as np
 
+from autotune.documents.deployment import Deployment
 from autotune.predicting import uncertainty as bars
 from autotune.predicting.step import predict_decode, resolve
 from autotune.validating.cases import load_cases
 
 HERE = Path(__file__).parent
+
+
+def steps_per_token(deployment: Deployment) -> float:
+    """Steps that a sequence waits for a token: SGLang's attention-DP ranks decode nothing in a step in which sequences enter.
+
+    b sequences of o tokens each enter a rank at b / o a step; at random times, a step has none with probability exp(-b / o).
+    """
+    pool = deployment.pool
+    if deployment.engine.name != "sglang" or pool.dp == 1:
+        return 1.0
+    return float(np.exp(pool.batch_per_dp_rank / deployment.workload.osl_tokens))
 
 
 def main() -> None:
@@ -27,7 +39,7 @@ def main() -> None:
     for case in load_cases(HERE / "cases.yaml").cases:
         prediction = predict_decode(resolve(case.deployment))
         assert case.measured.tpot_s is not None
-        error = prediction.tpot_s / case.measured.tpot_s - 1
+        error = prediction.tpot_s * steps_per_token(case.deployment) / case.measured.tpot_s - 1
         rows.append((case.id, f"{error:+.4f}"))
         group = " ".join(case.id.split("_")[1:4])
         groups[group].append(error)

@@ -50,6 +50,7 @@ HARDWARE = {
     "h100_sxm": "hgx-h100",
 }
 ARM_HOSTS = ("gb200", "gb300")
+TRAY_GPUS = 4
 FP8_CACHE = {"kv_cache": "fp8", "attention_compute": "fp8", "prefill_attention": "fp8"}
 SOURCE = "https://github.com/SemiAnalysisAI/InferenceX"
 BESIDE_SHARE = 0.03
@@ -159,6 +160,13 @@ def aggregated(row: dict[str, str], concurrency: int) -> dict:
 
 def disaggregated(row: dict[str, str]) -> dict:
     """A prefill and a decode pool as the recipe has them, or by rule where none is known."""
+    pools = _pools(row)
+    if row["engine"] == "sglang" and row["system"] in ARM_HOSTS and pools["decode"]["tp"] > TRAY_GPUS:
+        pools["decode"]["symmetric_memory"] = True  # --enable-symm-mem of srt-slurm's recipes, for decoding alone
+    return pools
+
+
+def _pools(row: dict[str, str]) -> dict:
     found, sglang = recipe(row), row["engine"] == "sglang"
     if found is None:
         pools = {name: pool(row, name[0], name, layout(row, name[0]), sglang, placed=True) for name in ("prefill", "decode")}

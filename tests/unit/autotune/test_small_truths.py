@@ -12,7 +12,7 @@ from autotune.cli.main import app
 from autotune.documents.deployment import Deployment
 from autotune.documents.problem import Problem
 from autotune.errors import NoFeasiblePlan
-from autotune.predicting.step import predict
+from autotune.predicting.step import predict, resolve
 from autotune.searching.pools import search
 from autotune.searching.services.searching import search_services
 from autotune.validating.cases import published, try_cases
@@ -149,3 +149,12 @@ def test_dense_layers_cost_less_than_layers_with_experts(quickest):
     assert three < one
     with pytest.raises(ValueError, match="dense_layers 1 needs layers"):
         Deployment.model_validate({**deployment.model_dump(), "dense_layers": 1})
+
+
+@pytest.mark.parametrize(("hardware", "timed"), [("gb200-nvl72", True), ("hgx-h200", False)])
+def test_symmetric_memory_that_nobody_timed_is_said_to_be_priced_as_the_engines_own(hardware, timed):
+    pools = {"decode": {"tp": 8, "batch_per_dp_rank": 8, "symmetric_memory": True}}
+    fields = {"hardware": hardware, "model": "deepseek-r1", "precision": "fp8-block", "engine": {"name": "sglang"}}
+    workload = {"isl_tokens": 1000, "osl_tokens": 1000}
+    deployment = Deployment.model_validate({**fields, "workload": workload, "pools": pools})
+    assert any("symmetric memory" in note for note in resolve(deployment).notes) is not timed

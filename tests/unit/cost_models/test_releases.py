@@ -2,6 +2,7 @@
 
 import pytest
 
+from cost_models.attention.decode import DecodeAttentionCoefficients, mla_decode_time_s
 from cost_models.calibration import Calibration, Entry
 from cost_models.catalog import calibration_for, load_calibration, load_hardware, load_model, load_recipe
 from cost_models.errors import CatalogError, MissingFactError
@@ -113,3 +114,22 @@ def test_eight_ranks_and_newer_releases_take_the_fused_kernel():
     assert kernel_variants(on, "none", "decode") == ("fp8_block.padded",)
     assert kernel_variants(on, "none", "decode", wide=True) == ("fp8_block",)
     assert kernel_variants(on, "deepep_low_latency", "decode") == ("fp8_block.masked",)
+
+
+def mla_us(release: str, sequences: int, context: int) -> float:
+    """One layer's FP8 core of DeepSeek-V3 on a B200 with TensorRT-LLM."""
+    gpu = load_hardware("hgx-b200").gpu
+    c = calibration_for("B200", "trtllm").at(release).get("mla_decode", "fp8", DecodeAttentionCoefficients)
+    time_s = mla_decode_time_s(
+        sequences, context, 128, 1, latent_dim=512, rope_dim=64, kv_bytes=1.0, peak_flops_per_s=gpu.peak_flops_per_s("fp8"),
+        hbm_bytes_per_s=gpu.hbm_bytes_per_s.value, processors=gpu.processors.value, coefficients=c,
+    )  # fmt: skip
+    return float(time_s) * 1e6
+
+
+def test_trtllm_up_to_1_0_decodes_an_fp8_cache_at_two_thirds_of_the_rate_of_1_1():
+    # aiconfigurator 0.8.0, 1,024 sequences of 2,048 tokens: 495 us on B200 with 1.0.0rc6, 327 us on GB200 with 1.1.0.
+    # 1024 x 2048 x 128 heads x 2 x (2 x 512 + 64) FLOP = 584 GFLOP, at 4.5 PFLOPS 130 us: neither is faster than the machine.
+    assert mla_us("1.0.0rc6", 1024, 2048) == pytest.approx(495, rel=0.1)
+    assert mla_us("1.1.0rc2", 1024, 2048) == pytest.approx(327, rel=0.1)
+    assert mla_us("1.0.0", 1024, 2048) > 1.4 * mla_us("1.1.0", 1024, 2048) > 1.4 * 130

@@ -28,6 +28,7 @@ of its history), not from residuals:
   1.1.0rc2.post2 until 2026-01-29 (.github/configs/nvidia-master.yaml);
 - clients that sent nothing ahead (until 2026-01-21): SGLang on B200 ran in Docker, which sent FP8 50 prompts per request in flight, 20 of
   8,192 output tokens (runners/launch_b200-nvd.sh, by the name of the model), and no cache of compiled kernels is kept (commit 15b7c00b0);
+- choices are among rows that count: what ran with drafts, or may have, is no alternative that is priced here;
 - FP8 KV cache and attention;
 - all-to-all: TensorRT-LLM's NVLink kernels need an Arm host (tensorrt_llm/_mnnvl_utils.py, supports_mnnvl), so one-sided
   NVLink on GB200 and GB300 and an all-gather with a reduce-scatter on machines with x86 hosts. Its DeepGEMM experts know the
@@ -248,14 +249,16 @@ def case(row: dict[str, str]) -> dict:
     osl = 0.9 * int(row["osl"])
     rate = concurrency / (ttft_s + osl * tpot_s) * osl
     ahead = "" if warmed_up(row) else ", client not warmed up"
+    counts = not row["note"] and not may_draft(row)
+    at = f"{row['system']} {row['engine']} {row['precision']} {row['isl']}/{row['osl']} at {concurrency}{ahead}"
     layouts = " + ".join(f"{p['instances']}x" + "tp{tp}dp{dp}ep{ep}".format(**p) for p in pools.values())
     return {
         "id": row["id"],
         "title": row["id"],
         "source": SOURCE,
         "date": "2026-01-01",
-        "named": not row["note"] and not may_draft(row),
-        "decision": f"{row['system']} {row['engine']} {row['precision']} {row['isl']}/{row['osl']} at {concurrency}{ahead}",
+        "named": counts,
+        **({"decision": at} if counts else {}),
         "assumptions": [f"layout {layouts}", *([row["note"]] if row["note"] else []), *(["may draft"] if may_draft(row) else [])],
         "deployment": {
             "hardware": HARDWARE[row["system"]],

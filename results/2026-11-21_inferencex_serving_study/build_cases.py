@@ -199,7 +199,7 @@ def dealers(row: dict[str, str]) -> int:
     """Front ends of a disaggregated TensorRT-LLM point; one where no recipe says.
 
     Recipes of SGLang have several too, but its points at four and eight in flight on four decode engines (GB300, FP8) decode as if one
-    dealt: what spreads them there is not known, so that they are priced with one.
+    dealt: what spreads them there is not known, so that they are priced with one. A choice by residuals, see the README.
     """
     found = recipe(row) if (row["mode"], row["engine"]) == ("disagg", "trtllm") else None
     return int(found["routers"]) if found else 1

@@ -148,8 +148,8 @@ def test_a_step_with_the_later_piece_of_a_prompt_may_attend_more_slowly():
 
 
 def test_the_first_step_with_a_later_piece_waits_for_its_kernel_to_be_compiled():
-    # budget 1,500, 0.1 ms a token. Step 0: A and 500 tokens of B, until 0.15. The process then compiles for 7 s, from when it had launched
-    # step 0: it sees A at 7.0. Step 1 is taken to start when step 0 ends: 0.15 + 7 + 0.05. The same pair at 20 s finds the kernel there
+    # budget 1,500, 0.1 ms a token. Step 0: A and 500 tokens of B, until 0.15. The process then compiles for 7 s, from when it had
+    # launched step 0: it sees A at 7.0. Step 1 is taken to start when step 0 ends: 0.15 + 7 + 0.05. The later pair has the kernel
     pairs = _requests((0, 1000, 1), (0, 1000, 1), (20, 1000, 1), (20, 1000, 1))
     assert replay(pairs, _together(ALONE, budget_tokens=1500.0)).ttft_s == pytest.approx([0.15, 0.2] * 2)
     cold = replay(pairs, _together(ALONE, budget_tokens=1500.0, first_cut_s=7.0))

@@ -44,6 +44,8 @@ class ServiceCoefficients:
     """Tokenising, of each prompt token, one prompt after the other [s]."""
     absorbed_slowdown: float = 1.0
     """FLOPs a second of the kernel with which prompts attend un-absorbed, over those of the one that attends to latents [-]."""
+    first_cut_s: float = 0.0
+    """Compiling the kernel that attends to earlier pieces of a prompt, in the first step that holds a later piece [s]."""
     frontend_output_s: float = 0.0
     """Detokenising and streaming, of each token of an answer, client included; 0 takes the host model's `output_s` [s]."""
 

@@ -197,6 +197,9 @@ class Load(Spec):
     100,000; a synthetic open loop is looked at in its steady state."""
     shortest: float = Field(default=1.0, gt=0, le=1)
     """Synthetic lengths are uniform between this share of the workload's and all of it."""
+    warmed_up: bool = True
+    """Whether the engines have served such requests before; else the first of these wait for kernels to be compiled, as in a
+    benchmark whose client sends nothing ahead."""
 
     @model_validator(mode="after")
     def _one_loop(self) -> Load:
@@ -204,6 +207,8 @@ class Load(Spec):
             raise ValueError("give either concurrency (closed loop) or rate_per_s (open loop), not both")
         if not (self.concurrency or self.rate_per_s or self.trace):
             raise ValueError("give concurrency (closed loop), rate_per_s (open loop) or a trace")
+        if not self.warmed_up and self.rate_per_s and not (self.trace or self.requests):
+            raise ValueError("a steady state is warm: give how many requests a cold engine is sent")
         return self
 
 

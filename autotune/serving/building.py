@@ -99,10 +99,11 @@ def build_service(deployment: Deployment, requests: Requests) -> Built:
     most = _most_per_rank(decode, fitting_tokens, workload, requests.in_flight, workers)
     kv_tokens = _binding(decode, fitting_tokens, requests)
     gpus = sum(side.pool.layout.gpus * side.pool.instances for side in sides.values())
+    longest, cold = float(requests.isl_tokens.max()), deployment.load is not None and not deployment.load.warmed_up
     model = ServiceModel(
         policy=policy,
-        decode=_decode_pool(decode, workload, prompts, kv_tokens, most, workers, float(requests.isl_tokens.max())),
-        prefill=_prefill_pool(prefill, prompts, float(requests.isl_tokens.max())) if apart else None,
+        decode=_decode_pool(decode, workload, prompts, kv_tokens, most, workers, longest, cold),
+        prefill=_prefill_pool(prefill, prompts, longest, cold) if apart else None,
         frontend=_frontend(decode, prefill.pool.instances * prefill.api_servers if apart else decode.api_servers),
         handover=_handover(decode, prefill, prompts, gpus) if apart else Handover(),
         routers=deployment.routers,
@@ -121,9 +122,9 @@ def build_service(deployment: Deployment, requests: Requests) -> Built:
 
 
 def _decode_pool(
-    side: PricedPool, workload: Workload, prompts: Workload, kv_tokens: float, most: int, workers: int, longest: float
+    side: PricedPool, workload: Workload, prompts: Workload, kv_tokens: float, most: int, workers: int, longest: float, cold: bool
 ) -> PoolModel:
-    """The pool that decodes; an aggregated engine's steps hold prompts as well."""
+    """The pool that decodes; an aggregated engine's steps hold prompts as well. cold : it has served nothing yet."""
     pool, policy = side.pool, side.policy
     c = side.machine.coefficients("serving", "default", ServiceCoefficients)
     steps, cores = decode_times(side.machine, side.rows, workload, policy, most)
@@ -137,6 +138,7 @@ def _decode_pool(
         prompt_s=prompt_s,
         launch_s=_launch_s(policy, prefill_rows, prompt_s, c.prefill_switch_s),
         cut_keys=_cut_keys(side, c),
+        first_cut_s=c.first_cut_s if cold else 0.0,
         workers=workers,
         ranks=pool.dp,
         slots=pool.batch_per_dp_rank or UNLIMITED_SLOTS,
@@ -149,8 +151,8 @@ def _decode_pool(
     )
 
 
-def _prefill_pool(side: PricedPool, prompts: Workload, longest: float) -> PoolModel:
-    """A pool that only prefills."""
+def _prefill_pool(side: PricedPool, prompts: Workload, longest: float, cold: bool) -> PoolModel:
+    """A pool that only prefills. cold : it has served nothing yet."""
     c = side.machine.coefficients("serving", "default", ServiceCoefficients)
     top = max(side.budget_tokens, longest)
     prompt_s = prompt_times(side.machine, side.prefill_rows, prompts, side.policy, top, c.prefill_switch_s, np.zeros(1))
@@ -159,6 +161,7 @@ def _prefill_pool(side: PricedPool, prompts: Workload, longest: float) -> PoolMo
         prompt_s=prompt_s,
         launch_s=_launch_s(side.policy, side.prefill_rows, prompt_s, c.prefill_switch_s),
         cut_keys=_cut_keys(side, c),
+        first_cut_s=c.first_cut_s if cold else 0.0,
         workers=side.pool.instances,
         ranks=side.pool.dp,
         slots=side.pool.batch_per_dp_rank or UNLIMITED_SLOTS,

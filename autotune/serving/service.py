@@ -37,6 +37,9 @@ class PoolModel:
     """What a preempted sequence held can be used again until others have written over it, its end first."""
     cut_keys: float = 1.0
     """How much longer a rank's prompts attend in a step that holds a later piece of one of them."""
+    first_cut_s: float = 0.0
+    """What the first step that holds a later piece of a prompt takes more, before it is launched: its kernel is compiled; 0 in
+    an engine that has run one before [s]."""
     launch_s: float = 0.0
     """What the engine's process is busy launching an eager step of prompts at most; infinite where it waits for the GPU in
     every layer, so for the whole step [s]."""

@@ -110,6 +110,10 @@ class Worker:
         """Step at whose start the engine began to count steps until it looks again."""
         self.prompting = False
         """Whether the running step holds prompts."""
+        self.uncompiled_s = pool.first_cut_s
+        """What the first step with a later piece of a prompt is still to take more."""
+        self.compiling_s = 0.0
+        """Of the running step: before its kernels are launched."""
         self.start_s = self.step_s = 0.0
         self.strides = 0
         """Steps of the running segment; 0 idle."""
@@ -165,7 +169,7 @@ class Worker:
 
     def _launch_s(self) -> float:
         """How long the running step of prompts is being launched: until then the next one is not composed."""
-        return min(self.pool.launch_s, self.step_s)
+        return min(self.compiling_s + self.pool.launch_s, self.step_s)
 
     def _look(self) -> None:
         """A step of prompts has been composed: before the next is, the engine looks, whoever has come by then."""
@@ -451,7 +455,7 @@ class Worker:
     def _prompt_step_s(self, taken: list[list[tuple[int, float]]]) -> float:
         """Price the step that was composed; ranks whose prompts get a step of their own stall what runs on them."""
         busiest = total = keys = 0.0
-        most = 0
+        most, later = 0, False
         for rank, pieces in enumerate(taken):
             tokens = attended = 0.0
             cut = False
@@ -462,13 +466,19 @@ class Worker:
                 cut = cut or job.prefix > 0
                 job.prefix += count
             attended *= self.pool.cut_keys if cut else 1.0
+            later = later or cut
             if self.policy.mixes or not pieces:
                 tokens += self.decoding[rank]
                 most = max(most, self.decoding[rank])
             elif self.decoding[rank]:
                 self.stalled.append(rank)
             busiest, total, keys = max(busiest, tokens), total + tokens, max(keys, attended)
-        return self.pool.prompt_s(busiest, total / len(taken), keys, most)
+        return self._compile_s(later) + self.pool.prompt_s(busiest, total / len(taken), keys, most)
+
+    def _compile_s(self, later: bool) -> float:
+        """What a step waits for its kernels to be compiled, once; later : whether it holds a later piece of a prompt."""
+        self.compiling_s, self.uncompiled_s = (self.uncompiled_s, 0.0) if later else (0.0, self.uncompiled_s)
+        return self.compiling_s
 
     def _preempt(self) -> None:
         """What the next step would outgrow loses its newest sequences, which go to the head of the queue.

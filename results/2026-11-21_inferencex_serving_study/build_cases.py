@@ -24,6 +24,11 @@ of its history), not from residuals:
   of the benchmark's recipes (recipes.csv);
 - points of later imports (ids 2026_) do not say whether drafts ran: those whose deployment and release a configuration with drafts had
   (drafts.csv, by drafts.py) are priced without and not counted;
+- releases: SGLang's configurations had EP from 2025-11-10 on, with 0.5.5 for 0.5.3rc1 (commit d8fe8f73e), all of TensorRT-LLM's
+  1.1.0rc2.post2 until 2026-01-29 (.github/configs/nvidia-master.yaml);
+- clients that sent nothing ahead (until 2026-01-21): SGLang on B200 ran in Docker, which sent FP8 50 prompts per request in flight, 20 of
+  8,192 output tokens (runners/launch_b200-nvd.sh, by the name of the model), and no cache of compiled kernels is kept (commit 15b7c00b0);
+- choices are among rows that count: what ran with drafts, or may have, is no alternative that is priced here;
 - FP8 KV cache and attention;
 - all-to-all: TensorRT-LLM's NVLink kernels need an Arm host (tensorrt_llm/_mnnvl_utils.py, supports_mnnvl), so one-sided
   NVLink on GB200 and GB300 and an all-gather with a reduce-scatter on machines with x86 hosts. Its DeepGEMM experts know the
@@ -55,6 +60,10 @@ FP8_CACHE = {"kv_cache": "fp8", "attention_compute": "fp8", "prefill_attention":
 SOURCE = "https://github.com/SemiAnalysisAI/InferenceX"
 BESIDE_SHARE = 0.03
 """Of a GPU's memory, what SGLang's --mem-fraction-static leaves out and a pool's memory_fraction holds: activations, graphs."""
+WARMED_UP_SINCE = "2026-01-21"
+"""Date of the client that sends requests ahead, of rows that say their date."""
+BEFORE_RELEASES = {"trtllm": "1.1.0rc2.post2", "sglang": "0.5.3rc1", "sglang with EP": "0.5.5"}
+"""Images of aggregated rows without a release or a date, which are of November 2025 or older."""
 WARMED_UP = ("0.5.9", "0.5.10", "0.5.12", "1.2.0rc6", "1.3")
 """Images of aggregated runs whose client sent requests ahead of the measured ones."""
 AFTER_MAX_TOKENS = ("1.2.0rc6", "1.3")
@@ -198,7 +207,7 @@ def dealers(row: dict[str, str]) -> int:
     """Front ends of a disaggregated TensorRT-LLM point; one where no recipe says.
 
     Recipes of SGLang have several too, but its points at four and eight in flight on four decode engines (GB300, FP8) decode as if one
-    dealt: what spreads them there is not known, so that they are priced with one.
+    dealt: what spreads them there is not known, so that they are priced with one. A choice by residuals, see the README.
     """
     found = recipe(row) if (row["mode"], row["engine"]) == ("disagg", "trtllm") else None
     return int(found["routers"]) if found else 1
@@ -210,7 +219,29 @@ def warmed_up(row: dict[str, str]) -> bool:
     NVIDIA/srt-slurm's has always done so (sa-bench/bench.sh), that of aggregated runs since 2026-01-21 (commit d053ae24e of
     SemiAnalysisAI/InferenceX); every release below was first run after that day, runs without a release and older ones before.
     """
-    return row["mode"] == "disagg" or row["engine_version"].startswith(WARMED_UP)
+    late = row.get("date", "") >= WARMED_UP_SINCE
+    return row["mode"] == "disagg" or late or row["engine_version"].startswith(WARMED_UP)
+
+
+def release(row: dict[str, str]) -> dict[str, str]:
+    """Version of the engine, where it is known: images of disaggregated TensorRT-LLM are named by Dynamo's."""
+    engine, said = row["engine"], row["engine_version"]
+    if engine == "trtllm" and row["mode"] == "disagg":
+        return {}
+    if not said and row["mode"] == "agg" and not row.get("date"):
+        spread = engine == "sglang" and number(row, "d_ep" if row["d_tp"] else "p_ep") > 1
+        said = BEFORE_RELEASES[f"{engine} with EP" if spread else engine]
+    return {"version": said} if said else {}
+
+
+def load(row: dict[str, str], concurrency: int) -> dict:
+    """What the client sent; ten prompts per request in flight go without saying."""
+    sent = {"concurrency": concurrency, "shortest": 0.8}
+    if warmed_up(row):
+        return sent
+    docker = row["system"] == "b200_sxm" and row["engine"] == "sglang" and row["precision"] == "fp8"
+    more = {"requests": concurrency * (20 if int(row["osl"]) == 8192 else 50)} if docker else {}
+    return sent | more | {"warmed_up": False}
 
 
 def may_draft(row: dict[str, str]) -> bool:
@@ -226,25 +257,27 @@ def case(row: dict[str, str]) -> dict:
     osl = 0.9 * int(row["osl"])
     rate = concurrency / (ttft_s + osl * tpot_s) * osl
     ahead = "" if warmed_up(row) else ", client not warmed up"
+    counts = not row["note"] and not may_draft(row)
+    at = f"{row['system']} {row['engine']} {row['precision']} {row['isl']}/{row['osl']} at {concurrency}{ahead}"
     layouts = " + ".join(f"{p['instances']}x" + "tp{tp}dp{dp}ep{ep}".format(**p) for p in pools.values())
     return {
         "id": row["id"],
         "title": row["id"],
         "source": SOURCE,
         "date": "2026-01-01",
-        "named": not row["note"] and not may_draft(row),
-        "decision": f"{row['system']} {row['engine']} {row['precision']} {row['isl']}/{row['osl']} at {concurrency}{ahead}",
+        "named": counts,
+        **({"decision": at} if counts else {}),
         "assumptions": [f"layout {layouts}", *([row["note"]] if row["note"] else []), *(["may draft"] if may_draft(row) else [])],
         "deployment": {
             "hardware": HARDWARE[row["system"]],
             "model": "deepseek-r1",
             "precision": {"recipe": "nvfp4" if row["precision"] == "fp4" else "fp8-block", **FP8_CACHE},
-            "engine": {"name": row["engine"]},
+            "engine": {"name": row["engine"], **release(row)},
             "phase": "serve",
             "workload": {"isl_tokens": int(row["isl"]), "osl_tokens": int(row["osl"])},
             "pools": pools,
             "routers": dealers(row),
-            "load": {"concurrency": concurrency, "shortest": 0.8},
+            "load": load(row, concurrency),
         },
         "measured": {"tokens_per_s_per_gpu": rate / gpus, "tpot_s": tpot_s, "ttft_s": ttft_s},
     }

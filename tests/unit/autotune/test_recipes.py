@@ -226,5 +226,5 @@ def test_a_service_is_compared_under_the_load_of_its_benchmark(monkeypatch, caps
     assert stop.value.code == 1
     assert "v2_unknown_role.yaml: roles.encoder is none of" in printed.err
     (one,) = found["compared"]
-    assert one["problem"]["load"] == {"concurrency": 64, "shortest": 1.0}
+    assert one["problem"]["load"] == {"concurrency": 64, "shortest": 1.0, "warmed_up": True}
     assert one["ours"]["tokens_per_s_per_gpu"] >= one["recipe"]["tokens_per_s_per_gpu"] * 0.98

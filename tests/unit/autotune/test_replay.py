@@ -147,6 +147,27 @@ def test_a_step_with_the_later_piece_of_a_prompt_may_attend_more_slowly():
     assert replay(both, _together(ALONE, **prices, cut_keys=10.0)).first_token_s == pytest.approx([0.625, 4.375])
 
 
+def test_the_first_step_with_a_later_piece_waits_for_its_kernel_to_be_compiled():
+    # budget 1,500, 0.1 ms a token. Step 0: A and 500 tokens of B, until 0.15. The process then compiles for 7 s, from when it had
+    # launched step 0: it sees A at 7.0. Step 1 is taken to start when step 0 ends: 0.15 + 7 + 0.05. The later pair has the kernel
+    pairs = _requests((0, 1000, 1), (0, 1000, 1), (20, 1000, 1), (20, 1000, 1))
+    assert replay(pairs, _together(ALONE, budget_tokens=1500.0)).ttft_s == pytest.approx([0.15, 0.2] * 2)
+    cold = replay(pairs, _together(ALONE, budget_tokens=1500.0, first_cut_s=7.0))
+    assert cold.ttft_s == pytest.approx([7.0, 7.2, 0.15, 0.2])
+
+
+def test_an_engine_that_cuts_no_prompt_compiles_nothing():
+    whole = _requests((0, 1000, 1), (0, 1000, 1))
+    assert replay(whole, _together(ALONE, budget_tokens=2000.0, first_cut_s=7.0)).ttft_s == pytest.approx([0.2, 0.2])
+
+
+def test_a_sequence_that_decodes_already_stalls_while_a_kernel_is_compiled():
+    # A decodes from 0.1 on and has a token every 10 ms; B, of 1,500 tokens, is cut: A waits 7 s and B's two steps of prompts
+    both = _requests((0, 1000, 101), (0.5, 1500, 1))
+    warm, cold = (replay(both, _together(ALONE, first_cut_s=seconds)).tpot_s[0] for seconds in (0.0, 7.0))
+    assert cold - warm == pytest.approx(7.0 / 100)
+
+
 def test_tensorrt_llm_takes_whole_prompts_into_what_decode_tokens_leave():
     # budget 1,010. A alone, until 0.1 (1,000 tokens; B no longer fits); B and A's token, 1,001 tokens, until 0.2001;
     # C and two tokens until 0.2503; D was seen in time for step 4: 500 + 3 tokens until 0.3006

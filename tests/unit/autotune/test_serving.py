@@ -162,6 +162,20 @@ def test_absorbed_pieces_cost_the_flops_of_latents_and_a_slower_kernel():
     assert plain.built.model.decode.cut_keys == 1.0
 
 
+def test_only_a_cold_engine_that_compiles_has_kernels_to_compile():
+    # SGLang's FlashInfer kernel on Blackwell; Hopper's come with the package. Warm unless said otherwise
+    cold = {"concurrency": 4, "warmed_up": False}
+    on_blackwell, warm = (service_of(_service({"serve": DECODE}, load)).built.model.decode for load in (cold, {"concurrency": 4}))
+    on_hopper = service_of(_service({"serve": DECODE}, cold, hardware="hgx-h200", precision="fp8-block")).built.model.decode
+    assert on_blackwell.first_cut_s > 10
+    assert warm.first_cut_s == on_hopper.first_cut_s == 0
+
+
+def test_a_steady_state_is_warm():
+    with pytest.raises(ValidationError, match="a steady state is warm"):
+        _service({"serve": DECODE}, {"rate_per_s": 1.0, "warmed_up": False})
+
+
 def test_apart_decode_is_undisturbed_and_together_it_is_not():
     load = {"concurrency": 128}
     apart = predict_service(_service({"prefill": {**PREFILL, "instances": 4}, "decode": DECODE}, load))

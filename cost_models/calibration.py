@@ -158,13 +158,20 @@ def _families_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def merged(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """Raw document `override` on top of `base`, family by family and variant by variant.
+    """Raw document `override` on top of `base`, family by family and variant by variant, those of earlier releases too.
 
     Raises CatalogError where one of them is no mapping.
     """
-    families = {family: dict(variants) for family, variants in _families_of(base).items()}
-    for family, variants in _families_of(override).items():
-        families.setdefault(family, {}).update(variants)
-    result = {**base, **override, "families": families}
+    older, own = base.get("earlier") or {}, override.get("earlier") or {}
+    earlier = {last: _overlaid(older.get(last, {}), own.get(last, {})) for last in {**older, **own}}
+    families = _overlaid(_families_of(base), _families_of(override))
+    result = {**base, **override, "families": families, "earlier": earlier}
     result.pop("inherits", None)
     return result
+
+
+def _overlaid(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    families = {family: dict(variants) for family, variants in base.items()}
+    for family, variants in override.items():
+        families.setdefault(family, {}).update(variants)
+    return families

@@ -140,3 +140,11 @@ def test_trtllm_up_to_1_0_decodes_an_fp8_cache_at_two_thirds_of_the_rate_of_1_1(
     assert mla_us("1.0.0rc6", 1024, 2048) == pytest.approx(495, rel=0.1)
     assert mla_us("1.1.0rc2", 1024, 2048) == pytest.approx(327, rel=0.1)
     assert mla_us("1.0.0", 1024, 2048) > 1.4 * mla_us("1.1.0", 1024, 2048) > 1.4 * 130
+
+
+def test_what_releases_had_is_inherited_beside_a_document_s_own():
+    """B200 has an older attention of its own; that small kernels were launched one by one up to 1.1 it has from its family."""
+    earlier = calibration_for("B200", "trtllm").earlier
+    assert {last: set(families) for last, families in earlier.items()} == {"1.0": {"mla_decode"}, "1.1": {"host"}}
+    own = load_calibration("b200-trtllm").earlier["1.0"]["mla_decode"]["bf16"]
+    assert own != load_calibration("gb200-trtllm").earlier["1.0"]["mla_decode"]["bf16"]

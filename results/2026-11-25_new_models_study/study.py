@@ -99,9 +99,12 @@ def as_launched(recipe: PrecisionRecipe, row: Measured) -> PrecisionRecipe:
 
 
 def layout_as_launched(row: Measured) -> Measured:
-    """vLLM's scripts of MiniMax on H200, and on B200 with 0.17, ask for expert parallelism at every EP_SIZE from 1 on."""
+    """vLLM's scripts of MiniMax on H200, and on B200 with 0.17, ask for expert parallelism at every EP_SIZE from 1 on; those of
+    Kimi-K2.5 at none."""
+    if row.model == "kimi-k2.5":
+        return replace(row, ep=1)
     told = row.hardware == "hgx-h200" or (row.hardware == "hgx-b200" and row.release.startswith("0.17"))
-    return replace(row, ep=row.tp * row.dp) if row.model == "minimax-m2" and told and row.date else row
+    return replace(row, ep=row.tp * row.dp) if row.model == "minimax-m2" and told else row
 
 
 def drafting(row: Measured) -> bool:
@@ -150,8 +153,8 @@ def of_table(row: dict[str, str], model: str) -> Measured | str:
     if row["system"] not in HARDWARE:
         return f"hardware {row['system']}"
     tp, dp, ep, workers = (int(float(row[f"d_{name}"] or 1)) for name in ("tp", "dp", "ep", "workers"))
-    if tp == dp > 1 and ep == tp * dp:  # attention DP over n GPUs, recorded as n x n: 16 GPUs of a host that has 8
-        tp, ep = 1, dp
+    if tp == dp > 1 and ep == tp * dp:  # n GPUs recorded as n x n: the scripts' TP n EP n (ten such rows have twins that say so)
+        dp, ep = 1, tp
     recipe = RECIPES[row["precision"]]
     found = Measured(
         row["id"], model, recipe, HARDWARE[row["system"]], row["engine"], int(NOMINAL * int(row["isl"])),

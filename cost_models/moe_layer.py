@@ -219,9 +219,10 @@ def kernel_variants(
     """Expert kernels that a backend can feed; the engine takes the fastest.
 
     kernel : of EXPERT_KERNELS; spread : whether attention-DP ranks feed it; wide : whether UNPADDED_SHARDS or more ranks share
-    each expert; whole : whether experts are spread over ranks. Low-latency dispatch feeds a masked kernel, DeepEP normal a contiguous one, every other path the engine's fused
-    one, or in releases that have them the padded one or that of WHOLE_EXPERTS; vLLM's prefill after an all-gather, which no CUDA graph captures, may choose
-    the contiguous one too. Some engines run the one that they are told to (`Machine.chosen_expert_kernel`).
+    each expert; whole : whether experts are spread over ranks. Low-latency dispatch feeds a masked kernel, DeepEP normal a
+    contiguous one, every other path the engine's fused one, or in releases that have them the padded one or that of
+    WHOLE_EXPERTS; vLLM's prefill after an all-gather, which no CUDA graph captures, may choose the contiguous one too. Some
+    engines run the one that they are told to (`Machine.chosen_expert_kernel`).
     """
     dtype = machine.dtype("experts")
     if machine.chooses_expert_kernel:

@@ -60,7 +60,7 @@ class MoeSpec(Spec):
     gated: bool = True
     """SwiGLU; otherwise one matrix up and one down (squared ReLU)."""
     router_fp32: bool = False
-    """Engines widen the router's weights and inputs and multiply in FP32, without tensor cores (vLLM 0.12 to 0.33, SGLang 0.5.9)."""
+    """The router is multiplied in FP32, without tensor cores (vLLM 0.12 to 0.33, SGLang 0.5.9)."""
     shared_gate: bool = False
     """The shared expert's output is scaled by a learned number per token."""
 

@@ -32,6 +32,10 @@ WIDENED_BYTES = 6.0
 """Widening an input to FP32 reads 2 bytes and writes 4."""
 SHARED_KERNELS = {"h100-vllm": "h100-trtllm", "h200-vllm": "h200-trtllm"}
 """Calibration -> the one with TensorRT-LLM's timings of the same CUTLASS experts in FP8 blocks."""
+LAST_PADDED = "0.14"
+LAST_OF_CUTLASS = "0.16"
+"""Last releases of vLLM that decode over spare rows, and that prefer FlashInfer's CUTLASS whatever the parallelism (0.15.1 and
+0.16.0, fused_moe/oracle/fp8.py, AVAILABLE_BACKENDS)."""
 LAUNCHING = ("h200-sglang", "gb200-sglang", "h200-vllm", "gb200-vllm", "b200-vllm", "b300-vllm")
 """Calibrations with a `host` of their own."""
 COUNTED = 2
@@ -94,12 +98,21 @@ def apply(folder: Path) -> None:
         if name in SHARED_KERNELS:
             timed = dict(read_yaml(folder / f"{SHARED_KERNELS[name]}.yaml")["families"]["grouped_gemm"]["fp8_block"])
             source = f"the same kernels as TensorRT-LLM runs them, whose sources FlashInfer took: {timed['source']}"
-            families["grouped_gemm"][f"fp8_block.{WHOLE_EXPERTS}"] = {**timed, "status": "transferred", "source": source}
+            entry = {**timed, "status": "transferred", "source": source}
+            families["grouped_gemm"][f"fp8_block.{WHOLE_EXPERTS}"] = entry
+            earlier = document["earlier"]  # Triton ran where 0.14 and older did not pad
+            earlier[LAST_OF_CUTLASS] = {"grouped_gemm": {"fp8_block": bare(entry)}}
+            earlier[LAST_PADDED]["grouped_gemm"]["fp8_block"] = bare(families["grouped_gemm"]["fp8_block"])
         if name in LAUNCHING:
             floors(families)
             for earlier in document.get("earlier", {}).values():
                 floors(earlier)
         (folder / f"{name}.yaml").write_text(dump_yaml(document))
+
+
+def bare(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry without what its fit says of itself."""
+    return {name: entry[name] for name in ("coefficients", "status", "source")}
 
 
 def floors(families: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -70,3 +72,36 @@ def test_one_gpu_alone_needs_no_communicators():
     runtime = decode_memory(machine, Rows.of(tp=np.array([1, 2]), batch=1), workload).lines["runtime"]
     assert runtime[1] - runtime[0] == pytest.approx(c.communicator_bytes)
     assert c.communicator_bytes > 0
+
+
+def test_a_router_in_fp32_runs_without_tensor_cores():
+    """MiniMax-M2 on an H100: 2 x 8,192 x 3,072 x 256 FLOPs are 12.9 GFLOP; 67 TFLOP/s take 192 us, 989 of BF16 13 us."""
+    on = _machine("hgx-h100", "vllm", model="minimax-m2")
+    assert on.dtype("router_fp32") == "fp32"
+    rows, workload = Rows.of(tp=4, batched_tokens=8192), Workload(isl_tokens=8192, osl_tokens=1)
+    routing = prefill_step(on, rows, workload).layers[0].operators["router"]
+    assert routing.bound_s[0] == pytest.approx(192e-6, rel=5e-3)
+    assert 192e-6 < routing.time_s[0] < 400e-6  # timed: 257 us, and 79 us to widen the inputs
+    as_bf16 = dataclasses.replace(on, recipe=on.recipe.model_copy(update={"router_fp32": "bf16"}))
+    assert prefill_step(as_bf16, rows, workload).layers[0].operators["router"].time_s[0] < 50e-6
+
+
+def test_a_router_in_fp32_is_priced_as_bf16_where_fp32_was_not_timed():
+    assert _machine("mi355x", "sglang", model="minimax-m2").dtype("router_fp32") == "bf16"
+
+
+def test_a_short_prompt_of_recurrent_layers_waits_for_its_launches():
+    """A layer's floor grows by eager_scan_s where there is a scan, and by nothing where there is none."""
+    on = _machine("hgx-h200", "sglang", model="qwen3.5-397b-a17b")
+    host = on.calibration.entry("host", "default")
+    without = {name: value for name, value in host.coefficients.items() if name != "eager_scan_s"}
+    bare = dataclasses.replace(
+        on, calibration=on.calibration.with_entries([("host", "default", host.model_copy(update={"coefficients": without}))])
+    )
+    rows, workload = Rows.of(tp=8, batched_tokens=16, graph_tokens=0), Workload(isl_tokens=16, osl_tokens=1)
+    pairs = zip(on.model.groups, prefill_step(on, rows, workload).layers, prefill_step(bare, rows, workload).layers, strict=True)
+    for group, layer, other in pairs:
+        scans = any(name.endswith("_scan") for name in layer.operators)
+        added = host.coefficients["eager_scan_s"] if scans else 0.0
+        assert layer.time_s[0] - other.time_s[0] == pytest.approx(added), group.attention
+    assert host.coefficients["eager_scan_s"] > 5e-4

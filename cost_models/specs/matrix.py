@@ -21,6 +21,7 @@ Family = Literal[
     "experts",
     "router",
     "router_fp32",
+    "gates",
     "lm_head",
     "embedding",
 ]

@@ -38,6 +38,9 @@ LAST_OF_CUTLASS = "0.16"
 0.16.0, fused_moe/oracle/fp8.py, AVAILABLE_BACKENDS)."""
 LAUNCHING = ("h200-sglang", "gb200-sglang", "h200-vllm", "gb200-vllm", "b200-vllm", "b300-vllm")
 """Calibrations with a `host` of their own."""
+APART = ("h200-sglang", "gb200-sglang")
+LAST_APART = "0.5.9"
+"""Last release of SGLang that has four input projections in a layer of Qwen3.5 (models/qwen3_5.py; two from 0.5.10 on)."""
 COUNTED = 2
 """Operators of a scan that the floor counts already: the convolution and the recurrence."""
 
@@ -107,7 +110,15 @@ def apply(folder: Path) -> None:
             floors(families)
             for earlier in document.get("earlier", {}).values():
                 floors(earlier)
+        if name in APART:
+            earlier = document.setdefault("earlier", {}).setdefault(LAST_APART, {})
+            earlier["gated_delta"] = {"projections": projections_entry()}
+        document["families"] = document.pop("families")  # last: readers of headers stop there
         (folder / f"{name}.yaml").write_text(dump_yaml(document))
+
+
+def projections_entry() -> dict[str, Any]:
+    return {"coefficients": {"gemms": 4.0}, "status": "measured", "source": "counted in SGLang 0.5.9, models/qwen3_5.py"}
 
 
 def bare(entry: dict[str, Any]) -> dict[str, Any]:

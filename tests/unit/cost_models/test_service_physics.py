@@ -105,3 +105,24 @@ def test_a_short_prompt_of_recurrent_layers_waits_for_its_launches():
         added = host.coefficients["eager_scan_s"] if scans else 0.0
         assert layer.time_s[0] - other.time_s[0] == pytest.approx(added), group.attention
     assert host.coefficients["eager_scan_s"] > 5e-4
+
+
+def test_sglang_multiplied_a_delta_layers_input_four_times_up_to_0_5_9():
+    """Two more GEMMs of the same matrices: the work stays, so the bound moves by their inputs and the time by about two starts."""
+    spec = catalog.load_hardware("hgx-b200")
+    newest = catalog.calibration_for("B200", "sglang")
+    kind = next(g.attention for g in catalog.load_model("qwen3.5-397b-a17b").groups if g.attention.kind == "gated_delta")
+    found = {}
+    for release in ("0.5.9", "0.5.10"):
+        recipe = catalog.load_recipe("fp8-block")
+        on = Machine(catalog.load_model("qwen3.5-397b-a17b"), spec, recipe, newest.at(release))
+        found[release] = kind.projections(on, np.array([4.0]), np.array([8.0]))
+    starts = {name: newest.entry("dense_gemm", dtype).coefficients["start_s"] for name, dtype in NARROW.items()}
+    for name, start_s in starts.items():
+        added = found["0.5.9"][name][0] - found["0.5.10"][name][0]
+        assert 0.8 * start_s < added[0] < 1.5 * start_s
+    assert found["0.5.9"]["delta_out"] == found["0.5.10"]["delta_out"]
+
+
+NARROW = {"delta_in": "fp8_block", "delta_decay": "bf16"}
+"""Matrix -> dtype in a checkpoint in FP8 blocks: 64 rates and 64 decays are narrower than a block."""

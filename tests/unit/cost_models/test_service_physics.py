@@ -9,9 +9,11 @@ import pytest
 
 from autotune.serving.policies import GENERATIONS
 from cost_models import catalog
+from cost_models.attention.gated_delta import GatedDeltaSpec
 from cost_models.kv_transfer import HandoverCoefficients, handover_bytes_s, link_bytes_per_s
 from cost_models.machine import Machine
 from cost_models.memory import MemoryCoefficients, decode_memory, state_bytes
+from cost_models.operators import gemm
 from cost_models.prefill import prefill_step
 from cost_models.rows import Rows
 from cost_models.serving import ServiceCoefficients, joined_s, prompt_step
@@ -108,21 +110,15 @@ def test_a_short_prompt_of_recurrent_layers_waits_for_its_launches():
 
 
 def test_sglang_multiplied_a_delta_layers_input_four_times_up_to_0_5_9():
-    """Two more GEMMs of the same matrices: the work stays, so the bound moves by their inputs and the time by about two starts."""
-    spec = catalog.load_hardware("hgx-b200")
-    newest = catalog.calibration_for("B200", "sglang")
-    kind = next(g.attention for g in catalog.load_model("qwen3.5-397b-a17b").groups if g.attention.kind == "gated_delta")
-    found = {}
-    for release in ("0.5.9", "0.5.10"):
-        recipe = catalog.load_recipe("fp8-block")
-        on = Machine(catalog.load_model("qwen3.5-397b-a17b"), spec, recipe, newest.at(release))
-        found[release] = kind.projections(on, np.array([4.0]), np.array([8.0]))
-    starts = {name: newest.entry("dense_gemm", dtype).coefficients["start_s"] for name, dtype in NARROW.items()}
-    for name, start_s in starts.items():
-        added = found["0.5.9"][name][0] - found["0.5.10"][name][0]
-        assert 0.8 * start_s < added[0] < 1.5 * start_s
-    assert found["0.5.9"]["delta_out"] == found["0.5.10"]["delta_out"]
-
-
-NARROW = {"delta_in": "fp8_block", "delta_decay": "bf16"}
-"""Matrix -> dtype in a checkpoint in FP8 blocks: 64 rates and 64 decays are narrower than a block."""
+    """On eight ranks: queries, keys and values (1,536 columns), gate (1,024), rates and decays (8 each), each by itself."""
+    newest, model = catalog.calibration_for("B200", "sglang"), catalog.load_model("qwen3.5-397b-a17b")
+    spec, recipe = catalog.load_hardware("hgx-b200"), catalog.load_recipe("fp8-block")
+    older, newer = (Machine(model, spec, recipe, newest.at(release)) for release in ("0.5.9", "0.5.10"))
+    kind = next(group.attention for group in model.groups if isinstance(group.attention, GatedDeltaSpec))
+    m, ranks = np.array([4.0]), np.array([8.0])
+    apart, fused = kind.projections(older, m, ranks), kind.projections(newer, m, ranks)
+    rates = gemm(newer, "bf16", m, 8, model.hidden)  # narrower than a block of 128, so not in FP8
+    assert apart["delta_decay"][0] == pytest.approx(2 * rates[0])
+    start_s = newest.entry("dense_gemm", "fp8_block").coefficients["start_s"]
+    assert 0.8 * start_s < (apart["delta_in"][0] - fused["delta_in"][0])[0] < 1.5 * start_s
+    assert apart["delta_out"] == fused["delta_out"]

@@ -110,8 +110,8 @@ class PrecisionRecipe(Spec):
     router_fp32: Dtype = "fp32"
     """Of models that route in FP32 (`MoeSpec.router_fp32`), without tensor cores; tf32 settings come nearest to bf16."""
     gates: Dtype = "bf16"
-    """Rates and decays of a recurrent layer, a number a head: narrower than a scale block on a rank, and left out of checkpoints in
-    FP8 blocks (Qwen3-Next and Qwen3.5, modules_to_not_convert)."""
+    """Rates and decays of a recurrent layer, a number a head: narrower than a scale block on a rank, and left out of checkpoints
+    in FP8 blocks (Qwen3-Next and Qwen3.5, modules_to_not_convert)."""
     lm_head: Dtype = "bf16"
     embedding: Dtype = "bf16"
     kv_b_expand: Dtype | None = None

@@ -28,6 +28,11 @@ since 0.11.1 (vllm-project/vllm#26197), no batch is too small for DeepGEMM (fuse
 through the most rows that padding each local expert to 128 can give (deep_gemm_utils.py compute_aligned_M)."""
 UNPADDED_SHARDS = 8
 """Tensor-parallel ranks from which those releases run Triton's experts (vllm-project/vllm#29346; 0.11 from none)."""
+WHOLE_EXPERTS = "cutlass"
+"""Kernel of vLLM on Hopper for experts in FP8 blocks where ranks hold whole ones: FlashInfer's CUTLASS from 0.17 to 0.33
+(fused_moe/oracle/fp8.py, _get_priority_backends: Triton without expert parallelism), in both phases; TensorRT-LLM's sources."""
+KNOWS_WHOLE_EXPERTS = ("vllm",)
+"""Engines that choose so; others inherit its Hopper timings."""
 TAKEN: dict[tuple[str, str], tuple[str, str]] = {
     ("hopper", "fp8_block"): ("cutlass", "cutlass"),
     ("hopper", "fp8"): ("cutlass", "cutlass"),

@@ -35,6 +35,9 @@ class HostCoefficients:
     eager_experts_s: float = 0.0
     """Launch-bound floor of one layer's routed experts beyond one operator's, without CUDA graphs: routing, sorting and
     several kernels launched from Python [s]."""
+    eager_scan_s: float = 0.0
+    """Launch-bound floor of one recurrent layer's scan beyond its operators' own, without CUDA graphs: gates, sums and inverses
+    of chunks, states, outputs and the gated norm, each launched from Python [s]."""
 
 
 NORMS = 2

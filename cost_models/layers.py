@@ -138,10 +138,10 @@ def finished(
     r"""Sum over the microbatches, with the small kernels between operators (captured in a CUDA graph) or the eager launch floor.
 
     .. math::
-        g = h\,n\,t_s \;\text{(graph)}, \quad g = \max(h\,n\,t_s,\; h\,(k\,t_e + t_x) - t_{busy}) \;\text{(eager)}
+        g = h\,n\,t_s \;\text{(graph)}, \quad g = \max(h\,n\,t_s,\; h\,(k\,t_e + t_x + t_r) - t_{busy}) \;\text{(eager)}
 
-    small : n, of one layer (`host.small_kernels`); h microbatches, k operators that run, t_s, t_e, t_x : HostCoefficients'
-    small_kernel_s, eager_operator_s, eager_experts_s (docs/models/host.md).
+    small : n, of one layer (`host.small_kernels`); h microbatches, k operators that run, t_s, t_e, t_x, t_r : HostCoefficients'
+    small_kernel_s, eager_operator_s, eager_experts_s, eager_scan_s (docs/models/host.md).
     Kernels queue up while the GPU works, so eager launches cost only what exceeds it, unless dispatch makes the host
     wait for its counts (DeepEP normal): then one microbatch's launches are exposed.
     """
@@ -163,7 +163,9 @@ def _eager_gaps_s(
 ) -> Floats:
     """The launch floor of eager steps beyond what the GPU works; at least the small kernels."""
     launched = sum((t.time_s > 0 for t in operators.values()), np.zeros(len(halves)))
-    floor_s = launched * host.eager_operator_s + (host.eager_experts_s if "experts" in operators else 0.0)
+    scans = any(name.endswith("_scan") for name in operators)
+    beyond_s = (host.eager_experts_s if "experts" in operators else 0.0) + (host.eager_scan_s if scans else 0.0)
+    floor_s = launched * host.eager_operator_s + beyond_s
     dispatching = operators["dispatch"].time_s > 0 if "dispatch" in operators else np.zeros(len(halves), dtype=np.bool_)
     waits = dispatching & rows_whose(rows.backend, lambda backend: backend.waits_for_counts)
     eager_s = np.where(waits, floor_s, halves * floor_s - busy)

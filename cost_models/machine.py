@@ -65,13 +65,20 @@ class Machine:
         """Dtype of a matrix family, as the GPU's kernels take it.
 
         On tensor cores that scale blocks of 32 themselves, SGLang and TensorRT-LLM give MXFP4 experts MXFP8 activations
-        instead of widening them to BF16; vLLM does when asked (recipe mxfp4-mxfp8).
+        instead of widening them to BF16; vLLM does when asked (recipe mxfp4-mxfp8). A router in FP32 is priced as others are
+        where FP32 was not timed or the GPU's FP32 throughput is not known.
         """
+        if family == "router_fp32" and not self._knows_fp32:
+            family = "router"
         stored = str(getattr(self.recipe, family))
         native = self.hardware.gpu.architecture in MX_ARCHITECTURES and self.calibration.applies_to.engine in MXFP8_BY_DEFAULT
         if stored == "mxfp4" and family == "experts" and native:
             return "mxfp4_mxfp8"
         return stored
+
+    @property
+    def _knows_fp32(self) -> bool:
+        return self.calibration.has("dense_gemm", "fp32") and "fp32" in self.hardware.gpu.flops_per_s
 
     @property
     def chooses_expert_kernel(self) -> bool:

@@ -29,7 +29,14 @@ from cost_models.dispatch import (
     transfer_time_s,
     volumes,
 )
-from cost_models.expert_kernels import EXPERT_KERNELS, GATHERS_FOR_CONTIGUOUS, PADDED, UNPADDED_SHARDS
+from cost_models.expert_kernels import (
+    EXPERT_KERNELS,
+    GATHERS_FOR_CONTIGUOUS,
+    KNOWS_WHOLE_EXPERTS,
+    PADDED,
+    UNPADDED_SHARDS,
+    WHOLE_EXPERTS,
+)
 from cost_models.grouped_gemm import GroupedGemmCoefficients, grouped_gemm_bound_s, grouped_gemm_time_s
 from cost_models.machine import Machine
 from cost_models.operators import Timing, matrix_gemm, moe_traffic, tp_all_reduce
@@ -39,6 +46,8 @@ from cost_models.rows import Rows
 from cost_models.specs.model import MoeSpec
 from cost_models.specs.precision import DTYPES
 
+ROUTER_AND_SHARED = ("router", "router_fp32", "shared_expert")
+"""Families of an MoE layer's dense matrices."""
 RECORDED_STEPS = 10_000
 """Steps that a recording which experts are placed from once holds: its noise is negligible."""
 
@@ -137,7 +146,7 @@ def _shared_stream(machine: Machine, operators: dict[str, Timing], tokens: Float
 
 
 def _router_and_shared(machine: Machine, tokens: Floats, shards: Floats) -> dict[str, Timing]:
-    matrices = [m for m in machine.model.layer_matrices() if m.family in ("router", "shared_expert")]
+    matrices = [m for m in machine.model.layer_matrices() if m.family in ROUTER_AND_SHARED]
 
     def distinct(m: Floats, t: Floats) -> dict[str, tuple[Floats, Floats]]:
         return {matrix.name: matrix_gemm(machine, matrix, m, t) for matrix in matrices}
@@ -167,11 +176,11 @@ def _experts(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio: 
     active = _active_experts(moe, total / loops, slots, as_floats(rows.ep), popularity(machine, rows), rows.eplb > 0)
     columns = (pairs / loops, slots, active, entering / loops, rows.moe_tp)
     wide = rows.moe_tp >= UNPADDED_SHARDS
-    for (kind, kernel, own, shared), those in alike_rows(rows.backend, rows.expert_kernel, spread, wide):
+    for (kind, kernel, own, shared, whole), those in alike_rows(rows.backend, rows.expert_kernel, spread, wide, rows.ep > 1):
         landing, held, hit, entered, shards = (as_floats(column[those]) for column in columns)
         hit = np.minimum(hit, landing)
         times = []
-        for variant in kernel_variants(machine, BACKENDS[kind], phase, EXPERT_KERNELS[kernel], own, shared):
+        for variant in kernel_variants(machine, BACKENDS[kind], phase, EXPERT_KERNELS[kernel], own, shared, whole):
             c = machine.coefficients("grouped_gemm", variant, GroupedGemmCoefficients)
             cell = {"activation_bytes": info.activation_bytes, "coefficients": c, **shape}
             times.append(grouped_gemm_time_s(landing, held, hit, entered, shards, **cell))
@@ -199,26 +208,35 @@ def _active_experts(
 
 
 def kernel_variants(
-    machine: Machine, backend: str, phase: Phase, kernel: str = "auto", spread: bool = False, wide: bool = False
+    machine: Machine,
+    backend: str,
+    phase: Phase,
+    kernel: str = "auto",
+    spread: bool = False,
+    wide: bool = False,
+    whole: bool = False,
 ) -> tuple[str, ...]:
     """Expert kernels that a backend can feed; the engine takes the fastest.
 
     kernel : of EXPERT_KERNELS; spread : whether attention-DP ranks feed it; wide : whether UNPADDED_SHARDS or more ranks share
-    each expert. Low-latency dispatch feeds a masked kernel, DeepEP normal a contiguous one, every other path the engine's fused
-    one, or in releases that have it the padded one; vLLM's prefill after an all-gather, which no CUDA graph captures, may choose
-    the contiguous one too. Some engines run the one that they are told to (`Machine.chosen_expert_kernel`).
+    each expert; whole : whether experts are spread over ranks. Low-latency dispatch feeds a masked kernel, DeepEP normal a
+    contiguous one, every other path the engine's fused one, or in releases that have them the padded one or that of
+    WHOLE_EXPERTS; vLLM's prefill after an all-gather, which no CUDA graph captures, may choose the contiguous one too. Some
+    engines run the one that they are told to (`Machine.chosen_expert_kernel`).
     """
     dtype = machine.dtype("experts")
     if machine.chooses_expert_kernel:
         variant = machine.chosen_expert_kernel(kernel, spread and phase == "decode")
         return (variant if machine.calibration.has("grouped_gemm", variant) else dtype,)
-    exchange = BY_NAME[backend]
+    exchange, engine = BY_NAME[backend], machine.calibration.applies_to.engine
     wanted: tuple[str, ...] = (dtype,)
     if exchange.expert_kernel != "fused":
         wanted = (f"{dtype}.{exchange.expert_kernel}",)
     elif not wide and machine.calibration.has("grouped_gemm", f"{dtype}.{PADDED}"):
         wanted = (f"{dtype}.{PADDED}",)
-    elif phase == "prefill" and exchange.graphless_prefill and machine.calibration.applies_to.engine in GATHERS_FOR_CONTIGUOUS:
+    elif whole and engine in KNOWS_WHOLE_EXPERTS and machine.calibration.has("grouped_gemm", f"{dtype}.{WHOLE_EXPERTS}"):
+        wanted = (f"{dtype}.{WHOLE_EXPERTS}",)
+    elif phase == "prefill" and exchange.graphless_prefill and engine in GATHERS_FOR_CONTIGUOUS:
         wanted = (dtype, f"{dtype}.contiguous")
     known = tuple(variant for variant in wanted if machine.calibration.has("grouped_gemm", variant))
     return known or (dtype,)

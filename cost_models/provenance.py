@@ -89,8 +89,8 @@ def _shared_sources(machine: Machine, rows: Rows, tokens: float, phase: Phase) -
         slots = machine.model.moe.experts + float(rows.redundant_experts[0])
         kernel = EXPERT_KERNELS[int(rows.expert_kernel[0])]
         experts = {"input_tokens": tokens, "local_experts": slots / float(rows.ep[0])}
-        spread, wide = bool(rows.dp[0] > 1), bool(rows.moe_tp[0] >= UNPADDED_SHARDS)
-        sources["experts"] = ("grouped_gemm", kernel_variants(machine, backend, phase, kernel, spread, wide)[-1], experts)
+        told = (kernel, bool(rows.dp[0] > 1), bool(rows.moe_tp[0] >= UNPADDED_SHARDS), bool(rows.ep[0] > 1))
+        sources["experts"] = ("grouped_gemm", kernel_variants(machine, backend, phase, *told)[-1], experts)
         sources["shared_stream"] = ("shared_expert_stream", "default", {})
         sources["eplb_moves"] = ("balance", "dynamics", {})
     if backend != "none":

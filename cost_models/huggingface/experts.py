@@ -120,6 +120,7 @@ def minimax_m2(config: Config, name: str, source: str) -> ModelSpec:
         experts=config["num_local_experts"],
         intermediate=config["intermediate_size"],
         correction_bias=bool(config.get("use_routing_bias", False)),
+        router_fp32=True,
     )
     flags = ("the MTP modules that the config names are not in the checkpoint",) if config.get("use_mtp") else ()
     across = config.get("qk_norm_type", "per_layer") == "per_layer"
@@ -268,6 +269,7 @@ def step3p5(config: Config, name: str, source: str) -> ModelSpec:
         intermediate=config["moe_intermediate_size"],
         shared_intermediate=config.get("share_expert_dim") or 0,
         correction_bias=bool(config.get("use_moe_router_bias", False)),
+        router_fp32=True,
     )
     dense = config["first_k_dense_replace"]
     return _model(config, name, source, windowed(config, gqa(config, qk_norm=True)), moe, dense=dense)

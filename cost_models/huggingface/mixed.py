@@ -56,6 +56,7 @@ def minimax_m3(config: Config, name: str, source: str) -> ModelSpec:
         intermediate=config["intermediate_size"],
         shared_intermediate=config["n_shared_experts"] * config["shared_intermediate_size"],
         correction_bias=bool(config.get("use_routing_bias", False)),
+        router_fp32=True,
     )
     networks: dict[int, FeedForward] = {0: DenseSpec(intermediate=config["dense_intermediate_size"]), 1: moe}
     chosen = layer_kinds(layers, "sparse_attention_freq", sparse["sparse_attention_freq"], {0: full, 1: blocks})
@@ -93,6 +94,7 @@ def mimo_v2(config: Config, name: str, source: str) -> ModelSpec:
         top_k=config["num_experts_per_tok"],
         intermediate=config["moe_intermediate_size"],
         shared_intermediate=(config.get("n_shared_experts") or 0) * config["moe_intermediate_size"],
+        router_fp32=config.get("moe_router_dtype", "float32") == "float32",
         groups=config.get("n_group") or 1,
         top_k_groups=config.get("topk_group") or 1,
         correction_bias=config.get("topk_method") == "noaux_tc",

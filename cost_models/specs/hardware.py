@@ -33,7 +33,7 @@ class GpuSpec(Spec):
     """Capacity as the driver reports it; memory plans use this one."""
     hbm_bytes_per_s: BytesPerS
     flops_per_s: dict[str, Flops]
-    """Dense tensor throughput by compute dtype (bf16, fp8, int8, nvfp4)."""
+    """Dense tensor throughput by compute dtype (bf16, fp8, int8, nvfp4); fp32 that of the plain units."""
 
     def peak_flops_per_s(self, dtype: str) -> float:
         """Dense peak of a compute dtype [FLOP/s]; raises MissingFactError when there is none."""

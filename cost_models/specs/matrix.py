@@ -12,7 +12,18 @@ from cost_models.arrays import Floats, as_floats
 
 Sharding = Literal["column", "row", "replicated"]
 Family = Literal[
-    "attention_in", "q_b", "kv_b", "o_proj", "dense_ffn", "shared_expert", "experts", "router", "lm_head", "embedding"
+    "attention_in",
+    "q_b",
+    "kv_b",
+    "o_proj",
+    "dense_ffn",
+    "shared_expert",
+    "experts",
+    "router",
+    "router_fp32",
+    "gates",
+    "lm_head",
+    "embedding",
 ]
 
 

@@ -59,6 +59,8 @@ class MoeSpec(Spec):
     """Width that routed experts read and write, and that is dispatched, where it is not the hidden size."""
     gated: bool = True
     """SwiGLU; otherwise one matrix up and one down (squared ReLU)."""
+    router_fp32: bool = False
+    """The router is multiplied in FP32, without tensor cores (vLLM 0.12 to 0.33, SGLang 0.5.9)."""
     shared_gate: bool = False
     """The shared expert's output is scaled by a learned number per token."""
 
@@ -78,7 +80,7 @@ class MoeSpec(Spec):
     def matrices(self, hidden: int, layers: int) -> list[Matrix]:
         inner, ups = self.routed_hidden(hidden), 2 if self.gated else 1
         found = [
-            Matrix("router", "router", self.experts, hidden, layers, "replicated"),
+            Matrix("router", "router_fp32" if self.router_fp32 else "router", self.experts, hidden, layers, "replicated"),
             Matrix("expert_gate_up", "experts", ups * self.intermediate, inner, layers, "column", self.experts),
             Matrix("expert_down", "experts", inner, self.intermediate, layers, "row", self.experts),
         ]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from cost_models.specs.base import Spec
 
 Dtype = Literal[
+    "fp32",
     "bf16",
     "fp8",
     "fp8_block",
@@ -67,6 +68,7 @@ MXFP4_PADDING: dict[str, Any] = {"hidden_multiple": 256, "width_multiple": 128}
 """Marlin, TensorRT-LLM kernels (vllm 0.33, fused_moe/oracle/mxfp4.py, mxfp4_round_up_hidden_size_and_intermediate_size)."""
 
 DTYPES: dict[str, DtypeInfo] = {
+    "fp32": DtypeInfo(4.0, 4.0, "fp32", kernels=("bf16",)),
     "bf16": DtypeInfo(2.0, 2.0, "bf16"),
     "fp8": DtypeInfo(1.0, 1.0, "fp8", kernels=("fp8_block",)),
     "fp8_block": DtypeInfo(1.0 + 4 / 128**2, 1.0 + 4 / 128, "fp8"),
@@ -115,6 +117,11 @@ class PrecisionRecipe(Spec):
     shared_expert: Dtype
     experts: Dtype
     router: Dtype = "bf16"
+    router_fp32: Dtype = "fp32"
+    """Of models that route in FP32 (`MoeSpec.router_fp32`), without tensor cores; tf32 settings come nearest to bf16."""
+    gates: Dtype = "bf16"
+    """Rates and decays of a recurrent layer, a number a head: narrower than a scale block on a rank, and left out of checkpoints
+    in FP8 blocks (Qwen3-Next and Qwen3.5, modules_to_not_convert)."""
     lm_head: Dtype = "bf16"
     embedding: Dtype = "bf16"
     kv_b_expand: Dtype | None = None

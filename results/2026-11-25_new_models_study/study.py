@@ -5,7 +5,10 @@ usage: python study.py sample_other_models.csv inferencex_2026.csv published_202
 Three tables of public measurements, not kept here (Apache-2.0; sources in README.md). A closed loop as a fluid: every step
 decodes the sequences in flight and the prompts that take the place of those that finished,
     TPOT = step(B) + B / OSL * prefill_s(ISL),    B = in flight per worker and attention-DP rank.
-So it judges steps, not scheduling. B is at most what memory holds. What is left out is printed with its reason.
+So it judges steps, not scheduling. B is at most what memory holds. An engine that runs prompts in steps of their own pays a whole
+step for as many as arrive at once, B / OSL but at least one; one that mixes them shares steps of STEP_TOKENS. What the runs were
+told beyond the tables' columns is in InferenceX's launch scripts (SemiAnalysisAI/InferenceX, benchmarks/single_node and
+nvidia-master.yaml, February to May 2026): `as_launched`. What is left out is printed with its reason.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import csv
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -29,6 +32,8 @@ from cost_models.memory import decode_memory
 from cost_models.prefill import prefill_step
 from cost_models.releases import version_key
 from cost_models.rows import Rows
+from cost_models.serving import ServiceCoefficients
+from cost_models.specs.precision import PrecisionRecipe
 from cost_models.specs.workload import Workload
 from cost_models.step import decode_step
 
@@ -52,6 +57,7 @@ RANDOM_TOKENS = 1.57
 """Popularity of experts under random prompts, as these benchmarks send them."""
 STEP_TOKENS = 8192
 LARGEST_TP = 8
+TF32_SINCE = "2026-04-21"
 MEMORY_FRACTION = 0.9
 """Of device memory that engines fill; requests beyond it wait, which is not TPOT."""
 
@@ -74,13 +80,46 @@ class Measured:
     tpot_ms: float
     release: str = ""
     """Of the engine; none where it is not recorded."""
+    date: str = ""
+    """Of the run, ISO 8601; none where it is not recorded."""
+
+
+def as_launched(recipe: PrecisionRecipe, row: Measured) -> PrecisionRecipe:
+    """What the launch scripts change: an FP8 cache, and routers on tensor cores (TF32, priced as BF16).
+
+    FP8 caches: SGLang but for BF16 checkpoints; vLLM with MiniMax on Blackwell but for its first script (0.17).
+    VLLM_FLOAT32_MATMUL_PRECISION=high: MiniMax on Blackwell from TF32_SINCE on.
+    """
+    blackwell = row.hardware.startswith(("hgx-b", "gb"))
+    minimax = row.model == "minimax-m2" and blackwell and not row.release.startswith("0.17")
+    if minimax or (row.engine == "sglang" and blackwell | row.hardware.startswith("hgx-h") and row.recipe != "bf16"):
+        compute = {"attention_compute": "fp8", "prefill_attention": "fp8"} if blackwell else {}
+        recipe = recipe.model_copy(update={"kv_cache": "fp8", **compute})
+    return recipe.model_copy(update={"router_fp32": "bf16"}) if minimax and row.date >= TF32_SINCE else recipe
+
+
+def layout_as_launched(row: Measured) -> Measured:
+    """vLLM's scripts of MiniMax on H200, and on B200 with 0.17, ask for expert parallelism at every EP_SIZE from 1 on; those of
+    Kimi-K2.5 at none. The nightly that ran Qwen3.5 in BF16 is of the week before SGLang 0.5.9."""
+    if row.engine == "sglang" and (row.model, row.recipe) == ("qwen3.5-397b-a17b", "bf16"):
+        return replace(row, release="0.5.9")
+    if row.model == "kimi-k2.5":
+        return replace(row, ep=1)
+    told = row.hardware == "hgx-h200" or (row.hardware == "hgx-b200" and row.release.startswith("0.17"))
+    return replace(row, ep=row.tp * row.dp) if row.model == "minimax-m2" and told else row
+
+
+def drafting(row: Measured) -> bool:
+    """Whether InferenceX ran this layout with drafts only: Qwen3.5 in FP8 on B200 at TP4 without expert parallelism."""
+    return (row.model, row.recipe, row.hardware, row.tp, row.ep) == ("qwen3.5-397b-a17b", "fp8-block", "hgx-b200", 4, 1)
 
 
 @cache
-def machine_of(hardware: str, model: str, engine: str, recipe: str, release: str) -> Machine:
+def machine_of(row: Measured) -> Machine:
     """A row's machine."""
-    system, spec = load_hardware(hardware), load_model(model)
-    exact = recipe_of(recipe, spec).on(system.gpu.architecture)
+    system, spec = load_hardware(row.hardware), load_model(row.model)
+    exact = as_launched(recipe_of(row.recipe, spec).on(system.gpu.architecture), row)
+    engine, release = row.engine, row.release
     calibration = calibration_for(system.gpu.name, engine)
     held = calibration.at(release) if version_key(release) else calibration  # none recorded, or a nightly: the newest
     return Machine(spec, system, exact, held, RANDOM_TOKENS)
@@ -88,7 +127,7 @@ def machine_of(hardware: str, model: str, engine: str, recipe: str, release: str
 
 def tpot_ms(row: Measured) -> float:
     """Predicted TPOT of a row."""
-    machine = machine_of(row.hardware, row.model, row.engine, row.recipe, row.release)
+    machine = machine_of(row)
     asked = max(round(row.in_flight / row.dp), 1)
     backend = BACKENDS.index("none" if row.dp == 1 else "allgather_reducescatter")
     rows = Rows.of(tp=row.tp, dp=row.dp, ep=row.ep, batch=asked, backend=backend)
@@ -98,8 +137,11 @@ def tpot_ms(row: Measured) -> float:
     batch = max(min(asked, int(memory.sequence.fitting(room)[0])), 1)
     rows = rows.replace(batch=batch)
     step_s = decode_step(machine, rows, workload.context_tokens).step_s[0]
-    prompts = prefill_step(machine, rows.replace(batched_tokens=STEP_TOKENS, graph_tokens=0), workload)
-    return float(step_s + batch / row.osl * row.isl * prompts.step_s[0] / STEP_TOKENS) * 1e3
+    arriving = batch / row.osl
+    mixed = machine.calibration.get("serving", "default", ServiceCoefficients).mixed
+    tokens = STEP_TOKENS if mixed else min(round(row.isl * max(arriving, 1.0)), STEP_TOKENS)
+    prompts = prefill_step(machine, rows.replace(batched_tokens=tokens, graph_tokens=0), workload)
+    return float(step_s + arriving * prompts.prompt_s[0] / max(tokens / row.isl, 1.0)) * 1e3
 
 
 def of_table(row: dict[str, str], model: str) -> Measured | str:
@@ -113,14 +155,15 @@ def of_table(row: dict[str, str], model: str) -> Measured | str:
     if row["system"] not in HARDWARE:
         return f"hardware {row['system']}"
     tp, dp, ep, workers = (int(float(row[f"d_{name}"] or 1)) for name in ("tp", "dp", "ep", "workers"))
-    if tp == dp > 1 and ep == tp * dp:  # attention DP over n GPUs, recorded as n x n: 16 GPUs of a host that has 8
-        tp, ep = 1, dp
+    if tp == dp > 1 and ep == tp * dp:  # n GPUs recorded as n x n: the scripts' TP n EP n (ten such rows have twins that say so)
+        dp, ep = 1, tp
     recipe = RECIPES[row["precision"]]
-    return Measured(
+    found = Measured(
         row["id"], model, recipe, HARDWARE[row["system"]], row["engine"], int(NOMINAL * int(row["isl"])),
         int(NOMINAL * int(row["osl"])), int(row["concurrency"]) / workers, tp, dp, ep, float(row["tpot_ms"]),
-        row["engine_version"],
+        row["engine_version"], row["date"],
     )  # fmt: skip
+    return "drafts, of unrecorded depth and acceptance" if drafting(found) else layout_as_launched(found)
 
 
 def of_amd(row: dict[str, str]) -> Measured | str:

@@ -21,7 +21,7 @@ from cost_models.catalog import calibration_for, load_hardware, load_model, load
 from cost_models.dispatch import BACKENDS
 from cost_models.machine import Machine
 from cost_models.prefill import prefill_step
-from cost_models.releases import version_key
+from cost_models.releases import up_to, version_key
 from cost_models.rows import Rows
 from cost_models.specs.precision import PrecisionRecipe
 from cost_models.specs.workload import Workload
@@ -37,6 +37,11 @@ RANDOM_TOKENS = 1.57
 """Popularity of experts under random prompts, as these benchmarks send them."""
 STEP_TOKENS = 8192
 LARGEST_TP = 8
+MARLIN = "int4_g32"
+"""Weight-only experts as vLLM's Marlin kernel runs them: groups of 32 as MXFP4's, a byte of scale more."""
+LAST_TRITON = "0.12"
+"""Later runs of gpt-oss on Hopper set VLLM_MXFP4_USE_MARLIN=1 (SemiAnalysisAI/InferenceX, gptoss_fp4_h100.sh and _h200.sh, from
+January 2026)."""
 GEMMS = ("attention_in", "q_b", "o_proj", "dense_ffn", "shared_expert")
 
 
@@ -61,6 +66,8 @@ def machine_of(system: str, model: str, engine: str, precision: str, release: st
     recipe = recipe_of({"system": system, "model": model, "precision": precision})
     calibration = calibration_for(hardware.gpu.name, engine)
     held = calibration.at(release) if version_key(release) else calibration  # none recorded, or a nightly: the newest
+    if "gpt-oss" in model and engine == "vllm" and hardware.gpu.architecture == "hopper" and not up_to(release, LAST_TRITON):
+        held = held.with_entries([("grouped_gemm", "mxfp4", held.entry("grouped_gemm", MARLIN))])
     return Machine(load_model(MODELS[model]), hardware, recipe, held, RANDOM_TOKENS)
 
 

@@ -51,7 +51,7 @@ def uneven(subject: Subject, family: str | None = None) -> list[tuple[Matrix, In
     """(matrix, width on a rank, rows in which scale blocks are cut), of one family or of all but the experts."""
     found = []
     for matrix in subject.model.layer_matrices():
-        if matrix.family in ("router", "embedding") or (matrix.family == "experts") != (family == "experts"):
+        if matrix.family in ("router", "router_fp32", "embedding") or (matrix.family == "experts") != (family == "experts"):
             continue
         block = BLOCKS.get(str(getattr(subject.recipe, matrix.family)))
         width = sharded_width(subject, matrix)

@@ -110,8 +110,8 @@ def test_padding_costs_the_same_whatever_the_batch_and_half_with_twice_the_ranks
 
 
 def test_eight_ranks_and_newer_releases_take_the_fused_kernel():
-    assert step_s("0.14", 8, 8) == step_s("0.15", 8, 8)
-    assert step_s("0.15", 2, 8) == step_s("0.24", 2, 8)
+    assert step_s("0.14", 8, 8) == step_s("0.24", 8, 8)
+    assert step_s("0.17", 2, 8) == step_s("0.24", 2, 8)
     on = Machine(
         load_model("qwen3-235b-a22b"),
         load_hardware("hgx-h200"),
@@ -148,3 +148,21 @@ def test_what_releases_had_is_inherited_beside_a_document_s_own():
     assert {last: set(families) for last, families in earlier.items()} == {"1.0": {"mla_decode"}, "1.1": {"host"}}
     own = load_calibration("b200-trtllm").earlier["1.0"]["mla_decode"]["bf16"]
     assert own != load_calibration("gb200-trtllm").earlier["1.0"]["mla_decode"]["bf16"]
+
+
+@pytest.mark.parametrize(("engine", "kernel"), [("vllm", "fp8_block.cutlass"), ("sglang", "fp8_block")])
+def test_whole_experts_in_fp8_blocks_take_cutlass_from_vllm_alone(engine, kernel):
+    on = Machine(
+        load_model("minimax-m2"), load_hardware("hgx-h200"), load_recipe("fp8-block"), calibration_for("H200", engine), 1.57
+    )
+    assert kernel_variants(on, "none", "decode", whole=True) == (kernel,)
+    assert kernel_variants(on, "none", "prefill", whole=False) == ("fp8_block",)
+
+
+def test_two_releases_take_cutlass_whatever_the_parallelism():
+    newest = calibration_for("H200", "vllm")
+    entries = {
+        release: newest.at(release).entry("grouped_gemm", "fp8_block").coefficients for release in ("0.14", "0.16", "0.17")
+    }
+    assert entries["0.16"] == newest.entry("grouped_gemm", "fp8_block.cutlass").coefficients
+    assert entries["0.14"] == entries["0.17"] == newest.entry("grouped_gemm", "fp8_block").coefficients

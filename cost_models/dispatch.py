@@ -46,7 +46,7 @@ class DispatchCoefficients:
     copy_bytes_per_s: float = 0.0
     """Bandwidth of the local copy of the gathered buffer; 0 means none [B/s]."""
     processors: float = 0.0
-    """SMs that move the bytes where an engine is told nothing: what `scale_up_efficiency` was timed with; 0: they do not bound it [-]."""
+    """SMs that `scale_up_efficiency` was timed with, as many as an engine takes by itself; 0: they do not bound it [-]."""
     link_efficiency: float = 1.0
     """Share of line rate that any number of SMs reaches [-]."""
     mid_factor: float = 0.0

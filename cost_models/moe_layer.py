@@ -255,8 +255,9 @@ def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio:
         )  # fmt: skip
         c = machine.coefficients("dispatch", f"{backend}.{direction}", DispatchCoefficients)
         skew = ratio[those] if BY_NAME[backend].point_to_point else 1.0
-        told = {"links": links, "coefficients": c, "processors": processors}
-        time_s[those] = transfer_time_s(moved, rows.group[those], slots[those], skew, **told)
+        time_s[those] = transfer_time_s(
+            moved, rows.group[those], slots[those], skew, links=links, coefficients=c, processors=processors
+        )
         bound_s[those] = transfer_bound_s(moved, links)
     return Timing(time_s, bound_s)
 

@@ -29,6 +29,10 @@ of its history), not from residuals:
 - clients that sent nothing ahead (until 2026-01-21): SGLang on B200 ran in Docker, which sent FP8 50 prompts per request in flight, 20 of
   8,192 output tokens (runners/launch_b200-nvd.sh, by the name of the model), and no cache of compiled kernels is kept (commit 15b7c00b0);
 - choices are among rows that count: what ran with drafts, or may have, is no alternative that is priced here;
+- prompts are random tokens, whose experts are as unequal as SGLang recorded them on the benchmark's prompts (prompt_loads.csv, by
+  prompt_loads.py); generated tokens and aggregated engines, one pool of both, keep the prior of mixed traffic;
+- DeepEP's normal kernels have the 128 SMs that the recipes of SGLang with it give them (configs/deepep_config.json of
+  NVIDIA/srt-slurm, unchanged since 2025-11-13);
 - FP8 KV cache and attention;
 - all-to-all: TensorRT-LLM's NVLink kernels need an Arm host (tensorrt_llm/_mnnvl_utils.py, supports_mnnvl), so one-sided
   NVLink on GB200 and GB300 and an all-gather with a reduce-scatter on machines with x86 hosts. Its DeepGEMM experts know the

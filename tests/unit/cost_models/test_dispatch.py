@@ -129,8 +129,8 @@ def test_no_transfer_beats_its_links_and_nothing_costs_nothing(backend, tokens, 
     ("direction", "element", "published_us"), [("dispatch", 1, (7378, 5948, 5010)), ("combine", 2, (12610, 10362, 8669))]
 )
 def test_deepep_normal_moves_bytes_in_proportion_to_its_processors_as_the_public_table_has_it(direction, element, published_us):
-    # aiconfigurator-core gb200/comm/sglang/0.5.12/wideep_deepep_normal_perf.parquet: four ranks, 65,536 tokens, hidden 7168, top 8
-    # of 256 on 16, 20 and 24 SMs, of which the fit saw the last two: 7378 / 5010 = 1.47, 12610 / 8669 = 1.45, 24 / 16 = 1.5
+    # aiconfigurator-core gb200/comm/sglang/0.5.12/wideep_deepep_normal_perf.parquet: four ranks, 65,536 tokens, hidden 7168,
+    # top 8 of 256 on 16, 20 and 24 SMs, of which the fit saw the last two: 7378 / 5010 = 1.47, 12610 / 8669 = 1.45, 24 / 16 = 1.5
     c = calibration_for("GB200", "sglang").get("dispatch", f"deepep_normal.{direction}", DispatchCoefficients)
     moved = volumes("deepep_normal", 65536, 4, links=NVL72, **{**SHAPE, "token_bytes": 7168 * element})
     times = [float(transfer_time_s(moved, 4, 256, 1.0, links=NVL72, coefficients=c, processors=n)) for n in (16, 20, 24)]

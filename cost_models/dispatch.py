@@ -45,6 +45,10 @@ class DispatchCoefficients:
     """Exponent joining the scale-up and the scale-out part: parallel links, imperfectly overlapped [-]."""
     copy_bytes_per_s: float = 0.0
     """Bandwidth of the local copy of the gathered buffer; 0 means none [B/s]."""
+    processors: float = 0.0
+    """SMs that `scale_up_efficiency` was timed with, as many as an engine takes by itself; 0: they do not bound it [-]."""
+    link_efficiency: float = 1.0
+    """Share of line rate that any number of SMs reaches [-]."""
     mid_factor: float = 0.0
     mid_exponent: float = 1.0
     """Medium messages: + factor V^q (10 us)^(1-q), V in seconds at line rate (fits NCCL tables)."""
@@ -88,6 +92,7 @@ def transfer_time_s(
     *,
     links: Links,
     coefficients: DispatchCoefficients,
+    processors: ArrayLike = 0,
 ) -> Floats:
     r"""Time of one dispatch or combine.
 
@@ -97,13 +102,14 @@ def transfer_time_s(
 
     l = 2 reproduces DeepEP's published EP16-EP128 table within 9 %; adding the two parts misses its
     EP16 combine by 28 % (docs/models/dispatch.md).
-    imbalance : busiest rank / mean, multiplies the bytes. Returns seconds; zero when nothing moves.
+    imbalance : busiest rank / mean, multiplies the bytes. processors : SMs that the engine gives it, 0 as many as it takes by
+    itself. Returns seconds; zero when nothing moves.
     """
     ranks = as_floats(ranks)
     c = coefficients
     domains = links.domains(ranks)
     wire_s = moved.scale_up_bytes / links.scale_up_bytes_per_s
-    up_s = wire_s / c.scale_up_efficiency
+    up_s = wire_s / scale_up_efficiency(c, processors)
     out_s = moved.scale_out_bytes / links.scale_out_bytes_per_s / c.scale_out_efficiency
     start = (
         c.start_s
@@ -117,6 +123,19 @@ def transfer_time_s(
     mid_s = c.mid_factor * wire_s**c.mid_exponent * POWER_LAW_UNIT_S ** (1 - c.mid_exponent) if c.mid_factor else 0.0
     moving = (moved.scale_up_bytes + moved.scale_out_bytes) > 0
     return np.where(moving, smoothmax(start, transfer, c.sharpness) + copy_s + mid_s, 0.0)
+
+
+def scale_up_efficiency(coefficients: DispatchCoefficients, processors: ArrayLike) -> Floats:
+    """Share of line rate that a number of SMs reaches, 0 as many as the engine takes by itself.
+
+    Copies of an SM take their time: in the public table of DeepEP normal on GB200, B200 and GB300 bytes per second grow in
+    proportion to its SMs (4 to 24), until the link is full, on H200 at 20.
+    """
+    c, given = coefficients, as_floats(processors)
+    if not c.processors:
+        return np.full(given.shape, c.scale_up_efficiency)
+    share = np.where(given > 0, given / c.processors, 1.0)
+    return np.minimum(c.scale_up_efficiency * share, max(c.link_efficiency, c.scale_up_efficiency))
 
 
 def transfer_bound_s(moved: Volumes, links: Links) -> Floats:

@@ -259,7 +259,7 @@ def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio:
     slots = moe.experts + rows.redundant_experts
     time_s, bound_s = np.zeros(len(rows)), np.zeros(len(rows))
     for (kind, element), those in alike_rows(rows.backend, elements):
-        backend = BACKENDS[kind]
+        backend, processors = BACKENDS[kind], rows.all2all_processors[those]
         if backend == "none":
             continue
         if phase == "prefill" and BY_NAME[backend].gathers and _adds_up(machine):
@@ -273,7 +273,9 @@ def _transfer(machine: Machine, moe: MoeSpec, rows: Rows, tokens: Floats, ratio:
         )  # fmt: skip
         c = machine.coefficients("dispatch", f"{backend}.{direction}", DispatchCoefficients)
         skew = ratio[those] if BY_NAME[backend].point_to_point else 1.0
-        time_s[those] = transfer_time_s(moved, rows.group[those], slots[those], skew, links=links, coefficients=c)
+        time_s[those] = transfer_time_s(
+            moved, rows.group[those], slots[those], skew, links=links, coefficients=c, processors=processors
+        )
         bound_s[those] = transfer_bound_s(moved, links)
     return Timing(time_s, bound_s)
 

@@ -38,6 +38,8 @@ class Rows:
     """Code into dispatch.BACKENDS."""
     expert_kernel: Ints
     """Code into expert_kernels.EXPERT_KERNELS."""
+    all2all_processors: Ints
+    """SMs that dispatch and combine are told to use; 0 as many as they take by themselves."""
     overlap: Ints
     """Code into overlap.OVERLAPS."""
     eplb: Ints
@@ -149,6 +151,7 @@ DEFAULTS: dict[str, ArrayLike] = {
     "redundant_experts": 0,
     "backend": BACKENDS.index("none"),
     "expert_kernel": EXPERT_KERNELS.index("auto"),
+    "all2all_processors": 0,
     "overlap": OVERLAPS.index("none"),
     "eplb": 0,
     "eplb_window_steps": 1000,

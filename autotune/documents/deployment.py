@@ -132,6 +132,8 @@ class Pool(Spec):
     rank takes in one step at most; 0 no limit but its tokens."""
     redundant_experts: int = Field(default=0, ge=0, le=MAX_REDUNDANT)
     all2all_backend: BackendName = "none"
+    all2all_processors: int = Field(default=0, ge=0, le=1024)
+    """SMs that dispatch and combine are told to use (SGLang's --deepep-config: num_sms); 0 as many as they take by themselves."""
     expert_kernel: ExpertKernelName = "auto"
     """Kernel of the routed experts, where the engine is told one (TensorRT-LLM's moe_config.backend); auto: the one that its
     public recipes choose for the GPU, the dtype and the layout."""

@@ -95,6 +95,7 @@ COLUMNS = (
     Column("eplb", "expert_balance.kind", BALANCED, knobs=("enable_eplb",), enumerated=True),
     Column("backend", "all2all_backend", coded(BACKENDS), knobs=("all2all_backend",), enumerated=True),
     Column("expert_kernel", "expert_kernel", coded(EXPERT_KERNELS), knobs=("moe_backend",)),
+    Column("all2all_processors", "all2all_processors"),
     Column("overlap", "overlap", coded(OVERLAPS), knobs=("enable_dbo", "enable_sbo"), enumerated=True),
     Column("graph_tokens", "cuda_graph_tokens", OR_UNLIMITED, knobs=("cudagraph_max_tokens",), steps=("decode",),
            enumerated=True),

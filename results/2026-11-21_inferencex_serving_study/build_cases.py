@@ -29,6 +29,10 @@ of its history), not from residuals:
 - clients that sent nothing ahead (until 2026-01-21): SGLang on B200 ran in Docker, which sent FP8 50 prompts per request in flight, 20 of
   8,192 output tokens (runners/launch_b200-nvd.sh, by the name of the model), and no cache of compiled kernels is kept (commit 15b7c00b0);
 - choices are among rows that count: what ran with drafts, or may have, is no alternative that is priced here;
+- prompts are random tokens, whose experts are as unequal as SGLang recorded them on the benchmark's prompts (prompt_loads.csv, by
+  prompt_loads.py); generated tokens and aggregated engines, one pool of both, keep the prior of mixed traffic;
+- DeepEP's normal kernels have the 128 SMs that the recipes of SGLang with it give them (configs/deepep_config.json of
+  NVIDIA/srt-slurm, unchanged since 2025-11-13);
 - FP8 KV cache and attention;
 - all-to-all: TensorRT-LLM's NVLink kernels need an Arm host (tensorrt_llm/_mnnvl_utils.py, supports_mnnvl), so one-sided
   NVLink on GB200 and GB300 and an all-gather with a reduce-scatter on machines with x86 hosts. Its DeepGEMM experts know the
@@ -60,6 +64,8 @@ FP8_CACHE = {"kv_cache": "fp8", "attention_compute": "fp8", "prefill_attention":
 SOURCE = "https://github.com/SemiAnalysisAI/InferenceX"
 BESIDE_SHARE = 0.03
 """Of a GPU's memory, what SGLang's --mem-fraction-static leaves out and a pool's memory_fraction holds: activations, graphs."""
+DEEPEP_SMS = 128
+"""SMs that the recipes with DeepEP's normal kernels give these (configs/deepep_config.json of NVIDIA/srt-slurm, --deepep-config)."""
 WARMED_UP_SINCE = "2026-01-21"
 """Date of the client that sends requests ahead, of rows that say their date."""
 BEFORE_RELEASES = {"trtllm": "1.1.0rc2.post2", "sglang": "0.5.3rc1", "sglang with EP": "0.5.5"}
@@ -107,6 +113,14 @@ def layout(row: dict[str, str], side: str) -> tuple[int, int, int]:
     return tp, dp, ep
 
 
+def balance(role: str, dp: int, ep: int, placed: bool) -> dict:
+    """How evenly tokens reach the ranks: prompts of random tokens as recorded, generated tokens by the prior."""
+    if dp > 1 and ep >= 16 and placed:
+        return {"kind": "eplb"}
+    skews = {int(r["ranks"]): float(r["busiest_over_mean"]) for r in table("prompt_loads.csv")} if role == "prefill" else {}
+    return {"kind": "none"} | ({"skew": skews[ep]} if ep in skews else {})
+
+
 def pool(row: dict[str, str], side: str, role: str, sizes: tuple[int, int, int], deepep: bool, placed: bool) -> dict:
     tp, dp, ep = sizes
     gathers = "nvlink_one_sided" if row["system"] in ARM_HOSTS and row["engine"] == "trtllm" else "allgather_reducescatter"
@@ -118,8 +132,9 @@ def pool(row: dict[str, str], side: str, role: str, sizes: tuple[int, int, int],
         "ep": ep,
         "instances": number(row, f"{side}_workers"),
         "all2all_backend": backend,
+        "all2all_processors": DEEPEP_SMS if backend == "deepep_normal" else 0,
         "redundant_experts": -256 % ep,
-        "expert_balance": {"kind": "eplb" if dp > 1 and ep >= 16 and placed else "none"},
+        "expert_balance": balance(role, dp, ep, placed),
         "max_batched_tokens": 16384 if role != "decode" else 0,
     }
 

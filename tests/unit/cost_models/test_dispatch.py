@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from cost_models.all_to_all.routing import expected_destinations, reachable_share
 from cost_models.catalog import calibration_for
-from cost_models.dispatch import DispatchCoefficients, payload_bytes, transfer_bound_s, transfer_time_s, volumes
+from cost_models.dispatch import (
+    DispatchCoefficients,
+    payload_bytes,
+    scale_up_efficiency,
+    transfer_bound_s,
+    transfer_time_s,
+    volumes,
+)
 from cost_models.links import Links
 
 NVL72 = Links(72, 900e9, 50e9)
@@ -116,3 +123,33 @@ def test_no_transfer_beats_its_links_and_nothing_costs_nothing(backend, tokens, 
     assert time >= transfer_bound_s(moved, HGX)
     if tokens == 0:
         assert time == 0
+
+
+@pytest.mark.parametrize(
+    ("direction", "element", "published_us"), [("dispatch", 1, (7378, 5948, 5010)), ("combine", 2, (12610, 10362, 8669))]
+)
+def test_deepep_normal_moves_bytes_in_proportion_to_its_processors_as_the_public_table_has_it(direction, element, published_us):
+    # aiconfigurator-core gb200/comm/sglang/0.5.12/wideep_deepep_normal_perf.parquet: four ranks, 65,536 tokens, hidden 7168,
+    # top 8 of 256 on 16, 20 and 24 SMs, of which the fit saw the last two: 7378 / 5010 = 1.47, 12610 / 8669 = 1.45, 24 / 16 = 1.5
+    c = calibration_for("GB200", "sglang").get("dispatch", f"deepep_normal.{direction}", DispatchCoefficients)
+    moved = volumes("deepep_normal", 65536, 4, links=NVL72, **{**SHAPE, "token_bytes": 7168 * element})
+    times = [float(transfer_time_s(moved, 4, 256, 1.0, links=NVL72, coefficients=c, processors=n)) for n in (16, 20, 24)]
+    assert times[0] / times[2] == pytest.approx(published_us[0] / published_us[2], rel=0.04)
+    assert times[1] / times[2] == pytest.approx(published_us[1] / published_us[2], rel=0.03)
+
+
+def test_the_link_share_of_deepep_normal_is_what_h200_reaches_once_more_processors_do_not_help():
+    # the same table on H200, eight ranks, 16,384 tokens: 1,939 us on 20 SMs and 1,926 on 24, combine 3,598 and 3,568. A token has
+    # 8 (1 - (7/8)^8) = 5.25 distinct ranks, 4.59 of them remote: 4.59 x 7,456 B x 16,384 / 450 GB/s = 1.25 ms, 14,336 B 2.40 ms
+    copies = 8 * (1 - (7 / 8) ** 8) * 7 / 8 * 16384
+    for direction, size, published_us in (("dispatch", 7456, 1926), ("combine", 14336, 3568)):
+        c = calibration_for("GB200", "sglang").get("dispatch", f"deepep_normal.{direction}", DispatchCoefficients)
+        assert copies * size / 450e9 / published_us * 1e6 == pytest.approx(c.link_efficiency, abs=0.02)
+
+
+def test_processors_matter_until_the_link_is_full_and_not_where_the_timings_are_the_links():
+    bound = DispatchCoefficients(start_s=0.0, scale_up_efficiency=0.2, processors=22, link_efficiency=0.64)
+    # 0.2 x 44 / 22 = 0.4; 128 SMs would be 1.16, more than the link takes; 0 is as many as it takes by itself
+    assert scale_up_efficiency(bound, [0, 11, 22, 44, 128]) == pytest.approx([0.2, 0.1, 0.2, 0.4, 0.64])
+    full = DispatchCoefficients(start_s=0.0, scale_up_efficiency=0.7)
+    assert scale_up_efficiency(full, [0, 24, 128]) == pytest.approx([0.7, 0.7, 0.7])

@@ -39,7 +39,7 @@ OUTSIDE_FACTOR = 1.5
 BALANCE_SIGMA = 0.06
 """Expert imbalance, shared by the operators of the busiest rank."""
 BALANCED = ("experts", "dispatch", "combine")
-DECODE_WIDTH = {"sglang": 1.09, "trtllm": 0.72}
+DECODE_WIDTH = {"sglang": 0.99, "trtllm": 0.72}
 """Width of a decode step's bars by engine, relative to what its operators' errors add up to: what covers 80 % of 41 and 71 public
 points (results/2026-11-21_inferencex_decode_study/widths.py). SGLang's releases and options vary more than its kernels. Other
 engines, and prefill (11 of 14 published runs inside), as they add up."""

@@ -109,7 +109,7 @@ def discrete_max_over_mean(
 
 @functools.cache
 def _one_token_spread(ranks: float, experts: int, top_k: int, groups: int, top_k_groups: int) -> tuple[float, int]:
-    """(variance at most, most at once) of the independent counts that one token's picks on a rank are a sum of, see `_reached`."""
+    """(variance at most, most of one) of the independent counts that a token's picks on a rank are the sum of, see `_reached`."""
     if bool(whole_groups(ranks, groups)):
         return float(picks_variance(ranks, experts, top_k, groups, top_k_groups)), top_k
     return top_k / ranks, 1

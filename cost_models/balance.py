@@ -184,7 +184,8 @@ def _blom(tokens: Floats, ranks: Floats, experts: int, top_k: int, groups: int, 
 def blom_quantile(groups: ArrayLike) -> Floats:
     """Expected maximum of that many standard normal values (Blom); of two where there is one."""
     many = np.maximum(as_floats(groups), 2)
-    return normal_quantile((many - 0.375) / (many + 0.25))
+    found = evaluate_distinct(lambda each: normal_quantile((each - 0.375) / (each + 0.25)), many.ravel())
+    return as_floats(found).reshape(many.shape)
 
 
 NEWTON_STEPS, NEWTON_SETTLED = 40, 1e-14

@@ -43,7 +43,7 @@ def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     parts = [[item for item in slow if turn[item.path] == worker] for worker in range(workers)]
     for part in parts:
         room = max(len(items) // workers - len(part), 0)
-        part += quick[:room]
+        part.extend(quick[:room])
         del quick[:room]
     return [*(item for part in parts for item in part), *quick]
 

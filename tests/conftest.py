@@ -33,14 +33,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
-    """So many equal parts, as xdist cuts them: files of slow tests in turn, before what is quick.
+    """So many equal parts, as xdist cuts them: files with slow tests in turn, before what is quick.
 
-    Slow tests of commands and servers mostly wait: beside those of another file, and never the last that runs.
+    Slow tests of commands and servers mostly wait: beside those of another file, and never the last that runs. Files stay whole,
+    and so what their tests share.
     """
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    quick = [item for item in items if not item.get_closest_marker("slow")]
-    turn = {path: number % workers for number, path in enumerate(dict.fromkeys(item.path for item in slow))}
-    parts = [[item for item in slow if turn[item.path] == worker] for worker in range(workers)]
+    files = dict.fromkeys(item.path for item in items if item.get_closest_marker("slow"))
+    turn = {path: number % workers for number, path in enumerate(files)}
+    parts = [[item for item in items if turn.get(item.path) == worker] for worker in range(workers)]
+    quick = [item for item in items if item.path not in turn]
     for part in parts:
         room = max(len(items) // workers - len(part), 0)
         part.extend(quick[:room])

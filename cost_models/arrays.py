@@ -43,16 +43,24 @@ def distinct_rows(*columns: ArrayLike) -> tuple[Ints, Ints]:
     """
     arrays = [np.atleast_1d(np.asarray(column)) for column in columns]
     varying = [array for array in arrays if not _alike(array)]
-    inverse, count = _ranks(varying[0]) if varying else (np.zeros(len(arrays[0]), dtype=np.int64), min(len(arrays[0]), 1))
+    length = len(arrays[0])
+    if not varying:
+        return np.zeros(min(length, 1), dtype=np.int64), np.zeros(length, dtype=np.int64)
+    most = LOOKUP_ENTRIES_PER_ROW * length
+    combined, count = _positions(varying[0], most)
     for array in varying[1:]:
-        rank, more = _ranks(array)
-        if count * more > LOOKUP_ENTRIES_PER_ROW * len(rank):
-            inverse, count = _ranks(inverse)
-        inverse, count = inverse * more + rank, count * more
-    if len(varying) > 1:
-        inverse, count = _ranks(inverse)
+        position, more = _positions(array, most)
+        if count * more > most:
+            combined, count = _ranks(combined, count)
+        if count * more > most:
+            position, more = _ranks(position, more)
+        if count * more > most:
+            combined, count = _sorted_ranks(combined * more + position)
+        else:
+            combined, count = combined * more + position, count * more
+    inverse, count = _ranks(combined, count)
     first = np.empty(count, dtype=np.int64)
-    first[inverse[::-1]] = np.arange(len(inverse) - 1, -1, -1)
+    first[inverse[::-1]] = np.arange(length - 1, -1, -1)
     return first, inverse
 
 
@@ -71,32 +79,49 @@ def alike_rows(*columns: ArrayLike) -> Iterator[tuple[tuple[Any, ...], Ints | sl
         yield values, np.flatnonzero(inverse == combination)
 
 
+def is_one_value(column: NDArray[np.generic]) -> bool:
+    """Whether an array is one value, broadcast, without looking at it."""
+    return column.strides == (0,)
+
+
 def _alike(column: NDArray[np.generic]) -> bool:
     """Whether a column has one value only; NaNs are alike."""
-    if not len(column):
+    if is_one_value(column) or not len(column):
         return True
     if column[0] != column[-1] and (column[0] == column[0] or column[-1] == column[-1]):
         return False
     return bool((column == column[0]).all() or (column != column).all())
 
 
-def _ranks(column: NDArray[np.generic]) -> tuple[Ints, int]:
-    """Rank of each value among the distinct ones, and how many there are.
+def _positions(column: NDArray[np.generic], most: int) -> tuple[Ints, int]:
+    """Integers below a bound in the order of a column's values, equal for equal ones, and that bound, at most `most`.
 
-    Columns of halves and integers whose range is not much longer than they are ranked by table look-up, without sorting.
+    Of halves and integers of a short range how far they are above the least, without sorting; else their ranks.
     """
     whole = column if column.dtype == np.int64 else as_floats(column) * 2
-    low, high = whole.min(initial=0), whole.max(initial=0)
-    if float(high) - float(low) < LOOKUP_ENTRIES_PER_ROW * len(whole):
+    low, high = whole.min(), whole.max()
+    if float(high) - float(low) < most:
         apart = whole - low
         position = apart.astype(np.int64, copy=False)
         if position is apart or (position == apart).all():
-            present = np.zeros(int(high - low) + 1, dtype=np.bool_)
-            present[position] = True
-            values = np.flatnonzero(present)
-            ranks = np.empty(len(present), dtype=np.int64)
-            ranks[values] = np.arange(len(values))
-            return ranks.take(position), len(values)
+            return position, int(high - low) + 1
+    return _sorted_ranks(column)
+
+
+def _ranks(positions: Ints, bound: int) -> tuple[Ints, int]:
+    """Rank of each position among those that occur, all below a bound, and how many do: by table look-up."""
+    present = np.zeros(bound, dtype=np.bool_)
+    present[positions] = True
+    occurring = np.flatnonzero(present)
+    if len(occurring) == bound:
+        return positions, bound
+    ranks = np.empty(bound, dtype=np.int64)
+    ranks[occurring] = np.arange(len(occurring))
+    return ranks.take(positions), len(occurring)
+
+
+def _sorted_ranks(column: NDArray[np.generic]) -> tuple[Ints, int]:
+    """Rank of each value among the distinct ones, and how many there are."""
     distinct, index = np.unique(column, return_inverse=True)
     return index, len(distinct)
 

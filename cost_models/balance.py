@@ -97,17 +97,22 @@ def discrete_max_over_mean(
     """
     tokens = max(round(tokens_per_rank * ranks), 1)
     mean = tokens * top_k / ranks
-    if bool(whole_groups(ranks, groups)):
-        variance = tokens * float(picks_variance(ranks, experts, top_k, groups, top_k_groups))
-        reached = _reached(mean, variance, top_k)
-    else:
-        reached = _reached(mean, mean, 1)
+    variance, most_of_one = _one_token_spread(ranks, experts, top_k, groups, top_k_groups)
+    reached = _reached(mean, tokens * variance, most_of_one)
     most = min(tokens * top_k, reached)
     size = 1 << most.bit_length()  # a power of two is the fastest length that holds the most picks
     spectrum = _one_token_spectrum(ranks, experts, top_k, groups, top_k_groups, size)
     loads = np.fft.irfft(_power(spectrum, tokens), size)[: most + 1]
     at_most = np.minimum(np.cumsum(np.maximum(loads, 0.0)), 1.0)
     return float((1 - at_most**ranks).sum() * ranks / (tokens * top_k))
+
+
+@functools.cache
+def _one_token_spread(ranks: float, experts: int, top_k: int, groups: int, top_k_groups: int) -> tuple[float, int]:
+    """(variance at most, most of one) of the independent counts that a token's picks on a rank are the sum of, see `_reached`."""
+    if bool(whole_groups(ranks, groups)):
+        return float(picks_variance(ranks, experts, top_k, groups, top_k_groups)), top_k
+    return top_k / ranks, 1
 
 
 def _reached(mean: float, variance: float, most_of_one: int) -> int:
@@ -179,7 +184,8 @@ def _blom(tokens: Floats, ranks: Floats, experts: int, top_k: int, groups: int, 
 def blom_quantile(groups: ArrayLike) -> Floats:
     """Expected maximum of that many standard normal values (Blom); of two where there is one."""
     many = np.maximum(as_floats(groups), 2)
-    return normal_quantile((many - 0.375) / (many + 0.25))
+    found = evaluate_distinct(lambda each: normal_quantile((each - 0.375) / (each + 0.25)), many.ravel())
+    return as_floats(found).reshape(many.shape)
 
 
 NEWTON_STEPS, NEWTON_SETTLED = 40, 1e-14
@@ -254,8 +260,12 @@ def expected_active_experts(tokens: ArrayLike, share: ArrayLike, experts: int, t
     tokens : routed in the whole group; share : experts on the rank. Returns experts.
     """
     paces = -_pick_pace(sigma, min(top_k / experts, 1 - 1e-9)) * popularity_quantiles(sigma)
-    flat = np.ravel(as_floats(tokens))
-    idle = evaluate_distinct(lambda many: np.exp(np.multiply.outer(many, paces)).mean(axis=-1), flat).reshape(np.shape(tokens))
+
+    def distinct(many: Floats) -> Floats:
+        exponents = np.multiply.outer(many, paces)
+        return as_floats(np.exp(exponents, out=exponents).mean(axis=-1))
+
+    idle = evaluate_distinct(distinct, np.ravel(as_floats(tokens))).reshape(np.shape(tokens))
     return as_floats(as_floats(share) * (1 - idle))
 
 

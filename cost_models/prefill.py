@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.arrays import Floats, as_floats, ceil_div, evaluate_distinct
+from cost_models.arrays import Floats, Ints, as_floats, ceil_div, evaluate_distinct
 from cost_models.attention.base import AttentionKind
 from cost_models.context_parallel import prompt_exchange
 from cost_models.elementwise import ElementwiseCoefficients
@@ -91,14 +91,11 @@ def prefill_step(machine: Machine, rows: Rows, workload: Workload) -> PrefillCos
     """
     c = machine.coefficients("host", "default", HostCoefficients)
     batch = prompt_batch(rows, workload)
-    layers = _layers(machine, rows, batch)
+    layers = _layers(machine, rows, workload)
     of_layers, kinds = whole_model(machine.model, rows, layers)
     finishing = as_floats(batch.sequences / batch.steps)
     head = head_operators(machine, finishing, as_floats(rows.tp), c.sampling_bytes_per_logit)
-    drafting = (
-        _drafter_prompt(machine, rows, batch, finishing) if machine.drafter else _module_prompt(machine, layers, batch, head)
-    )
-    once = {**head, "mtp_drafts": drafting.scaled(np.where(rows.drafts > 0, 1.0, 0.0))}
+    once = {**head, "mtp_drafts": _drafting(machine, rows, workload, layers, finishing, head["lm_head"])}
     host = {
         "pipeline_hops": hops(machine, rows, batch.tokens),
         "host": Timing(host_step_s(batch.sequences, rows.dp, c) * rows.pp, np.zeros(len(rows))),
@@ -110,42 +107,50 @@ def prefill_step(machine: Machine, rows: Rows, workload: Workload) -> PrefillCos
     return PrefillCost(joined(of_layers, once | host), kinds, tuple(layers), step_s, step_s * batch.steps, rate)
 
 
-def _module_prompt(machine: Machine, layers: Sequence[Layer], batch: PromptBatch, head: Mapping[str, Timing]) -> Timing:
+def _drafting(
+    machine: Machine, rows: Rows, workload: Workload, layers: Sequence[Layer], finishing: Floats, head: Timing
+) -> Timing:
+    """What drafting adds to a prompt, to rows that draft."""
+    drafts = as_floats(rows.drafts)
+    if not drafts.any():
+        return Timing(np.zeros(len(rows)), np.zeros(len(rows)))
+    if machine.drafter:
+        found = _drafter_prompt(machine, rows, workload, finishing)
+    else:
+        found = _module_prompt(machine, layers, prompt_batch(rows, workload), head)
+    return found.scaled(np.where(drafts > 0, 1.0, 0.0))
+
+
+def _module_prompt(machine: Machine, layers: Sequence[Layer], batch: PromptBatch, head: Timing) -> Timing:
     """What the model's own module adds to a prompt: its cache is filled, and a first token is drafted."""
-    return draft_layer(machine.model, layers) + draft_projection(machine, as_floats(batch.tokens)) + head["lm_head"]
+    return draft_layer(machine.model, layers) + draft_projection(machine, as_floats(batch.tokens)) + head
 
 
-def _drafter_prompt(machine: Machine, rows: Rows, batch: PromptBatch, finishing: Floats) -> Timing:
+def _drafter_prompt(machine: Machine, rows: Rows, workload: Workload, finishing: Floats) -> Timing:
     """What a drafter of its own weights adds to a prompt: a pass over it, or of a block drafter only the keys and values."""
     drafter, own, tp = machine.drafter, machine.drafting, as_floats(rows.tp)
     assert drafter is not None
-    found = drafter_input(own, drafter, as_floats(batch.tokens), tp)
+    tokens = as_floats(prompt_batch(rows, workload).tokens)
+    found = drafter_input(own, drafter, tokens, tp)
     if drafter.works.whole_block:
-        return found + drafter_cache(own, as_floats(batch.tokens), tp)
-    passed = drafter_layers(own, _layers(own, rows.replace(overlap=OVERLAPS.index("none"), dcp=1), batch))
+        return found + drafter_cache(own, tokens, tp)
+    passed = drafter_layers(own, _layers(own, rows.replace(overlap=OVERLAPS.index("none"), dcp=1), workload))
     return found + passed + head_operators(own, finishing, tp, 0.0)["lm_head"]
 
 
-def _layers(machine: Machine, rows: Rows, batch: PromptBatch) -> list[Layer]:
+def _layers(machine: Machine, rows: Rows, workload: Workload) -> list[Layer]:
     """A layer of each group, of every row; two-batch rows are priced on half batches."""
-    split = (rows.overlap == OVERLAPS.index("two_batch")) & (batch.tokens >= 2) & (rows.dp > 1)
-    part = batch.scaled(np.where(split, 0.5, 1.0))
-    captured = np.asarray(rows.graph_tokens >= np.ceil(batch.tokens))
-    columns = (part.sequences, part.new_tokens, part.prefix_tokens, part.steps, split, captured)
-    return shared_layers(rows, columns, partial(_distinct_layers, machine))
+    tokens = prompt_batch(rows, workload).tokens
+    split = (rows.overlap == OVERLAPS.index("two_batch")) & (tokens >= 2) & (rows.dp > 1)
+    captured = np.asarray(rows.graph_tokens >= np.ceil(tokens))
+    columns = (rows.batched_tokens, split, captured)
+    return shared_layers(rows, columns, partial(_distinct_layers, machine, workload))
 
 
 def _distinct_layers(
-    machine: Machine,
-    rows: Rows,
-    sequences: Floats,
-    new_tokens: Floats,
-    prefix_tokens: Floats,
-    steps: Floats,
-    split: NDArray[np.bool_],
-    captured: NDArray[np.bool_],
+    machine: Machine, workload: Workload, rows: Rows, _: Ints, split: NDArray[np.bool_], captured: NDArray[np.bool_]
 ) -> list[Layer]:
-    part = PromptBatch(sequences, new_tokens, prefix_tokens, steps)
+    part = prompt_batch(rows, workload).scaled(np.where(split, 0.5, 1.0))
 
     def attention(kind: AttentionKind) -> Mapping[str, Timing]:
         return prompt_attention_operators(machine, kind, part, as_floats(rows.tp), as_floats(rows.dcp))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 CANDIDATE = re.compile(r"\d+rc(\d+)")
 
 
+@functools.cache
 def version_key(version: str) -> tuple[int, ...]:
     """'0.33' -> (0, 33); post-releases compare by their numbers, candidates too: 1.3.0rc9 < 1.3.0rc29 < 1.3.0."""
     found: list[int] = []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cost_models.arrays import Floats, Ints, distinct_rows
+from cost_models.arrays import Floats, Ints, distinct_rows, is_one_value
 from cost_models.dispatch import BACKENDS
 from cost_models.expert_kernels import EXPERT_KERNELS
 from cost_models.overlap import OVERLAPS
@@ -88,7 +88,7 @@ class Rows:
     def take(self, index: NDArray[Any] | slice) -> Rows:
         """Rows at the given positions (or mask)."""
         chosen = index if isinstance(index, np.ndarray) and index.dtype != np.bool_ else np.arange(len(self))[index]
-        return Rows(**{f.name: getattr(self, f.name).take(chosen) for f in dataclasses.fields(self)})
+        return Rows(**{f.name: _taken(getattr(self, f.name), chosen) for f in dataclasses.fields(self)})
 
     def distinct(self, *columns: NDArray[Any], outside: Collection[str] = ()) -> tuple[Ints, Ints]:
         """(first, inverse) of what differs in more than the columns named `outside`, as of `arrays.distinct_rows`.
@@ -133,10 +133,14 @@ class Rows:
 
 
 def _typed(columns: dict[str, ArrayLike]) -> dict[str, NDArray[Any]]:
-    """Columns of equal length, each in its type."""
-    arrays = np.broadcast_arrays(*[np.atleast_1d(np.asarray(values)) for values in columns.values()])
+    """Columns of equal length, each in its type; those given as one value hold it once (`arrays.is_one_value`)."""
     kinds = [np.float64 if name in FLOAT_COLUMNS else np.int64 for name in columns]
-    return {name: array.astype(kind) for name, array, kind in zip(columns, arrays, kinds, strict=True)}
+    arrays = [np.atleast_1d(np.array(values, dtype=kind)) for values, kind in zip(columns.values(), kinds, strict=True)]
+    return dict(zip(columns, np.broadcast_arrays(*arrays), strict=True))
+
+
+def _taken(column: NDArray[Any], index: Ints) -> NDArray[Any]:
+    return np.broadcast_to(column[:1], len(index)) if is_one_value(column) and len(column) else column.take(index)
 
 
 FLOAT_COLUMNS = ("imbalance", "skew", "popularity")

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.arrays import Floats, as_floats, ceil_div
+from cost_models.arrays import Floats, as_floats, ceil_div, evaluate_distinct
 from cost_models.attention.base import AttentionKind
 from cost_models.collectives import pipeline_hop_time_s
 from cost_models.drafters import Drafter
@@ -179,7 +179,7 @@ def drafter_cache(own: Machine, tokens: Floats, tp: Floats) -> Timing:
 def draft_projection(machine: Machine, tokens: Floats) -> Timing:
     """An MTP module's projection of [hidden; embedding] to the hidden size."""
     matrix = Matrix("mtp_proj", "attention_in", machine.model.hidden, 2 * machine.model.hidden, 1, "replicated")
-    return Timing(*matrix_gemm(machine, matrix, tokens, np.ones(len(tokens))))
+    return Timing(*evaluate_distinct(lambda m: matrix_gemm(machine, matrix, m, np.ones(len(m))), tokens))
 
 
 def draft_layer(model: ModelSpec, layers: Sequence[Layer]) -> Timing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for part in Path(item.path).parts:
             if part in MARKERS:
                 item.add_marker(MARKERS[part])
+    items[:] = dealt(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """So many equal parts, as xdist cuts them: files with slow tests in turn, before what is quick.
+
+    Slow tests of commands and servers mostly wait: beside those of another file, and never the last that runs. Files stay whole,
+    and so what their tests share.
+    """
+    files = dict.fromkeys(item.path for item in items if item.get_closest_marker("slow"))
+    turn = {path: number % workers for number, path in enumerate(files)}
+    parts = [[item for item in items if turn.get(item.path) == worker] for worker in range(workers)]
+    quick = [item for item in items if item.path not in turn]
+    for part in parts:
+        room = max(len(items) // workers - len(part), 0)
+        part.extend(quick[:room])
+        del quick[:room]
+    return [*(item for part in parts for item in part), *quick]
 
 
 def machine_of(hw: str = "gb200-nvl72", model: str = "deepseek-v3", recipe: str = "nvfp4", engine: str = "vllm") -> Machine:

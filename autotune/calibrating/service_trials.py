@@ -162,6 +162,7 @@ class _Trial:
             method="dogbox",  # many coefficients start at their bound of zero, where ellipses of trust shrink to nothing
             diff_step=np.full(len(self.movable), STEP / FAR),
             max_nfev=MOST_EVALUATIONS,
+            xtol=NEGLIGIBLE / FAR,  # where a step moves coefficients by no more, in the mean square: relative to y near FAR
         )
         return values_at(found.x)
 

@@ -155,17 +155,15 @@ def _changes(resolved: ResolvedProblem, table: LayoutTable) -> list[str]:
 
 
 def _with_more_gpus(resolved: ResolvedProblem) -> str | None:
-    """The smallest multiple of the budget that fits; the largest is tried first, because it often shows that none does."""
+    """The smallest multiple of the budget that fits. The layouts of the largest hold those of all: they are costed once."""
     most = resolved.hardware.max_gpus or resolved.gpus * GPU_MULTIPLES[-1]
     budgets = [resolved.gpus * multiple for multiple in GPU_MULTIPLES if resolved.gpus * multiple <= most]
-
-    def fits(gpus: int) -> bool:
-        table = build_table(resolved, gpus)
-        return bool(len(table)) and bool(feasible(table, Limits.of(resolved, gpus)).any())
-
-    if not budgets or not fits(budgets[-1]):
+    if not budgets:
         return None
-    return f"{next(gpus for gpus in budgets if fits(gpus))} GPUs"
+    table = build_table(resolved, budgets[-1])
+    fitting = (gpus for gpus in budgets if feasible(table.within(resolved, gpus), Limits.of(resolved, gpus)).any())
+    found = next(fitting, None)
+    return None if found is None else f"{found} GPUs"
 
 
 def _with_other_precision(resolved: ResolvedProblem) -> list[str]:

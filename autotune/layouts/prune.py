@@ -46,10 +46,10 @@ def _pareto(values: Floats) -> Ints:
     if values.shape[1] == 1:
         return np.array([int(np.argmax(values[:, 0]))], dtype=np.int64)
     order = np.lexsort(tuple(-values[:, column] for column in reversed(range(values.shape[1]))))
-    front: list[int] = []
-    for position in order:
-        if not front or not np.any(np.all(values[front] >= values[position], axis=1)):
-            front.append(int(position))
+    left, front = order, []
+    while len(left):  # the first of what nothing so far dominates is dominated by nothing after it
+        front.append(left[0])
+        left = left[np.any(values[left] > values[left[0]], axis=1)]
     return np.array(front, dtype=np.int64)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,6 +51,11 @@ class LayoutTable:
             self.memory_bytes[index],
             self.max_instances[index],
         )
+
+    def within(self, resolved: ResolvedProblem, gpus: int) -> LayoutTable:
+        """The table of a smaller GPU budget."""
+        part = self.take(self.rows.gpus <= gpus)
+        return dataclasses.replace(part, max_instances=max_instances(resolved, part.rows.gpus, gpus))
 
     @staticmethod
     def concatenate(parts: list[LayoutTable]) -> LayoutTable:

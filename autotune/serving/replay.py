@@ -211,7 +211,7 @@ class Run:
 
     def _streaming_s(self) -> float:
         """What one of a step's tokens waits for the others of its engine to be streamed, on average."""
-        return self.model.frontend.output_s * sum(worker.running for worker in self.decoders) / len(self.decoders) / 2
+        return self.model.frontend.output_s * sum([worker.running for worker in self.decoders]) / len(self.decoders) / 2
 
     def _ready(self, request: int, now: float) -> None:
         """Through the front end: to an engine, or to a prefill worker and, in time, a decode worker."""
@@ -262,7 +262,7 @@ class Run:
         if request != BACKGROUND:
             self.finished[request] = now + self._streaming_s()
             self.left -= 1
-        if self.requests.arrival_s is None:
+        if self.arrivals is None:
             self._push(now + self._streaming_s(), SENT, request)
         if self.model.prefill is not None and self.model.policy.slot_first:
             self._free_slot(request, now)
@@ -308,15 +308,11 @@ def routers_of(model: ServiceModel) -> list[TurnTaker]:
 
 def jobs_of(requests: Requests, tokens_per_step: float) -> list[ServedRequest]:
     """Requests as workers see them."""
-    steps = np.ceil((requests.osl_tokens - 1) / tokens_per_step).astype(int).tolist()
-    prefix = requests.prefix_tokens.tolist() if requests.prefix_tokens is not None else [0.0] * len(steps)
-    isl = requests.isl_tokens.tolist()
-    return [
-        ServedRequest(
-            left=new, prefix=cached, steps=count, context=new + cached, answer=count * tokens_per_step, prompt=new + cached
-        )
-        for new, cached, count in zip(isl, prefix, steps, strict=True)
-    ]
+    steps = np.ceil((requests.osl_tokens - 1) / tokens_per_step).astype(int)
+    prefix = np.zeros(len(steps)) if requests.prefix_tokens is None else requests.prefix_tokens
+    context = (requests.isl_tokens + prefix).tolist()
+    columns = requests.isl_tokens.tolist(), prefix.tolist(), steps.tolist(), context, (steps * tokens_per_step).tolist(), context
+    return [ServedRequest(*values) for values in zip(*columns, strict=True)]
 
 
 def emptiest(worker: Worker) -> int:

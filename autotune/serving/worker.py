@@ -106,6 +106,8 @@ class Worker:
         self.composing = policy.runs_ahead if role == "decode" and policy.first_seen == "when_composed" else 0
         """Steps that a sequence is part of before it decodes: what it enters is composed while they run."""
         self.ahead = (policy.ahead_apart if role == "prefill" else policy.runs_ahead) - self.composing
+        self.delay = self.ahead + (policy.handover_steps if role == "decode" else 0)
+        """Steps from the one at whose start the engine looks to the first that may hold what it sees."""
         self.looked = 0
         """Step at whose start the engine began to count steps until it looks again."""
         self.prompting = False
@@ -114,6 +116,8 @@ class Worker:
         """What the first step with a later piece of a prompt is still to take more."""
         self.compiling_s = 0.0
         """Of the running step: before its kernels are launched."""
+        self.launched_s = -math.inf
+        """When the newest step of prompts has been launched: until then the one after it is not composed."""
         self.start_s = self.step_s = 0.0
         self.strides = 0
         """Steps of the running segment; 0 idle."""
@@ -144,7 +148,8 @@ class Worker:
 
     def deliver(self, request: int, now: float, rank: int | None = None) -> None:
         """A request arrives; it may join the first step that is composed after the engine looked."""
-        rank = self.deal(self) if rank is None else rank
+        if rank is None:
+            rank = self.deal(self)
         self.assigned[rank] += 1
         self.prompt_tokens[rank] += self.jobs[request].prompt
         self.queued += 1
@@ -155,8 +160,7 @@ class Worker:
                 self.listener.wake(self, now)
             return
         inside = min(int((now - self.start_s) / self.step_s), self.strides - 1) if self.step_s else self.strides - 1
-        launching = self.prompting and now < self.start_s + self._launch_s()
-        eligible = self.step + self.ahead if launching else self._eligible(self.step + inside)
+        eligible = self.step + self.ahead if now < self.launched_s else self._eligible(self.step + inside)
         self.queues[rank].append((eligible, request))
         if self.strides > 1 and self._room(rank, request):
             self._cut(max(eligible - self.step, inside + 1))
@@ -165,10 +169,10 @@ class Worker:
         """First step that may hold what comes during step `current`."""
         every = self.pool.look_steps
         look = self.looked - (self.looked - current - 1) // every * every
-        return look + self.ahead + (self.policy.handover_steps if self.role == "decode" else 0)
+        return look + self.delay
 
     def _launch_s(self) -> float:
-        """How long the running step of prompts is being launched: until then the next one is not composed."""
+        """How long the running step of prompts is being launched."""
         return min(self.compiling_s + self.pool.launch_s, self.step_s)
 
     def _look(self) -> None:
@@ -189,13 +193,12 @@ class Worker:
 
     def _room(self, rank: int, request: int) -> bool:
         """Whether a rank's slots and KV cache take one more."""
-        pool = self.pool
-        if self.decoding[rank] + self.partly[rank] >= pool.slots:
+        inside = self.decoding[rank] + self.partly[rank]
+        if inside >= self.pool.slots:
             return False
-        job = self.jobs[request]
-        if not self.bounded or not (self.decoding[rank] or self.partly[rank]):
+        if not self.bounded or not inside:
             return True
-        return max(self.held[rank], self.promised[rank]) + self._promise(job) <= pool.kv_tokens
+        return max(self.held[rank], self.promised[rank]) + self._promise(self.jobs[request]) <= self.pool.kv_tokens
 
     def wake(self, now: float) -> None:
         """The running segment ends."""
@@ -226,7 +229,9 @@ class Worker:
         if self.bounded:
             for rank, count in enumerate(self.decoding):
                 if count and rank not in self.stalled:
-                    self._hold(rank, count * steps * self.pool.tokens_per_step)
+                    gained = count * steps * self.pool.tokens_per_step
+                    self.held[rank] += gained
+                    self.handed_out[rank] += gained
         self.stalled.clear()
 
     def _finish_prompts(self, computed: list[tuple[int, int]]) -> None:
@@ -264,12 +269,14 @@ class Worker:
             self.newest[rank].append(request)
         self.decoding[rank] += 1
         self.running += 1
-        self.earliest = min(self.earliest, last_step)
+        if last_step < self.earliest:
+            self.earliest = last_step
 
     def _finish_answers(self, now: float) -> None:
-        self.earliest = LAST
+        earliest = LAST
         for rank, heap in enumerate(self.heaps):
-            over = self.step - self.stalls[rank]  # what ends before this step of the rank's own has ended
+            stalled = self.stalls[rank]
+            over = self.step - stalled  # what ends before this step of the rank's own has ended
             background = self.background[rank]
             while background and background[-1] < over:
                 self.held[rank] -= self.seeded + (background.pop() + 1) * self.pool.tokens_per_step
@@ -281,8 +288,11 @@ class Worker:
                     self.jobs[request].ends = -1
                     self._release(rank, request)
                     self._leave(rank, request, now)
-            soonest = min(heap[0][0] if heap else LAST, background[-1] if background else LAST)
-            self.earliest = min(self.earliest, soonest + self.stalls[rank])
+            if heap and heap[0][0] + stalled < earliest:
+                earliest = heap[0][0] + stalled
+            if background and background[-1] + stalled < earliest:
+                earliest = background[-1] + stalled
+        self.earliest = earliest
 
     def _leave(self, rank: int, request: int, now: float) -> None:
         """An answered sequence is no more in the batch."""
@@ -294,6 +304,8 @@ class Worker:
         self.listener.answered(request, now)
 
     def _release(self, rank: int, request: int) -> None:
+        if not self.bounded:
+            return
         job = self.jobs[request]
         held = job.context + (0.0 if self.role == "prefill" else job.answer)
         self.held[rank] = max(self.held[rank] - held - self.unfilled, 0.0)
@@ -305,12 +317,10 @@ class Worker:
 
     def _take_in(self, rank: int, job: ServedRequest) -> None:
         """A sequence gets the KV cache of its context."""
-        self._hold(rank, job.context + self.unfilled)
-        self.promised[rank] += self._promise(job)
-
-    def _hold(self, rank: int, tokens: float) -> None:
-        self.held[rank] += tokens
-        self.handed_out[rank] += tokens
+        if self.bounded:
+            self.held[rank] += job.context + self.unfilled
+            self.handed_out[rank] += job.context + self.unfilled
+            self.promised[rank] += self._promise(job)
 
     def _begin(self, now: float) -> None:
         """Compose the next step, or as many as are alike."""
@@ -325,6 +335,7 @@ class Worker:
         self.prompting = bool(taken)
         if taken:
             self.step_s, strides = self._prompt_step_s(taken), 1
+            self.launched_s = now + self._launch_s()
             if self.policy.polls:
                 self._look()
         elif self.running:
@@ -378,6 +389,8 @@ class Worker:
 
     def _prompts(self) -> list[list[tuple[int, float]]]:
         """What each rank's prompts give to the next step: (request, tokens); empty where no rank has any."""
+        if self.role == "decode" and not self.preempted:  # all were computed elsewhere
+            return []
         step = self.step if self.running or self._due() else LAST
         ready = [
             bool(queue) and self._computes(queue[0][1]) and (queue[0][0] <= step or self.partly[rank] > 0)
@@ -427,7 +440,7 @@ class Worker:
             begun = bool(self.partly[rank]) and not taken
             if not begun and (eligible > step or not self._computes(request) or not self._room(rank, request)):
                 break
-            if not begun:
+            if not begun and job.freed_at > -math.inf:
                 self._reuse(rank, job)
             tokens = policy.piece(job.left, budget, not taken)
             if tokens <= 0:
@@ -485,6 +498,8 @@ class Worker:
 
         vLLM V1: `schedule` and `_preempt_request` of v1/core/sched/scheduler.py.
         """
+        if max(self.held) + max(self.decoding) * self.pool.tokens_per_step <= self.pool.kv_tokens:
+            return
         for rank in range(self.pool.ranks):
             while self._overflows(rank) and self._evict(rank):
                 self.preempted += 1

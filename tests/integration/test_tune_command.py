@@ -10,11 +10,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from autotune.cli.main import TRACEBACK, main
 from autotune.documents.results import load_plans
 from autotune.documents.tuned import TuneResult, read_trials
 
@@ -70,6 +72,24 @@ def tuned(folder: Path, *words: str, path: str | None = None) -> subprocess.Comp
     assert "Traceback" not in done.stderr
     assert servers(folder) == []
     return done
+
+
+@pytest.fixture
+def refused(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What the command says, in this process, where there is nothing to measure; a fault of its own is raised."""
+
+    def said(*words: str, path: str | None = None) -> str:
+        monkeypatch.chdir(folder)
+        for name, value in {**environment(folder, path), TRACEBACK: "1"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("sys.argv", ["autotune", "tune", "deployment.yaml", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 1
+        assert servers(folder) == []
+        return capsys.readouterr().err
+
+    return said
 
 
 def servers(folder: Path) -> list[int]:
@@ -154,34 +174,28 @@ def test_a_service_that_is_up_is_loaded_and_left_alone(folder):
         (("--url", "http://127.0.0.1:9"), None, "does not answer on /health"),
     ],
 )
-def test_what_cannot_be_done_is_one_message(folder, words, path, said):
-    done = tuned(folder, *SLO, "--budget", "1", *words, path=path)
-    assert done.returncode == 1
-    assert said in done.stderr
+def test_what_cannot_be_done_is_one_message(refused, words, path, said):
+    assert said in refused(*SLO, "--budget", "1", *words, path=path)
 
 
-def test_a_port_in_use_is_said(folder):
+def test_a_port_in_use_is_said(refused):
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         one.listen()
-        done = tuned(folder, *SLO, *QUICK, "--budget", "1", "--port", str(one.getsockname()[1]))
-    assert done.returncode == 1
-    assert "is in use" in done.stderr
+        assert "is in use" in refused(*SLO, *QUICK, "--budget", "1", "--port", str(one.getsockname()[1]))
 
 
 @pytest.mark.parametrize(
     ("row", "said"),
     [("0, GPU-1, 70000, 81559", "1 are here"), ("0, GPU-1, 70000, 81559\n1, GPU-2, 400, 81559", "GPU 0: 70,000 of")],
 )
-def test_gpus_that_are_full_or_missing_are_said(folder, row, said):
+def test_gpus_that_are_full_or_missing_are_said(folder, refused, row, said):
     """Two are needed; what nvidia-smi says is taken from a program of that name."""
     (folder / "bin").mkdir()
     (folder / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<EOF\n{row}\nEOF\n")
     (folder / "bin" / "nvidia-smi").chmod(0o755)
     path = f"{folder / 'bin'}{os.pathsep}{environment(folder)['PATH']}"
-    done = tuned(folder, *SLO, *QUICK, "--budget", "1", path=path)
-    assert done.returncode == 1
-    assert said in done.stderr
+    assert said in refused(*SLO, *QUICK, "--budget", "1", path=path)
 
 
 def test_a_server_that_never_becomes_healthy_is_one_message(folder):

@@ -227,6 +227,18 @@ def test_infeasible_memory_says_which_lines_and_what_fits():
     assert "16 GPUs" in text
 
 
+def test_the_table_of_a_larger_budget_holds_that_of_a_smaller_one(small_problem):
+    """Budgets bound the size and the number of instances, nothing of what one costs."""
+
+    def rows_of(table):
+        columns = (table.layout, table.rows.batch, table.rows.backend, table.latency_s, table.memory_bytes, table.max_instances)
+        return sorted(zip(*(column.tolist() for column in columns), strict=True))
+
+    within, own = build_table(small_problem, 8).within(small_problem, 4), build_table(small_problem, 4)
+    assert len(within) == len(own) > 0
+    assert np.allclose(rows_of(within), rows_of(own), rtol=1e-12)
+
+
 SMALL = {"hardware": "hgx-b200", "model": "qwen3-30b-a3b", "gpus": 4, "trials": 0}
 
 

@@ -33,10 +33,10 @@ DEPLOYMENT = Deployment.model_validate(
 
 @pytest.fixture(scope="module")
 def records() -> list[TrialRecord]:
-    """Three loads of a host that needs 3 ms more in every step."""
+    """Two loads, far apart, of a host that needs 3 ms more in every step."""
     space = tune_space(DEPLOYMENT, knobs={})
     bench = WorldBench(space, Distortions(host_s=0.003))
-    candidates = [space.candidate("1 GPU", level) for level in (4.0, 16.0, 64.0)]
+    candidates = [space.candidate("1 GPU", level) for level in (4.0, 64.0)]
     return [TrialRecord(deployment=space.one_instance(c), loads=(bench.measure(c, 0, 0),)) for c in candidates]
 
 
@@ -54,7 +54,7 @@ def test_a_slower_host_is_found_again(records):
 
 @pytest.mark.slow
 def test_the_command_writes_a_document_that_keeps_the_kernels(records, tmp_path: Path):
-    (tmp_path / "trials.jsonl").write_text("".join(record.model_dump_json() + "\n" for record in records[:2]))
+    (tmp_path / "trials.jsonl").write_text("".join(record.model_dump_json() + "\n" for record in records))
     out = tmp_path / "mine.yaml"
     done = CliRunner().invoke(app, ["calibrate", str(tmp_path / "trials.jsonl"), "--hw", "hgx-h100", "--out", str(out)])
     assert done.exit_code == 0, done.output
@@ -72,7 +72,7 @@ def test_what_would_make_rate_and_tpot_worse_moves_nothing():
     space = tune_space(DEPLOYMENT, knobs={})
     bench = WorldBench(space, Distortions())
     late = []
-    for level in (4.0, 16.0, 64.0):
+    for level in (4.0, 64.0):
         candidate = space.candidate("1 GPU", level)
         load = bench.measure(candidate, 0, 0)
         first = {name: 2 * value for name, value in load.ttft_s.items()}

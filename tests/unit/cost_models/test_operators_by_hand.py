@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_models.arrays import FEW_ROWS, alike_rows, distinct_values, evaluate_distinct, quantile_of, smoothmax
+from cost_models.arrays import FEW_ROWS, alike_rows, distinct_rows, distinct_values, evaluate_distinct, quantile_of, smoothmax
 from cost_models.attention.decode import (
     DecodeAttentionCoefficients,
     gqa_decode_bound_s,
@@ -221,6 +221,26 @@ def test_alike_rows_part_the_rows_by_their_values(rows):
         assert set(number[those].tolist()) == {values[0]}
         assert set(np.nan_to_num(real, nan=-1.0)[those].tolist()) == {values[1]}
     assert (owner == 0).all()
+
+
+@pytest.mark.parametrize("count", [1, 3, 2000])
+def test_distinct_rows_are_found_in_their_order_whatever_the_columns_hold(count):
+    # short ranges and halves are looked up, long ones and thirds sorted; together they are more than a table holds
+    rng = np.random.default_rng(count)
+    columns = [
+        rng.integers(-3, 4, count),
+        rng.choice([1, 10**12], count),
+        rng.integers(0, 40, count) / 2,
+        rng.choice([-1 / 3, 0.1, 7e9], count),
+        np.broadcast_to(5, count),
+        rng.integers(0, 3000, count),
+    ]
+    for chosen in (columns, columns[::-1], columns[:3], columns[4:5]):
+        rows = list(zip(*(column.tolist() for column in chosen), strict=True))
+        first, inverse = distinct_rows(*chosen)
+        assert [rows[at] for at in first] == sorted(set(rows))
+        assert [rows[first[at]] for at in inverse] == rows
+        assert first.tolist() == [rows.index(rows[at]) for at in first]
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=60))

@@ -6,6 +6,7 @@ anything. Of a branch that cannot be decided both sides are read. Programs are n
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import posixpath
 import re
@@ -21,6 +22,7 @@ from autotune.errors import ProblemError
 if TYPE_CHECKING:
     from tree_sitter import Node
 
+DEEPEST_TURNS = 3
 DEEPEST_CALL = 20
 """Functions and quoted scripts inside each other."""
 OWN_FOLDER = re.compile(r"\$\(dirname (?:-- )?['\"]?\$(?:0|\{0\}|BASH_SOURCE|\{BASH_SOURCE(?:\[0\])?\})['\"]?\)")
@@ -60,6 +62,8 @@ class Interpreter(Values):
     unsure: int = 0
     """Undecided branches around the running line."""
     depth: int = 0
+    turns: int = 0
+    """Loops that are run again around the running line."""
 
     def run(self, text: str) -> Interpreter:
         """Run a text to its end, then what it defines and never calls; raises ProblemError for what is too deep or too long."""
@@ -165,13 +169,35 @@ class Interpreter(Values):
         return any(fnmatch.fnmatchcase(word, self._joined(pattern)) for pattern in patterns)
 
     def _loop(self, node: Node) -> bool | None:
-        """Its body once, with the first of its values."""
+        """Its body once, with the first of its values; what another turn would change is not known after it."""
         name, values = node.child_by_field_name("variable"), node.children_by_field_name("value")
         first = next((word for value in values for word in self._words(value)), None)
         if name is not None and first is not None:
             self.variables[source_text(name)] = first
         body = node.child_by_field_name("body")
-        return self._all(body.named_children) if body else None
+        if body is None:
+            return None
+        status = self._all(body.named_children)
+        self._forget_what_moves(body)
+        return status
+
+    def _forget_what_moves(self, body: Node) -> None:
+        """Run the body again on a copy: counters and lists that grow go on for as many turns as nobody knows."""
+        if self.turns >= DEEPEST_TURNS:
+            return
+        again = dataclasses.replace(
+            self, variables=dict(self.variables), arrays={name: list(items) for name, items in self.arrays.items()},
+            files={}, ran=[], asked={}, undecided={}, functions=dict(self.functions), called=set(),
+            turns=self.turns + 1, unsure=1,
+        )  # fmt: skip
+        again._all(body.named_children)
+        self.length = again.length
+        for name, value in again.variables.items():
+            if self.variables.get(name) != value:
+                self.variables[name] = f"${name}"
+        for name, items in again.arrays.items():
+            if self.arrays.get(name) != items:
+                self.arrays[name] = [f"${name}"]
 
     def _call(self, name: str, body: Node, arguments: Sequence[str]) -> bool | None:
         if self.depth >= DEEPEST_CALL:

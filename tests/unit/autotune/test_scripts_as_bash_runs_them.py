@@ -160,6 +160,14 @@ def test_what_a_program_prints_is_not_known_and_stays_as_it_stands():
     assert find_command('cd $(dirname $0)\nF=$(dirname "$0")/x\nvllm serve m --config $F').words[-1] == "./x"
 
 
+def test_what_a_loop_counts_is_not_known_after_it():
+    """The script that starts TensorRT-LLM over nodes counts its hosts, and ends where they are not as many as it needs."""
+    text = "count=0 list=\nfor host in $HOSTS; do list+=,$host count=$((count + 1)) last=x; done\n"
+    text += 'if (( count != 2 )); then exit 1; fi\nvllm serve m --n $count --l "$list" --x $last'
+    assert find_command(text, {"HOSTS": "a b"}).words == ("m", "--n", "$count", "--l", "$list", "--x", "x")
+    assert find_command('A=()\nwhile read x; do A+=(--a $x); done\nvllm serve m "${A[@]}"').words == ("m", "$A")
+
+
 def test_an_engine_in_a_here_document_is_started():
     assert find_command("ssh node <<EOF\nvllm serve m -tp $TP\nEOF\n", {"TP": "8"}).words == ("m", "-tp", "8")
 

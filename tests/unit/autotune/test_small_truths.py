@@ -122,9 +122,9 @@ def test_limits_that_no_plan_holds_surely_are_infeasible():
 @pytest.mark.slow
 def test_a_service_holds_all_its_limits_with_the_confidence():
     asked = Problem(hardware="hgx-h200", gpus=16, target="serve", tpot_limit_s=0.1, ttft_p99_limit_s=10, trials=0, top_k=1)
-    plain, sure = search_services(asked).best, search_services(asked.model_copy(update={"confidence": 0.9})).best
-    assert min(limit.probability for limit in plain.objectives) < 0.9
-    assert min(limit.probability for limit in sure.objectives) >= 0.9 - 1e-6
+    plain, sure = search_services(asked).best, search_services(asked.model_copy(update={"confidence": 0.95})).best
+    assert min(limit.probability for limit in plain.objectives) < 0.95
+    assert min(limit.probability for limit in sure.objectives) >= 0.95 - 1e-6
     assert {limit.limit for limit in sure.objectives} == {0.1, 10}
 
 

@@ -137,15 +137,10 @@ def split_options(invocation: Invocation, engine: EngineSpec, version: str | Non
         from autotune.auditing.trtllm import split_settings
 
         return split_settings(invocation, engine, version, folder)
-    known = resolve_version(engine, version)
-    listed = load_options(invocation.engine, engine.release(known))
-    split = _Split(
-        engine, listed, WRAPPERS.get(invocation.wrapper or "", {}), _newer_list(invocation.engine, engine, version, known)
-    )
     words = (
         with_options_of_file(invocation.words, invocation.files, folder) if engine.command_line == "vllm" else invocation.words
     )
-    split.read(words)
+    split, known = _split(invocation, engine, version, words)
     options = split.merged()
     for name in DOCUMENTS:
         if str(options.get(name) or "").startswith("{"):
@@ -165,6 +160,27 @@ def split_options(invocation: Invocation, engine: EngineSpec, version: str | Non
     ]
     role = next((split.wrapped[name] for name in split.wrapped if split.wrapped[name]), None)
     return Command(engine, known, model, options, invocation.environment, tuple(split.conflicts), tuple(remarks), role)
+
+
+def _split(invocation: Invocation, engine: EngineSpec, version: str | None, words: Sequence[str]) -> tuple[_Split, str]:
+    """(options, version); without a version it is said which release has all of the options, where the newest has not."""
+    wrapper = WRAPPERS.get(invocation.wrapper or "", {})
+
+    def of(known: str) -> _Split:
+        listed = load_options(invocation.engine, engine.release(known))
+        split = _Split(engine, listed, wrapper, _newer_list(invocation.engine, engine, version, known))
+        split.read(words)
+        return split
+
+    known = resolve_version(engine, version)
+    split = of(known)
+    older = reversed(engine.versions[:-1]) if version is None and split.gone else ()
+    if fitting := next((v for v in older if v.commands and not of(v.version).gone), None):
+        split.remarks.append(
+            f"no version is given, so the newest known is judged; {engine.title} {fitting.release} has all of its options "
+            f"(--engine-version {fitting.version})"
+        )
+    return split, known
 
 
 def _newer_list(command_line: str, engine: EngineSpec, version: str | None, known: str) -> OptionList | None:
@@ -190,6 +206,8 @@ class _Split:
     """Documents of `--option.field value`."""
     positional: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    """Options that the release does not have."""
     remarks: list[str] = field(default_factory=list)
     wrapped: dict[str, str | None] = field(default_factory=dict)
     """Options of a program around the engine, with the role that they give it."""
@@ -214,7 +232,7 @@ class _Split:
             base, path, joined, value = _optimization(base, path, joined, value, following, levels)
         if base in self.wrapper or (self.wrapper and base.startswith(DYNAMO_OPTIONS)):
             return at + 1 + self._around(base, bool(joined), following)
-        option, taken, preset = self._between(base) or _find(base, self.engine, self.listed, self.conflicts)
+        option, taken, preset = self._between(base) or self._found(base)
         taken, _, inside = taken.partition(".")  # what became part of a document
         path, used = inside or path, 0
         if option.takes_value and preset is None:
@@ -232,6 +250,13 @@ class _Split:
         else:
             self.options[taken] = preset
         return at + 1 + used
+
+    def _found(self, name: str) -> tuple[Option, str, str | None]:
+        """As _find, with what the release lacks kept by name."""
+        before = len(self.conflicts)
+        found = _find(name, self.engine, self.listed, self.conflicts)
+        self.gone += [name] * (len(self.conflicts) - before)
+        return found
 
     def _between(self, name: str) -> tuple[Option, str, None] | None:
         """An option that the list before a release lacks and the one after it has: which of them is right is not known."""

@@ -118,6 +118,7 @@ def test_the_options_of_an_older_release_are_a_reason_not_to_start():
         "SGLang 0.5.23 has no --cuda-graph-bs", "SGLang 0.5.23 has no --prefill-round-robin-balance",
     ]  # fmt: skip
     assert "now --cuda-graph-bs-decode" in found.conflicts[0]
+    assert any("SGLang 0.5.16 has all of its options (--engine-version 0.5.16)" in line for line in found.remarks)
     verdict = check(found.deployment, Goals(), found)
     assert not verdict.works
     pool = found.deployment.pool

@@ -59,6 +59,7 @@ def paths(data: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, 
     return [(*above, key) for key in data] + below
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ASKED)
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())

@@ -84,6 +84,7 @@ def test_a_tensor_is_what_its_strides_say(tmp_path):
     assert read_torch_file(saved(tmp_path / "e.pt", tensor((), ()))).shape == ()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.integers(0, 40), min_size=1, max_size=4),
@@ -153,6 +154,7 @@ def test_a_crafted_description_is_refused(tmp_path, description):
     assert not list(tmp_path.glob("pwned"))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=8), st.integers(0, 400))
 def test_any_bytes_in_a_description_give_a_message_or_arrays(tmp_path_factory, changes, cut):
@@ -261,6 +263,7 @@ HOSTILE_DOCUMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", HOSTILE_DOCUMENTS.values(), ids=HOSTILE_DOCUMENTS.keys())
 def test_a_hostile_document_is_one_message_that_names_the_file(tmp_path, content, monkeypatch, capsys):
     path = tmp_path / "x.yaml"
@@ -436,6 +439,7 @@ RESULT = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(RESULT)), JUNK, max_size=3))
 def test_results_of_any_type_give_points_or_a_message(tmp_path_factory, changes):
@@ -450,6 +454,7 @@ def test_results_of_any_type_give_points_or_a_message(tmp_path_factory, changes)
 COLUMNS = ("operator", "dtype", "gpu", "m", "n", "k", "latency_us")
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(

@@ -71,12 +71,14 @@ def deployment(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_predict_needs_neither_solver_nor_sampler_nor_templates(deployment):
     code, packages, _ = imported("predict", str(deployment), "--json")
     assert code == 0
     assert packages <= MODELS
 
 
+@pytest.mark.slow
 def test_a_printed_prediction_needs_neither_exporters_nor_a_page_nor_layouts(deployment):
     code, packages, rooms = imported("predict", str(deployment))
     assert code == 0

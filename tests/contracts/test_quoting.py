@@ -85,6 +85,7 @@ def test_what_is_missing_is_said_without_running_what_the_help_holds(tmp_path, h
     assert not list((tmp_path / "run").iterdir())
 
 
+@pytest.mark.slow
 @RUN
 @given(folder=st.lists(st.sampled_from([p for p in PIECES if "/" not in p]), min_size=1, max_size=5).map("".join))
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "vllm-ascend"])

@@ -121,6 +121,7 @@ def test_unknown_documents_are_named_with_near_ones():
         find("deploymnt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hw", "model", "engine"])
 def test_catalogues_print_what_their_schemas_say(output, kind):
     rows = output(kind, "list")
@@ -157,6 +158,7 @@ def test_predictions_of_every_phase(output, written):
         holds("deployment", document)
 
 
+@pytest.mark.slow
 def test_verdicts_sensitivities_and_verified_runs(output, written, tmp_path):
     holds("check", output("check", RECIPE, "--hw", "hgx-h200"))
     holds("sensitivity", output("sensitivity", RECIPE, "--hw", "hgx-h200"))
@@ -171,6 +173,7 @@ def test_verdicts_sensitivities_and_verified_runs(output, written, tmp_path):
     holds("verify", output("verify", str(tmp_path / "bench.json"), "--deployment", document, "--tpot", "1ms", code=2))
 
 
+@pytest.mark.slow
 def test_placements(output):
     base = ("place", "--synthetic", "1.0", "--gpus", "32", "--model", "deepseek-v3")
     holds("place", output(*base))

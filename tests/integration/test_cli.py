@@ -66,6 +66,7 @@ def test_the_main_job_writes_a_complete_run_folder(run, tmp_path):
     assert not list(tmp_path.glob(".autotune-*"))
 
 
+@pytest.mark.slow
 def test_wide_expert_parallelism_with_dp_attention_is_proposed_on_gb200(run, tmp_path):
     code, out, _ = run(
         "search",
@@ -91,6 +92,7 @@ def test_wide_expert_parallelism_with_dp_attention_is_proposed_on_gb200(run, tmp
     assert "copies of each KV cache" in lost["TP attention, TP experts"].reason
 
 
+@pytest.mark.slow
 def test_a_second_run_gets_its_own_folder(run, tmp_path):
     for _ in range(2):
         run("search", "--hw", "hgx-b200", *SMALL, "--out", str(tmp_path), "--trials", "0")
@@ -245,6 +247,7 @@ def test_the_command_line_builds_only_the_command_or_group_that_runs():
     assert neither is app  # whose help and near names are of all commands
 
 
+@pytest.mark.slow
 def test_experts_are_placed_and_written_for_every_engine(run, tmp_path):
     rng = np.random.default_rng(0)
     loads = tmp_path / "loads.npz"
@@ -273,6 +276,7 @@ def test_experts_are_placed_and_written_for_every_engine(run, tmp_path):
     assert "288 physical experts do not divide over 30 GPUs; use 44 redundant experts" in err
 
 
+@pytest.mark.slow
 def test_a_problem_file_names_the_target(run, tmp_path):
     problem = tmp_path / "problem.yaml"
     problem.write_text("hardware: hgx-h200\nmodel: qwen3-30b-a3b\ntarget: serve\ngpus: 4\ntop_k: 1\n")
@@ -283,6 +287,7 @@ def test_a_problem_file_names_the_target(run, tmp_path):
     assert document["plans"][0]["prediction"]["requests_per_s"] == pytest.approx(4.0)
 
 
+@pytest.mark.slow
 def test_a_prefill_pool_is_searched_and_recorded(run, tmp_path):
     code, text, _ = run("search", "--hw", "gb200-nvl72", "--gpus", "8", "--target", "prefill", "--out", str(tmp_path), *FAST)
     assert code == 0
@@ -349,6 +354,7 @@ def _deployment(tmp_path: Path, **changes) -> Path:
 SEARCH = ("search", "--no-save", "--trials", "0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [
@@ -459,6 +465,7 @@ def _timings(path: Path, gpu: str = "H200") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_calibrate_writes_a_document_that_search_uses(run, tmp_path):
     out = tmp_path / "mine.yaml"
     table = str(_timings(tmp_path / "t.csv"))

@@ -21,6 +21,7 @@ def result() -> ServiceResult:
     return search_services(PROBLEM)
 
 
+@pytest.mark.slow
 def test_every_ranked_kind_is_set_beside_the_best(result: ServiceResult) -> None:
     best = result.best.prediction.tokens_per_s_per_gpu
     for kind in {plan.kind for plan in result.plans}:

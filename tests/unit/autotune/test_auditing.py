@@ -77,6 +77,7 @@ def test_what_is_short_is_symmetric():
     assert math.isfinite(sum(short.values()))
 
 
+@pytest.mark.slow
 def test_kernels_and_latency_have_the_signs_they_must():
     plan = search(Problem(hardware="gb200-nvl72", gpus=8, trials=0)).best.deployment
     effects = {influence.name: influence.effects for influence in sensitivity(plan).influences}
@@ -103,6 +104,7 @@ def test_a_goal_names_precisions_and_gpus():
     assert "batch_per_dp_rank" in faster.change
 
 
+@pytest.mark.slow
 def test_gpus_beyond_the_cluster_are_counted_and_said():
     way = sensitivity(h20_plan(precision="fp8-block"), 35_000).ways[-1]
     assert way.gpus > 32

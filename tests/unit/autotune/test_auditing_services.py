@@ -188,6 +188,7 @@ def test_results_of_another_gpu_or_of_no_service_are_refused(tmp_path):
         verify([tmp_path / "batch.json"], plan)
 
 
+@pytest.mark.slow
 def test_the_commands_take_services(tmp_path):
     plan = service()
     file = tmp_path / "service.yaml"

@@ -91,6 +91,7 @@ def test_knobs_that_do_not_count_are_not_enumerated():
     assert grid.positions(space.columns(off)).tolist() == [1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "version"), [("vllm", "0.33"), ("vllm", "0.17"), ("sglang", None)])
 def test_the_evaluator_and_predict_price_the_same_deployment(engine, version):
     evaluator = evaluator_of(version, engine)
@@ -204,6 +205,7 @@ def test_defaults_put_back_one_at_a_time_cost_the_same_in_one_call():
         assert setting.loss == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_studies_repeat_with_their_seed():
     first, second = (tune_flags(evaluator_of(), trials=60, seed=7) for _ in range(2))
     assert [r.params for r in first.trials] == [r.params for r in second.trials]
@@ -218,6 +220,7 @@ def test_a_study_resumes_from_its_storage(tmp_path):
     assert len(second.trials) == 12
 
 
+@pytest.mark.slow
 def test_a_foreign_study_is_refused(tmp_path):
     url = f"sqlite:///{tmp_path / 'study.db'}"
     tune_flags(evaluator_of(), trials=3, seed=0, storage=url, study_name="s")
@@ -225,6 +228,7 @@ def test_a_foreign_study_is_refused(tmp_path):
         tune_flags(evaluator_of("0.17"), trials=3, seed=0, storage=url, study_name="s")
 
 
+@pytest.mark.slow
 def test_a_locked_storage_is_one_message(tmp_path):
     path = tmp_path / "study.db"
     url = f"sqlite:///{path}?timeout=0.1"

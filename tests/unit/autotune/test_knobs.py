@@ -59,12 +59,14 @@ def values(row: Rows) -> dict[str, float]:
     return {f.name: float(getattr(row, f.name)[0]) for f in dataclasses.fields(row)}
 
 
+@pytest.mark.slow
 @given(rows())
 def test_a_row_comes_back_from_its_pool(row: Rows):
     pool = Pool(**pool_values(row, "decode"))
     assert values(pool_rows(pool)) == pytest.approx(values(canonical(row)), nan_ok=True)
 
 
+@pytest.mark.slow
 @given(rows())
 def test_the_canonical_row_is_a_fixed_point_and_a_pool_comes_back_from_its_row(row: Rows):
     once = canonical(row)

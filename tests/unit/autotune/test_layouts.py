@@ -219,6 +219,7 @@ def test_each_family_is_satisfied_and_violated_alone(name):
     assert select(instance_of(table, limits, "tokens_per_s")) is None
 
 
+@pytest.mark.slow
 def test_infeasible_memory_says_which_lines_and_what_fits():
     resolved = resolve_problem(Problem(hardware="hgx-h100"))
     text = explain_infeasible(resolved, build_table(resolved)).message()

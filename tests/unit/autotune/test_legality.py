@@ -55,6 +55,7 @@ def pools(engine: str, role: str):
         }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "model", "precision", "hardware"), GRID)
 def test_what_one_refuses_the_others_refuse(engine, model, precision, hardware):
     """check's conflicts, the search's filter and the exporters' refusals are the same rules on some 150 pools."""

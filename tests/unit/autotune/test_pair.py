@@ -106,6 +106,7 @@ def every_pair(pair: Pair):
             yield rate, cost, (p, d)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6))
 def test_the_most_requests_are_found(seed):
@@ -113,6 +114,7 @@ def test_the_most_requests_are_found(seed):
     assert PairSolver(pair).best("total").rate == max(rate for rate, _, _ in every_pair(pair))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6))
 def test_the_best_ratio_is_found_and_then_the_largest_service(seed):

@@ -33,6 +33,7 @@ def evaluator_of(version: str, backend: str, tokens: int = 65_536, **changes) ->
     return PrefillFlagEvaluator(resolved, row, space, 1)
 
 
+@pytest.mark.slow
 def test_two_gpus_beat_four_on_gb200_and_eight_win_on_h200():
     # the first source document recommends two GPUs per GB200 prefill instance: communication grows with the group, and the
     # host link hides half of the experts. PCIe cannot, and eight H200s hold the weights.
@@ -63,6 +64,7 @@ def test_the_plan_fits_and_meets_its_limit():
     assert best.label.startswith(f"{best.deployment.pool.instances} x")
 
 
+@pytest.mark.slow
 def test_the_fastest_prompt_is_faster_than_the_most_efficient():
     fastest, efficient = (search(prefill(objective=o)).best.prediction for o in ("ttft", "tokens_per_s_per_gpu"))
     assert fastest.prompt_s < efficient.prompt_s

@@ -51,6 +51,7 @@ def test_a_collection_becomes_deployments_and_bad_files_are_named(collection):
     assert all(not unread.message.startswith(unread.source) for unread in collection.unread)
 
 
+@pytest.mark.slow
 def test_each_load_of_a_benchmark_is_a_deployment_and_hardware_is_the_files_own(collection):
     """A pair whose benchmark keeps 128 and 256 in flight, on the GB200 that it names; H200 is for the others."""
     pair = {one.name: one.deployment for one in collection.deployments if one.source == "v1_gb200_pair.yaml"}

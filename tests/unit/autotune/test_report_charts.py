@@ -117,6 +117,7 @@ def test_plans_without_recorded_loads_have_no_such_chart(placed: Plan) -> None:
     assert expert_load(placed.model_copy(update={"placement": older})) is None
 
 
+@pytest.mark.slow
 def test_the_pages_have_them(asked: Problem, service: ServiceResult, placed: Plan) -> None:
     page = page_of(asked, service, None, [], launches_of(service.plans))
     assert re.search(r'<section id="cost".*?USD per million', render_page(page), re.DOTALL)

@@ -114,6 +114,7 @@ TERMS = st.recursive(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BASH is None, reason="bash is not here")
 @given(terms=st.lists(TERMS, min_size=20, max_size=20))
 def test_arithmetic_is_bash_s(terms):

@@ -124,6 +124,7 @@ def test_a_rate_is_carried_on_as_few_gpus_as_it_takes():
     assert few.bound_by == "the load asked for"
 
 
+@pytest.mark.slow
 def test_a_closed_loop_fixes_the_batch():
     best = search_services(service(load={"concurrency": 64})).best
     in_flight = best.prediction.requests_per_s * (best.prediction.ttft_s.mean + 2000 * best.prediction.tpot_s.mean)
@@ -131,6 +132,7 @@ def test_a_closed_loop_fixes_the_batch():
     assert [o.name for o in best.objectives] == ["mean TPOT"]
 
 
+@pytest.mark.slow
 def test_a_trace_is_planned_for_with_its_own_lengths(tmp_path):
     lines = ["TIMESTAMP,ContextTokens,GeneratedTokens"]
     for i in range(400):
@@ -183,6 +185,7 @@ def test_an_aggregated_engine_is_slower_than_its_decode_steps_alone():
     assert (cost.latency_s > alone.tpot_s).all()
 
 
+@pytest.mark.slow
 def test_the_closed_form_of_an_aggregated_engine_agrees_with_its_replay():
     pools = pools_of(resolve_problem(service()))
     found = aggregated(pools, aggregated_candidates(pools), 3)

@@ -110,6 +110,7 @@ def test_more_confidence_costs_more():
     assert rates == sorted(rates, reverse=True)
 
 
+@pytest.mark.slow
 def test_limits_that_no_plan_holds_surely_are_infeasible():
     asked = Problem(hardware="hgx-h200", gpus=8, trials=0, top_k=1)
     fastest = search(asked.model_copy(update={"objective": "tpot"})).best.prediction.latency_s

@@ -41,6 +41,7 @@ def finished(params: dict, value: float) -> optuna.trial.FrozenTrial:
     return frozen
 
 
+@pytest.mark.slow
 def test_what_is_written_is_what_optuna_would_have_written(tmp_path):
     """The same trial through Optuna's own writer: everything but the identity is equal."""
     trial = finished({"a": "x", "b": 0}, 7.25)
@@ -57,6 +58,7 @@ def test_what_is_written_is_what_optuna_would_have_written(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("a.db*")) == ["a.db"]  # the log is folded in when the last one leaves
 
 
+@pytest.mark.slow
 def test_no_more_than_asked_for_whoever_comes(tmp_path):
     """Eight threads with connections of their own keep 20 trials and lose none: 0..19, each once."""
     url = f"sqlite:///{tmp_path}/a.db"
@@ -104,6 +106,7 @@ def test_urls_of_files_and_others():
     assert without_password("mysql://user:secret@host/db") == "mysql://host/db"
 
 
+@pytest.mark.slow
 def test_a_study_in_a_file_is_the_study_in_memory(tmp_path):
     """The same seed samples the same trials wherever they are kept, and a second run finds them done."""
     scores = study.Scores(evaluator_of(), enumerate_all=True)

@@ -182,6 +182,7 @@ def test_a_worker_that_dies_takes_no_other_problem_along(monkeypatch):
     assert "died" in found["5"].message
 
 
+@pytest.mark.slow
 def test_a_worker_per_core_has_one_blas_thread(monkeypatch):
     monkeypatch.delenv(BLAS_THREADS, raising=False)
     monkeypatch.setattr(executors, "solve", os.getenv)

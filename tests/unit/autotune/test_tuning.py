@@ -300,6 +300,7 @@ def test_a_rate_is_raised_until_the_service_no_longer_keeps_up(tmp_path):
     assert len(result.trials) <= 8
 
 
+@pytest.mark.slow
 def test_constraints_are_named_in_the_storage(space, adviser, tmp_path):
     tuned(space, adviser, NONE, tmp_path, trials=2)
     journal = TuneJournal(str(tmp_path / "j"), space, "q", resume=True)

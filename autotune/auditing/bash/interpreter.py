@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from autotune.auditing.bash.printing import PRINTS
-from autotune.auditing.bash.tree import branches, ends_its_line, matters, parser, source_text, statements
+from autotune.auditing.bash.tree import branches, ends_its_line, matters, may_start_engine, parser, source_text, statements
 from autotune.auditing.bash.values import ESCAPED_HERE, Values, opposite, truthy
 from autotune.errors import ProblemError
 
@@ -37,7 +37,7 @@ class Ran:
 
     words: tuple[str, ...]
     variables: Mapping[str, str]
-    """All that are set by then, on its line too."""
+    """All that are set by then, on its line too, of a program that may be an engine; none of others."""
 
 
 @dataclass(slots=True)
@@ -69,6 +69,7 @@ class Interpreter(Values):
         """Run a text to its end, then what it defines and never calls; raises ProblemError for what is too deep or too long."""
         try:
             self._run(text)
+            self.unsure += 1
             for name, body in list(self.functions.items()):
                 if name not in self.called:
                     self._call(name, body, [])
@@ -183,7 +184,7 @@ class Interpreter(Values):
 
     def _forget_what_moves(self, body: Node) -> None:
         """Run the body again on a copy: counters and lists that grow go on for as many turns as nobody knows."""
-        if self.turns >= DEEPEST_TURNS:
+        if self.turns >= DEEPEST_TURNS or not matters(body):
             return
         again = dataclasses.replace(
             self, variables=dict(self.variables), arrays={name: list(items) for name, items in self.arrays.items()},
@@ -253,8 +254,13 @@ class Interpreter(Values):
             self._run(inner)
             self.depth -= 1
         else:
-            self.ran.append(Ran(tuple(words), {**self.variables, **own}))
+            self._start(words, own)
         return None
+
+    def _start(self, words: Sequence[str], own: Mapping[str, str]) -> None:
+        """Keep a program; what is set around it where it may be an engine."""
+        kept = {**self.variables, **own} if any(may_start_engine(word) for word in words) else {}
+        self.ran.append(Ran(tuple(words), kept))
 
     def _exit(self, command: str) -> None:
         if not self.unsure:
@@ -290,7 +296,7 @@ class Interpreter(Values):
         if path or tee:
             self._write(path or str(tee), text, appends=">>" in source_text(here).split("\n")[0] or "-a" in words)
         if words and words[0] not in ("cat", "tee") and not (path or tee):
-            self.ran.append(Ran(tuple(words), dict(self.variables)))
+            self._start(words, {})
         self._read_inside(text)
         return None
 
@@ -301,7 +307,7 @@ class Interpreter(Values):
 
     def _read_inside(self, text: str) -> None:
         """A here-document may be a script: programs that it runs count, what it sets and writes is its own."""
-        if self.depth >= DEEPEST_CALL:
+        if self.depth >= DEEPEST_CALL or not may_start_engine(text):
             return
         inner = Interpreter(dict(self.variables), dict(self.arrays), depth=self.depth + 1, length=self.length)
         inner.unsure = 1

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tree_sitter import Node, Parser
 
+ENGINES = ("vllm", "sglang", "trtllm")
+"""What stands in every command that starts one."""
 MATTERS = ("variable_assignment", "heredoc_redirect")
 """What a branch does that what follows may rest on."""
 
@@ -46,12 +48,19 @@ def matters(node: Node) -> bool:
     waiting = list(node.named_children)
     while waiting:
         found = waiting.pop()
-        if found.type in MATTERS or (
-            found.type == "command" and (source_text(found).startswith("exit") or "serve" in source_text(found))
-        ):
+        if found.type in MATTERS or (found.type == "command" and _ends_or_starts(source_text(found))):
             return True
         waiting += found.named_children
     return False
+
+
+def _ends_or_starts(command: str) -> bool:
+    return command.startswith("exit") or may_start_engine(command)
+
+
+def may_start_engine(text: str) -> bool:
+    """Whether an engine's name stands in it: what has none needs no closer look."""
+    return any(name in text for name in ENGINES)
 
 
 def ends_its_line(assignment: Node, command: Node) -> bool:

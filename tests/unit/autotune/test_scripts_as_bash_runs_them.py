@@ -153,6 +153,13 @@ def test_a_script_that_ends_before_its_engine_says_so():
     assert find_command(text).words == ("m",)  # not decided: it may go on
 
 
+def test_what_a_function_does_that_nobody_calls_ends_no_script():
+    assert find_command("usage() { echo how; exit 1; }\nvllm serve m").words == ("m",)
+    assert find_command("main() { vllm serve m -tp 2; }").words == ("m", "-tp", "2")
+    with pytest.raises(ProblemError, match="ends with 'exit 1'"):
+        find_command("die() { exit 1; }\ndie\nvllm serve m")
+
+
 def test_what_a_program_prints_is_not_known_and_stays_as_it_stands():
     assert find_command("N=$(nproc)\nvllm serve m --n $N -x $(hostname -I | cut -f1)").words == (
         "m", "--n", "$(nproc)", "-x", "$(hostname -I | cut -f1)",

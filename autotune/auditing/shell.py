@@ -40,7 +40,7 @@ class Invocation:
     environment: Mapping[str, str]
     """Set before it, on its line or above."""
     others: int
-    """Further engine commands in the text."""
+    """Engine commands after it in the text."""
     wrapper: str | None = None
     """The module that starts the engine, where it takes options of its own."""
     files: Mapping[str, str] = field(default_factory=dict)
@@ -50,7 +50,13 @@ class Invocation:
 
 
 def find_command(text: str, environment: Mapping[str, str] | None = None, at: int = 0) -> Invocation:
-    """An engine command of a text, the first unless `at` counts on.
+    """An engine command of a text, the first unless `at` counts on; raises ProblemError as `find_commands`."""
+    found = find_commands(text, environment)
+    return found[min(at, len(found) - 1)]
+
+
+def find_commands(text: str, environment: Mapping[str, str] | None = None) -> tuple[Invocation, ...]:
+    """All engine commands of a text, at least one.
 
     environment : variables set around it. Raises ProblemError where there is none, where quotes do not close, and where options
     follow on a line of their own that the shell would not see as part of the command.
@@ -66,18 +72,23 @@ def find_command(text: str, environment: Mapping[str, str] | None = None, at: in
             "no 'vllm serve ...', 'python -m sglang.launch_server ...' or 'trtllm-serve ...' command found; give the file that "
             "starts the engine"
         )
-    ran, engine, after = started[min(at, len(started) - 1)]
-    before = dict(word.split("=", 1) for word in ran.words[:after] if "=" in word and not word.startswith("-"))
-    wrapper = ran.words[after - 1] if ran.words[after - 1] in WRAPPING else None
-    return Invocation(
-        engine=engine,
-        words=tuple(word for word in ran.words[after:] if word.strip()),
-        environment={**ran.variables, **before},
-        others=len(started) - 1 - at,
-        wrapper=wrapper,
-        files=script.files,
-        remarks=tuple(_remarks(script)),
+    return tuple(
+        Invocation(
+            engine=engine,
+            words=tuple(word for word in ran.words[after:] if word.strip()),
+            environment={**ran.variables, **_set_before(ran.words[:after])},
+            others=len(started) - 1 - at,
+            wrapper=ran.words[after - 1] if ran.words[after - 1] in WRAPPING else None,
+            files=script.files,
+            remarks=tuple(_remarks(script)),
+        )
+        for at, (ran, engine, after) in enumerate(started)
     )
+
+
+def _set_before(words: Sequence[str]) -> dict[str, str]:
+    """Variables of words before a program, as `env` takes them."""
+    return dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-"))
 
 
 def written_files(text: str, environment: Mapping[str, str]) -> dict[str, str]:

@@ -246,7 +246,7 @@ def read_plan(file: Path, script: ScriptOptions, load: Load | None = None) -> Re
     from autotune.manifests.judging import read_manifest
     from autotune.manifests.registry import read_any
 
-    manifest = read_any(file, script.hw)
+    manifest = read_any(file, script.hw, dict(_named_value(text) for text in script.variables))
     if manifest is None:
         if script.model or script.precision or script.service or script.variables:
             raise ProblemError(
@@ -278,7 +278,6 @@ def given_too(script: ScriptOptions, load: Load | None) -> GivenToo:
         model=script.model,
         precision=script.precision,
         service=script.service,
-        variables=dict(_named_value(text) for text in script.variables),
     )
 
 

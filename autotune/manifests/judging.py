@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from autotune.auditing.commands import ReadCommand, read_command
 from autotune.auditing.naming import served_model
@@ -50,8 +50,6 @@ class GivenToo:
     precision: str | None = None
     service: str | None = None
     """By name, where a file starts several that are no pair."""
-    variables: Mapping[str, str] = field(default_factory=dict)
-    """Set around a script's commands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +67,7 @@ def read_manifest(manifest: Manifest, asked: GivenToo, where: object) -> ReadCom
     Raises ProblemError where the hardware or an engine's version is not said, and where several services are no pair.
     """
     hardware = _hardware(manifest, asked, where)
-    services = tuple(
-        dataclasses.replace(service, environment={**service.environment, **asked.variables})
-        for service in _chosen(manifest, asked, where)
-    )
+    services = _chosen(manifest, asked, where)
     load = asked.load or _load(manifest)
     read = [
         _read(service, manifest, services, dataclasses.replace(asked, hardware=hardware, load=load), where)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from autotune.errors import ProblemError, StartsNothing
 from autotune.manifests import compose, dynamo, kserve, kubernetes, modelservice, srt_slurm, trtllm_disagg, vllm_recipes
 from autotune.manifests.kustomize import is_kustomization, rendered
-from autotune.manifests.scripts import launch_scripts, read_launch, read_script
+from autotune.manifests.scripts import NOTHING, launch_scripts, read_launch, read_script
 from autotune.manifests.service import Manifest
 from autotune.manifests.source import Source, annotated, documents_in, documents_of
 from cost_models.reading import is_folder, read_bytes, reading
@@ -82,14 +82,18 @@ def read_file(path: Path, hardware: str | None = None) -> Manifest | None:
     return _manifest_of(source, hardware)
 
 
-def read_any(path: Path, hardware: str | None = None) -> Manifest | None:
-    """What a script, a manifest or a folder starts; none for a deployment or a run folder. Raises AutotuneError as read_file."""
-    if path.name == "service.sbatch" and launch_scripts(path.parent):
-        return read_file(path.parent, hardware)
+def read_any(path: Path, hardware: str | None = None, variables: Mapping[str, str] = NOTHING) -> Manifest | None:
+    """What a script, a manifest or a folder starts; none for a deployment or a run folder. Raises AutotuneError as read_file.
+
+    variables : set around its commands.
+    """
+    path = path.parent if path.name == "service.sbatch" and launch_scripts(path.parent) else path
     if is_folder(path) or path.suffix in DOCUMENT_ENDINGS:
-        return read_file(path, hardware)
-    with reading(path, "cannot be read", ProblemError):
-        return read_script(read_bytes(path, pipe=True).decode("utf-8", errors="replace"), path.parent)
+        found = read_file(path, hardware)
+    else:
+        with reading(path, "cannot be read", ProblemError):
+            found = read_script(read_bytes(path, pipe=True).decode("utf-8", errors="replace"), path.parent, variables)
+    return found.with_variables(variables) if found else None
 
 
 def read_manifest_text(text: str, hardware: str | None = None) -> Manifest:

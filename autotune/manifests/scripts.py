@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from autotune.auditing.commands import ROLE_OF_OPTION
 from autotune.auditing.settings_file import settings_text
-from autotune.auditing.shell import find_command, written_files
+from autotune.auditing.shell import find_commands, written_files
 from autotune.documents.deployment import PoolRole
 from autotune.errors import ProblemError
 from autotune.manifests.machines import named_hardware
@@ -23,32 +25,34 @@ ORCHESTRATED = re.compile(
 )
 STARTS_ITSELF = re.compile(r"\btrtllm-serve\s+(?!disaggregated|mm_embedding)[\w./$\"'-]|dynamo\.trtllm")
 TYPED = re.compile(r"(?:gpu:)?(?:([A-Za-z][\w.-]*):)?(\d+)$")
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-def read_script(text: str, folder: Path | None = None) -> Manifest:
+def read_script(text: str, folder: Path | None = None, variables: Mapping[str, str] = NOTHING) -> Manifest:
     """All engine commands of a script; one alone has the nodes and GPUs of the job.
 
-    folder : where files lie that commands name. Raises ProblemError where there is no command.
+    folder : where files lie that commands name; variables : set around the script. Raises ProblemError where there is no command.
     """
     if (servers := ORCHESTRATED.search(text)) and not STARTS_ITSELF.search(text):
         return _orchestrated(text, servers["file"], folder)
     asked = {SHORT.get(name, name): value for name, value in DIRECTIVE.findall(text)}
-    others = find_command(text, _set_by_slurm(asked)).others
-    alone = bool(asked) and not others
+    environment = {**_set_by_slurm(asked), **variables}
+    commands = find_commands(text, environment)
+    alone = bool(asked) and len(commands) == 1
     nodes, gpus, gpu = _nodes(asked), _gpus(asked), _gpu(asked)
     roles = _roles_by_port(text, folder)
     services = tuple(
         EngineService(
             name=f"command {at + 1}",
             text=text,
-            role=roles.get(_port(find_command(text, _set_by_slurm(asked), at).words)) if roles else None,
-            environment=_set_by_slurm(asked),
+            role=roles.get(_port(command.words)) if roles else None,
+            environment=environment,
             nodes=nodes if alone else 1,
             gpus_per_node=gpus if alone else None,
             at=at,
             folder=folder,
         )
-        for at in range(others + 1)
+        for at, command in enumerate(commands)
     )
     return Manifest("sbatch script" if asked else "script", services, named_hardware(gpu) if gpu else ())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -56,6 +57,11 @@ class Manifest:
     alternatives: bool = False
     """The services are ways to start the same model, of which one is taken."""
     remarks: tuple[str, ...] = ()
+
+    def with_variables(self, variables: Mapping[str, str]) -> Manifest:
+        """The same with variables set around every command, in place of what the file sets."""
+        services = (dataclasses.replace(one, environment={**one.environment, **variables}) for one in self.services)
+        return dataclasses.replace(self, services=tuple(services))
 
 
 def arguments(options: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from autotune.auditing.commands import read_command
 from autotune.auditing.shell import find_command, written_files
 from autotune.cli.main import app
 from autotune.errors import ProblemError, StartsNothing
+from autotune.manifests.registry import read_any
 
 BASH = shutil.which("bash")
 RECORDER = f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n"
@@ -204,6 +205,21 @@ def test_what_a_script_takes_from_outside_is_set_beside_it(tmp_path):
     assert json.loads(run.stdout)["gpus"] == 8
     assert "--set NAME=VALUE says" in str(CliRunner().invoke(app, asked).exception)
     assert "takes NAME=VALUE, 'TP' was given" in str(CliRunner().invoke(app, [*asked, "--set", "TP"]).exception)
+
+
+def test_what_is_set_beside_a_script_may_decide_what_it_starts(tmp_path):
+    """Two engines by one variable, none without it: the commands are counted and roles told with what is set."""
+    text = "if [[ $SIDE == both ]]; then vllm serve Qwen/Qwen3-8B --port 8001; fi\n"
+    text += "if [[ -n $SIDE ]]; then vllm serve Qwen/Qwen3-8B -tp 2; fi\n"
+    (tmp_path / "serve.sh").write_text(text)
+    started = {side: read_any(tmp_path / "serve.sh", None, {"SIDE": side}).services for side in ("both", "one")}
+    assert [(len(services), services[0].environment) for services in started.values()] == [
+        (2, {"SIDE": "both"}), (1, {"SIDE": "one"}),
+    ]  # fmt: skip
+    with pytest.raises(StartsNothing):
+        read_any(tmp_path / "serve.sh")
+    asked = ["check", str(tmp_path / "serve.sh"), "--hw", "hgx-h200", "--json", "--set", "SIDE=one"]
+    assert json.loads(CliRunner().invoke(app, asked).stdout)["gpus"] == 2
 
 
 def pool_of(text: str, **said):

@@ -18,12 +18,11 @@ def with_cache_of(deployment: Deployment, size: int, unit: Literal["bytes", "tok
     memory = held_memory(deployment)
     visible = load_hardware(deployment.hardware).gpu.hbm_visible_bytes.value
     beside = memory.beside_cache_bytes
-    room_bytes = memory.limit_bytes - beside
     if unit == "tokens":
         holds_a_step = deployment.phase == "prefill" and size >= deployment.pool.max_batched_tokens
         if size >= memory.kv_capacity_tokens or holds_a_step:  # of more than a step, prefill holds what is on its way out
             return deployment, ""
-        size = int(size / memory.kv_capacity_tokens * room_bytes)
+        size = int(size / memory.kv_capacity_tokens * memory.room_bytes)
     if beside + size > visible:
         over = (beside + size - visible) / 1e9
         return (

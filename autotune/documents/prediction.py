@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 from cost_models.specs.base import Spec
@@ -84,11 +83,6 @@ class MemoryLine(Spec):
     bytes: float
 
 
-def beside_cache_bytes(bytes_by_line: Mapping[str, float]) -> float:
-    """What a GPU holds but its KV cache."""
-    return sum(held for name, held in bytes_by_line.items() if name != "kv_cache")
-
-
 class StepPrediction(Spec):
     """A predicted step of one pool, whatever its phase."""
 
@@ -114,11 +108,6 @@ class StepPrediction(Spec):
     bottleneck: str
     calibration: str
     notes: tuple[str, ...] = ()
-
-    @property
-    def beside_cache_bytes(self) -> float:
-        """What a GPU holds but its KV cache."""
-        return beside_cache_bytes({line.name: line.bytes for line in self.memory})
 
 
 class Prediction(StepPrediction):

@@ -30,7 +30,7 @@ from autotune.exporters.launch import LaunchPool, Process
 from autotune.exporters.lengths import Lengths
 from autotune.exporters.quoting import Shell
 from autotune.exporters.settings import Where, settings_of
-from autotune.predicting.step import held_memory, memory_limit_bytes, resolve
+from autotune.predicting.step import held_memory
 from cost_models.expert_kernels import taken_kernel
 from cost_models.specs.model import ModelSpec
 from search_spaces.options import load_options
@@ -192,10 +192,8 @@ def _free_fraction(deployment: Deployment, subject: Subject, tokens: int) -> flo
     role: PoolRole = "prefill" if deployment.phase == "prefill" else "decode"
     pool = deployment.pool.model_copy(update={"batch_per_dp_rank": 1, "max_batched_tokens": tokens})
     alone = deployment.alone(role, pool)
-    kept = held_memory(alone).beside_cache_bytes
-    visible = subject.hardware.gpu.hbm_visible_bytes.value
-    limit = memory_limit_bytes(resolve(alone).machine, deployment.pool)
-    share = (limit - kept) / max(visible - kept, 1.0)
+    held = held_memory(alone)
+    share = held.room_bytes / max(subject.hardware.gpu.hbm_visible_bytes.value - held.beside_cache_bytes, 1.0)
     return round(min(max(share, LEAST_FREE), MOST_FREE), 3)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from autotune.documents.deployment import DEFAULT_MEMORY_FRACTION, CalibrationChoice, Deployment, Pool, PoolRole
 from autotune.documents.knobs import pool_rows
-from autotune.documents.prediction import MemoryLine, OperatorLine, Prediction, PrefillPrediction, beside_cache_bytes
+from autotune.documents.prediction import MemoryLine, OperatorLine, Prediction, PrefillPrediction
 from autotune.errors import ProblemError
 from autotune.predicting.layers import layer_predictions
 from autotune.resolving import foreign_dtype, release_notes, resolve_calibration, resolve_drafter, resolve_recipe
@@ -217,7 +217,12 @@ class HeldMemory:
     @property
     def beside_cache_bytes(self) -> float:
         """What the GPU holds but its KV cache."""
-        return beside_cache_bytes(self.bytes_by_line)
+        return _beside_cache_bytes(self.bytes_by_line)
+
+    @property
+    def room_bytes(self) -> float:
+        """What the limit leaves for the KV cache; negative where the rest alone exceeds it."""
+        return self.limit_bytes - self.beside_cache_bytes
 
 
 def held_memory(deployment: Deployment) -> HeldMemory:
@@ -230,13 +235,17 @@ def held_memory(deployment: Deployment) -> HeldMemory:
 def _pool_memory(resolved: Resolved, memory: Memory) -> HeldMemory:
     lines = {name: float(line[0]) for name, line in memory.lines.items()}
     limit_bytes = memory_limit_bytes(resolved.machine, resolved.pool)
-    room_bytes = max(limit_bytes - beside_cache_bytes(lines), 0.0)
+    room_bytes = max(limit_bytes - _beside_cache_bytes(lines), 0.0)
     return HeldMemory(
         bytes_by_line=lines,
         limit_bytes=limit_bytes,
         kv_capacity_tokens=room_bytes / float(memory.sequence.mean[0]) * resolved.workload.context_tokens,
         kv_sequences=int(memory.sequence.fitting(room_bytes)[0]),
     )
+
+
+def _beside_cache_bytes(bytes_by_line: Mapping[str, float]) -> float:
+    return sum(held for name, held in bytes_by_line.items() if name != "kv_cache")
 
 
 def prediction_of(resolved: Resolved, step: StepCost, memory: Memory) -> Prediction:

@@ -56,8 +56,7 @@ class VllmMemory(EngineMemory):
             return None
         resolved = resolve(launched.alone())
         longest = said.longest_tokens or resolved.machine.model.max_context_tokens
-        memory = held_memory(launched.alone())
-        room = memory.limit_bytes - memory.beside_cache_bytes
+        room = held_memory(launched.alone()).room_bytes
         needed = float(state_bytes(resolved.machine, resolved.rows, longest)[0])
         if needed <= room or room <= 0:
             return None
@@ -75,14 +74,13 @@ class VllmMemory(EngineMemory):
             return None
         memory = held_memory(launched.of_one())
         priced = memory.bytes_by_line["cuda graphs"]
-        room = memory.limit_bytes - memory.beside_cache_bytes
         more = LARGEST_GRAPHS_BYTES - priced
-        if not 0 < room < SMALL_ROOM * more:
+        if not 0 < memory.room_bytes < SMALL_ROOM * more:
             return None
         return (
             f"vLLM keeps what it estimates for its CUDA graphs out of the cache: {priced / 1e9:.1f} GB are priced, it took "
             f"0.6 to {LARGEST_GRAPHS_BYTES / 1e9:.1f} on four models, "
-            f"which may leave {more / 1e9:.1f} GB less of the {room / 1e9:.1f}"
+            f"which may leave {more / 1e9:.1f} GB less of the {memory.room_bytes / 1e9:.1f}"
         )
 
 

@@ -232,7 +232,8 @@ class _Split:
             base, path, joined, value = _optimization(base, path, joined, value, following, levels)
         if base in self.wrapper or (self.wrapper and base.startswith(DYNAMO_OPTIONS)):
             return at + 1 + self._around(base, bool(joined), following)
-        option, taken, preset = self._between(base) or self._found(base)
+        spelled = base.replace("_", "-") if self.engine.command_line == "vllm" else base
+        option, taken, preset = self._between(spelled) or self._found(spelled)
         taken, _, inside = taken.partition(".")  # what became part of a document
         path, used = inside or path, 0
         if option.takes_value and preset is None:
@@ -252,15 +253,26 @@ class _Split:
         return at + 1 + used
 
     def _found(self, name: str) -> tuple[Option, str, str | None]:
-        """As _find, with what the release lacks kept by name."""
-        before = len(self.conflicts)
-        found = _find(name, self.engine, self.listed, self.conflicts)
-        self.gone += [name] * (len(self.conflicts) - before)
-        return found
+        """(option, its name in this version, value it stands for by itself); notes what the version does not have."""
+        if option := self.listed.find_begun(name):
+            return option, option.canonical(name), None
+        renamed = next((r for r in self.engine.renamed if r.name == name), None)
+        had = releases_with(self.listed.engine, name)
+        if not had:
+            every = [flag for option in self.listed.options for flag in option.flags]
+            near = difflib.get_close_matches(name, every, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; see {self.engine.command_line} --help"
+            raise ProblemError(f"no release of {self.engine.title} that is known here has an option {name}{hint}")
+        self.gone.append(name)
+        self.conflicts.append(_gone(name, self.engine, self.listed.release, had, renamed))
+        option = load_options(self.listed.engine, had[-1]).find(name)
+        assert option is not None
+        if renamed is None:
+            return option, option.canonical(name), None
+        return option, renamed.now, renamed.value
 
     def _between(self, name: str) -> tuple[Option, str, None] | None:
         """An option that the list before a release lacks and the one after it has: which of them is right is not known."""
-        name = name.replace("_", "-") if self.engine.command_line == "vllm" else name
         if self.newer is None or self.listed.find_begun(name) or not (option := self.newer.find_begun(name)):
             return None
         self.remarks.append(
@@ -306,26 +318,6 @@ def _optimization(
         return "--compilation-config", path, joined, value
     said = ("=" if joined or len(name) > 2 else "", value or name[2:])
     return ("--optimization-level", "", *said) if levels else ("--compilation-config", "level", *said)
-
-
-def _find(name: str, engine: EngineSpec, listed: OptionList, conflicts: list[str]) -> tuple[Option, str, str | None]:
-    """(option, its name in this version, value it stands for by itself); notes what the version does not have."""
-    name = name.replace("_", "-") if engine.command_line == "vllm" else name
-    if option := listed.find_begun(name):
-        return option, option.canonical(name), None
-    renamed = next((r for r in engine.renamed if r.name == name), None)
-    had = releases_with(listed.engine, name)
-    if not had:
-        every = [flag for option in listed.options for flag in option.flags]
-        near = difflib.get_close_matches(name, every, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; see {engine.command_line} --help"
-        raise ProblemError(f"no release of {engine.title} that is known here has an option {name}{hint}")
-    conflicts.append(_gone(name, engine, listed.release, had, renamed))
-    option = load_options(listed.engine, had[-1]).find(name)
-    assert option is not None
-    if renamed is None:
-        return option, option.canonical(name), None
-    return option, renamed.now, renamed.value
 
 
 def _gone(name: str, engine: EngineSpec, release: str, had: Sequence[str], renamed: Renamed | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from autotune.errors import ProblemError
-from cost_models.reading import read_text
+from cost_models.reading import parse_yaml, read_text
 
 OPTIONS_FILE = "--config"
 """vLLM's: options by name in YAML, which those of the command line go before (utils/argparse_utils.py load_config_file)."""
@@ -48,8 +48,6 @@ def with_options_of_file(words: Sequence[str], files: Mapping[str, str], folder:
 
     files : what the script writes; folder : where it lies. Raises ProblemError for a file that is no mapping of options.
     """
-    from cost_models.reading import parse_yaml
-
     at = next((at for at, word in enumerate(words) if word.partition("=")[0] == OPTIONS_FILE), None)
     if at is None:
         return tuple(words)
@@ -64,21 +62,23 @@ def with_options_of_file(words: Sequence[str], files: Mapping[str, str], folder:
         raise ProblemError(f"{said}: no mapping of options to values")
     rest = (*words[:at], *words[after:])
     given = {_plain(word) for word in rest if word.startswith("-")}
-    return (
-        *rest,
-        *(word for name, value in document.items() if _plain(f"--{name}") not in given for word in _as_words(name, value)),
-    )
+    held = ((f"--{name}", value) for name, value in document.items())
+    return (*rest, *(word for option, value in held if _plain(option) not in given for word in option_words(option, value)))
 
 
 def _plain(option: str) -> str:
     return option.partition("=")[0].replace("_", "-")
 
 
-def _as_words(name: str, value: Any) -> Iterator[str]:
-    """An option of a file as the parser sees it; what is false or empty is left out."""
+def option_words(option: str, value: Any) -> Iterator[str]:
+    """An option of a document as the parser sees it: true is a switch, false and null leave it out, a list follows, a mapping is
+    JSON.
+
+    vLLM and SGLang read their own --config files so.
+    """
     if value is None or value is False:
         return
-    yield f"--{name}"
+    yield option
     if isinstance(value, list):
         yield from map(str, value)
     elif isinstance(value, dict):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autotune.auditing.settings_file import option_words
 from autotune.documents.deployment import PoolRole
 from autotune.errors import ProblemError
 
@@ -65,23 +65,9 @@ class Manifest:
 
 
 def arguments(options: Mapping[str, Any]) -> list[str]:
-    """Words of options that a document holds: true is a switch, false and null leave it out, a list follows, a mapping is JSON.
-
-    Both engines read their own --config files so.
-    """
-    return [word for name, value in options.items() for word in _argument(str(name), value)]
-
-
-def _argument(name: str, value: Any) -> Iterator[str]:
-    if value is None or value is False:
-        return
-    yield name if name.startswith("-") else f"--{name}"
-    if value is True:
-        return
-    if isinstance(value, list):
-        yield from (str(item) for item in value)
-    else:
-        yield json.dumps(value) if isinstance(value, dict) else str(value)
+    """Words of options that a document holds by name, with or without their dashes."""
+    held = ((str(name) if str(name).startswith("-") else f"--{name}", value) for name, value in options.items())
+    return [word for option, value in held for word in option_words(option, value)]
 
 
 def whole(value: Any, where: str, least: int = 0) -> int:

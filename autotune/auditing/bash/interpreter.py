@@ -218,16 +218,12 @@ class Interpreter(Values):
 
     def _command(self, node: Node) -> bool | None:
         own: dict[str, str] = {}
-        words: list[str] = []
-        for child in node.named_children:
-            if child.type == "variable_assignment" and ends_its_line(child, node):
+        for child in (child for child in node.named_children if child.type == "variable_assignment"):
+            if ends_its_line(child, node):
                 self._assign(child)
-            elif child.type == "variable_assignment":
+            else:
                 own[source_text(child.child_by_field_name("name"))] = self._value_of(child)
-            elif child.type == "command_name":
-                words += self._words(child.named_children[0])
-            elif not child.type.endswith("redirect") and child.type != "comment":
-                words += self._words(child)
+        words = self._command_words(node)
         return self._execute(words, own) if words else None
 
     def _execute(self, words: list[str], own: Mapping[str, str]) -> bool | None:
@@ -301,18 +297,18 @@ class Interpreter(Values):
         return None
 
     def _command_words(self, body: Node | None) -> list[str]:
+        """A program and its arguments; none of what is no command."""
         children = body.named_children if body is not None and body.type == "command" else []
-        names = [child.named_children[0] if child.type == "command_name" else child for child in children]
-        return [word for child in names if child.type != "variable_assignment" for word in self._words(child)]
+        said = (child for child in children if not child.type.endswith(("redirect", "variable_assignment", "comment")))
+        names = (child.named_children[0] if child.type == "command_name" else child for child in said)
+        return [word for child in names for word in self._words(child)]
 
     def _read_inside(self, text: str) -> None:
         """A here-document may be a script: programs that it runs count, what it sets and writes is its own."""
         if self.depth >= DEEPEST_CALL or not may_start_engine(text):
             return
-        inner = Interpreter(dict(self.variables), dict(self.arrays), depth=self.depth + 1, length=self.length)
-        inner.unsure = 1
-        inner.run(text)
-        self.ran += inner.ran
+        inner = Interpreter(dict(self.variables), dict(self.arrays), depth=self.depth + 1, length=self.length, unsure=1)
+        self.ran += inner.run(text).ran
 
     def _written_to(self, redirect: Node) -> str | None:
         """The file that a redirection, or one inside a here-document's first line, writes."""

@@ -139,28 +139,29 @@ class Values(ABC):
             return None
 
     def _known(self, name: str) -> str | None:
-        if name in self.variables:
-            return self.variables[name]
-        if name in self.arrays:
-            return " ".join(self.arrays[name][:1])
-        if self.asking and NAME.fullmatch(name):
+        held = self._held(name)
+        if held is None and self.asking and NAME.fullmatch(name):
             self.asked[name] = None
             return ""
-        return None
+        return held
+
+    def _held(self, name: str) -> str | None:
+        """What a variable is set to, of an array its first element; none where nothing sets it."""
+        if name in self.variables:
+            return self.variables[name]
+        return " ".join(self.arrays[name][:1]) if name in self.arrays else None
 
     def _changed(self, node: Node, match: re.Match[str]) -> str | None:
         name, change = match["name"], match["operator"]
-        known = name in self.variables or name in self.arrays
+        value = held = self._held(name)
         if match["index"] in ("@", "*"):
-            value: str | None = " ".join(self.arrays[name]) if name in self.arrays else None
+            value = " ".join(self.arrays[name]) if name in self.arrays else None
         elif match["index"]:
             return None
-        else:
-            value = self.variables.get(name, " ".join(self.arrays.get(name, [])[:1])) if known else None
         if not change:
             return self._known(name) if value is None else value
         if change.endswith(("-", "=", "+")):
-            there = bool(value) if change.startswith(":") else known
+            there = bool(value) if change.startswith(":") else held is not None
             if change.endswith("+"):
                 return self._rest(node, change) if there else ""
             return value if there else self._rest(node, change)

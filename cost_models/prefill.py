@@ -41,6 +41,11 @@ class PromptBatch:
         """New tokens per rank and step."""
         return self.sequences * self.new_tokens
 
+    @property
+    def finishing(self) -> Floats:
+        """Prompts per rank whose last piece a step holds."""
+        return self.sequences / self.steps
+
     def scaled(self, share: Floats) -> PromptBatch:
         """A share of the prompts; a lone prompt is cut in two."""
         whole = self.sequences * share >= 1
@@ -91,11 +96,10 @@ def prefill_step(machine: Machine, rows: Rows, workload: Workload) -> PrefillCos
     """
     c = machine.coefficients("host", "default", HostCoefficients)
     batch = prompt_batch(rows, workload)
-    layers = _layers(machine, rows, workload)
+    layers = _layers(machine, rows, workload, batch.tokens)
     of_layers, kinds = whole_model(machine.model, rows, layers)
-    finishing = as_floats(batch.sequences / batch.steps)
-    head = head_operators(machine, finishing, as_floats(rows.tp), c.sampling_bytes_per_logit)
-    once = {**head, "mtp_drafts": _drafting(machine, rows, workload, layers, finishing, head["lm_head"])}
+    head = head_operators(machine, batch.finishing, as_floats(rows.tp), c.sampling_bytes_per_logit)
+    once = {**head, "mtp_drafts": _drafting(machine, rows, workload, batch, layers, head["lm_head"])}
     host = {
         "pipeline_hops": hops(machine, rows, batch.tokens),
         "host": Timing(host_step_s(batch.sequences, rows.dp, c) * rows.pp, np.zeros(len(rows))),
@@ -108,39 +112,38 @@ def prefill_step(machine: Machine, rows: Rows, workload: Workload) -> PrefillCos
 
 
 def _drafting(
-    machine: Machine, rows: Rows, workload: Workload, layers: Sequence[Layer], finishing: Floats, head: Timing
+    machine: Machine, rows: Rows, workload: Workload, batch: PromptBatch, layers: Sequence[Layer], head: Timing
 ) -> Timing:
     """What drafting adds to a prompt, to rows that draft."""
     drafts = as_floats(rows.drafts)
     if not drafts.any():
         return Timing(np.zeros(len(rows)), np.zeros(len(rows)))
     if machine.drafter:
-        found = _drafter_prompt(machine, rows, workload, finishing)
+        found = _drafter_prompt(machine, rows, workload, batch)
     else:
-        found = _module_prompt(machine, layers, prompt_batch(rows, workload), head)
+        found = _module_prompt(machine, layers, batch.tokens, head)
     return found.scaled(np.where(drafts > 0, 1.0, 0.0))
 
 
-def _module_prompt(machine: Machine, layers: Sequence[Layer], batch: PromptBatch, head: Timing) -> Timing:
+def _module_prompt(machine: Machine, layers: Sequence[Layer], tokens: Floats, head: Timing) -> Timing:
     """What the model's own module adds to a prompt: its cache is filled, and a first token is drafted."""
-    return draft_layer(machine.model, layers) + draft_projection(machine, as_floats(batch.tokens)) + head
+    return draft_layer(machine.model, layers) + draft_projection(machine, tokens) + head
 
 
-def _drafter_prompt(machine: Machine, rows: Rows, workload: Workload, finishing: Floats) -> Timing:
+def _drafter_prompt(machine: Machine, rows: Rows, workload: Workload, batch: PromptBatch) -> Timing:
     """What a drafter of its own weights adds to a prompt: a pass over it, or of a block drafter only the keys and values."""
     drafter, own, tp = machine.drafter, machine.drafting, as_floats(rows.tp)
     assert drafter is not None
-    tokens = as_floats(prompt_batch(rows, workload).tokens)
+    tokens = batch.tokens
     found = drafter_input(own, drafter, tokens, tp)
     if drafter.works.whole_block:
         return found + drafter_cache(own, tokens, tp)
-    passed = drafter_layers(own, _layers(own, rows.replace(overlap=OVERLAPS.index("none"), dcp=1), workload))
-    return found + passed + head_operators(own, finishing, tp, 0.0)["lm_head"]
+    passed = drafter_layers(own, _layers(own, rows.replace(overlap=OVERLAPS.index("none"), dcp=1), workload, tokens))
+    return found + passed + head_operators(own, batch.finishing, tp, 0.0)["lm_head"]
 
 
-def _layers(machine: Machine, rows: Rows, workload: Workload) -> list[Layer]:
-    """A layer of each group, of every row; two-batch rows are priced on half batches."""
-    tokens = prompt_batch(rows, workload).tokens
+def _layers(machine: Machine, rows: Rows, workload: Workload, tokens: Floats) -> list[Layer]:
+    """A layer of each group, of every row, whose steps hold so many tokens; two-batch rows are priced on half batches."""
     split = (rows.overlap == OVERLAPS.index("two_batch")) & (tokens >= 2) & (rows.dp > 1)
     captured = np.asarray(rows.graph_tokens >= np.ceil(tokens))
     columns = (rows.batched_tokens, split, captured)

@@ -198,7 +198,7 @@ def predict_prefill(resolved: Resolved) -> PrefillPrediction:
         tokens_per_s_per_gpu=rate,
         tokens_per_s=rate * resolved.pool.layout.gpus * resolved.pool.instances,
         tokens_per_step=float(batch.tokens[0]),
-        prompts_per_step=float(batch.sequences[0] / batch.steps[0]),
+        prompts_per_step=float(batch.finishing[0]),
         prompt_s=float(cost.prompt_s[0]),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cost_models.specs.precision import FP4_ARCHITECTURES
+from cost_models.specs.precision import DTYPES, FP4_ARCHITECTURES
 from search_spaces.rules.rule import Rule
 from search_spaces.rules.subject import Bools, Subject
 
@@ -41,19 +41,20 @@ def _clips(subject: Subject) -> bool:
     return subject.model.moe is not None and any(getattr(kind, "sinks", False) for kind in subject.model.attentions)
 
 
-WIDENED_MXFP8 = ("mxfp8_a16", "mxfp8_bf16")
+def _holds_widened(subject: Subject, dtype: str) -> bool:
+    """Whether weights are what engines widen a dtype to on a GPU that lacks it."""
+    held = {subject.experts, subject.recipe.dense_ffn, subject.recipe.o_proj}
+    return not held.isdisjoint(DTYPES[dtype].widened.values())
 
 
 def _widened(subject: Subject) -> Bools:
     """NVFP4 weights on a GPU without FP4 tensor cores: they are widened to BF16 in the kernel."""
-    fields = (subject.experts, subject.recipe.dense_ffn, subject.recipe.o_proj)
-    return subject.all("nvfp4_a16" in fields and subject.hardware.gpu.architecture not in FP4_ARCHITECTURES)
+    return subject.all(_holds_widened(subject, "nvfp4") and subject.hardware.gpu.architecture not in FP4_ARCHITECTURES)
 
 
 def _widened_mxfp8(subject: Subject) -> Bools:
     """MXFP8 weights on a GPU that does not scale blocks of 32 itself."""
-    fields = (subject.experts, subject.recipe.dense_ffn, subject.recipe.o_proj)
-    return subject.all(any(dtype in fields for dtype in WIDENED_MXFP8))
+    return subject.all(_holds_widened(subject, "mxfp8"))
 
 
 RULES = (

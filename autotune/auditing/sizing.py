@@ -231,6 +231,11 @@ def _sglang_sizes(
         asked = None if said is None or said.startswith("-") else whole_number(said)
         if asked is None and said is not None and not said.startswith("-"):
             raise ProblemError(f"--chunked-prefill-size needs a number, '{said}' was given")
-        usual = next(tokens for below, tokens in SGLANG_CHUNKS if memory_bytes < below)
+        usual = sglang_chunk_tokens(memory_bytes)
         found["max_batched_tokens"] = (size if phase == "prefill" else None) or max((asked or usual) // dp, 1)
     return found
+
+
+def sglang_chunk_tokens(memory_bytes: float) -> int:
+    """SGLang's --chunked-prefill-size where it is not given; memory_bytes : of one device."""
+    return next(tokens for below, tokens in SGLANG_CHUNKS if memory_bytes < below)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autotune.auditing.engine_memory.base import EngineMemory, Launched, Said
+from autotune.auditing.sizing import sglang_chunk_tokens
 from autotune.documents.deployment import Pool
 from autotune.predicting.step import resolve
 from cost_models.catalog import load_model
@@ -88,7 +89,7 @@ def sglang_fraction(launched: Launched, said: Said) -> float:
         return round((total_mib - 1536 - ranks_mib) / total_mib, 3) - sees * IMAGES_MIB / total_mib
     phase = launched.deployment.phase
     graph = min(_largest_graph(pool, total_mib), said.running or 2**30)
-    chunk = _chunk_tokens(said, total_mib)
+    chunk = prompts = said.budget_tokens or sglang_chunk_tokens(launched.visible_bytes)
     if not said.aggregated and phase == "decode":
         chunk = (said.running or graph) * (1 + pool.draft_tokens)
     reserved = 512 + 1.5 * max(chunk, 2048) + ranks_mib
@@ -97,7 +98,7 @@ def sglang_fraction(launched: Launched, said: Said) -> float:
     if phase != "prefill" and pool.dp > 1:
         reserved += graph * pool.dp * (3 + 1.5 * (graph > 300))
     if launched.release >= MEASURED_CACHE_SINCE and captures_prompts(launched, said):
-        reserved += 1536 if _latent(launched) else 8 * _prompt_graphs(_chunk_tokens(said, total_mib))
+        reserved += 1536 if _latent(launched) else 8 * _prompt_graphs(prompts)
     if total_mib > 60 * 1024:
         reserved = max(reserved, 10 * 1024)
     if phase != "prefill" and pool.all2all_backend.startswith("deepep"):
@@ -139,10 +140,6 @@ def _prefills(launched: Launched, said: Said) -> bool:
 
 def _latent(launched: Launched) -> bool:
     return any(kind.expanded_elements_per_token for kind in load_model(launched.deployment.model).attentions)
-
-
-def _chunk_tokens(said: Said, total_mib: float) -> int:
-    return said.budget_tokens or (8192 if total_mib < 160 * 1024 else 16384)
 
 
 def _prompt_graphs(largest_tokens: int) -> int:
